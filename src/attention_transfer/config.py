@@ -1,0 +1,216 @@
+"""Configurations: complete, typed, checked when made. No torch here.
+
+A field's name is the same word on the command line (``--batch-size``), in a file
+(``batch_size: 64``) and in Python (``batch_size=64``); its description is the flag's help.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attention_transfer.errors import InputError, nearest
+
+__all__ = [
+    "DemoConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "RunConfig",
+    "TrainConfig",
+    "read_config_file",
+    "write_config_file",
+]
+
+LARGEST_FILE = 100_000
+"""Bytes; a configuration is a page of text."""
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class Config(BaseModel):
+    """What every configuration has in common: frozen, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+    @classmethod
+    def checked(cls, values: dict[str, Any]) -> Self:
+        """A configuration from plain values (strings, as flags give them, are converted).
+
+        Raises:
+            InputError: all that is wrong, in one line.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError("; ".join(_explanations(error, cls))) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with some values changed, checked anew."""
+        return self.checked({**self.model_dump(), **changes})
+
+
+class RunConfig(Config):
+    """What training one network and distilling a student have in common."""
+
+    data: str = Field(
+        "cluttered-digits", description="images: cluttered-digits, cifar10[:DIR], cifar100[:DIR]"
+    )
+    download: bool = Field(False, description="download the data if they are missing")
+    validation: float = Field(
+        0.1, gt=0, lt=1, description="share of the training images held out for validation"
+    )
+    epochs: Count = Field(15, description="passes over the training images")
+    batch_size: Count = Field(64, description="images a step, over all processes")
+    lr: Positive = Field(0.1, description="largest learning rate")
+    schedule: Literal["one-cycle", "step"] = Field(
+        "one-cycle", description="one-cycle, or the paper's: x0.2 at 30, 60 and 80 % of the run"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
+    nesterov: bool = Field(True, description="Nesterov's form of it (the paper: no)")
+    weight_decay: NonNegative = Field(5e-4, description="on all of the student's parameters")
+    clip_gradient: Positive | None = Field(
+        None, description="largest l2 norm of the gradient; none: not clipped"
+    )
+    seed: Seed = Field(0, description="of the initialisation and the order of the images")
+    data_seed: Seed = Field(0, description="of the scenes, the validation split, augmentation")
+    precision: Precision = Field(
+        "auto", description="fp32, bf16, fp16 (GPU only); auto: bf16 where the machine is fast at it"
+    )
+    channels_last: bool = Field(True, description="memory format of images and features")
+    out: Path | None = Field(None, description="the run's folder; default: a new one in runs/")
+
+
+class TrainConfig(RunConfig):
+    """One network, trained alone: a teacher, or the baseline."""
+
+    model: str = Field(description="the network, such as wrn-16-2")
+
+
+class DistillConfig(RunConfig):
+    """A student, trained to look where a teacher looks."""
+
+    teacher: str = Field(description="a run's folder, or NAME@FILE.safetensors")
+    student: str = Field(description="the network that learns, such as wrn-16-1")
+    attention: Literal["activation", "none"] = Field(
+        "activation", description="which attention to transfer"
+    )
+    map: Literal["sum", "max"] = Field("sum", description="over channels: F_sum or F_max")
+    power: Positive = Field(2.0, description="p > 0 in |A|^p")
+    form: Literal["code", "paper", "paper-eq2"] = Field(
+        "code",
+        description="code: beta * mean square of the difference (the authors' code); "
+        "paper: beta/2 * its norm; paper-eq2: the same over H*W (the paper's own beta is 1000)",
+    )
+    beta: NonNegative = Field(1000.0, description="weight of attention transfer")
+    beta_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="beta over the run: constant, or falling to 0"
+    )
+    pairs: str = Field("auto", description="auto, or student.layer:teacher.layer,...")
+    kd_alpha: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="knowledge distillation: its weight, labels get 1 - alpha; none: off",
+    )
+    temperature: Positive = Field(4.0, description="of knowledge distillation")
+    full_activation: NonNegative | None = Field(
+        None, description="beta of full-activation transfer, the baseline; none: off"
+    )
+
+
+class EvaluateConfig(Config):
+    """A trained network, judged on a data set."""
+
+    model: str = Field(description="a run's folder, or NAME@FILE.safetensors")
+    data: str | None = Field(None, description="images; default: those of the run")
+    download: bool = Field(False, description="download the data if they are missing")
+    split: Literal["validation", "test"] = Field("test", description="which of the images")
+    validation: float = Field(0.1, gt=0, lt=1, description="share held out in training")
+    batch_size: Count = Field(256, description="images at a time")
+    data_seed: Seed = Field(0, description="of the scenes and the validation split")
+    precision: Precision = Field("fp32", description="fp32, bf16, fp16 (GPU only) or auto")
+
+
+class DemoConfig(Config):
+    """The main job on the embedded data."""
+
+    out: Path | None = Field(None, description="folder of the demo; default: a new one in runs/")
+    train_teacher: bool = Field(False, description="train the teacher anew instead of reusing it")
+    epochs: Count = Field(15, description="passes over the training images, for each student")
+    beta: NonNegative = Field(1000.0, description="weight of attention transfer")
+    seed: Seed = Field(0, description="of the initialisation and the order of the images")
+    precision: Precision = Field("auto", description="fp32, bf16, fp16 (GPU only) or auto")
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The values of a YAML file: a flat mapping of names to plain values.
+
+    Nothing is built and nothing is run by reading it: no tags, no aliases, no nesting.
+
+    Raises:
+        InputError: a missing, oversized or malformed file.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise InputError(f"{path} has {size} bytes, expected at most {LARGEST_FILE}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"the configuration {path} is not UTF-8 text") from None
+    try:
+        # The tokens first: depth and aliases are refused before anything is composed.
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken) or isinstance(
+                token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken
+            ):
+                line = token.start_mark.line + 1
+                raise InputError(
+                    f"{path} line {line}: expected plain 'name: value' lines, "
+                    "got a tag, an alias or a nested value"
+                )
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply; expected 'name: value' lines") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"{path} must hold 'name: value' lines, got a {type(values).__name__}")
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def write_config_file(config: Config, path: Path) -> None:
+    """Every value of a configuration, as YAML that :func:`read_config_file` reads."""
+    path.write_text(
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+    )
+
+
+def _explanations(error: ValidationError, config: type[Config]) -> Iterator[str]:
+    for fault in error.errors():
+        field = str(fault["loc"][0]) if fault["loc"] else "configuration"
+        got = fault["input"]
+        if fault["type"] == "extra_forbidden":
+            yield f"unknown key {field!r}; {nearest(field, config.model_fields)}"
+        elif fault["type"] == "missing":
+            yield f"{field} is missing: {config.model_fields[field].description}"
+        elif fault["type"] == "literal_error":
+            known = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+            yield f"{field} is {got!r}, expected one of {', '.join(known)}"
+        else:
+            message = fault["msg"].removeprefix("Input ")
+            yield f"{field} is {got!r}, it {message}"

@@ -1,0 +1,191 @@
+"""Labelled images in memory, their splits, and batches of them, augmented."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attention_transfer.data.randomness import integers, permutation, uniform
+from attention_transfer.errors import InputError
+
+__all__ = ["Augmentation", "Batch", "DataSet", "ImageSet", "batch_bounds", "batches", "epoch_order", "hold_out"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images (N, H, W, 3) as uint8 and labels (N,), with each object's box (N, 4) where known:
+    left, top, right, bottom in pixels, right and bottom excluded."""
+
+    images: Tensor
+    labels: Tensor
+    boxes: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: NDArray[np.int64]) -> "ImageSet":
+        """The images at some indices, in that order."""
+        chosen = torch.from_numpy(indices)
+        boxes = None if self.boxes is None else self.boxes[chosen]
+        return ImageSet(self.images[chosen], self.labels[chosen], boxes)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every pixel and label."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crops out of the image padded by reflection, and horizontal flips of half of them."""
+
+    pad: int = 0
+    flip: bool = False
+
+    def __call__(
+        self, images: Tensor, indices: NDArray[np.int64], data_seed: int, view: int
+    ) -> Tensor:
+        """One view of each image: a function of (data seed, view, sample index) alone.
+
+        Args:
+            images: (N, H, W, C) uint8.
+            indices: (N,) the samples' indices in their set.
+            data_seed: the seed of the augmentation.
+            view: which of a sample's views; training takes the epoch's number.
+        """
+        height, width = images.shape[1:3]
+        key = data_seed, view, indices
+        tops = integers(-self.pad, self.pad, "crop top", *key)
+        lefts = integers(-self.pad, self.pad, "crop left", *key)
+        rows = _reflected(tops[:, None] + np.arange(height), height)
+        columns = _reflected(lefts[:, None] + np.arange(width), width)
+        if self.flip:
+            flipped = uniform("flip", *key) < 0.5
+            columns[flipped] = columns[flipped, ::-1]
+        samples = torch.arange(len(images))
+        return images[
+            samples[:, None, None],
+            torch.from_numpy(rows)[:, :, None],
+            torch.from_numpy(columns)[:, None, :],
+        ]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a network is trained and judged on. Test images are never trained on or chosen by."""
+
+    name: str
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    augmentation: Augmentation
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height, width of an image."""
+        height, width = self.train.images.shape[1:3]
+        return 3, height, width
+
+
+class Batch(NamedTuple):
+    """Images (N, 3, H, W) in [0, 1], float32 in channels_last; labels (N,); sample indices; and
+    how many images all processes' shares of the batch have together."""
+
+    images: Tensor
+    labels: Tensor
+    indices: NDArray[np.int64]
+    total: int
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which an epoch visits the samples: a function of (seed, epoch).
+
+    >>> sorted(epoch_order(3, seed=0, epoch=1).tolist())
+    [0, 1, 2]
+    """
+    return permutation(count, "order", seed, epoch)
+
+
+def batch_bounds(count: int, batch_size: int, processes: int = 1) -> list[tuple[int, int]]:
+    """Where each batch of an epoch starts and ends.
+
+    A last batch that is too small to be shared (fewer samples than processes, or a single one,
+    which batch norm may refuse) is joined to the one before it.
+
+    >>> batch_bounds(9, batch_size=4)
+    [(0, 4), (4, 9)]
+    """
+    starts = list(range(0, count, batch_size))
+    if len(starts) > 1 and count - starts[-1] < max(2, processes):
+        starts.pop()
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+def batches(
+    images: ImageSet,
+    order: NDArray[np.int64],
+    batch_size: int,
+    *,
+    augmentation: Augmentation | None = None,
+    data_seed: int = 0,
+    view: int = 0,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """The images in an order, batch by batch; every sample exactly once.
+
+    A batch is the same set of samples for any number of processes, each of which gets its share.
+    """
+    for start, end in batch_bounds(len(order), batch_size, processes):
+        indices = order[start:end][process::processes]
+        chosen = torch.from_numpy(indices)
+        pixels = images.images[chosen]
+        if augmentation is not None:
+            pixels = augmentation(pixels, indices, data_seed, view)
+        yield Batch(as_input(pixels), images.labels[chosen], indices, end - start)
+
+
+def as_input(pixels: Tensor) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1], in channels_last memory format."""
+    return pixels.permute(0, 3, 1, 2).float().div_(255)
+
+
+def hold_out(data: DataSet, share: float, data_seed: int) -> DataSet:
+    """The data set with a share of each class's training images moved to validation.
+
+    Raises:
+        InputError: a share that leaves nothing to train or to validate on.
+    """
+    labels = data.train.labels.numpy()
+    order = permutation(len(labels), "validation", data_seed)
+    held = [
+        indices[: round(share * len(indices))]
+        for name in range(len(data.class_names))
+        for indices in [order[labels[order] == name]]
+    ]
+    validation = np.sort(np.concatenate(held))
+    kept = np.setdiff1d(np.arange(len(labels)), validation)
+    if len(validation) == 0 or len(kept) == 0:
+        raise InputError(
+            f"a validation share of {share} of {len(labels)} training images leaves {len(kept)} "
+            f"to train and {len(validation)} to validate on; choose another --validation"
+        )
+    return replace(data, train=data.train.subset(kept), validation=data.train.subset(validation))
+
+
+def _reflected(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Positions outside 0 .. length - 1 mirrored at the first and last one."""
+    mirrored = np.abs(positions)
+    return np.where(mirrored >= length, 2 * (length - 1) - mirrored, mirrored)

@@ -1,0 +1,279 @@
+"""Attention maps of activations: pure functions from feature maps to where a network looks.
+
+A layer's features A have shape (N, C, H, W). A mapping F takes the absolute value of an
+activation as the importance of its neuron and reduces the channels (Zagoruyko & Komodakis,
+ICLR 2017, section 3.1):
+
+    F_sum^p(A) = sum_c |A_c|^p        F_max^p(A) = max_c |A_c|^p        p > 0
+
+Everything here is computed in at least float32, whatever the dtype of the features and
+whatever the state of autocast: float16 and bfloat16 are promoted, float64 stays.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
+
+__all__ = [
+    "MapKind",
+    "activation_map",
+    "agreement",
+    "common_size",
+    "normalize",
+    "normalized_map",
+    "resize",
+    "scale_free_map",
+]
+
+MapKind = Literal["sum", "max"]
+
+
+def activation_map(features: Tensor, kind: MapKind = "sum", power: float = 2.0) -> Tensor:
+    r"""The attention map F of a layer's features: F_sum^p or F_max^p, exactly as in the paper.
+
+    .. math:: F_{sum}^p(A) = \sum_c |A_c|^p \qquad F_{max}^p(A) = \max_c |A_c|^p
+
+    Args:
+        features: (N, C, H, W), any floating dtype.
+        kind: ``"sum"`` spreads over the image, ``"max"`` keeps the most active channel.
+        power: p > 0, real. A larger p gives more weight to the most active channels.
+
+    Returns:
+        (N, H, W), non-negative, in at least float32. Where p < 1, the gradient at an activation
+        of zero is defined as zero.
+
+    Raises:
+        ValueError: features are not (N, C, H, W), p is not positive, or the kind is unknown.
+        TypeError: features are not of a floating dtype.
+
+    Example:
+        >>> features = torch.tensor([[[[1.0, -2.0]], [[-3.0, 4.0]]]])  # N=1, C=2, H=1, W=2
+        >>> activation_map(features, kind="sum", power=2)
+        tensor([[[10., 20.]]])
+        >>> activation_map(features, kind="max", power=1)
+        tensor([[[3., 4.]]])
+    """
+    _check(features, kind, power)
+    magnitude = _promoted(features)
+    if kind == "max":
+        return _absolute_power(magnitude.abs().amax(dim=1), power)
+    return _absolute_power(magnitude, power).sum(dim=1)
+
+
+def normalize(maps: Tensor) -> Tensor:
+    r"""Attention maps as unit vectors, Q / ||Q||_2 with Q = vec(F(A)) (paper, Eq. 2).
+
+    Args:
+        maps: (N, H, W), any finite values: each map is divided by its own largest magnitude
+            first, so neither 1e30 nor 1e-30 overflows or vanishes.
+
+    Returns:
+        (N, H*W) in at least float32, each row of l2 norm 1. An all-zero map gives a row of
+        zeros, with a gradient of zero.
+
+    Raises:
+        ValueError: maps are not (N, H, W).
+
+    Example:
+        >>> normalize(torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    if maps.dim() != 3:
+        raise ValueError(f"maps must be (N, H, W), got {_axes(maps)}")
+    vectors = _promoted(maps).flatten(1)
+    vectors = vectors / _largest_magnitude(vectors)
+    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    # Two wheres: the first keeps 1/0 out of the backward pass, the second gives zero maps zero.
+    inverse = torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1), 0)
+    return vectors * inverse
+
+
+def scale_free_map(features: Tensor, kind: MapKind = "sum", power: float = 2.0) -> Tensor:
+    """F(A / max|A|) with each image divided by its own largest magnitude: equal to F(A) up to a
+    positive factor per image, which normalisation removes, and finite for every finite A.
+
+    Shapes, errors and dtypes as in :func:`activation_map`. The divisor is a constant to autograd:
+    what follows must not depend on the map's scale. Only the features and one number per image
+    are kept for the backward pass, whose gradient has the features' dtype and memory format;
+    there is no second derivative.
+
+    Example:
+        >>> scale_free_map(torch.full((1, 1, 1, 2), 1e30))
+        tensor([[[1., 1.]]])
+    """
+    _check(features, kind, power)
+    result: Tensor = _ScaleFreeMap.apply(features, kind, power)  # type: ignore[no-untyped-call]
+    return result
+
+
+def normalized_map(features: Tensor, kind: MapKind = "sum", power: float = 2.0) -> Tensor:
+    """The normalised attention map of features: ``normalize(activation_map(features))``, but
+    right for every finite input (1e-30 as well as 1e30), because a normalised map does not depend
+    on the scale of the features.
+
+    Args:
+        features: (N, C, H, W), any floating dtype.
+        kind: ``"sum"`` or ``"max"`` over channels.
+        power: p > 0, real.
+
+    Returns:
+        (N, H*W) in at least float32; rows of unit l2 norm, or zeros for all-zero features.
+
+    Raises:
+        ValueError, TypeError: as :func:`activation_map`.
+
+    Example:
+        >>> normalized_map(torch.tensor([[[[1e30, 0.0]]]]))
+        tensor([[1., 0.]])
+    """
+    return normalize(scale_free_map(features, kind, power))
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps adaptive-average-pooled to a size no larger than their own on either axis.
+
+    Args:
+        maps: (N, H, W).
+        size: the height and width wanted.
+
+    Returns:
+        (N, *size).
+
+    Example:
+        >>> resize(torch.tensor([[[1.0, 3.0], [5.0, 7.0]]]), (1, 2))
+        tensor([[[3., 5.]]])
+    """
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return functional.adaptive_avg_pool2d(maps.unsqueeze(1), size).squeeze(1)
+
+
+def common_size(student: tuple[int, ...], teacher: tuple[int, ...]) -> tuple[int, int]:
+    """The height and width at which two maps are compared: axis by axis, the smaller.
+
+    >>> common_size((32, 8), (16, 16))
+    (16, 8)
+    """
+    return min(student[0], teacher[0]), min(student[1], teacher[1])
+
+
+def agreement(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """How alike two networks look: the cosine of their normalised maps, batch mean.
+
+    Args:
+        student_map: (N, H, W), non-negative as F is.
+        teacher_map: (N, H', W'), of the same images; compared at :func:`common_size`.
+
+    Returns:
+        A scalar, at least float32: 1 for maps equal up to scale, 0 for maps that share no place.
+
+    Example:
+        >>> agreement(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[4.0, 3.0]]]))
+        tensor(0.9600)
+    """
+    size = common_size(student_map.shape[-2:], teacher_map.shape[-2:])
+    student, teacher = (normalize(resize(maps, size)) for maps in (student_map, teacher_map))
+    return (student * teacher).sum(dim=1).mean()
+
+
+def _check(features: Tensor, kind: str, power: float) -> None:
+    if features.dim() != 4:
+        raise ValueError(f"features must be (N, C, H, W), got {_axes(features)}")
+    if not features.is_floating_point():
+        raise TypeError(f"features must be floating point, got {features.dtype}")
+    if kind not in ("sum", "max"):
+        raise ValueError(f'kind must be "sum" or "max", got {kind!r}')
+    if not (power > 0 and math.isfinite(power)):
+        raise ValueError(f"power must be a finite number above 0, got {power}")
+
+
+def _axes(tensor: Tensor) -> str:
+    return f"a tensor of shape {tuple(tensor.shape)}"
+
+
+def _promoted(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _largest_magnitude(tensor: Tensor) -> Tensor:
+    """Each sample's largest |value|, shaped to divide by; 1 where a sample is all zero."""
+    axes = tuple(range(1, tensor.dim()))
+    values = tensor.detach()
+    largest = torch.maximum(values.amax(axes, keepdim=True), -values.amin(axes, keepdim=True))
+    return torch.where(largest > 0, largest, 1)
+
+
+def _absolute_power(values: Tensor, power: float) -> Tensor:
+    """|v|^p, with a gradient of zero at v = 0 for every p."""
+    if power == 2:
+        return values.square()
+    magnitude = values.abs()
+    if power == 1:
+        return magnitude
+    if power >= 2:
+        return magnitude.pow(power)
+    # Below 2 the derivative (the second one, above 1) is infinite at 0: take zeros out first.
+    zero = magnitude == 0
+    return magnitude.masked_fill(zero, 1).pow(power).masked_fill(zero, 0)
+
+
+def _power_derivative(values: Tensor, power: float) -> Tensor:
+    """d|v|^p/dv = p |v|^(p-1) sign(v), and 0 at v = 0; overwrites v."""
+    if power == 2:
+        return values.mul_(2)
+    if power == 1:
+        return values.sign_()
+    slope = values.abs().pow_(power - 1).mul_(power).mul_(values.sign())
+    return slope if power >= 1 else slope.masked_fill_(values == 0, 0)
+
+
+class _ScaleFreeMap(torch.autograd.Function):
+    """F(A / max|A|), with the backward pass written by hand: autograd's would keep several
+    float32 copies of the features, and lose their memory format. A few images are worked on at
+    a time, in place, so that the float32 values never leave the processor's cache."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, features: Tensor, kind: MapKind, power: float) -> Tensor:
+        count, _, height, width = features.shape
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        maps = features.new_empty((count, height, width), dtype=dtype)
+        scales = features.new_empty((count, 1, 1, 1), dtype=dtype)
+        for images, map_, scale in _in_parts(features, maps, scales):
+            values = images.to(dtype, copy=True)
+            values.div_(scale.copy_(_largest_magnitude(values)))
+            if kind == "sum" and power == 2:
+                torch.linalg.vector_norm(values, dim=1, out=map_)
+            else:
+                map_.copy_(activation_map(values, kind, power))
+        if kind == "sum" and power == 2:
+            maps.square_()
+        ctx.save_for_backward(features, scales)
+        ctx.kind, ctx.power = kind, power  # type: ignore[attr-defined]
+        return maps
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        features, scales = ctx.saved_tensors
+        result = torch.empty_like(features)
+        upstream = gradient.unsqueeze(1) / scales
+        for images, scale, above, below in _in_parts(features, scales, upstream, result):
+            values = images.to(scale.dtype, copy=True).div_(scale)
+            if ctx.kind == "max":
+                winners = values.abs() == values.abs().amax(dim=1, keepdim=True)
+                # Ties share the gradient, as in torch.amax.
+                above = above * winners / winners.sum(dim=1, keepdim=True)
+            below.copy_(_power_derivative(values, ctx.power).mul_(above))
+        return result, None, None
+
+
+def _in_parts(features: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Features and what belongs to them, split along N into parts of about 2 MB in float32."""
+    images = max(1, 2**19 // max(1, features[:1].numel()))
+    return zip(*(tensor.split(images) for tensor in (features, *others)), strict=True)

@@ -1,0 +1,187 @@
+"""From a MODEL as users write it to a network.
+
+``NAME``, ``NAME@random``, ``NAME@FILE.safetensors`` or a run's folder; NAME is ``wrn-d-k``,
+``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no batch norm).
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from attention_transfer.errors import InputError, nearest
+from attention_transfer.models.network_in_network import NetworkInNetwork
+from attention_transfer.models.wide_resnet import WideResNet
+
+__all__ = ["LoadedModel", "ModelCard", "build", "load", "load_run", "load_weights"]
+
+EXAMPLES = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "nin-thin", "nin-wide")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """How to build a network and feed it: the contents of a run's ``model.json``."""
+
+    name: str
+    class_names: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    data: str
+    """What it was trained on."""
+    schema_version: int = field(default=1)
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network tells apart."""
+        return len(self.class_names)
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelCard":
+        """The card in a ``model.json``.
+
+        Raises:
+            InputError: it cannot be read, or is not such a card.
+        """
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            card = cls(
+                **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+            )
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is not a model card: {error}") from None
+        if card.schema_version != 1:
+            raise InputError(f"{path} has schema version {card.schema_version}, expected 1")
+        return card
+
+    def write(self, path: Path) -> None:
+        """The card as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network; ``card`` is None if no run says how it was trained."""
+
+    name: str
+    network: nn.Module
+    card: ModelCard | None = None
+
+
+def build(name: str, classes: int) -> nn.Module:
+    """A network by its name, freshly initialised from torch's random state.
+
+    Raises:
+        InputError: an unknown name, or a depth that is not 6n+4.
+
+    Example:
+        >>> type(build("nin-thin-nobn", classes=10)).__name__
+        'NetworkInNetwork'
+    """
+    base = name.removesuffix("-nobn")
+    batch_norm = base == name
+    wide_resnet = re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", base)
+    if wide_resnet:
+        depth, width = map(int, wide_resnet.groups())
+        return WideResNet(depth, width, classes, batch_norm=batch_norm)
+    if base in ("nin-thin", "nin-wide"):
+        return NetworkInNetwork(base.removeprefix("nin-"), classes, batch_norm=batch_norm)
+    raise InputError(
+        f"unknown model {name!r}; {nearest(name, EXAMPLES)} "
+        "(wrn-DEPTH-WIDTH, nin-thin or nin-wide, each also with -nobn; or the folder of a run)"
+    )
+
+
+def load(model: str, classes: int, *, trained: bool, seed: int = 0) -> LoadedModel:
+    """A MODEL as users write it.
+
+    Args:
+        model: see the module's docstring.
+        classes: how many classes a new network is to tell apart.
+        trained: True refuses a bare name, because it would have no trained weights.
+        seed: of the random initialisation.
+
+    Raises:
+        InputError: an unknown model; no trained weights where they are needed; weights that do
+            not fit, or are not safetensors.
+    """
+    if Path(model).is_dir():
+        return load_run(Path(model))
+    name, _, weights = model.partition("@")
+    network = _seeded(name, classes, seed)
+    if weights == "random" or (not weights and not trained):
+        return LoadedModel(name, network)
+    if not weights or weights == "pretrained":
+        raise InputError(
+            f"{name} has no pretrained weights; give the folder of a run (train one with "
+            f"'attention-transfer train --model {name}'), {name}@FILE.safetensors, "
+            f"or {name}@random if you mean an untrained network"
+        )
+    load_weights(network, Path(weights))
+    return LoadedModel(name, network)
+
+
+def load_run(folder: Path) -> LoadedModel:
+    """The network that a run trained, with its card.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
+    if not (folder / "model.json").is_file():
+        raise InputError(
+            f"{folder} holds no trained network (no model.json); expected the folder of a "
+            "finished run"
+        )
+    card = ModelCard.read(folder / "model.json")
+    network = build(card.name, card.classes)
+    load_weights(network, folder / "model.safetensors")
+    return LoadedModel(card.name, network, card)
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads a safetensors file into a network; nothing in the file is run.
+
+    Raises:
+        InputError: the file is missing, is not safetensors, or does not fit the network.
+    """
+    if not path.is_file():
+        raise InputError(f"no weights at {path}; expected a .safetensors file")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}); pickled weights are not loaded, "
+            "because they can run code: save them with safetensors.torch.save_file"
+        ) from None
+    own = network.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in weights]
+    problems += [f"{name} is not of this network" for name in weights if name not in own]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if problems:
+        raise InputError(
+            f"{path} does not fit {type(network).__name__}: {_first(problems)}; "
+            "give weights of the same architecture and class count"
+        )
+    network.load_state_dict(weights)
+
+
+def _seeded(name: str, classes: int, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(name, classes)
+
+
+def _first(problems: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(problems) - count} more" if len(problems) > count else ""
+    return "; ".join(problems[:count]) + more

@@ -1,0 +1,310 @@
+"""The training loop: one for a network alone and for a student with a teacher, over Accelerate."""
+
+import hashlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from attention_transfer import maps
+from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.data import Batch, DataSet, batch_bounds, batches, epoch_order
+from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.training.checkpoints import load_last_checkpoint, save_checkpoint
+from attention_transfer.training.evaluation import Evaluation, evaluate
+from attention_transfer.training.machine import keep_freed_memory
+from attention_transfer.training.preparation import Prepared, prepare
+from attention_transfer.training.progress import RunProgress
+from attention_transfer.training.record import introduction, make_record
+from attention_transfer.training.run import Run, new_folder
+from attention_transfer.training.schedule import learning_rate_factor
+from attention_transfer.transfer import Normalization, TransferOutput
+
+__all__ = ["resume", "run"]
+
+AGREEMENT_EVERY = 8
+"""Steps between two looks at how well the attention maps agree; they cost 1 % of a step."""
+
+
+def run(
+    config: TrainConfig | DistillConfig,
+    progress: RunProgress | None = None,
+    data: DataSet | None = None,
+) -> Run:
+    """Trains what a configuration asks for, in a new folder.
+
+    Args:
+        config: complete and checked.
+        progress: told about every step; silent by default.
+        data: the configuration's data, if they are loaded already.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: before anything is written, whatever would not fit.
+        TrainingError: the loss is not finite.
+    """
+    if config.out is None:
+        kind = "distill" if isinstance(config, DistillConfig) else "train"
+        config = config.replace(out=new_folder(kind))
+    assert config.out is not None
+    Run.check_free(config.out)
+    prepared = prepare(config, data)
+    accelerator = Accelerator(mixed_precision="no")
+    if accelerator.is_main_process:
+        Run.create(config.out, config)
+    accelerator.wait_for_everyone()
+    return _Fit(prepared, Run(config.out), accelerator, progress or RunProgress()).finish()
+
+
+def resume(folder: Path, progress: RunProgress | None = None) -> Run:
+    """Goes on with a run from the end of its last whole epoch, exactly as if never interrupted.
+
+    Raises:
+        InputError: the folder holds no run, the run is finished, or it has no checkpoint.
+    """
+    interrupted = Run(folder)
+    config = interrupted.config
+    if (folder / "record.json").exists():
+        raise InputError(f"the run in {folder} is finished; there is nothing to resume")
+    epoch, state = load_last_checkpoint(interrupted.checkpoints)
+    accelerator = Accelerator(mixed_precision="no")
+    fit = _Fit(prepare(config), interrupted, accelerator, progress or RunProgress())
+    fit.restore(epoch, state)
+    return fit.finish()
+
+
+@dataclass
+class _Totals:
+    """Sums over the images of an epoch."""
+
+    images: int = 0
+    wrong: Tensor | float = 0.0
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    agreement: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    seconds_waiting: float = 0.0
+
+    def add(self, out: TransferOutput, batch: Batch, labels: Tensor, step: int) -> None:
+        """Counts one step's share of this process."""
+        count = len(labels)
+        self.images += count
+        self.wrong += (out.logits.detach().argmax(dim=1) != labels).sum()
+        for name, value in out.terms.items():
+            self.terms[name] = self.terms.get(name, torch.zeros_like(value)) + value * count
+        if step % AGREEMENT_EVERY == 0:
+            for pairs in out.maps.values():
+                for pair, (student, teacher) in pairs.items():
+                    self.agreement[pair].append(maps.agreement(student, teacher))
+
+
+class _Fit:
+    """One run, from its first step or a checkpoint to its record."""
+
+    def __init__(
+        self, prepared: Prepared, run: Run, accelerator: Accelerator, progress: RunProgress
+    ) -> None:
+        keep_freed_memory()
+        self.prepared, self.run, self.accelerator, self.progress = (
+            prepared,
+            run,
+            accelerator,
+            progress,
+        )
+        self.config, self.data = prepared.config, prepared.data
+        self.transfer = prepared.transfer.to(accelerator.device)
+        self.optimizer = torch.optim.SGD(
+            self.transfer.parameters(),
+            lr=self.config.lr,
+            momentum=self.config.momentum,
+            nesterov=self.config.nesterov and self.config.momentum > 0,
+            weight_decay=self.config.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
+            accelerator.device.type, enabled=prepared.precision == "fp16"
+        )
+        # Wraps the whole objective, so that the terms' own parameters are synchronised too.
+        self.objective: nn.Module = accelerator.prepare_model(self.transfer)
+        self.epoch, self.seconds = 0, 0.0
+        self.best: dict[str, float] = {"epoch": 0, "validation_error": math.inf}
+        bounds = batch_bounds(
+            len(self.data.train), self.config.batch_size, accelerator.num_processes
+        )
+        self.steps_an_epoch = len(bounds)
+
+    def finish(self) -> Run:
+        """Trains the epochs that are left, reads the test split once, writes model and record."""
+        what = self.prepared.student.name
+        for line in introduction(self.prepared):
+            self.progress.say(line)
+        left = self.config.epochs - self.epoch
+        self.progress.begin(what, left * len(self.data.train))
+        try:
+            while self.epoch < self.config.epochs:
+                self._train_epoch()
+        finally:
+            self.progress.end()
+        validation, test = self._evaluate("validation"), self._evaluate("test")
+        if self.accelerator.is_main_process:
+            self.run.write_model(self.prepared.student.network, self.prepared.card)
+            self.run.write_record(
+                make_record(
+                    self.prepared,
+                    best=self.best,
+                    evaluations={"validation": validation, "test": test},
+                    seconds=self.seconds,
+                    processes=self.accelerator.num_processes,
+                )
+            )
+        self.accelerator.wait_for_everyone()
+        return self.run
+
+    def restore(self, epoch: int, state: dict[str, Any]) -> None:
+        """Puts everything back as it was after an epoch."""
+        self.transfer.load_state_dict(state["transfer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.seconds, self.best = epoch, state["seconds"], state["best"]
+        if self.accelerator.is_main_process:
+            self.run.keep_metrics(epoch)
+
+    def _train_epoch(self) -> None:
+        began = time.perf_counter()
+        totals = _Totals()
+        self.transfer.student.train()
+        source = enumerate(self._batches())
+        while True:
+            waiting = time.perf_counter()
+            step, batch = next(source, (None, None))
+            totals.seconds_waiting += time.perf_counter() - waiting
+            if step is None or batch is None:
+                break
+            self._step(step, batch, totals)
+            self.progress.step(batch.total, totals.images / (time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        self.epoch += 1
+        row = self._row(totals, seconds)
+        if row["validation_error"] < self.best["validation_error"]:
+            self.best = {"epoch": self.epoch, "validation_error": row["validation_error"]}
+        if self.accelerator.is_main_process:
+            self.run.add_metrics(row)
+            save_checkpoint(
+                self.run.checkpoints,
+                self.epoch,
+                {
+                    "transfer": self.transfer.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "seconds": self.seconds,
+                    "best": self.best,
+                },
+            )
+        self.progress.epoch(row, self.config.epochs)
+
+    def _step(self, step: int, batch: Batch, totals: _Totals) -> None:
+        device = self.accelerator.device
+        images, labels = (part.to(device, non_blocking=True) for part in batch[:2])
+        if not self.config.channels_last:
+            images = images.contiguous()
+        progress = self._progress(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * learning_rate_factor(self.config.schedule, progress)
+        # Dropout and the like: a function of the seed and the step, as all randomness is.
+        torch.manual_seed(_step_seed(self.config.seed, self.epoch, step))
+        with self._autocast():
+            out: TransferOutput = self.objective(images, labels, progress)
+        self._check_finite(out, step)
+        # Processes average their gradients; their shares of a batch can differ by one image.
+        share = len(labels) * self.accelerator.num_processes / batch.total
+        self.scaler.scale(out.loss * share).backward()
+        if self.config.clip_gradient is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), self.config.clip_gradient)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        totals.add(out, batch, labels, step)
+
+    def _progress(self, step: int) -> float:
+        """The share of the run's steps that is done."""
+        return (self.epoch + step / self.steps_an_epoch) / self.config.epochs
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.prepared.precision)
+        return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
+
+    def _batches(self) -> Iterator[Batch]:
+        return batches(
+            self.data.train,
+            epoch_order(len(self.data.train), self.config.seed, self.epoch),
+            self.config.batch_size,
+            augmentation=self.data.augmentation,
+            data_seed=self.config.data_seed,
+            view=self.epoch,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+
+    def _check_finite(self, out: TransferOutput, step: int) -> None:
+        """Stops the run before a step that would ruin the weights."""
+        if bool(torch.isfinite(out.loss)):
+            return
+        culprits = [name for name, value in out.terms.items() if not bool(torch.isfinite(value))]
+        raise TrainingError(
+            f"the loss is not finite in epoch {self.epoch + 1}, step {step + 1} "
+            f"({', '.join(culprits) or 'the sum of the terms'}); the weights were not changed. "
+            f"Lower --lr ({self.config.lr}) or the term's weight, or clip with --clip-gradient"
+        )
+
+    def _row(self, totals: _Totals, seconds: float) -> dict[str, Any]:
+        """An epoch's line in metrics.jsonl."""
+        reduce = self.accelerator.reduce
+        names = list(totals.terms)
+        device = self.accelerator.device
+        wrong = torch.as_tensor(totals.wrong, dtype=torch.float32, device=device)
+        sums = torch.stack([torch.tensor(float(totals.images), device=device), wrong])
+        sums = torch.cat([sums, torch.stack([totals.terms[name].float() for name in names])])
+        images, errors, *terms = reduce(sums, "sum").tolist()
+        agreement = {
+            pair: float(reduce(torch.stack(values).mean(), "mean"))
+            for pair, values in totals.agreement.items()
+        }
+        validation = self._evaluate("validation")
+        left = self.config.epochs - self.epoch
+        return {
+            "epoch": self.epoch,
+            "step": self.epoch * self.steps_an_epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "terms": {name: total / images for name, total in zip(names, terms, strict=True)},
+            "train_error": 100 * errors / images,
+            "validation_error": validation.error,
+            "validation_loss": validation.loss,
+            "attention_agreement": agreement,
+            "images_per_second": images / seconds,
+            "seconds": seconds,
+            "seconds_waiting_for_data": totals.seconds_waiting,
+            "seconds_left": left * seconds,
+        }
+
+    def _evaluate(self, split: str) -> Evaluation:
+        return evaluate(
+            self.prepared.student.network,
+            getattr(self.data, split),
+            Normalization(self.data.mean, self.data.std),
+            precision=self.prepared.precision,
+            device=self.accelerator.device,
+        )
+
+
+def _step_seed(seed: int, epoch: int, step: int) -> int:
+    key = f"{seed} {epoch} {step}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little")

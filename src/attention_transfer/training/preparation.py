@@ -1,0 +1,144 @@
+"""From a configuration to what the loop needs: data, networks, the objective. Nothing is written."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.data import DataSet, as_input, load_data
+from attention_transfer.errors import InputError
+from attention_transfer.models import LoadedModel, ModelCard, load
+from attention_transfer.training.machine import resolve_precision
+from attention_transfer.transfer import (
+    ActivationAttention,
+    CrossEntropy,
+    FullActivation,
+    Normalization,
+    Term,
+    Transfer,
+    distillation_terms,
+)
+
+__all__ = ["Prepared", "count_flops", "model_normalization", "prepare", "terms_of"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could begin: everything has been checked."""
+
+    config: TrainConfig | DistillConfig
+    data: DataSet
+    student: LoadedModel
+    teacher: LoadedModel | None
+    transfer: Transfer
+    precision: str
+
+    @property
+    def card(self) -> ModelCard:
+        """How to build and feed the student once it is trained."""
+        return ModelCard(
+            name=self.student.name,
+            class_names=self.data.class_names,
+            input_size=self.data.input_size,
+            mean=self.data.mean,
+            std=self.data.std,
+            data=self.config.data,
+        )
+
+
+def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) -> Prepared:
+    """Loads and checks everything a run needs.
+
+    Args:
+        config: of the run.
+        data: the configuration's data, if they are loaded already.
+
+    Raises:
+        InputError: whatever would not fit.
+    """
+    precision = resolve_precision(config.precision)
+    terms = terms_of(config)
+    if data is None:
+        data = load_data(
+            config.data,
+            validation=config.validation,
+            data_seed=config.data_seed,
+            download=config.download,
+        )
+    classes = len(data.class_names)
+    teacher = None
+    if isinstance(config, DistillConfig):
+        teacher = load(config.teacher, classes, trained=True, seed=config.seed)
+        student = load(config.student, classes, trained=False, seed=config.seed)
+    else:
+        student = load(config.model, classes, trained=False, seed=config.seed)
+    if student.card is not None and student.card.classes != classes:
+        raise InputError(
+            f"the student was trained for {student.card.classes} classes and {data.name} has "
+            f"{classes}; start from {student.name}@random instead"
+        )
+    networks = [student.network] + ([teacher.network] if teacher else [])
+    if config.channels_last:
+        for network in networks:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        transfer = Transfer(
+            student.network,
+            teacher.network if teacher else None,
+            terms,
+            example_input=as_input(data.train.images[:1]),
+            student_normalization=(data.mean, data.std),
+            teacher_normalization=model_normalization(teacher, data) if teacher else None,
+        )
+    return Prepared(config, data, student, teacher, transfer, precision)
+
+
+def terms_of(config: TrainConfig | DistillConfig) -> list[Term]:
+    """The terms a configuration asks for.
+
+    Raises:
+        InputError: a distillation without anything to transfer.
+    """
+    if isinstance(config, TrainConfig):
+        return [CrossEntropy()]
+    terms: list[Term] = []
+    if config.attention == "activation":
+        terms.append(
+            ActivationAttention(
+                beta=config.beta,
+                map=config.map,
+                power=config.power,
+                form=config.form,
+                pairs=config.pairs,
+                schedule=config.beta_schedule,
+            )
+        )
+    if config.full_activation is not None:
+        terms.append(FullActivation(config.full_activation, config.pairs))
+    if config.kd_alpha is not None:
+        return [*distillation_terms(config.kd_alpha, config.temperature), *terms]
+    if not terms:
+        raise InputError(
+            "nothing to transfer: attention is none and neither kd_alpha nor full_activation is "
+            "given; give one of them, or use 'attention-transfer train'"
+        )
+    return [CrossEntropy(), *terms]
+
+
+def model_normalization(model: LoadedModel, data: DataSet) -> Normalization:
+    """A network's own input normalisation: its card's, or the data's where there is none."""
+    source = model.card or data
+    return Normalization(source.mean, source.std)
+
+
+def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Floating-point operations of one image's forward pass (a multiply-add counts as two)."""
+    image = torch.zeros(1, *input_size, device=next(network.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        training = network.training
+        network.eval()(image)
+        network.train(training)
+    return int(counter.get_total_flops())

@@ -1,0 +1,102 @@
+"""What a run says before it starts and leaves when it is done."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from attention_transfer.config import DistillConfig
+from attention_transfer.models import LoadedModel
+from attention_transfer.training.evaluation import Evaluation
+from attention_transfer.training.machine import describe_machine, package_versions
+from attention_transfer.training.preparation import Prepared, count_flops
+
+__all__ = ["introduction", "make_record", "parameter_count"]
+
+
+def introduction(prepared: Prepared) -> Iterator[str]:
+    """What is about to be trained, line by line, with every pair's effective weight."""
+    config, data = prepared.config, prepared.data
+    network = prepared.student.network
+    yield (
+        f"{prepared.student.name} ({parameter_count(network):,} parameters) on {data.name}: "
+        f"{len(data.train)} images to train, {len(data.validation)} to validate, "
+        f"{len(data.test)} to test; {config.epochs} epochs at batch {config.batch_size}, "
+        f"{config.schedule} to lr {config.lr:g}, {prepared.precision}"
+    )
+    if prepared.teacher is not None:
+        count = parameter_count(prepared.teacher.network)
+        yield f"teacher {prepared.teacher.name} ({count:,} parameters)"
+    for pair in prepared.transfer.pair_descriptions:
+        shapes = (
+            "x".join(map(str, shape)) for shape in (pair.student_shape, pair.teacher_shape)
+        )
+        yield (
+            f"{pair.term}: {pair.student} ({next(shapes)}) attends like {pair.teacher} "
+            f"({next(shapes)}), weight {pair.effective_weight:.4g} on {pair.unit}"
+        )
+    if isinstance(config, DistillConfig) and config.attention != "none":
+        yield f"beta {config.beta:g}, {config.beta_schedule}, form {config.form}"
+
+
+def make_record(
+    prepared: Prepared,
+    *,
+    best: Mapping[str, float],
+    evaluations: Mapping[str, Evaluation],
+    seconds: float,
+    processes: int,
+) -> dict[str, Any]:
+    """The contents of record.json but for its schema version."""
+    config, data = prepared.config, prepared.data
+    images = config.epochs * len(data.train)
+    teacher = prepared.teacher
+    return {
+        "command": "distill" if isinstance(config, DistillConfig) else "train",
+        "config": config.model_dump(mode="json"),
+        "versions": package_versions(),
+        "machine": {**describe_machine(), "processes": processes},
+        "precision": prepared.precision,
+        "data": {
+            "name": data.name,
+            **{
+                split: {"images": len(images_), "fingerprint": images_.fingerprint}
+                for split, images_ in (
+                    ("train", data.train),
+                    ("validation", data.validation),
+                    ("test", data.test),
+                )
+            },
+        },
+        "student": _network_record(prepared.student, prepared),
+        "teacher": None if teacher is None else _network_record(teacher, prepared),
+        "pairs": [asdict(pair) for pair in prepared.transfer.pair_descriptions],
+        "final": {
+            f"{split}_{figure}": value
+            for split, evaluation in evaluations.items()
+            for figure, value in asdict(evaluation).items()
+        },
+        "best_on_validation": dict(best),
+        "seconds": seconds,
+        "images_per_second": images / seconds,
+    }
+
+
+def parameter_count(network: nn.Module) -> int:
+    """How many numbers training sets."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _network_record(model: LoadedModel, prepared: Prepared) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return {
+        "name": model.name,
+        "parameters": parameter_count(model.network),
+        "flops": count_flops(model.network, prepared.data.input_size),
+        "weights_fingerprint": digest.hexdigest(),
+    }

@@ -1,0 +1,145 @@
+"""A run's folder: what was asked, what came out, and the network."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from attention_transfer.config import DistillConfig, RunConfig, TrainConfig
+from attention_transfer.config import read_config_file, write_config_file
+from attention_transfer.errors import InputError
+from attention_transfer.models import LoadedModel, ModelCard, load_run
+
+__all__ = ["Run", "new_folder"]
+
+SCHEMA_VERSION = 1
+
+
+def new_folder(kind: str, parent: Path = Path("runs")) -> Path:
+    """A path in ``runs/`` that nothing has yet, named by kind and time."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path = parent / f"{kind}-{stamp}"
+    number = 2
+    while path.exists():
+        path = parent / f"{kind}-{stamp}-{number}"
+        number += 1
+    return path
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and the files in it.
+
+    ``config.yaml`` the whole configuration, ``record.json`` figures and what they depend on,
+    ``metrics.jsonl`` a line an epoch, ``model.safetensors`` and ``model.json`` the network,
+    ``checkpoints/`` what resuming needs.
+    """
+
+    folder: Path
+
+    @classmethod
+    def create(cls, folder: Path, config: RunConfig) -> "Run":
+        """A new folder with its configuration.
+
+        Raises:
+            InputError: the folder holds something already, or cannot be made.
+        """
+        cls.check_free(folder)
+        run = cls(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_config_file(config, run.folder / "config.yaml")
+        except OSError as error:
+            raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
+        return run
+
+    @staticmethod
+    def check_free(folder: Path) -> None:
+        """Raises an InputError unless a run can be begun in this folder."""
+        if (folder / "config.yaml").exists():
+            raise InputError(
+                f"{folder} already holds a run; choose another --out, or go on with it: "
+                f"attention-transfer resume {folder}"
+            )
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists and is not an empty folder; choose another --out")
+
+    @property
+    def config(self) -> TrainConfig | DistillConfig:
+        """What was asked.
+
+        Raises:
+            InputError: the folder holds no run, or its configuration is damaged.
+        """
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            raise InputError(f"{self.folder} holds no run (no config.yaml)")
+        values = read_config_file(path)
+        kind = TrainConfig if "model" in values else DistillConfig
+        return kind.checked(values)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The figures of a finished run.
+
+        Raises:
+            InputError: there is no record, so the run is not finished.
+        """
+        try:
+            return json.loads((self.folder / "record.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        except (OSError, ValueError):
+            raise InputError(
+                f"{self.folder} holds no finished run (no whole record.json)"
+            ) from None
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The figures of each epoch."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def test_error(self) -> float:
+        """Percent, of the last weights."""
+        return float(self.record["final"]["test_error"])
+
+    def load(self) -> LoadedModel:
+        """The trained network and its card."""
+        return load_run(self.folder)
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drops the lines of epochs after a number of them: they are done again."""
+        lines = [json.dumps(row) + "\n" for row in self.metrics[:epochs]]
+        (self.folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Appends an epoch's line."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def write_model(self, network: nn.Module, card: ModelCard) -> None:
+        """The network's weights, in float32, and how to build it."""
+        weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+        save_file(weights, self.folder / "model.safetensors")
+        card.write(self.folder / "model.json")
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """The figures, written last: a folder with a record is a finished run."""
+        partial = self.folder / "record.json.partial"
+        partial.write_text(
+            json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=2) + "\n",
+            encoding="utf-8",
+        )
+        partial.rename(self.folder / "record.json")

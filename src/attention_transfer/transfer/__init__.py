@@ -1,0 +1,31 @@
+"""The heart: terms over taps, the objective that sums them, the frozen teacher, pairing."""
+
+from attention_transfer.transfer.attention import attention_maps
+from attention_transfer.transfer.objective import Transfer, TransferOutput
+from attention_transfer.transfer.pairing import Pair
+from attention_transfer.transfer.teacher import FrozenTeacher, Normalization
+from attention_transfer.transfer.terms import (
+    ActivationAttention,
+    CrossEntropy,
+    FullActivation,
+    KnowledgeDistillation,
+    Observation,
+    Term,
+    distillation_terms,
+)
+
+__all__ = [
+    "ActivationAttention",
+    "CrossEntropy",
+    "FrozenTeacher",
+    "FullActivation",
+    "KnowledgeDistillation",
+    "Normalization",
+    "Observation",
+    "Pair",
+    "Term",
+    "Transfer",
+    "TransferOutput",
+    "attention_maps",
+    "distillation_terms",
+]

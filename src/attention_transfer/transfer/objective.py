@@ -1,0 +1,232 @@
+"""The objective: the weighted sum of terms, over taps of student and frozen teacher."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.errors import InputError
+from attention_transfer.maps import common_size
+from attention_transfer.taps import Taps, evaluating
+from attention_transfer.transfer.pairing import Pair, resolve_pairs
+from attention_transfer.transfer.teacher import FrozenTeacher, Normalization, Seen, observe
+from attention_transfer.transfer.terms import Observation, PairedMaps, PairFeatures, Term
+
+__all__ = ["PairDescription", "Transfer", "TransferOutput"]
+
+
+@dataclass(frozen=True)
+class TransferOutput:
+    """What one batch gave."""
+
+    loss: Tensor
+    """The scalar to call ``backward()`` on: the sum of ``terms``."""
+    terms: dict[str, Tensor]
+    """Each term times its weight, detached."""
+    raw_terms: dict[str, Tensor]
+    """Each term without its weight, detached."""
+    logits: Tensor
+    """The student's, (N, classes)."""
+    maps: dict[str, dict[str, PairedMaps]]
+    """Term -> "student point:teacher point" -> both attention maps, (N, H, W), detached."""
+    teacher_logits: Tensor | None
+    """The teacher's, or None without one."""
+
+
+@dataclass(frozen=True)
+class PairDescription:
+    """Who meets whom in which term: features (C, H, W), and the weight on what of one image."""
+
+    term: str
+    student: str
+    teacher: str
+    student_shape: tuple[int, ...]
+    teacher_shape: tuple[int, ...]
+    effective_weight: float
+    unit: str
+
+
+class Transfer(nn.Module):
+    """Trains a student to look where a teacher looks: any terms, in any training loop.
+
+    ``transfer(images, labels)`` runs the frozen teacher and the student on the same images and
+    sums the terms. Its ``parameters()`` are the student's and those of the terms (the 1x1
+    convolutions of ``FullActivation``); the teacher moves with it between devices and is
+    otherwise untouchable. The student's train or eval mode is never changed.
+
+    Args:
+        student: the network that learns.
+        teacher: the network that shows, or None if no term needs one.
+        terms: what to sum; ``name`` makes each one's key in the output (a second term of the same
+            kind gets ``_2``).
+        example_input: images (N, C, H, W) to try both networks on, in eval mode, when the
+            Transfer is built: pairs that do not fit are found then, and not at the first step.
+            ``FullActivation`` needs it to make its convolutions, and networks of your own need it
+            for ``pairs="auto"``.
+        student_normalization, teacher_normalization: (means, standard deviations) by channel, if
+            the images given are not normalised yet for that network.
+
+    Raises:
+        InputError: no terms; a term that needs a teacher without one; unknown points; pairs that
+            do not fit or whose term could only be zero. Without ``example_input`` the last two are
+            raised by the first call.
+
+    Example:
+        >>> def network(width):
+        ...     return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(),
+        ...                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+        >>> transfer = Transfer(network(4), network(16), terms=[
+        ...     *distillation_terms(alpha=0.9), ActivationAttention(beta=1000.0, pairs="1:1")])
+        >>> out = transfer(torch.rand(2, 3, 8, 8), torch.tensor([3, 7]))
+        >>> out.loss.backward()
+        >>> sorted(out.terms)
+        ['activation_attention', 'cross_entropy', 'knowledge_distillation']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        terms: Sequence[Term] = (),
+        *,
+        example_input: Tensor | None = None,
+        student_normalization: Normalization
+        | tuple[Sequence[float], Sequence[float]]
+        | None = None,
+        teacher_normalization: Normalization
+        | tuple[Sequence[float], Sequence[float]]
+        | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.student_normalization = _normalization(student_normalization)
+        self.terms = _named(terms)
+        self.pairs = self._resolve(teacher)
+        both = [pair for pairs in self.pairs.values() for pair in pairs]
+        self._taps = Taps(student, [pair.student for pair in both])
+        self.teacher = (
+            None
+            if teacher is None
+            else FrozenTeacher(
+                teacher,
+                [pair.teacher for pair in both],
+                _normalization(teacher_normalization),
+            )
+        )
+        self.term_modules = nn.ModuleDict()
+        self.pair_descriptions: list[PairDescription] = []
+        if example_input is not None:
+            self._try(example_input)
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, progress: float = 0.0
+    ) -> TransferOutput:
+        """The terms of one batch.
+
+        Args:
+            images: (N, C, H, W), given to both networks (each normalises for itself if told to).
+            labels: (N,) class indices, where a term needs them.
+            progress: the share of training that is done, 0 to 1, for weights with a schedule.
+        """
+        teacher = None if self.teacher is None else self.teacher(images)
+        student = observe(self.student, self._taps, images, self.student_normalization)
+        device = student.logits.device.type
+        with torch.autocast(device, enabled=False):
+            return self._sum(student, teacher, labels, progress)
+
+    def _sum(
+        self, student: Seen, teacher: Seen | None, labels: Tensor | None, progress: float
+    ) -> TransferOutput:
+        raw: dict[str, Tensor] = {}
+        weighted: dict[str, Tensor] = {}
+        maps: dict[str, dict[str, PairedMaps]] = {}
+        for name, term in self.terms.items():
+            observation = self._observation(name, student, teacher, labels)
+            term.check(observation)
+            raw[name] = term.value(observation)
+            weighted[name] = raw[name] * term.weight_at(progress)
+            if observation.maps:
+                maps[name] = observation.maps
+        return TransferOutput(
+            loss=sum(weighted.values(), start=student.logits.new_zeros((), dtype=torch.float32)),
+            terms={name: value.detach() for name, value in weighted.items()},
+            raw_terms={name: value.detach() for name, value in raw.items()},
+            logits=student.logits,
+            maps=maps,
+            teacher_logits=None if teacher is None else teacher.logits,
+        )
+
+    def _resolve(self, teacher: nn.Module | None) -> dict[str, list[Pair]]:
+        pairs = {}
+        for name, term in self.terms.items():
+            if term.needs_teacher and teacher is None:
+                raise InputError(f"the term {name} needs a teacher, got none; pass teacher=")
+            if term.wanted_pairs is not None:
+                assert teacher is not None
+                pairs[name] = resolve_pairs(term.wanted_pairs, self.student, teacher)
+        return pairs
+
+    def _observation(
+        self, name: str, student: Seen, teacher: Seen | None, labels: Tensor | None
+    ) -> Observation:
+        observation = Observation(
+            student.logits, labels, None if teacher is None else teacher.logits
+        )
+        for pair in self.pairs.get(name, []):
+            assert teacher is not None
+            observation.pairs.append(
+                PairFeatures(pair, student.features[pair.student], teacher.features[pair.teacher])
+            )
+        if name in self.term_modules:
+            modules = self.term_modules[name]
+            assert isinstance(modules, nn.ModuleList)
+            observation.modules = modules
+        return observation
+
+    @torch.no_grad()
+    def _try(self, example: Tensor) -> None:
+        """One pass of both networks on an example: makes the terms' modules, describes pairs."""
+        with evaluating(self.student):
+            student = observe(self.student, self._taps, example, self.student_normalization)
+        teacher = None if self.teacher is None else self.teacher(example)
+        for name, term in self.terms.items():
+            observation = self._observation(name, student, teacher, None)
+            term.check(observation)
+            modules = term.make_modules(observation.pairs)
+            if len(modules):
+                self.term_modules[name] = modules.to(example.device)
+            self.pair_descriptions += [_describe(name, term, seen) for seen in observation.pairs]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves the teacher along with ``.to()``, ``.cuda()`` and so on."""
+        if self.teacher is not None:
+            self.teacher.network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+def _normalization(
+    given: Normalization | tuple[Sequence[float], Sequence[float]] | None,
+) -> Normalization | None:
+    return None if given is None else Normalization(*given)
+
+
+def _named(terms: Sequence[Term]) -> dict[str, Term]:
+    if not terms:
+        raise InputError("got no terms, expected at least one, such as CrossEntropy()")
+    named: dict[str, Term] = {}
+    seen: Counter[str] = Counter()
+    for term in terms:
+        seen[term.name] += 1
+        count = seen[term.name]
+        named[term.name if count == 1 else f"{term.name}_{count}"] = term
+    return named
+
+
+def _describe(name: str, term: Term, seen: PairFeatures) -> PairDescription:
+    size = common_size(seen.student.shape[-2:], seen.teacher.shape[-2:])
+    weight, unit = term.effective_weight(size)
+    student, teacher = tuple(seen.student.shape[1:]), tuple(seen.teacher.shape[1:])
+    return PairDescription(name, *seen.pair, student, teacher, weight, unit)

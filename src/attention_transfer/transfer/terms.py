@@ -1,0 +1,340 @@
+"""Terms: each turns what was seen of student and teacher into one named scalar.
+
+A term holds its settings and calls a pure function; the objective
+(:class:`attention_transfer.Transfer`) calls every term alike.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attention_transfer import losses, maps
+from attention_transfer.errors import InputError, nearest
+from attention_transfer.transfer.pairing import Pair, Pairs
+
+__all__ = [
+    "ActivationAttention",
+    "BetaSchedule",
+    "CrossEntropy",
+    "FullActivation",
+    "KnowledgeDistillation",
+    "Observation",
+    "PairFeatures",
+    "PairedMaps",
+    "Term",
+    "distillation_terms",
+]
+
+BetaSchedule = Literal["constant", "linear", "cosine"]
+
+
+class PairFeatures(NamedTuple):
+    """The features (N, C, H, W) at both ends of a pair; the teacher's need no gradient."""
+
+    pair: Pair
+    student: Tensor
+    teacher: Tensor
+
+
+class PairedMaps(NamedTuple):
+    """Attention maps (N, H, W) at both ends of a pair, detached, each at its own size and scale."""
+
+    student: Tensor
+    teacher: Tensor
+
+
+@dataclass
+class Observation:
+    """What a term may look at: one batch, seen by both networks."""
+
+    logits: Tensor
+    labels: Tensor | None
+    teacher_logits: Tensor | None
+    pairs: list[PairFeatures] = field(default_factory=list)
+    modules: nn.ModuleList = field(default_factory=nn.ModuleList)
+    maps: dict[str, PairedMaps] = field(default_factory=dict)
+    """Filled by terms that read attention: the pair's name -> its maps."""
+
+
+class Term(ABC):
+    """One summand of the objective."""
+
+    name: ClassVar[str]
+    needs_teacher: ClassVar[bool] = True
+
+    @abstractmethod
+    def value(self, observation: Observation) -> Tensor:
+        """The raw scalar, a mean over the batch, without the term's weight."""
+
+    @abstractmethod
+    def weight_at(self, progress: float) -> float:
+        """The term's weight when ``progress`` (0 to 1) of the training is done."""
+
+    @property
+    def wanted_pairs(self) -> Pairs | None:
+        """The pairs of layers the term compares, or None if it compares none."""
+        return None
+
+    def check(self, observation: Observation) -> None:
+        """Raises an InputError if shapes do not fit, or the term could only be zero."""
+
+    def make_modules(self, pairs: Sequence[PairFeatures]) -> nn.ModuleList:
+        """Modules the term trains beside the student, made from one example's features."""
+        return nn.ModuleList()
+
+    def effective_weight(self, size: tuple[int, int]) -> tuple[float, str]:
+        """The weight of one pair compared at a size, and what it is a weight on."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Term):
+    """weight * cross-entropy of the student's logits with the labels, batch mean.
+
+    Labels are class indices (N,), or probabilities (N, classes).
+
+    Example:
+        >>> CrossEntropy(weight=0.1).weight_at(0.5)
+        0.1
+    """
+
+    weight: float = 1.0
+    name: ClassVar[str] = "cross_entropy"
+    needs_teacher: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_weight("weight", self.weight)
+
+    def value(self, observation: Observation) -> Tensor:
+        if observation.labels is None:
+            raise InputError("CrossEntropy needs labels, got None; call transfer(images, labels)")
+        return functional.cross_entropy(_promoted(observation.logits), observation.labels)
+
+    def weight_at(self, progress: float) -> float:
+        return self.weight
+
+
+@dataclass(frozen=True)
+class KnowledgeDistillation(Term):
+    """weight * T^2 * KL(teacher || student) of the softened class probabilities, batch mean.
+
+    ``class_mean=True`` divides by the number of classes, as the authors' code did until 2018.
+
+    Example:
+        >>> KnowledgeDistillation(weight=0.9, temperature=4.0).name
+        'knowledge_distillation'
+    """
+
+    weight: float = 1.0
+    temperature: float = 4.0
+    class_mean: bool = False
+    name: ClassVar[str] = "knowledge_distillation"
+
+    def __post_init__(self) -> None:
+        _check_weight("weight", self.weight)
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise InputError(
+                f"temperature must be a finite number above 0, got {self.temperature}; "
+                "the paper used 4"
+            )
+
+    def check(self, observation: Observation) -> None:
+        logits, teacher_logits = observation.logits, observation.teacher_logits
+        assert teacher_logits is not None
+        if logits.shape != teacher_logits.shape:
+            raise InputError(
+                "knowledge distillation compares logits of the same classes, got student "
+                f"{tuple(logits.shape)} and teacher {tuple(teacher_logits.shape)}; use a teacher "
+                "of the same classes, or drop this term (attention transfer needs none in common)"
+            )
+
+    def value(self, observation: Observation) -> Tensor:
+        assert observation.teacher_logits is not None
+        divergence = losses.knowledge_distillation(
+            observation.logits, observation.teacher_logits, self.temperature
+        )
+        return divergence / observation.logits.shape[1] if self.class_mean else divergence
+
+    def weight_at(self, progress: float) -> float:
+        return self.weight
+
+
+@dataclass(frozen=True)
+class ActivationAttention(Term):
+    """beta * the sum over pairs of the attention transfer loss (paper, Eq. 2).
+
+    See :func:`attention_transfer.maps.activation_map` for ``map`` and ``power``, and
+    :func:`attention_transfer.losses.attention_transfer` for ``form`` and ``norm``. Over the
+    training, beta stays (``"constant"``) or falls to zero (``"linear"``, ``"cosine"``).
+
+    Example:
+        >>> ActivationAttention(beta=1000.0, schedule="linear").weight_at(0.25)
+        750.0
+    """
+
+    beta: float = 1000.0
+    map: maps.MapKind = "sum"
+    power: float = 2.0
+    form: losses.TransferForm = "code"
+    pairs: Pairs = "auto"
+    norm: float = 2.0
+    schedule: BetaSchedule = "constant"
+    name: ClassVar[str] = "activation_attention"
+
+    def __post_init__(self) -> None:
+        _check_weight("beta", self.beta)
+        _check_choice("map", self.map, get_args(maps.MapKind))
+        _check_choice("form", self.form, get_args(losses.TransferForm))
+        _check_choice("schedule", self.schedule, get_args(BetaSchedule))
+        if not (self.power > 0 and math.isfinite(self.power)):
+            raise InputError(
+                f"power must be a finite number above 0, got {self.power}; the paper used 2"
+            )
+        if not self.norm >= 1:
+            raise InputError(f"norm must be at least 1, got {self.norm}; the paper used 2")
+
+    @property
+    def wanted_pairs(self) -> Pairs:
+        return self.pairs
+
+    def check(self, observation: Observation) -> None:
+        for seen in observation.pairs:
+            _check_spatial(seen)
+            shapes = tuple(seen.student.shape), tuple(seen.teacher.shape)
+            if maps.common_size(shapes[0][-2:], shapes[1][-2:]) == (1, 1):
+                raise InputError(
+                    f"pair {seen.pair} would be compared on a 1x1 map, where attention is the "
+                    f"same for any image (got student {shapes[0]} and teacher {shapes[1]}); "
+                    "choose earlier points"
+                )
+
+    def value(self, observation: Observation) -> Tensor:
+        total = _promoted(observation.logits).new_zeros(())
+        for pair, student_features, teacher_features in observation.pairs:
+            student = maps.scale_free_map(student_features, self.map, self.power)
+            teacher = maps.scale_free_map(teacher_features, self.map, self.power)
+            observation.maps[str(pair)] = PairedMaps(student.detach(), teacher)
+            total = total + losses.attention_transfer(student, teacher, self.form, self.norm)
+        return total
+
+    def weight_at(self, progress: float) -> float:
+        if self.schedule == "linear":
+            return self.beta * (1 - progress)
+        if self.schedule == "cosine":
+            return self.beta * (1 + math.cos(math.pi * progress)) / 2
+        return self.beta
+
+    def effective_weight(self, size: tuple[int, int]) -> tuple[float, str]:
+        return losses.effective_weight(self.beta, self.form, size)
+
+
+@dataclass(frozen=True)
+class FullActivation(Term):
+    """beta * the sum over pairs of the mean squared difference of whole activations (F-ActT).
+
+    Where channels differ, a 1x1 convolution takes the student's features to the teacher's
+    channels. It trains with the student and is no part of the student's weights.
+
+    Example:
+        >>> FullActivation(beta=0.5).weight_at(0.0)
+        0.5
+    """
+
+    beta: float = 1.0
+    pairs: Pairs = "auto"
+    name: ClassVar[str] = "full_activation"
+
+    def __post_init__(self) -> None:
+        _check_weight("beta", self.beta)
+
+    @property
+    def wanted_pairs(self) -> Pairs:
+        return self.pairs
+
+    def check(self, observation: Observation) -> None:
+        for seen in observation.pairs:
+            _check_spatial(seen)
+
+    def make_modules(self, pairs: Sequence[PairFeatures]) -> nn.ModuleList:
+        def regressor(student: int, teacher: int) -> nn.Module:
+            return nn.Conv2d(student, teacher, 1) if student != teacher else nn.Identity()
+
+        return nn.ModuleList(
+            regressor(pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs
+        )
+
+    def value(self, observation: Observation) -> Tensor:
+        if len(observation.modules) != len(observation.pairs):
+            raise InputError(
+                "FullActivation makes its 1x1 convolutions when the Transfer is built; "
+                "pass example_input=images[:1] to Transfer"
+            )
+        total = _promoted(observation.logits).new_zeros(())
+        for seen, regressor in zip(observation.pairs, observation.modules, strict=True):
+            student = regressor(_promoted(seen.student))
+            total = total + losses.full_activation_transfer(student, seen.teacher)
+        return total
+
+    def weight_at(self, progress: float) -> float:
+        return self.beta
+
+    def effective_weight(self, size: tuple[int, int]) -> tuple[float, str]:
+        return self.beta, "mean squared difference"
+
+
+def distillation_terms(
+    alpha: float, temperature: float = 4.0, preset: Literal["alpha", "2017"] = "alpha"
+) -> tuple[CrossEntropy, KnowledgeDistillation]:
+    """The paper's mixture of labels and soft targets, as its two terms.
+
+    - ``"alpha"``: (1 - alpha) * CE + alpha * T^2 * KL, the authors' code since July 2018.
+    - ``"2017"``: (1 - alpha) * CE + 2 * alpha * T^2 * KL / classes, their code before.
+
+    Args:
+        alpha: the weight of distillation, in [0, 1]; the paper's code used 0.9.
+        temperature: T > 0; the paper's code used 4.
+        preset: which of the two.
+
+    Raises:
+        InputError: alpha outside [0, 1], T not above 0, or an unknown preset.
+
+    Example:
+        >>> labels, soft = distillation_terms(alpha=0.75)
+        >>> labels.weight, soft.weight
+        (0.25, 0.75)
+    """
+    _check_choice("preset", preset, ("alpha", "2017"))
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha must be between 0 and 1, got {alpha}; the paper's code used 0.9")
+    old = preset == "2017"
+    soft = KnowledgeDistillation(2 * alpha if old else alpha, temperature, class_mean=old)
+    return CrossEntropy(1 - alpha), soft
+
+
+def _check_spatial(seen: PairFeatures) -> None:
+    shapes = tuple(seen.student.shape), tuple(seen.teacher.shape)
+    if any(len(shape) != 4 for shape in shapes):
+        raise InputError(
+            f"pair {seen.pair} needs features (N, C, H, W), got student {shapes[0]} and teacher "
+            f"{shapes[1]}; choose points with spatial feature maps"
+        )
+
+
+def _check_weight(name: str, value: float) -> None:
+    if not (value >= 0 and math.isfinite(value)):
+        raise InputError(f"{name} must be a finite number of at least 0, got {value}")
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f"unknown {name} {value!r}; {nearest(str(value), known)}")
+
+
+def _promoted(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
