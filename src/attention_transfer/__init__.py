@@ -1,0 +1,86 @@
+"""Attention transfer: train a small vision network to look where a large one looks.
+
+After Zagoruyko & Komodakis, *Paying More Attention to Attention: Improving the Performance of
+Convolutional Neural Networks via Attention Transfer*, ICLR 2017.
+
+    import attention_transfer as at
+
+    transfer = at.Transfer(student, teacher, terms=[
+        *at.distillation_terms(alpha=0.9, temperature=4.0),
+        at.ActivationAttention(beta=1000.0),
+    ])
+    out = transfer(images, labels)
+    out.loss.backward()
+
+``at.maps`` and ``at.losses`` are the formulas, ``at.models`` and ``at.data`` what is trained and
+on what, ``at.train`` and ``at.distill`` whole runs.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attention_transfer import data, losses, maps, models
+    from attention_transfer.errors import InputError, TrainingError
+    from attention_transfer.training import Run, distill, resume, train
+    from attention_transfer.transfer import (
+        ActivationAttention,
+        CrossEntropy,
+        FrozenTeacher,
+        FullActivation,
+        KnowledgeDistillation,
+        Normalization,
+        Observation,
+        Pair,
+        Term,
+        Transfer,
+        TransferOutput,
+        attention_maps,
+        distillation_terms,
+    )
+
+__all__ = [
+    "ActivationAttention",
+    "CrossEntropy",
+    "FrozenTeacher",
+    "FullActivation",
+    "InputError",
+    "KnowledgeDistillation",
+    "Normalization",
+    "Observation",
+    "Pair",
+    "Run",
+    "Term",
+    "TrainingError",
+    "Transfer",
+    "TransferOutput",
+    "attention_maps",
+    "data",
+    "distill",
+    "distillation_terms",
+    "losses",
+    "maps",
+    "models",
+    "resume",
+    "train",
+]
+
+_MODULES = ("data", "losses", "maps", "models")
+_HOMES = {
+    "errors": ("InputError", "TrainingError"),
+    "training": ("Run", "distill", "resume", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for, so that the command line answers ``--help`` without torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    home = next((home for home, names in _HOMES.items() if name in names), "transfer")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -82,7 +82,8 @@ class RunConfig(Config):
     seed: Seed = Field(0, description="of the initialisation and the order of the images")
     data_seed: Seed = Field(0, description="of the scenes, the validation split, augmentation")
     precision: Precision = Field(
-        "auto", description="fp32, bf16, fp16 (GPU only); auto: bf16 where the machine is fast at it"
+        "auto",
+        description="fp32, bf16, fp16 (GPU only); auto: bf16 where the machine is fast at it",
     )
     channels_last: bool = Field(True, description="memory format of images and features")
     out: Path | None = Field(None, description="the run's folder; default: a new one in runs/")
@@ -133,9 +134,13 @@ class EvaluateConfig(Config):
     data: str | None = Field(None, description="images; default: those of the run")
     download: bool = Field(False, description="download the data if they are missing")
     split: Literal["validation", "test"] = Field("test", description="which of the images")
-    validation: float = Field(0.1, gt=0, lt=1, description="share held out in training")
+    validation: float | None = Field(
+        None, gt=0, lt=1, description="share held out in training; default: the run's, or 0.1"
+    )
     batch_size: Count = Field(256, description="images at a time")
-    data_seed: Seed = Field(0, description="of the scenes and the validation split")
+    data_seed: Seed | None = Field(
+        None, description="of the scenes and the validation split; default: the run's, or 0"
+    )
     precision: Precision = Field("fp32", description="fp32, bf16, fp16 (GPU only) or auto")
 
 

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "TrainingError", "nearest"]
+__all__ = ["InputError", "Interrupted", "TrainingError", "nearest"]
 
 
 class InputError(ValueError):
@@ -12,6 +12,10 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on (the loss is not finite, say); the command line exits with 1."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was broken off by the user; the message says how to go on with it."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -144,4 +144,3 @@ class Taps:
                 )
             if not overwritten:
                 self._copied.discard(point)
-

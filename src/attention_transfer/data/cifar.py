@@ -38,7 +38,9 @@ def cifar(name: Literal["cifar10", "cifar100"], folder: Path, download: bool = F
             f"{source.base_folder} folder there: add --download, or name another place with "
             f"--data {name}:DIR"
         ) from None
-    images = [ImageSet(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in (train, test)]
+    images = [
+        ImageSet(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in (train, test)
+    ]
     return DataSet(
         name=name,
         train=images[0],

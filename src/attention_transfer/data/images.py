@@ -13,7 +13,16 @@ from torch import Tensor
 from attention_transfer.data.randomness import integers, permutation, uniform
 from attention_transfer.errors import InputError
 
-__all__ = ["Augmentation", "Batch", "DataSet", "ImageSet", "batch_bounds", "batches", "epoch_order", "hold_out"]
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "DataSet",
+    "ImageSet",
+    "batch_bounds",
+    "batches",
+    "epoch_order",
+    "hold_out",
+]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ def uniform(*key: Key) -> NDArray[np.float64]:
     return (_bits(*key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def integers(low: int | NDArray[np.int64], high: int | NDArray[np.int64], *key: Key) -> NDArray[np.int64]:
+def integers(
+    low: int | NDArray[np.int64], high: int | NDArray[np.int64], *key: Key
+) -> NDArray[np.int64]:
     """Uniform integers from low to high, both included, one for each element of the key's arrays.
 
     >>> int(integers(5, 5, "only choice"))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attention_transfer import maps
 from attention_transfer.config import DistillConfig, TrainConfig
 from attention_transfer.data import Batch, DataSet, batch_bounds, batches, epoch_order
-from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.training.checkpoints import load_last_checkpoint, save_checkpoint
 from attention_transfer.training.evaluation import Evaluation, evaluate
 from attention_transfer.training.machine import keep_freed_memory
@@ -150,6 +150,8 @@ class _Fit:
         try:
             while self.epoch < self.config.epochs:
                 self._train_epoch()
+        except KeyboardInterrupt:
+            raise Interrupted(self._how_to_go_on()) from None
         finally:
             self.progress.end()
         validation, test = self._evaluate("validation"), self._evaluate("test")
@@ -233,6 +235,11 @@ class _Fit:
         self.scaler.update()
         self.optimizer.zero_grad()
         totals.add(out, batch, labels, step)
+
+    def _how_to_go_on(self) -> str:
+        if self.epoch == 0:
+            return "interrupted before the end of the first epoch; nothing was saved to resume from"
+        return f"interrupted; go on with: attention-transfer resume {self.run.folder}"
 
     def _progress(self, step: int) -> float:
         """The share of the run's steps that is done."""

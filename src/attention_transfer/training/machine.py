@@ -11,7 +11,13 @@ import torch
 from attention_transfer.config import Precision
 from attention_transfer.errors import InputError
 
-__all__ = ["describe_machine", "keep_freed_memory", "package_versions", "resolve_precision"]
+__all__ = [
+    "EXTRAS",
+    "describe_machine",
+    "keep_freed_memory",
+    "package_versions",
+    "resolve_precision",
+]
 
 PACKAGES = (
     "attention-transfer",
@@ -23,6 +29,9 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+
+EXTRAS = {"demo": ("mlxtend", "scikit-learn")}
+"""Extra -> the packages it brings."""
 
 
 def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:

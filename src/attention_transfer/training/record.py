@@ -30,9 +30,7 @@ def introduction(prepared: Prepared) -> Iterator[str]:
         count = parameter_count(prepared.teacher.network)
         yield f"teacher {prepared.teacher.name} ({count:,} parameters)"
     for pair in prepared.transfer.pair_descriptions:
-        shapes = (
-            "x".join(map(str, shape)) for shape in (pair.student_shape, pair.teacher_shape)
-        )
+        shapes = ("x".join(map(str, shape)) for shape in (pair.student_shape, pair.teacher_shape))
         yield (
             f"{pair.term}: {pair.student} ({next(shapes)}) attends like {pair.teacher} "
             f"({next(shapes)}), weight {pair.effective_weight:.4g} on {pair.unit}"

@@ -55,7 +55,9 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             write_config_file(config, run.folder / "config.yaml")
         except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
+            raise InputError(
+                f"cannot write to {folder}: {error.strerror}; choose another --out"
+            ) from None
         return run
 
     @staticmethod

@@ -1,0 +1,77 @@
+"""The command line: ``attention-transfer COMMAND``. Torch is imported inside commands only."""
+
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from attention_transfer.cli import demo, distill, doctor, evaluate, resume, train
+from attention_transfer.cli.arguments import Parser
+from attention_transfer.errors import InputError, Interrupted, TrainingError, nearest
+
+__all__ = ["main"]
+
+COMMANDS: dict[str, ModuleType] = {
+    "demo": demo,
+    "train": train,
+    "distill": distill,
+    "resume": resume,
+    "evaluate": evaluate,
+    "doctor": doctor,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0 fine, 1 failed, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except InputError as error:
+        return _fail(error, 2)
+    except TrainingError as error:
+        return _fail(error, 1)
+    except Interrupted as error:
+        return _fail(error, 130)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"attention-transfer {version('attention-transfer')}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
+    command = COMMANDS[name]
+    parser = Parser(name, command.__doc__ or "", command.EXAMPLES)
+    command.add_arguments(parser)
+    return int(command.run(parser.parse(arguments[1:])))
+
+
+def _overview() -> str:
+    lines = [
+        "usage: attention-transfer COMMAND [--help]",
+        "",
+        "Trains a small vision network to look where a large one looks.",
+        "",
+        "commands:",
+    ]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}")
+    lines += ["", "start here: attention-transfer demo"]
+    return "\n".join(lines)
+
+
+def _fail(error: BaseException | str, code: int) -> int:
+    print(f"attention-transfer: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

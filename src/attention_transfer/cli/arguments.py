@@ -1,0 +1,129 @@
+"""Flags made from a configuration's fields, so that a setting is described and checked once."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from attention_transfer.config import AnyConfig, Config, read_config_file
+from attention_transfer.errors import InputError, nearest
+
+__all__ = ["Parser", "config_from"]
+
+
+class Parser(argparse.ArgumentParser):
+    """One command's parser; what it refuses is an InputError, so that all errors look alike."""
+
+    def __init__(self, command: str, description: str, examples: tuple[str, ...]) -> None:
+        lines = "\n".join(f"  attention-transfer {example}" for example in examples)
+        super().__init__(
+            prog=f"attention-transfer {command}",
+            usage=f"attention-transfer {command} [flags]",
+            description=description,
+            epilog=f"examples:\n{lines}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what argparse would print."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """The flags given, and only those; an unknown one is refused with the nearest name."""
+        parsed, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            if not flag.startswith("-"):
+                raise InputError(f"unexpected argument {flag!r}; see {self.prog} --help")
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            hint = nearest(flag, known)
+            if not hint.startswith("did you mean"):
+                hint = f"see {self.prog} --help"
+            raise InputError(f"unknown flag {flag}; {hint}")
+        return parsed
+
+    def add_config(self, config: type[Config], positional: tuple[str, ...] = ()) -> None:
+        """A flag for each field, ``--config`` and ``--json``; some fields as arguments instead."""
+        for name in positional:
+            field = config.model_fields[name]
+            self.add_argument(
+                name, metavar=name.upper(), nargs="?", help=_escaped(field.description or "")
+            )
+        self.add_argument(
+            "--config",
+            metavar="FILE",
+            help="YAML file of settings (name: value); flags override it",
+        )
+        for name, field in config.model_fields.items():
+            if name not in positional:
+                self._add_field("--" + name.replace("_", "-"), name, field)
+        self.add_json()
+
+    def add_json(self) -> None:
+        """The flag ``--json``."""
+        self.add_argument(
+            "--json",
+            action="store_true",
+            default=False,
+            help="print one JSON document; progress goes to stderr",
+        )
+
+    def _add_field(self, flag: str, name: str, field: FieldInfo) -> None:
+        help = _escaped(f"{field.description or ''}{_default(field)}")
+        if field.annotation is bool:
+            self.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help)
+        else:
+            self.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=help)
+
+
+def config_from(parsed: argparse.Namespace, config: type[AnyConfig]) -> AnyConfig:
+    """The configuration of a file, if one was given, overridden by flags.
+
+    Raises:
+        InputError: the file cannot be read, or settings are wrong, missing or unknown.
+    """
+    given: dict[str, Any] = dict(vars(parsed))
+    given.pop("json", None)
+    file = given.pop("config", None)
+    values = read_config_file(Path(file)) if file else {}
+    for name, value in given.items():
+        values[name] = None if value == "none" and _optional(config.model_fields[name]) else value
+    return config.checked(values)
+
+
+def _optional(field: FieldInfo) -> bool:
+    return type(None) in get_args(field.annotation)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return " (required)"
+    if field.default is None or field.default == "":
+        return ""
+    return f" (default: {field.default})"
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    names = {int: "N", float: "X", Path: "DIR"}
+    return next(
+        (names[kind] for kind in _types(annotation) if isinstance(kind, type) and kind in names),
+        "NAME",
+    )
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types in an annotation, through Optional and Annotated."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _types(inner)
+
+
+def _escaped(help: str) -> str:
+    return help.replace("%", "%%")

@@ -1,0 +1,48 @@
+"""the main job on embedded images: a small network alone, and attending like a large one"""
+
+from argparse import Namespace
+
+from attention_transfer.cli.arguments import Parser, config_from
+from attention_transfer.cli.output import console, print_json, print_table
+from attention_transfer.config import DemoConfig
+
+EXAMPLES = ("demo", "demo --train-teacher --out runs/my-demo", "demo --epochs 3 --json")
+
+
+def add_arguments(parser: Parser) -> None:
+    """The flags."""
+    parser.add_config(DemoConfig)
+
+
+def run(arguments: Namespace) -> int:
+    """Trains, then prints the table, the sentence and where the picture is."""
+    config = config_from(arguments, DemoConfig)
+    from dataclasses import asdict
+
+    from attention_transfer.experiments.demo import run_demo
+    from attention_transfer.report.pictures import draw_attention
+    from attention_transfer.training import RunProgress
+
+    where = console(arguments.json)
+    result = run_demo(config, RunProgress(where))
+    picture = draw_attention(result.attention, result.folder / "attention.png")
+    if arguments.json:
+        print_json(
+            {
+                "arms": [asdict(arm) for arm in result.arms],
+                "sentence": result.sentence,
+                "settings": result.settings,
+                "folder": str(result.folder),
+                "picture": str(picture),
+            }
+        )
+        return 0
+    rows = [
+        [arm.name, f"{arm.test_error:.1f}", f"{arm.parameters:,}", f"{arm.seconds:.0f}"]
+        for arm in result.arms
+    ]
+    where.print()
+    print_table(where, ["network", "test error %", "parameters", "training seconds"], rows)
+    for text in ("", result.sentence, result.settings, f"where they look: {picture}"):
+        where.print(text, highlight=False, markup=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,26 @@
+"""train a student to look where a teacher looks"""
+
+from argparse import Namespace
+
+from attention_transfer.cli.arguments import Parser, config_from
+from attention_transfer.cli.runs import report_run
+from attention_transfer.config import DistillConfig
+
+EXAMPLES = (
+    "distill --teacher runs/teacher --student wrn-16-1",
+    "distill --teacher runs/teacher --student wrn-16-1 --kd-alpha 0.9 --out runs/at-kd",
+    "distill --teacher runs/teacher --student nin-thin --pairs block2:group2,block3:group3",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """The flags."""
+    parser.add_config(DistillConfig)
+
+
+def run(arguments: Namespace) -> int:
+    """Distils and reports."""
+    config = config_from(arguments, DistillConfig)
+    from attention_transfer import training
+
+    return report_run(lambda progress: training.run(config, progress), arguments.json)

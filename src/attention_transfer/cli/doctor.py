@@ -1,0 +1,48 @@
+"""say what is installed, what the machine can do, and which options that means"""
+
+from argparse import Namespace
+
+from attention_transfer.cli.arguments import Parser
+from attention_transfer.cli.output import console, print_json, print_table
+
+EXAMPLES = ("doctor", "doctor --json")
+
+
+def add_arguments(parser: Parser) -> None:
+    """The flags."""
+    parser.add_json()
+
+
+def run(arguments: Namespace) -> int:
+    """Looks and prints."""
+    from attention_transfer.training.machine import (
+        EXTRAS,
+        describe_machine,
+        package_versions,
+        resolve_precision,
+    )
+
+    versions = package_versions()
+    extras = {extra: package_versions(packages) for extra, packages in EXTRAS.items()}
+    machine = describe_machine()
+    precision = resolve_precision("auto")
+    if arguments.json:
+        print_json(
+            {"versions": versions, "extras": extras, "machine": machine, "precision": precision}
+        )
+        return 0
+    where = console(False)
+    rows = [[name, found or "not installed"] for name, found in versions.items()]
+    print_table(where, ["package", "version"], rows)
+    rows = [[name, str(value)] for name, value in machine.items()]
+    print_table(where, ["\nmachine", ""], rows)
+    where.print(f"\n--precision auto means {precision} here", highlight=False)
+    for extra, packages in extras.items():
+        missing = [name for name, found in packages.items() if found is None]
+        state = (
+            f"missing {', '.join(missing)}: pip install 'attention-transfer[{extra}]'"
+            if missing
+            else "installed"
+        )
+        where.print(f"extra {extra}: {state}", highlight=False, markup=False)
+    return 0

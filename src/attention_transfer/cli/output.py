@@ -1,0 +1,37 @@
+"""What commands print: tables for people, one JSON document for programs."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["console", "print_json", "print_table"]
+
+
+def console(as_json: bool) -> Console:
+    """Where progress and tables go: stdout, or stderr when stdout is kept for JSON."""
+    return Console(stderr=as_json)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """The one document on stdout."""
+    json.dump(document, sys.stdout, indent=2)
+    print()
+
+
+def print_table(
+    where: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
+) -> None:
+    """A table; every column but the first is aligned to the right."""
+    if title is not None:
+        where.print(escape(title), highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(escape(column), justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    where.print(table)

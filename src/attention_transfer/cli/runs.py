@@ -1,0 +1,35 @@
+"""What train, distill and resume have in common: showing progress, then the result."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from attention_transfer.cli.output import console, print_json, print_table
+
+if TYPE_CHECKING:
+    from attention_transfer.training import Run, RunProgress
+
+__all__ = ["report_run"]
+
+
+def report_run(work: "Callable[[RunProgress], Run]", as_json: bool) -> int:
+    """Does the work, prints its figures and where they are."""
+    from attention_transfer.training import RunProgress
+
+    where = console(as_json)
+    finished = work(RunProgress(where))
+    record = finished.record
+    if as_json:
+        print_json({"folder": str(finished.folder), **record})
+        return 0
+    final, student = record["final"], record["student"]
+    row = [
+        student["name"],
+        f"{final['test_error']:.2f}",
+        f"{final['validation_error']:.2f}",
+        f"{student['parameters']:,}",
+        f"{record['seconds']:.0f}",
+    ]
+    columns = ["network", "test error %", "validation error %", "parameters", "seconds"]
+    print_table(where, columns, [row])
+    where.print(f"the run is in {finished.folder}", highlight=False, markup=False, soft_wrap=True)
+    return 0

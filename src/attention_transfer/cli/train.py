@@ -1,0 +1,26 @@
+"""train one network alone: a teacher, or a baseline"""
+
+from argparse import Namespace
+
+from attention_transfer.cli.arguments import Parser, config_from
+from attention_transfer.cli.runs import report_run
+from attention_transfer.config import TrainConfig
+
+EXAMPLES = (
+    "train --model wrn-16-2 --epochs 22 --out runs/teacher",
+    "train --model wrn-16-1 --data cifar10 --download --schedule step --epochs 200 "
+    "--batch-size 128 --no-nesterov",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """The flags."""
+    parser.add_config(TrainConfig)
+
+
+def run(arguments: Namespace) -> int:
+    """Trains and reports."""
+    config = config_from(arguments, TrainConfig)
+    from attention_transfer import training
+
+    return report_run(lambda progress: training.run(config, progress), arguments.json)

@@ -1,0 +1,1 @@
+"""Experiments: configurations of several runs, and what they show together."""

@@ -1,0 +1,171 @@
+"""The demo: the main job on the embedded data, in minutes.
+
+A wide teacher that was trained before, and a thin student trained three ways at equal epochs and
+schedule: alone, with attention transfer, and with attention transfer and distillation.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attention_transfer.config import DemoConfig, DistillConfig, RunConfig, TrainConfig
+from attention_transfer.data import DataSet, ImageSet, as_input, load_data
+from attention_transfer.models import LoadedModel, load_run
+from attention_transfer.training import Run, RunProgress, evaluate, new_folder, run
+from attention_transfer.training.preparation import model_normalization
+from attention_transfer.training.record import parameter_count
+from attention_transfer.transfer import attention_maps
+
+__all__ = ["TEACHER_RECIPE", "Arm", "DemoResult", "packaged_teacher", "run_demo"]
+
+TEACHER_RECIPE = TrainConfig(model="wrn-16-2", epochs=22, precision="bf16")
+"""How the packaged teacher was trained, and how ``--train-teacher`` trains it anew."""
+
+STUDENT = "wrn-16-1"
+ALPHA = 0.9
+SCENES = 8
+LEVELS = ("low", "middle", "top")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One network of the comparison; its error on the test images is in percent."""
+
+    name: str
+    test_error: float
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found, and where."""
+
+    folder: Path
+    arms: list[Arm]
+    sentence: str
+    settings: str
+    attention: Path
+    """Raw maps and scenes, ``.npz``."""
+
+
+def packaged_teacher() -> Path:
+    """The run's folder of the teacher that comes with the package."""
+    return Path(str(files("attention_transfer.experiments") / "demo_teacher"))
+
+
+def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoResult:
+    """Trains (or reuses) the teacher, trains the three students, reads the test images once each.
+
+    Args:
+        config: of the demo.
+        progress: told about every step; silent by default.
+
+    Raises:
+        InputError: before anything is written, whatever would not fit.
+    """
+    folder = config.out or new_folder("demo")
+    Run.check_free(folder)
+    progress = progress or RunProgress()
+    data = load_data("cluttered-digits")
+    teacher = packaged_teacher()
+    if config.train_teacher:
+        progress.say("teacher: trained anew")
+        teacher = run(TEACHER_RECIPE.replace(out=folder / "teacher"), progress, data).folder
+    runs = {}
+    for name, asked in _student_configs(config, teacher).items():
+        progress.say(f"{name}: {STUDENT}, {asked.epochs} epochs")
+        runs[name] = run(asked.replace(out=folder / name), progress, data)  # type: ignore[arg-type]
+    arms = [_teacher_arm(teacher, data)]
+    arms += [_arm(name, finished) for name, finished in runs.items()]
+    networks = {"teacher": teacher, "alone": runs["alone"].folder, "at": runs["at"].folder}
+    attention = folder / "attention.npz"
+    _save_attention({name: load_run(path) for name, path in networks.items()}, data, attention)
+    asked = runs["at+kd"].config
+    result = DemoResult(folder, arms, _sentence(arms), _settings(asked), attention)
+    summary: dict[str, Any] = {"schema_version": 1, "config": config.model_dump(mode="json")}
+    summary |= {"arms": [asdict(arm) for arm in arms], "settings": result.settings}
+    (folder / "demo.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _student_configs(config: DemoConfig, teacher: Path) -> dict[str, RunConfig]:
+    common: dict[str, Any] = {
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "precision": config.precision,
+    }
+    distilled = DistillConfig(teacher=str(teacher), student=STUDENT, beta=config.beta, **common)
+    return {
+        "alone": TrainConfig(model=STUDENT, **common),
+        "at": distilled,
+        "at+kd": distilled.replace(kd_alpha=ALPHA),
+    }
+
+
+def _arm(name: str, finished: Run) -> Arm:
+    record = finished.record
+    return Arm(name, finished.test_error, record["student"]["parameters"], record["seconds"])
+
+
+def _teacher_arm(folder: Path, data: DataSet) -> Arm:
+    """The teacher, judged on this demo's test images."""
+    teacher = load_run(folder)
+    evaluation = evaluate(teacher.network, data.test, model_normalization(teacher, data))
+    seconds = Run(folder).record["seconds"]
+    return Arm("teacher", evaluation.error, parameter_count(teacher.network), seconds)
+
+
+def _sentence(arms: list[Arm]) -> str:
+    error = {arm.name: arm.test_error for arm in arms}
+
+    def change(name: str) -> str:
+        share = 100 * (error[name] / error["alone"] - 1)
+        return f"{abs(share):.0f} % {'fewer' if share <= 0 else 'more'} mistakes"
+
+    return (
+        f"By attending like its teacher, the same small network makes {change('at')} on images "
+        f"it has never seen ({error['alone']:.1f} % -> {error['at']:.1f} % error), and with "
+        f"distillation as well {change('at+kd')} ({error['at+kd']:.1f} %); the teacher, with four "
+        f"times the parameters, is at {error['teacher']:.1f} %."
+    )
+
+
+def _settings(asked: TrainConfig | DistillConfig) -> str:
+    assert isinstance(asked, DistillConfig)
+    return (
+        f"attention transfer with beta {asked.beta:g} ({asked.beta_schedule}, form {asked.form}), "
+        f"distillation with alpha {asked.kd_alpha:g} and temperature {asked.temperature:g}; "
+        f"{asked.epochs} epochs at batch {asked.batch_size}, {asked.schedule} to lr {asked.lr:g}, "
+        f"seed {asked.seed}"
+    )
+
+
+def _save_attention(networks: dict[str, LoadedModel], data: DataSet, path: Path) -> None:
+    """Scenes spread over the test images, and each network's maps and predictions on them."""
+    chosen = np.linspace(0, len(data.test) - 1, SCENES).round().astype(np.int64)
+    scenes: ImageSet = data.test.subset(chosen)
+    assert scenes.boxes is not None
+    arrays = {
+        "images": scenes.images.numpy(),
+        "labels": scenes.labels.numpy(),
+        "boxes": scenes.boxes.numpy(),
+        "class_names": np.array(data.class_names),
+        "networks": np.array(list(networks)),
+        "levels": np.array(LEVELS),
+    }
+    pixels = as_input(scenes.images)
+    for name, model in networks.items():
+        own = model_normalization(model, data)
+        found = attention_maps(model.network, pixels, normalization=own)
+        for level, attention in zip(LEVELS, found.values(), strict=True):
+            arrays[f"{name}/{level}"] = attention.numpy()
+        with torch.no_grad():
+            predictions = model.network.eval()(own(pixels)).argmax(dim=1)
+        arrays[f"{name}/predictions"] = predictions.numpy()
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]

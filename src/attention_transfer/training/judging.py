@@ -1,0 +1,55 @@
+"""Evaluating a MODEL on DATA, each as users write it."""
+
+from pathlib import Path
+
+from attention_transfer.config import EvaluateConfig
+from attention_transfer.data import DataSet, load_data
+from attention_transfer.errors import InputError
+from attention_transfer.models import LoadedModel, load, load_run
+from attention_transfer.training.evaluation import Evaluation, evaluate
+from attention_transfer.training.machine import resolve_precision
+from attention_transfer.training.preparation import model_normalization
+from attention_transfer.training.run import Run
+
+__all__ = ["evaluate_model"]
+
+
+def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evaluation]:
+    """What ``attention-transfer evaluate`` does. A run's own data, seed and split are the default.
+
+    Raises:
+        InputError: an unknown model or data set, or the two do not fit.
+    """
+    precision = resolve_precision(config.precision)
+    name, validation, data_seed = config.data, config.validation, config.data_seed
+    folder = Path(config.model)
+    if folder.is_dir():
+        card = load_run(folder).card
+        assert card is not None
+        name = name or card.data
+        if (folder / "config.yaml").is_file():
+            asked = Run(folder).config
+            validation = asked.validation if validation is None else validation
+            data_seed = asked.data_seed if data_seed is None else data_seed
+    if name is None:
+        raise InputError(f"{config.model} does not say what it was trained on; give --data DATA")
+    data = load_data(
+        name,
+        validation=0.1 if validation is None else validation,
+        data_seed=data_seed or 0,
+        download=config.download,
+    )
+    model = load(config.model, len(data.class_names), trained=True)
+    if model.card is not None and model.card.classes != len(data.class_names):
+        raise InputError(
+            f"{config.model} tells {model.card.classes} classes apart and {data.name} has "
+            f"{len(data.class_names)}; evaluate it on data of its own classes"
+        )
+    evaluation = evaluate(
+        model.network,
+        data.validation if config.split == "validation" else data.test,
+        model_normalization(model, data),
+        batch_size=config.batch_size,
+        precision=precision,
+    )
+    return model, data, evaluation
