@@ -26,6 +26,14 @@ __all__ = [
 LARGEST_FILE = 100_000
 """Bytes; a configuration is a page of text."""
 
+_REFUSED_TOKENS = (
+    yaml.AliasToken,
+    yaml.AnchorToken,
+    yaml.TagToken,
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+)
+
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -178,9 +186,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         # The tokens first: depth and aliases are refused before anything is composed.
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken) or isinstance(
-                token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken
-            ):
+            if isinstance(token, _REFUSED_TOKENS):
                 line = token.start_mark.line + 1
                 raise InputError(
                     f"{path} line {line}: expected plain 'name: value' lines, "

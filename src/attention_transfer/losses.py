@@ -78,7 +78,7 @@ def attention_transfer(
     difference = student - teacher
     if form == "code":
         return difference.square().mean()
-    distance = torch.linalg.vector_norm(difference, norm, dim=1).mean() / 2
+    distance: Tensor = torch.linalg.vector_norm(difference, norm, dim=1).mean() / 2
     return distance if form == "paper" else distance / difference.shape[1]
 
 

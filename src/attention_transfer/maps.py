@@ -108,7 +108,7 @@ def scale_free_map(features: Tensor, kind: MapKind = "sum", power: float = 2.0) 
         tensor([[[1., 1.]]])
     """
     _check(features, kind, power)
-    result: Tensor = _ScaleFreeMap.apply(features, kind, power)  # type: ignore[no-untyped-call]
+    result: Tensor = _ScaleFreeMap.apply(features, kind, power)
     return result
 
 
@@ -236,7 +236,8 @@ def _power_derivative(values: Tensor, power: float) -> Tensor:
 class _ScaleFreeMap(torch.autograd.Function):
     """F(A / max|A|), with the backward pass written by hand: autograd's would keep several
     float32 copies of the features, and lose their memory format. A few images are worked on at
-    a time, in place, so that the float32 values never leave the processor's cache."""
+    a time, in place, so that the float32 values never leave the processor's cache.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, features: Tensor, kind: MapKind, power: float) -> Tensor:
@@ -258,7 +259,7 @@ class _ScaleFreeMap(torch.autograd.Function):
         return maps
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         features, scales = ctx.saved_tensors
         result = torch.empty_like(features)
@@ -276,4 +277,4 @@ class _ScaleFreeMap(torch.autograd.Function):
 def _in_parts(features: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Features and what belongs to them, split along N into parts of about 2 MB in float32."""
     images = max(1, 2**19 // max(1, features[:1].numel()))
-    return zip(*(tensor.split(images) for tensor in (features, *others)), strict=True)
+    return zip(*(torch.split(tensor, images) for tensor in (features, *others)), strict=True)

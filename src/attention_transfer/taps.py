@@ -7,7 +7,6 @@ A tap is a forward hook that lives as long as a ``with`` block. A point is a mod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 

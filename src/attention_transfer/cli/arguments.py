@@ -74,11 +74,13 @@ class Parser(argparse.ArgumentParser):
         )
 
     def _add_field(self, flag: str, name: str, field: FieldInfo) -> None:
-        help = _escaped(f"{field.description or ''}{_default(field)}")
+        description = _escaped(f"{field.description or ''}{_default(field)}")
         if field.annotation is bool:
-            self.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help)
+            self.add_argument(
+                flag, dest=name, action=argparse.BooleanOptionalAction, help=description
+            )
         else:
-            self.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=help)
+            self.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=description)
 
 
 def config_from(parsed: argparse.Namespace, config: type[AnyConfig]) -> AnyConfig:
@@ -125,5 +127,5 @@ def _types(annotation: Any) -> Iterator[Any]:
         yield from _types(inner)
 
 
-def _escaped(help: str) -> str:
-    return help.replace("%", "%%")
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")

@@ -1,6 +1,7 @@
 """The images: embedded ones, CIFAR, and the batches made of them."""
 
 from pathlib import Path
+from typing import cast
 
 from attention_transfer.data.images import (
     Augmentation,
@@ -49,10 +50,10 @@ def load_data(
         from attention_transfer.data.cluttered_digits import cluttered_digits
 
         found = cluttered_digits(data_seed)
-    elif name == "cifar10" or name == "cifar100":
-        from attention_transfer.data.cifar import cifar
+    elif name in ("cifar10", "cifar100"):
+        from attention_transfer.data.cifar import CifarName, cifar
 
-        found = cifar(name, Path(folder or "data"), download)
+        found = cifar(cast("CifarName", name), Path(folder or "data"), download)
     else:
         known = ["cluttered-digits", "cifar10", "cifar100"]
         raise InputError(f"unknown data {data!r}; {nearest(data, known)}")

@@ -10,10 +10,12 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from attention_transfer.data.images import Augmentation, DataSet, ImageSet
 from attention_transfer.errors import InputError
 
-__all__ = ["cifar"]
+__all__ = ["CifarName", "cifar"]
+
+CifarName = Literal["cifar10", "cifar100"]
 
 
-def cifar(name: Literal["cifar10", "cifar100"], folder: Path, download: bool = False) -> DataSet:
+def cifar(name: CifarName, folder: Path, download: bool = False) -> DataSet:
     """The 50,000 training and 10,000 test images, 32x32; validation is still empty.
 
     Augmentation and normalisation are the paper's: a pad of 4 by reflection, random crops and

@@ -28,7 +28,8 @@ __all__ = [
 @dataclass(frozen=True)
 class ImageSet:
     """Images (N, H, W, 3) as uint8 and labels (N,), with each object's box (N, 4) where known:
-    left, top, right, bottom in pixels, right and bottom excluded."""
+    left, top, right, bottom in pixels, right and bottom excluded.
+    """
 
     images: Tensor
     labels: Tensor
@@ -110,7 +111,8 @@ class DataSet:
 
 class Batch(NamedTuple):
     """Images (N, 3, H, W) in [0, 1], float32 in channels_last; labels (N,); sample indices; and
-    how many images all processes' shares of the batch have together."""
+    how many images all processes' shares of the batch have together.
+    """
 
     images: Tensor
     labels: Tensor

@@ -58,7 +58,8 @@ def permutation(count: int, *key: Key) -> NDArray[np.int64]:
 
 def _bits(*key: Key) -> NDArray[np.uint64]:
     """A 64-bit hash of the key: each part in turn is mixed in by the SplitMix64 finaliser
-    (Steele, Lea & Flood, OOPSLA 2014)."""
+    (Steele, Lea & Flood, OOPSLA 2014).
+    """
     state = np.zeros((), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in key:

@@ -1,4 +1,4 @@
-"""Network in network (Lin et al., ICLR 2014): three blocks of one spatial and two 1x1 convolutions."""
+"""Network in network (Lin et al., ICLR 2014): blocks of one spatial and two 1x1 convolutions."""
 
 from torch import Tensor, nn
 

@@ -51,10 +51,12 @@ class ModelCard:
             InputError: it cannot be read, or is not such a card.
         """
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            card = cls(
-                **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-            )
+            read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            values: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in read.items()
+            }
+            card = cls(**values)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is not a model card: {error}") from None
         if card.schema_version != 1:

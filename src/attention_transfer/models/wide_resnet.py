@@ -77,6 +77,7 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.modules():
             if isinstance(module, PreActivationBlock) and not batch_norm:
                 nn.init.zeros_(module.conv2.weight)
         nn.init.zeros_(self.classifier.bias)

@@ -128,7 +128,7 @@ class _Fit:
             nesterov=self.config.nesterov and self.config.momentum > 0,
             weight_decay=self.config.weight_decay,
         )
-        self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(
             accelerator.device.type, enabled=prepared.precision == "fp16"
         )
         # Wraps the whole objective, so that the terms' own parameters are synchronised too.

@@ -1,4 +1,4 @@
-"""From a configuration to what the loop needs: data, networks, the objective. Nothing is written."""
+"""From a configuration to data, networks and the objective. Nothing is written."""
 
 from dataclasses import dataclass
 
@@ -82,7 +82,7 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     networks = [student.network] + ([teacher.network] if teacher else [])
     if config.channels_last:
         for network in networks:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         transfer = Transfer(

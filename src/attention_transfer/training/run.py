@@ -10,8 +10,13 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from attention_transfer.config import DistillConfig, RunConfig, TrainConfig
-from attention_transfer.config import read_config_file, write_config_file
+from attention_transfer.config import (
+    DistillConfig,
+    RunConfig,
+    TrainConfig,
+    read_config_file,
+    write_config_file,
+)
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, ModelCard, load_run
 

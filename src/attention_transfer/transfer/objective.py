@@ -203,8 +203,8 @@ class Transfer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves the teacher along with ``.to()``, ``.cuda()`` and so on."""
         if self.teacher is not None:
-            self.teacher.network._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+            self.teacher.network._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 def _normalization(

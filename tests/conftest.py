@@ -1,0 +1,54 @@
+"""What several tests build on: small images, and the golden option."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attention_transfer.data import Augmentation, DataSet, ImageSet
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="store the golden run's losses anew"
+    )
+
+
+def small_data(images: int = 48, classes: int = 3, size: int = 16) -> DataSet:
+    """Images in which a bright quarter tells the class: learnable within a few steps."""
+    generator = np.random.default_rng(0)
+
+    def split(count: int) -> ImageSet:
+        labels = np.arange(count) % classes
+        pixels = generator.integers(0, 60, (count, size, size, 3), dtype=np.uint8)
+        half = size // 2
+        for image, label in zip(pixels, labels, strict=True):
+            top, left = divmod(int(label), 2)
+            image[top * half : (top + 1) * half, left * half : (left + 1) * half] += 150
+        return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels))
+
+    return DataSet(
+        name="small",
+        train=split(images),
+        validation=split(classes * 2),
+        test=split(classes * 2),
+        class_names=tuple(f"class {index}" for index in range(classes)),
+        mean=(0.4, 0.4, 0.4),
+        std=(0.3, 0.3, 0.3),
+        augmentation=Augmentation(pad=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def data() -> DataSet:
+    return small_data()
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Every test works in a folder of its own."""
+    if not isinstance(request.node, pytest.DoctestItem):
+        monkeypatch.chdir(tmp_path)

@@ -1,0 +1,264 @@
+"""Whole runs on small images: what they leave, that they repeat, resume and stop."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import attention_transfer as at
+from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.data import DataSet
+from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.training import Run, RunProgress, loop, preparation
+from attention_transfer.training.evaluation import calibration_error, confusion_matrix, judge
+from attention_transfer.training.schedule import learning_rate_factor
+
+SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 10, "lr": 0.05, "precision": "fp32"}
+
+
+@pytest.fixture(autouse=True)
+def _small_data(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
+    monkeypatch.setattr(preparation, "load_data", lambda *_, **__: data)
+
+
+@pytest.fixture
+def teacher() -> Run:
+    return at.train(model="wrn-10-1", out="teacher", **SMALL)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "model.safetensors")
+
+
+def same_weights(first: Run, second: Run) -> bool:
+    one, other = weights(first), weights(second)
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    clocks = ("images_per_second", "seconds", "seconds_waiting_for_data", "seconds_left")
+    return [{name: value for name, value in row.items() if name not in clocks} for row in rows]
+
+
+class Interrupting(RunProgress):
+    """Raises at a step."""
+
+    def __init__(self, at_step: int) -> None:
+        super().__init__()
+        self.left = at_step
+
+    def step(self, images: int, rate: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise ConnectionError("crash")
+
+
+def test_a_run_leaves_everything_it_knows(teacher: Run) -> None:
+    names = {path.name for path in teacher.folder.iterdir()}
+    assert names == {
+        "config.yaml",
+        "record.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "model.json",
+        "checkpoints",
+    }
+    kept = sorted(path.name for path in teacher.checkpoints.iterdir())
+    assert kept == ["epoch-0002", "epoch-0003"]
+    record = teacher.record
+    assert record["schema_version"] == 1
+    assert record["config"] == json.loads(teacher.config.model_dump_json())
+    assert record["versions"]["torch"]
+    assert record["student"]["parameters"] > 70_000
+    assert record["student"]["flops"] > 1e6
+    assert record["data"]["train"]["images"] == 48
+    assert 0 <= record["final"]["test_error"] <= 100
+    errors = [row["validation_error"] for row in teacher.metrics]
+    assert record["best_on_validation"]["validation_error"] == min(errors)
+    assert [row["epoch"] for row in teacher.metrics] == [1, 2, 3]
+    assert teacher.load().card is not None
+
+
+def test_a_student_learns_and_reports_every_term(teacher: Run) -> None:
+    run = at.distill(
+        teacher=str(teacher.folder),
+        student="wrn-10-1",
+        kd_alpha=0.5,
+        full_activation=0.1,
+        out="student",
+        **{**SMALL, "epochs": 8},
+    )
+    rows = run.metrics
+    assert set(rows[0]["terms"]) == {
+        "cross_entropy",
+        "knowledge_distillation",
+        "activation_attention",
+        "full_activation",
+    }
+    assert set(rows[0]["attention_agreement"]) == {f"group{n}:group{n}" for n in (1, 2, 3)}
+    assert rows[-1]["train_error"] < rows[0]["train_error"]
+    first, last = (row["attention_agreement"]["group3:group3"] for row in (rows[0], rows[-1]))
+    assert last > first
+    assert [pair["effective_weight"] for pair in run.record["pairs"]][:3] == [
+        1000 / 256,
+        1000 / 64,
+        1000 / 16,
+    ]
+    assert not any("regressor" in name or "term" in name for name in weights(run))
+
+
+def test_the_teacher_is_bit_equal_after_training(teacher: Run, data: DataSet) -> None:
+    config = DistillConfig.checked(
+        {"teacher": str(teacher.folder), "student": "wrn-10-1", "out": "student", **SMALL}
+    )
+    prepared = preparation.prepare(config, data)
+    assert prepared.teacher is not None
+    fit = loop._Fit(
+        prepared, Run.create(Path("student"), config), loop.Accelerator(), RunProgress()
+    )
+    fit.finish()
+    after = prepared.teacher.network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in weights(teacher).items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_runs_are_bit_equal(precision: str) -> None:
+    settings = {**SMALL, "precision": precision, "epochs": 2}
+    first, second = (at.train(model="wrn-10-1", out=name, **settings) for name in "ab")
+    assert same_weights(first, second)
+    assert timeless(first.metrics) == timeless(second.metrics)
+    other = at.train(model="wrn-10-1", out="c", seed=1, **settings)
+    assert not same_weights(first, other)
+
+
+@pytest.mark.parametrize("crash", [6, 8, 10, 15])
+def test_a_run_resumes_from_its_last_epoch_as_if_never_interrupted(
+    teacher: Run, data: DataSet, crash: int
+) -> None:
+    common = {"teacher": str(teacher.folder), "student": "nin-thin", "full_activation": 0.1}
+    whole = at.distill(out="whole", **common, **SMALL)
+    with pytest.raises(ConnectionError):
+        at.distill(out="broken", progress=Interrupting(crash), **common, **SMALL)
+    with pytest.raises(InputError, match="no finished run"):
+        _ = Run(Path("broken")).record
+    resumed = at.resume(Path("broken"))
+    assert same_weights(whole, resumed)
+    assert timeless(whole.metrics) == timeless(resumed.metrics)
+    assert resumed.record["final"] == whole.record["final"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before() -> None:
+    whole = at.train(model="nin-thin", out="whole", **SMALL)
+    with pytest.raises(ConnectionError):
+        at.train(model="nin-thin", out="broken", progress=Interrupting(12), **SMALL)
+    newest = Path("broken/checkpoints/epoch-0002/state.pt")
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert same_weights(at.resume(Path("broken")), whole)
+
+
+def test_what_cannot_be_resumed_says_why(teacher: Run) -> None:
+    with pytest.raises(InputError, match="finished"):
+        at.resume(teacher.folder)
+    with pytest.raises(InputError, match="holds no run"):
+        at.resume(Path("nowhere"))
+    with pytest.raises(ConnectionError):
+        at.train(model="nin-thin", out="early", progress=Interrupting(1), **SMALL)
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        at.resume(Path("early"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_step() -> None:
+    with pytest.raises(TrainingError, match=r"not finite in epoch \d.*cross_entropy.*--lr"):
+        at.train(model="wrn-10-1-nobn", out="wild", **{**SMALL, "lr": 1e18})
+    assert not Path("wild/record.json").exists()
+
+
+def test_clipping_bounds_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = []
+    original = torch.nn.utils.clip_grad_norm_
+
+    def recording(parameters: Any, limit: float) -> torch.Tensor:
+        parameters = list(parameters)
+        original(parameters, limit)
+        norms.append(torch.cat([p.grad.flatten() for p in parameters]).norm().item())
+        return torch.zeros(())
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", recording)
+    at.train(model="wrn-10-1", out="clipped", clip_gradient=0.01, **SMALL)
+    assert len(norms) == 15
+    assert max(norms) <= 0.0101
+
+
+def test_learning_rates_are_continuous_and_end_low() -> None:
+    factors = [learning_rate_factor("one-cycle", step / 1000) for step in range(1001)]
+    assert max(factors) == pytest.approx(1)
+    assert np.abs(np.diff(factors)).max() < 0.006
+    assert factors[0] == pytest.approx(1 / 25)
+    assert factors[-1] < 1e-4
+    epochs = [learning_rate_factor("step", epoch / 200) for epoch in range(200)]
+    changes = [epoch for epoch in range(1, 200) if epochs[epoch] != epochs[epoch - 1]]
+    assert changes == [60, 120, 160]
+
+
+def test_the_figures_of_an_evaluation() -> None:
+    logits = torch.tensor([[4.0, 0, 0, 0, 0, 0, 0], [0, 9, 8, 7, 6, 5, 4.0]])
+    evaluation = judge(logits, torch.tensor([1, 6]))
+    assert evaluation.error == 100
+    assert evaluation.top5_error == 50
+    assert judge(logits[:, :4], torch.tensor([0, 1])).top5_error is None
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 6])).item()
+    assert evaluation.loss == pytest.approx(expected)
+    assert confusion_matrix(np.array([0, 0, 1]), np.array([1, 0, 1]), 2).tolist() == [
+        [1, 1],
+        [0, 1],
+    ]
+    confidences, right = np.array([0.95, 0.95, 0.1]), np.array([True, False, False])
+    assert calibration_error(confidences, right) == pytest.approx((0.9 + 0.1) / 3)
+    with pytest.raises(InputError, match="tells 7 classes apart"):
+        judge(logits, torch.tensor([1, 7]))
+
+
+TWO_PROCESSES = """
+import sys
+from attention_transfer import training
+from attention_transfer.training import preparation
+sys.path.insert(0, {tests!r})
+from conftest import small_data
+preparation.load_data = lambda *_, **__: small_data()
+training.distill(
+    teacher={teacher!r}, student="nin-thin-nobn", out={out!r}, epochs=1, batch_size=9,
+    lr=0.01, precision="fp32", full_activation=0.1, kd_alpha=0.5,
+)
+"""
+
+
+def test_two_processes_train_what_one_trains(teacher: Run, tmp_path: Path) -> None:
+    """Without batch norm, whose statistics are each process's own, up to rounding."""
+    runs = []
+    for processes in (1, 2):
+        out = tmp_path / f"by-{processes}"
+        script = tmp_path / "script.py"
+        script.write_text(
+            TWO_PROCESSES.format(
+                tests=str(Path(__file__).parent),
+                teacher=str(teacher.folder.resolve()),
+                out=str(out),
+            )
+        )
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={processes}", str(script)]
+        subprocess.run(command, check=True, timeout=120, capture_output=True)
+        runs.append(Run(out))
+    one, two = (weights(run) for run in runs)
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], atol=1e-6), name
+    assert runs[0].metrics[0]["terms"] == pytest.approx(runs[1].metrics[0]["terms"], rel=1e-4)
+    assert runs[1].record["machine"]["processes"] == 2
