@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import attention_transfer as at
-from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.config import DistillConfig
 from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.training import Run, RunProgress, loop, preparation
@@ -176,7 +176,7 @@ def test_what_cannot_be_resumed_says_why(teacher: Run) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_step() -> None:
-    with pytest.raises(TrainingError, match=r"not finite in epoch \d.*cross_entropy.*--lr"):
+    with pytest.raises(TrainingError, match=r"not finite in epoch \d.*--lr"):
         at.train(model="wrn-10-1-nobn", out="wild", **{**SMALL, "lr": 1e18})
     assert not Path("wild/record.json").exists()
 
@@ -209,7 +209,7 @@ def test_learning_rates_are_continuous_and_end_low() -> None:
 
 
 def test_the_figures_of_an_evaluation() -> None:
-    logits = torch.tensor([[4.0, 0, 0, 0, 0, 0, 0], [0, 9, 8, 7, 6, 5, 4.0]])
+    logits = torch.tensor([[4.0, 3, 0, 0, 0, 0, 0], [0, 9, 8, 7, 6, 5, 4.0]])
     evaluation = judge(logits, torch.tensor([1, 6]))
     assert evaluation.error == 100
     assert evaluation.top5_error == 50
@@ -235,7 +235,7 @@ from conftest import small_data
 preparation.load_data = lambda *_, **__: small_data()
 training.distill(
     teacher={teacher!r}, student="nin-thin-nobn", out={out!r}, epochs=1, batch_size=9,
-    lr=0.01, precision="fp32", full_activation=0.1, kd_alpha=0.5,
+    lr=0.005, precision="fp32", beta=10, full_activation=0.1, kd_alpha=0.5,
 )
 """
 
@@ -255,7 +255,8 @@ def test_two_processes_train_what_one_trains(teacher: Run, tmp_path: Path) -> No
         )
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={processes}", str(script)]
-        subprocess.run(command, check=True, timeout=120, capture_output=True)
+        done = subprocess.run(command, timeout=120, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
         runs.append(Run(out))
     one, two = (weights(run) for run in runs)
     for name, value in one.items():

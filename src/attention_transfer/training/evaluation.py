@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attention_transfer.data import ImageSet, batches
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.taps import evaluating
 from attention_transfer.transfer import Normalization
 
@@ -54,6 +54,7 @@ def evaluate(
 
     Raises:
         InputError: there are no images, or a label has no logit.
+        TrainingError: the logits are not finite.
     """
     if len(images) == 0:
         raise InputError("there are no images to evaluate on")
@@ -68,7 +69,13 @@ def evaluate(
         for batch in batches(images, np.arange(len(images)), batch_size):
             pixels = batch.images.to(device)
             logits.append(network(normalization(pixels) if normalization else pixels).float().cpu())
-    return judge(torch.cat(logits), images.labels)
+    found = torch.cat(logits)
+    if not bool(found.isfinite().all()):
+        raise TrainingError(
+            "the network puts out values that are not finite: its training diverged, or its "
+            "weights are damaged; train it again with a lower --lr"
+        )
+    return judge(found, images.labels)
 
 
 def judge(logits: Tensor, labels: Tensor) -> Evaluation:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from attention_transfer import maps
@@ -53,13 +54,15 @@ def run(
         InputError: before anything is written, whatever would not fit.
         TrainingError: the loss is not finite.
     """
+    accelerator = _accelerator()
     if config.out is None:
         kind = "distill" if isinstance(config, DistillConfig) else "train"
-        config = config.replace(out=new_folder(kind))
+        (folder,) = broadcast_object_list([new_folder(kind)])
+        config = config.replace(out=folder)
     assert config.out is not None
     Run.check_free(config.out)
     prepared = prepare(config, data)
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         Run.create(config.out, config)
     accelerator.wait_for_everyone()
@@ -77,10 +80,15 @@ def resume(folder: Path, progress: RunProgress | None = None) -> Run:
     if (folder / "record.json").exists():
         raise InputError(f"the run in {folder} is finished; there is nothing to resume")
     epoch, state = load_last_checkpoint(interrupted.checkpoints)
-    accelerator = Accelerator(mixed_precision="no")
-    fit = _Fit(prepare(config), interrupted, accelerator, progress or RunProgress())
+    fit = _Fit(prepare(config), interrupted, _accelerator(), progress or RunProgress())
     fit.restore(epoch, state)
     return fit.finish()
+
+
+def _accelerator() -> Accelerator:
+    """Devices and processes; precision stays with us, so that one process can run several."""
+    accelerators = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return Accelerator(cpu=not accelerators, mixed_precision="no")
 
 
 @dataclass
@@ -113,6 +121,7 @@ class _Fit:
         self, prepared: Prepared, run: Run, accelerator: Accelerator, progress: RunProgress
     ) -> None:
         keep_freed_memory()
+        progress = progress if accelerator.is_main_process else RunProgress()
         self.prepared, self.run, self.accelerator, self.progress = (
             prepared,
             run,
@@ -224,13 +233,17 @@ class _Fit:
         torch.manual_seed(_step_seed(self.config.seed, self.epoch, step))
         with self._autocast():
             out: TransferOutput = self.objective(images, labels, progress)
-        self._check_finite(out, step)
+        culprits = [name for name, value in out.terms.items() if not bool(value.isfinite())]
+        if culprits:
+            raise self._not_finite(f"the loss ({', '.join(culprits)})", step)
         # Processes average their gradients; their shares of a batch can differ by one image.
         share = len(labels) * self.accelerator.num_processes / batch.total
         self.scaler.scale(out.loss * share).backward()
-        if self.config.clip_gradient is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), self.config.clip_gradient)
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.clip_gradient or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
+        if not self.scaler.is_enabled() and not bool(norm.isfinite()):
+            raise self._not_finite("the gradient", step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -261,15 +274,12 @@ class _Fit:
             processes=self.accelerator.num_processes,
         )
 
-    def _check_finite(self, out: TransferOutput, step: int) -> None:
+    def _not_finite(self, what: str, step: int) -> TrainingError:
         """Stops the run before a step that would ruin the weights."""
-        if bool(torch.isfinite(out.loss)):
-            return
-        culprits = [name for name, value in out.terms.items() if not bool(torch.isfinite(value))]
-        raise TrainingError(
-            f"the loss is not finite in epoch {self.epoch + 1}, step {step + 1} "
-            f"({', '.join(culprits) or 'the sum of the terms'}); the weights were not changed. "
-            f"Lower --lr ({self.config.lr}) or the term's weight, or clip with --clip-gradient"
+        return TrainingError(
+            f"{what} is not finite in epoch {self.epoch + 1}, step {step + 1}; the step was not "
+            f"taken. Lower --lr (now {self.config.lr:g}) or the weight of a term, or bound the "
+            "gradient with --clip-gradient"
         )
 
     def _row(self, totals: _Totals, seconds: float) -> dict[str, Any]:
