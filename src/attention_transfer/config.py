@@ -77,7 +77,9 @@ class RunConfig(Config):
     )
     epochs: Count = Field(15, description="passes over the training images")
     batch_size: Count = Field(64, description="images a step, over all processes")
-    lr: Positive = Field(0.1, description="largest learning rate")
+    lr: Positive = Field(
+        0.4, description="largest learning rate; with the step schedule the paper's is 0.1"
+    )
     schedule: Literal["one-cycle", "step"] = Field(
         "one-cycle", description="one-cycle, or the paper's: x0.2 at 30, 60 and 80 % of the run"
     )

@@ -9,7 +9,7 @@ from attention_transfer.config import TrainConfig
 EXAMPLES = (
     "train --model wrn-16-2 --epochs 22 --out runs/teacher",
     "train --model wrn-16-1 --data cifar10 --download --schedule step --epochs 200 "
-    "--batch-size 128 --no-nesterov",
+    "--lr 0.1 --batch-size 128 --no-nesterov",
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attention_transfer.config import DemoConfig, DistillConfig, RunConfig, TrainConfig
+from attention_transfer.config import DemoConfig, DistillConfig, TrainConfig
 from attention_transfer.data import DataSet, ImageSet, as_input, load_data
 from attention_transfer.models import LoadedModel, load_run
 from attention_transfer.training import Run, RunProgress, evaluate, new_folder, run
@@ -21,7 +21,14 @@ from attention_transfer.training.preparation import model_normalization
 from attention_transfer.training.record import parameter_count
 from attention_transfer.transfer import attention_maps
 
-__all__ = ["TEACHER_RECIPE", "Arm", "DemoResult", "packaged_teacher", "run_demo"]
+__all__ = [
+    "TEACHER_RECIPE",
+    "Arm",
+    "DemoResult",
+    "packaged_teacher",
+    "run_demo",
+    "student_configs",
+]
 
 TEACHER_RECIPE = TrainConfig(model="wrn-16-2", epochs=22, precision="bf16")
 """How the packaged teacher was trained, and how ``--train-teacher`` trains it anew."""
@@ -78,9 +85,9 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
         progress.say("teacher: trained anew")
         teacher = run(TEACHER_RECIPE.replace(out=folder / "teacher"), progress, data).folder
     runs = {}
-    for name, asked in _student_configs(config, teacher).items():
+    for name, asked in student_configs(config, teacher).items():
         progress.say(f"{name}: {STUDENT}, {asked.epochs} epochs")
-        runs[name] = run(asked.replace(out=folder / name), progress, data)  # type: ignore[arg-type]
+        runs[name] = run(asked.replace(out=folder / name), progress, data)
     arms = [_teacher_arm(teacher, data)]
     arms += [_arm(name, finished) for name, finished in runs.items()]
     networks = {"teacher": teacher, "alone": runs["alone"].folder, "at": runs["at"].folder}
@@ -94,7 +101,8 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     return result
 
 
-def _student_configs(config: DemoConfig, teacher: Path) -> dict[str, RunConfig]:
+def student_configs(config: DemoConfig, teacher: Path) -> dict[str, TrainConfig | DistillConfig]:
+    """The three arms: the same student and schedule alone, with AT, and with AT and KD."""
     common: dict[str, Any] = {
         "epochs": config.epochs,
         "seed": config.seed,

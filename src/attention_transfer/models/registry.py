@@ -130,12 +130,13 @@ def load(model: str, classes: int, *, trained: bool, seed: int = 0) -> LoadedMod
     return LoadedModel(name, network)
 
 
-def load_run(folder: Path) -> LoadedModel:
+def load_run(folder: str | Path) -> LoadedModel:
     """The network that a run trained, with its card.
 
     Raises:
         InputError: the folder holds no finished run.
     """
+    folder = Path(folder)
     if not (folder / "model.json").is_file():
         raise InputError(
             f"{folder} holds no trained network (no model.json); expected the folder of a "

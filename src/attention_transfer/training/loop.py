@@ -69,12 +69,13 @@ def run(
     return _Fit(prepared, Run(config.out), accelerator, progress or RunProgress()).finish()
 
 
-def resume(folder: Path, progress: RunProgress | None = None) -> Run:
+def resume(folder: str | Path, progress: RunProgress | None = None) -> Run:
     """Goes on with a run from the end of its last whole epoch, exactly as if never interrupted.
 
     Raises:
         InputError: the folder holds no run, the run is finished, or it has no checkpoint.
     """
+    folder = Path(folder)
     interrupted = Run(folder)
     config = interrupted.config
     if (folder / "record.json").exists():

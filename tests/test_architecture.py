@@ -1,0 +1,38 @@
+"""Promises about the package as a whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import attention_transfer as at
+
+PUBLIC = Path(__file__).parent / "public_names.txt"
+SOURCE = Path(at.__file__).parent
+
+
+def test_public_names_are_the_listed_ones() -> None:
+    listed = PUBLIC.read_text(encoding="utf-8").split()
+    assert sorted(at.__all__) == listed, (
+        "the public names changed; if that is meant, change tests/public_names.txt as well "
+        "and say so in CHANGELOG.md"
+    )
+    assert all(getattr(at, name) is not None for name in listed)
+
+
+def test_importing_the_package_and_asking_for_help_does_not_import_torch() -> None:
+    check = (
+        "import sys, attention_transfer.cli as cli; cli.main(['--help']);"
+        "cli.COMMANDS['distill'].add_arguments(cli.Parser('distill', '', ()));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_files_are_short_enough_to_read() -> None:
+    long = {
+        path.name: count
+        for path in SOURCE.rglob("*.py")
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
+    assert not long, f"split by idea: {long}"

@@ -1,0 +1,68 @@
+"""The demo, shortened, as its users start it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attention_transfer.experiments.demo import TEACHER_RECIPE, packaged_teacher
+from attention_transfer.training import Run
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The folder it worked in, its stdout and its stderr."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "attention_transfer", "demo", "--epochs", "1", "--json"]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout, done.stderr
+
+
+def test_it_prints_one_json_document_with_all_arms(demo: tuple[Path, str, str]) -> None:
+    document = json.loads(demo[1])
+    assert [arm["name"] for arm in document["arms"]] == ["teacher", "alone", "at", "at+kd"]
+    for arm in document["arms"]:
+        assert set(arm) == {"name", "test_error", "parameters", "seconds"}
+        assert 0 < arm["test_error"] < 100
+        assert arm["seconds"] > 0
+    assert [arm["parameters"] for arm in document["arms"]] == [691674, 175066, 175066, 175066]
+    assert document["arms"][0]["test_error"] < 15
+    assert "beta 1000 (constant, form code)" in document["settings"]
+    assert "% error" in document["sentence"]
+
+
+def test_progress_goes_to_stderr_in_plain_lines(demo: tuple[Path, str, str]) -> None:
+    assert "epoch 1/1" in demo[2]
+    assert "attends like group1" in demo[2]
+    assert "\x1b" not in demo[2]
+
+
+def test_it_leaves_the_runs_and_a_picture_in_a_new_folder(demo: tuple[Path, str, str]) -> None:
+    document = json.loads(demo[1])
+    folder = demo[0] / document["folder"]
+    assert folder.parent.name == "runs"
+    for name in ("alone", "at", "at+kd"):
+        assert Run(folder / name).record["final"]["test_images"] == 1000
+    with Image.open(demo[0] / document["picture"]) as picture:
+        assert picture.width > 1000
+        pixels = np.asarray(picture.convert("RGB"))
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
+    with np.load(folder / "attention.npz") as maps:
+        assert maps["images"].shape == (8, 32, 32, 3)
+        assert maps["at/top"].shape == (8, 8, 8)
+        assert maps["teacher/low"].shape == (8, 32, 32)
+
+
+def test_the_packaged_teacher_is_the_recipes_and_small() -> None:
+    teacher = Run(packaged_teacher())
+    assert (teacher.folder / "model.safetensors").stat().st_size <= 3_000_000
+    assert teacher.config.replace(out=None) == TEACHER_RECIPE
+    assert teacher.record["config"]["model"] == "wrn-16-2"
+    assert teacher.load().card is not None

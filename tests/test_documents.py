@@ -1,0 +1,79 @@
+"""What is written runs: the README's Python, its commands, and every docstring's example."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import attention_transfer as at
+from attention_transfer.cli import COMMANDS
+from attention_transfer.cli.arguments import Parser
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MODULES = [
+    found.name
+    for found in pkgutil.walk_packages(at.__path__, "attention_transfer.")
+    if not found.name.endswith("__main__")
+]
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_readme_has_python_to_run() -> None:
+    assert blocks(ROOT / "README.md", "python")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_in_documents_runs(document: Path) -> None:
+    names: dict[str, object] = {}
+    for number, code in enumerate(blocks(document, "python")):
+        exec(compile(code, f"{document.name} block {number}", "exec"), names)
+    assert "error" not in names
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_in_documents_exist_with_their_flags(document: Path) -> None:
+    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^attention-transfer .*$", text, re.MULTILINE):
+        command, *arguments = shlex.split(line.split("  #")[0])[1:]
+        assert command in COMMANDS, line
+        parser = Parser(command, "", ())
+        COMMANDS[command].add_arguments(parser)
+        parser.parse(arguments)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_in_help_exist_with_their_flags(command: str) -> None:
+    for example in COMMANDS[command].EXAMPLES:
+        name, *arguments = shlex.split(example)
+        assert name == command
+        parser = Parser(command, "", ())
+        COMMANDS[command].add_arguments(parser)
+        parser.parse(arguments)
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_make_targets_in_the_readme_exist(target: str) -> None:
+    assert f"make {target}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+def test_the_formulas_have_examples() -> None:
+    for module in ("maps", "losses"):
+        home = importlib.import_module(f"attention_transfer.{module}")
+        for public in home.__all__:
+            if callable(value := getattr(home, public)) and hasattr(value, "__code__"):
+                assert ">>>" in (value.__doc__ or ""), public
