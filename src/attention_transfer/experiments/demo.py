@@ -30,7 +30,7 @@ __all__ = [
     "student_configs",
 ]
 
-TEACHER_RECIPE = TrainConfig(model="wrn-16-2", epochs=22, precision="bf16")
+TEACHER_RECIPE = TrainConfig(model="wrn-16-2", epochs=40, lr=0.3, precision="bf16")
 """How the packaged teacher was trained, and how ``--train-teacher`` trains it anew."""
 
 STUDENT = "wrn-16-1"

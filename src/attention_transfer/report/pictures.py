@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
@@ -13,18 +14,15 @@ __all__ = ["draw_attention"]
 
 COLOURS = "inferno"
 TITLES = {"teacher": "teacher", "alone": "student\nalone", "at": "student\nwith AT"}
-EXPLANATIONS = {
-    "low": "low level",
-    "middle": "middle level",
-    "top": "top level",
-}
 HEADLINE = "Where three networks look to tell which digit is in a cluttered scene"
 CAPTION = (
-    "Bright: much attention (the sum over channels of squared activations). White box: the digit, "
-    "which no network was told.\n"
+    "Bright: much attention (the sum over channels of squared activations). White box: where the "
+    "digit is, which no network was told.\n"
     "The student with AT was trained to look where the teacher looks; the student alone was not. "
     "✓ ✗: the network's answer, right or wrong."
 )
+
+_Arrays = dict[str, NDArray[Any]]
 
 
 def draw_attention(maps: Path, picture: Path) -> Path:
@@ -53,52 +51,53 @@ def draw_attention(maps: Path, picture: Path) -> Path:
         top=1 - 1.35 / height,
         bottom=0.6 / height,
     )
-    for level_index, level in enumerate(["scene", *levels]):
-        columns = ["scene"] if level == "scene" else networks
-        inner = outer[level_index].subgridspec(scenes, len(columns), wspace=0.05, hspace=0.05)
-        for column, name in enumerate(columns):
-            for scene in range(scenes):
-                axes = figure.add_subplot(inner[scene, column])
-                _frame(axes, found, scene)
-                if level == "scene":
-                    axes.imshow(found["images"][scene])
-                    _label(axes, found, scene, networks)
-                else:
-                    _draw_map(axes, found[f"{name}/{level}"][scene], found["images"].shape[1:3])
-                if scene == 0:
-                    axes.set_title(TITLES.get(name, name), fontsize=9)
-        left, right = (
-            outer[level_index].get_position(figure).x0,
-            outer[level_index].get_position(figure).x1,
-        )
+    for place, level in zip(
+        (outer[0, n] for n in range(1 + len(levels))), ["scene", *levels], strict=True
+    ):
+        _draw_level(figure, place, found, level, networks)
         if level != "scene":
-            figure.text(
-                (left + right) / 2,
-                1 - 0.72 / height,
-                EXPLANATIONS[level],
-                ha="center",
-                fontsize=11,
-                fontweight="bold",
-            )
+            across = place.get_position(figure)
+            middle, top = (across.x0 + across.x1) / 2, 1 - 0.72 / height
+            figure.text(middle, top, f"{level} level", ha="center", fontsize=11, fontweight="bold")
     figure.text(0.075, 1 - 0.35 / height, HEADLINE, fontsize=13)
     figure.text(0.075, 0.2 / height, CAPTION, fontsize=9, color="#444444")
     figure.savefig(picture)
     return picture
 
 
-def _frame(axes: Axes, found: dict[str, NDArray[Any]], scene: int) -> None:
+def _draw_level(
+    figure: Figure, place: SubplotSpec, found: _Arrays, level: str, networks: list[str]
+) -> None:
+    """One level's columns, a network each; or the column of scenes."""
+    columns = ["scene"] if level == "scene" else networks
+    scenes = len(found["images"])
+    grid = place.subgridspec(scenes, len(columns), wspace=0.05, hspace=0.05)
+    for column, name in enumerate(columns):
+        for scene in range(scenes):
+            axes = figure.add_subplot(grid[scene, column])
+            _frame(axes, found, scene)
+            if level == "scene":
+                axes.imshow(found["images"][scene])
+                _label(axes, found, scene, networks)
+            else:
+                _draw_map(axes, found[f"{name}/{level}"][scene], found["images"].shape[1:3])
+            if scene == 0:
+                axes.set_title(TITLES.get(name, name), fontsize=9)
+
+
+def _frame(axes: Axes, found: _Arrays, scene: int) -> None:
     """No ticks, and the object's box."""
     axes.set_xticks([])
     axes.set_yticks([])
     left, top, right, bottom = found["boxes"][scene]
-    axes.add_patch(
-        Rectangle(
-            (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color="white", lw=0.8
+    for colour, width in (("black", 2.2), ("white", 0.9)):
+        corner = (left - 0.5, top - 0.5)
+        axes.add_patch(
+            Rectangle(corner, right - left, bottom - top, fill=False, color=colour, lw=width)
         )
-    )
 
 
-def _label(axes: Axes, found: dict[str, NDArray[Any]], scene: int, networks: list[str]) -> None:
+def _label(axes: Axes, found: _Arrays, scene: int, networks: list[str]) -> None:
     """The true class, and each network's answer with a mark for right or wrong."""
     names, truth = found["class_names"], found["labels"][scene]
     lines = [f"a {names[truth]}"]
