@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from attention_transfer.config import (
@@ -139,7 +139,7 @@ class Run:
     def write_model(self, network: nn.Module, card: ModelCard) -> None:
         """The network's weights, in float32, and how to build it."""
         weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-        save_file(weights, self.folder / "model.safetensors")
+        (self.folder / "model.safetensors").write_bytes(save(weights))
         card.write(self.folder / "model.json")
 
     def write_record(self, record: Mapping[str, Any]) -> None:
