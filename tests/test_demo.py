@@ -34,7 +34,8 @@ def test_it_prints_one_json_document_with_all_arms(demo: tuple[Path, str, str]) 
         assert arm["seconds"] > 0
     assert [arm["parameters"] for arm in document["arms"]] == [691674, 175066, 175066, 175066]
     assert document["arms"][0]["test_error"] < 15
-    assert "beta 1000 (constant, form code)" in document["settings"]
+    assert "at: beta 1000 (constant, form code)" in document["settings"]
+    assert "at+kd: beta 1000 (linear, form code)" in document["settings"]
     assert "% error" in document["sentence"]
 
 

@@ -7,7 +7,9 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import attention_transfer as at
 from attention_transfer.cli import COMMANDS
@@ -67,7 +69,8 @@ def test_make_targets_in_the_readme_exist(target: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(name))
+    names = {"at": at, "np": np, "torch": torch, "nn": torch.nn}
+    result = doctest.testmod(importlib.import_module(name), extraglobs=names)
     assert result.failed == 0
 
 

@@ -13,10 +13,14 @@ __all__ = ["report_run"]
 
 def report_run(work: "Callable[[RunProgress], Run]", as_json: bool) -> int:
     """Does the work, prints its figures and where they are."""
+    from accelerate import PartialState
+
     from attention_transfer.training import RunProgress
 
     where = console(as_json)
     finished = work(RunProgress(where))
+    if not PartialState().is_main_process:
+        return 0
     record = finished.record
     if as_json:
         print_json({"folder": str(finished.folder), **record})

@@ -93,10 +93,10 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     networks = {"teacher": teacher, "alone": runs["alone"].folder, "at": runs["at"].folder}
     attention = folder / "attention.npz"
     _save_attention({name: load_run(path) for name, path in networks.items()}, data, attention)
-    asked = runs["at+kd"].config
-    result = DemoResult(folder, arms, _sentence(arms), _settings(asked), attention)
+    settings = _settings(runs["at"].config, runs["at+kd"].config)
+    result = DemoResult(folder, arms, _sentence(arms), settings, attention)
     summary: dict[str, Any] = {"schema_version": 1, "config": config.model_dump(mode="json")}
-    summary |= {"arms": [asdict(arm) for arm in arms], "settings": result.settings}
+    summary |= {"arms": [asdict(arm) for arm in arms], "settings": settings}
     (folder / "demo.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return result
 
@@ -112,7 +112,8 @@ def student_configs(config: DemoConfig, teacher: Path) -> dict[str, TrainConfig 
     return {
         "alone": TrainConfig(model=STUDENT, **common),
         "at": distilled,
-        "at+kd": distilled.replace(kd_alpha=ALPHA),
+        # With distillation, the paper lets beta fall during training.
+        "at+kd": distilled.replace(kd_alpha=ALPHA, beta_schedule="linear"),
     }
 
 
@@ -144,13 +145,14 @@ def _sentence(arms: list[Arm]) -> str:
     )
 
 
-def _settings(asked: TrainConfig | DistillConfig) -> str:
-    assert isinstance(asked, DistillConfig)
+def _settings(at: TrainConfig | DistillConfig, both: TrainConfig | DistillConfig) -> str:
+    assert isinstance(at, DistillConfig)
+    assert isinstance(both, DistillConfig)
     return (
-        f"attention transfer with beta {asked.beta:g} ({asked.beta_schedule}, form {asked.form}), "
-        f"distillation with alpha {asked.kd_alpha:g} and temperature {asked.temperature:g}; "
-        f"{asked.epochs} epochs at batch {asked.batch_size}, {asked.schedule} to lr {asked.lr:g}, "
-        f"seed {asked.seed}"
+        f"at: beta {at.beta:g} ({at.beta_schedule}, form {at.form}); "
+        f"at+kd: beta {both.beta:g} ({both.beta_schedule}, form {both.form}), alpha "
+        f"{both.kd_alpha:g}, temperature {both.temperature:g}; all students: {at.epochs} epochs at "
+        f"batch {at.batch_size}, {at.schedule} to lr {at.lr:g}, seed {at.seed}"
     )
 
 

@@ -78,8 +78,9 @@ class Transfer(nn.Module):
         >>> def network(width):
         ...     return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(),
         ...                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
-        >>> transfer = Transfer(network(4), network(16), terms=[
-        ...     *distillation_terms(alpha=0.9), ActivationAttention(beta=1000.0, pairs="1:1")])
+        >>> transfer = at.Transfer(network(4), network(16), terms=[
+        ...     *at.distillation_terms(alpha=0.9),
+        ...     at.ActivationAttention(beta=1000.0, pairs="1:1")])
         >>> out = transfer(torch.rand(2, 3, 8, 8), torch.tensor([3, 7]))
         >>> out.loss.backward()
         >>> sorted(out.terms)
