@@ -203,6 +203,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"{path} must hold 'name: value' lines, got a {type(values).__name__}")
+    for key, value in values.items():
+        if isinstance(value, dict | list):
+            raise InputError(f"{path}: expected plain 'name: value' lines, {key!r} is nested")
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
