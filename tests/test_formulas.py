@@ -221,6 +221,18 @@ def test_transfer_is_zero_at_identity_symmetric_and_a_batch_mean(form: losses.Tr
     torch.testing.assert_close(one, (halves[0] + halves[1]) / 2)
 
 
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [(losses.knowledge_distillation, (6, 5)), (losses.full_activation_transfer, (6, 3, 4, 4))],
+)
+def test_a_batch_is_the_mean_of_its_halves(
+    loss: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...]
+) -> None:
+    student, teacher = features(*shape), features(*shape, seed=1)
+    halves = (loss(student[:3], teacher[:3]) + loss(student[3:], teacher[3:])) / 2
+    torch.testing.assert_close(loss(student, teacher), halves)
+
+
 def test_the_forms_are_multiples_where_they_should_be() -> None:
     student, teacher = features(3, 4, 5).abs(), features(3, 4, 5, seed=1).abs()
     paper, eq2 = (losses.attention_transfer(student, teacher, f) for f in ("paper", "paper-eq2"))  # type: ignore[arg-type]

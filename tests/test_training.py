@@ -1,6 +1,8 @@
 """Whole runs on small images: what they leave, that they repeat, resume and stop."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 import attention_transfer as at
+from attention_transfer.cli import main
 from attention_transfer.config import DistillConfig
 from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.training import Run, RunProgress, loop, preparation
+from attention_transfer.training import Run, RunProgress, judging, loop, preparation
 from attention_transfer.training.evaluation import calibration_error, confusion_matrix, judge
 from attention_transfer.training.schedule import learning_rate_factor
 
@@ -224,6 +228,40 @@ def test_the_figures_of_an_evaluation() -> None:
     assert calibration_error(confidences, right) == pytest.approx((0.9 + 0.1) / 3)
     with pytest.raises(InputError, match="tells 7 classes apart"):
         judge(logits, torch.tensor([1, 7]))
+
+
+def test_evaluating_a_run_repeats_its_figures_on_its_own_data(
+    teacher: Run, data: DataSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def load_data(name: str, **settings: Any) -> DataSet:
+        asked.append({"name": name, **settings})
+        return data
+
+    monkeypatch.setattr(judging, "load_data", load_data)
+    for split in ("test", "validation"):
+        assert main(["evaluate", "teacher", "--split", split, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        final = teacher.record["final"]
+        assert document["error"] == final[f"{split}_error"]
+        assert document["confusion"] == final[f"{split}_confusion"]
+        assert document["loss"] == pytest.approx(final[f"{split}_loss"], rel=1e-5)
+    assert asked[0] == {"name": "cluttered-digits", "validation": 0.1, "data_seed": 0} | {
+        "download": False
+    }
+    assert main(["evaluate", "teacher"]) == 0
+    assert "class 0" in capsys.readouterr().out
+
+
+def test_a_terminal_gets_a_bar_with_the_rate_and_the_time_left(data: DataSet) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    at.train(model="wrn-10-1", out="shown", progress=RunProgress(console), **SMALL)
+    shown = screen.getvalue()
+    assert "images/s" in shown
+    assert re.search(r"0:00:\d\d", shown)
+    assert "epoch 3/3" in shown
 
 
 TWO_PROCESSES = """
