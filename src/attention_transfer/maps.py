@@ -95,13 +95,14 @@ def normalize(maps: Tensor) -> Tensor:
 
 
 def scale_free_map(features: Tensor, kind: MapKind = "sum", power: float = 2.0) -> Tensor:
-    """F(A / max|A|) with each image divided by its own largest magnitude: equal to F(A) up to a
-    positive factor per image, which normalisation removes, and finite for every finite A.
+    """F(A / s) with a divisor s per image that makes it finite for every finite A: equal to F(A)
+    up to a positive factor per image, which normalisation removes.
 
-    Shapes, errors and dtypes as in :func:`activation_map`. The divisor is a constant to autograd:
-    what follows must not depend on the map's scale. Only the features and one number per image
-    are kept for the backward pass, whose gradient has the features' dtype and memory format;
-    there is no second derivative.
+    s is the largest magnitude of the image's features, or (for F_sum^2, where one pass gives it)
+    the largest norm over channels. Shapes, errors and dtypes as in :func:`activation_map`. The
+    divisor is a constant to autograd: what follows must not depend on the map's scale. Only the
+    features and one number per image are kept for the backward pass, whose gradient has the
+    features' dtype and memory format; there is no second derivative.
 
     Example:
         >>> scale_free_map(torch.full((1, 1, 1, 2), 1e30))
@@ -223,37 +224,54 @@ def _absolute_power(values: Tensor, power: float) -> Tensor:
     return magnitude.masked_fill(zero, 1).pow(power).masked_fill(zero, 0)
 
 
-def _power_derivative(values: Tensor, power: float) -> Tensor:
-    """d|v|^p/dv = p |v|^(p-1) sign(v), and 0 at v = 0; overwrites v."""
+def _power_slope(values: Tensor, power: float) -> Tensor:
+    """(1/p) d|v|^p/dv = |v|^(p-1) sign(v), and 0 at v = 0; overwrites v."""
     if power == 2:
-        return values.mul_(2)
+        return values
     if power == 1:
         return values.sign_()
-    slope = values.abs().pow_(power - 1).mul_(power).mul_(values.sign())
+    slope = values.abs().pow_(power - 1).mul_(values.sign())
     return slope if power >= 1 else slope.masked_fill_(values == 0, 0)
 
 
+def _scaled_square_sum(features: Tensor) -> tuple[Tensor, Tensor] | None:
+    """F_sum^2 with each image divided by the largest norm over channels, and that divisor.
+
+    One pass over the features. None if squares could overflow or vanish in float32.
+    """
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    norms = features.new_empty((len(features), *features.shape[2:]), dtype=dtype)
+    for images, norm in _in_parts(features, norms):
+        torch.linalg.vector_norm(images.to(dtype), dim=1, out=norm)
+    scales = norms.amax(dim=(1, 2), keepdim=True)
+    if not bool(((scales > 1e-15) & (scales < 1e15)).all()):
+        return None
+    return norms.div_(scales).square_(), scales.unsqueeze(1)
+
+
+def _scaled_map(features: Tensor, kind: MapKind, power: float) -> tuple[Tensor, Tensor]:
+    """F with each image divided by its largest magnitude, and that divisor (N, 1, 1, 1)."""
+    count, _, height, width = features.shape
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    maps = features.new_empty((count, height, width), dtype=dtype)
+    scales = features.new_empty((count, 1, 1, 1), dtype=dtype)
+    for images, map_, scale in _in_parts(features, maps, scales):
+        values = images.to(dtype, copy=True)
+        values.div_(scale.copy_(_largest_magnitude(values)))
+        map_.copy_(activation_map(values, kind, power))
+    return maps, scales
+
+
 class _ScaleFreeMap(torch.autograd.Function):
-    """F(A / max|A|), with the backward pass written by hand: autograd's would keep several
+    """F(A / s), with the backward pass written by hand: autograd's would keep several
     float32 copies of the features, and lose their memory format. A few images are worked on at
     a time, in place, so that the float32 values never leave the processor's cache.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, features: Tensor, kind: MapKind, power: float) -> Tensor:
-        count, _, height, width = features.shape
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        maps = features.new_empty((count, height, width), dtype=dtype)
-        scales = features.new_empty((count, 1, 1, 1), dtype=dtype)
-        for images, map_, scale in _in_parts(features, maps, scales):
-            values = images.to(dtype, copy=True)
-            values.div_(scale.copy_(_largest_magnitude(values)))
-            if kind == "sum" and power == 2:
-                torch.linalg.vector_norm(values, dim=1, out=map_)
-            else:
-                map_.copy_(activation_map(values, kind, power))
-        if kind == "sum" and power == 2:
-            maps.square_()
+        found = _scaled_square_sum(features) if kind == "sum" and power == 2 else None
+        maps, scales = found or _scaled_map(features, kind, power)
         ctx.save_for_backward(features, scales)
         ctx.kind, ctx.power = kind, power  # type: ignore[attr-defined]
         return maps
@@ -263,14 +281,14 @@ class _ScaleFreeMap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         features, scales = ctx.saved_tensors
         result = torch.empty_like(features)
-        upstream = gradient.unsqueeze(1) / scales
+        upstream = gradient.unsqueeze(1) * ctx.power / scales
         for images, scale, above, below in _in_parts(features, scales, upstream, result):
             values = images.to(scale.dtype, copy=True).div_(scale)
             if ctx.kind == "max":
                 winners = values.abs() == values.abs().amax(dim=1, keepdim=True)
                 # Ties share the gradient, as in torch.amax.
                 above = above * winners / winners.sum(dim=1, keepdim=True)
-            below.copy_(_power_derivative(values, ctx.power).mul_(above))
+            below.copy_(_power_slope(values, ctx.power).mul_(above))
         return result, None, None
 
 
