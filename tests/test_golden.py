@@ -80,7 +80,7 @@ def twelve_steps() -> tuple[list[dict[str, float]], list[dict[str, float]], Tens
         student_normalization=(data.mean, data.std),
         teacher_normalization=(data.mean, data.std),
     )
-    optimizer = torch.optim.SGD(transfer.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(transfer.parameters(), lr=0.001)
     product, formula = [], []
     order = epoch_order(len(data.train), seed=0, epoch=0)[: 32 * STEPS]
     for batch in batches(data.train, order, 32, augmentation=data.augmentation):
