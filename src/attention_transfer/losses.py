@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attention_transfer.maps import common_size, normalize, resize
+from attention_transfer.maps import common_size, normalize, promoted, resize
 
 __all__ = [
     "TransferForm",
@@ -123,12 +123,11 @@ def full_activation_transfer(student_features: Tensor, teacher_features: Tensor)
             "features must be (N, C, H, W) with the same N and C, got student "
             f"{shapes[0]} and teacher {shapes[1]}"
         )
-    dtype = torch.promote_types(student_features.dtype, torch.float32)
     size = common_size(shapes[0][-2:], shapes[1][-2:])
     student, teacher = (
-        functional.adaptive_avg_pool2d(features.to(dtype), size)
+        functional.adaptive_avg_pool2d(promoted(features), size)
         if features.shape[-2:] != size
-        else features.to(dtype)
+        else promoted(features)
         for features in (student_features, teacher_features.detach())
     )
     return functional.mse_loss(student, teacher)
@@ -163,8 +162,7 @@ def knowledge_distillation(
         )
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
-    dtype = torch.promote_types(student_logits.dtype, torch.float32)
-    student = functional.log_softmax(student_logits.to(dtype) / temperature, dim=1)
-    teacher = functional.log_softmax(teacher_logits.detach().to(dtype) / temperature, dim=1)
+    student = functional.log_softmax(promoted(student_logits) / temperature, dim=1)
+    teacher = functional.log_softmax(promoted(teacher_logits.detach()) / temperature, dim=1)
     divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
     return temperature**2 * divergence

@@ -26,6 +26,7 @@ __all__ = [
     "common_size",
     "normalize",
     "normalized_map",
+    "promoted",
     "resize",
     "scale_free_map",
 ]
@@ -59,7 +60,7 @@ def activation_map(features: Tensor, kind: MapKind = "sum", power: float = 2.0) 
         tensor([[[3., 4.]]])
     """
     _check(features, kind, power)
-    magnitude = _promoted(features)
+    magnitude = promoted(features)
     if kind == "max":
         return _absolute_power(magnitude.abs().amax(dim=1), power)
     return _absolute_power(magnitude, power).sum(dim=1)
@@ -86,7 +87,7 @@ def normalize(maps: Tensor) -> Tensor:
     """
     if maps.dim() != 3:
         raise ValueError(f"maps must be (N, H, W), got {_axes(maps)}")
-    vectors = _promoted(maps).flatten(1)
+    vectors = promoted(maps).flatten(1)
     vectors = vectors / _largest_magnitude(vectors)
     norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     # Two wheres: the first keeps 1/0 out of the backward pass, the second gives zero maps zero.
@@ -198,7 +199,12 @@ def _axes(tensor: Tensor) -> str:
     return f"a tensor of shape {tuple(tensor.shape)}"
 
 
-def _promoted(tensor: Tensor) -> Tensor:
+def promoted(tensor: Tensor) -> Tensor:
+    """The tensor in at least float32; float64 stays.
+
+    >>> promoted(torch.zeros(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -115,7 +114,7 @@ class CrossEntropy(Term):
     def value(self, observation: Observation) -> Tensor:
         if observation.labels is None:
             raise InputError("CrossEntropy needs labels, got None; call transfer(images, labels)")
-        return functional.cross_entropy(_promoted(observation.logits), observation.labels)
+        return functional.cross_entropy(maps.promoted(observation.logits), observation.labels)
 
     def weight_at(self, progress: float) -> float:
         return self.weight
@@ -216,7 +215,7 @@ class ActivationAttention(Term):
                 )
 
     def value(self, observation: Observation) -> Tensor:
-        total = _promoted(observation.logits).new_zeros(())
+        total = maps.promoted(observation.logits).new_zeros(())
         for pair, student_features, teacher_features in observation.pairs:
             student = maps.scale_free_map(student_features, self.map, self.power)
             teacher = maps.scale_free_map(teacher_features, self.map, self.power)
@@ -276,9 +275,9 @@ class FullActivation(Term):
                 "FullActivation makes its 1x1 convolutions when the Transfer is built; "
                 "pass example_input=images[:1] to Transfer"
             )
-        total = _promoted(observation.logits).new_zeros(())
+        total = maps.promoted(observation.logits).new_zeros(())
         for seen, regressor in zip(observation.pairs, observation.modules, strict=True):
-            student = regressor(_promoted(seen.student))
+            student = regressor(maps.promoted(seen.student))
             total = total + losses.full_activation_transfer(student, seen.teacher)
         return total
 
@@ -335,7 +334,3 @@ def _check_weight(name: str, value: float) -> None:
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise InputError(f"unknown {name} {value!r}; {nearest(str(value), known)}")
-
-
-def _promoted(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
