@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from attention_transfer.errors import InputError, nearest
 
@@ -39,6 +39,13 @@ NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def _in_order(attention: object) -> object:
+    """Names in alphabetical order: "gradient,activation" means "activation,gradient"."""
+    if not isinstance(attention, str):
+        return attention
+    return ",".join(sorted(name.strip() for name in attention.split(",")))
 
 
 class Config(BaseModel):
@@ -110,9 +117,10 @@ class DistillConfig(RunConfig):
 
     teacher: str = Field(description="a run's folder, or NAME@FILE.safetensors")
     student: str = Field(description="the network that learns, such as wrn-16-1")
-    attention: Literal["activation", "none"] = Field(
-        "activation", description="which attention to transfer"
-    )
+    attention: Annotated[
+        Literal["activation", "gradient", "activation,gradient", "none"],
+        BeforeValidator(_in_order),
+    ] = Field("activation", description="which attention to transfer")
     map: Literal["sum", "max"] = Field("sum", description="over channels: F_sum or F_max")
     power: Positive = Field(2.0, description="p > 0 in |A|^p")
     form: Literal["code", "paper", "paper-eq2"] = Field(
@@ -134,6 +142,35 @@ class DistillConfig(RunConfig):
     temperature: Positive = Field(4.0, description="of knowledge distillation")
     full_activation: NonNegative | None = Field(
         None, description="beta of full-activation transfer, the baseline; none: off"
+    )
+
+    gradient_beta: NonNegative | None = Field(
+        None,
+        description="weight of gradient attention transfer, which --attention gradient needs; "
+        "none: off",
+    )
+    gradient_form: Literal["paper", "squared"] = Field(
+        "paper",
+        description="of the gradient terms: beta/2 times the norm of the difference of input "
+        "gradients, or times its square",
+    )
+    gradient_map: Literal["sum", "max"] | None = Field(
+        None, description="compare maps of the gradients over colours; none: the gradients"
+    )
+    gradient_normalize: bool = Field(False, description="compare gradients of unit length")
+    flip_symmetry: NonNegative | None = Field(
+        None, description="weight of the flip-symmetry term; none: off"
+    )
+    flip_axis: Literal["horizontal", "vertical"] = Field(
+        "horizontal", description="left-right, or upside-down"
+    )
+    flip_classes: str | None = Field(
+        None,
+        pattern=r"^\d+(,\d+)*$",
+        description="indices of the classes that the flip keeps, such as 0,1,3,8; none: all",
+    )
+    input_gradient_norm: NonNegative | None = Field(
+        None, description="weight of the input gradient's norm, a baseline; none: off"
     )
 
 

@@ -14,13 +14,17 @@ from torch.nn import functional
 from attention_transfer.maps import common_size, normalize, promoted, resize
 
 __all__ = [
+    "GradientForm",
     "TransferForm",
     "attention_transfer",
     "effective_weight",
     "full_activation_transfer",
+    "half_norm",
     "knowledge_distillation",
+    "summed_cross_entropy",
 ]
 
+GradientForm = Literal["paper", "squared"]
 TransferForm = Literal["code", "paper", "paper-eq2"]
 
 
@@ -131,6 +135,64 @@ def full_activation_transfer(student_features: Tensor, teacher_features: Tensor)
         for features in (student_features, teacher_features.detach())
     )
     return functional.mse_loss(student, teacher)
+
+
+def half_norm(difference: Tensor, form: GradientForm = "paper") -> Tensor:
+    r"""Half the l2 norm of each image's difference, or half its square (paper, Eq. 4 and 6).
+
+    .. math:: \tfrac12 \|d\|_2 \;\text{(paper)} \qquad \tfrac12 \|d\|_2^2 \;\text{(squared)}
+
+    Args:
+        difference: (N, ...), of two gradients at the input, say; the norm is over all but N.
+        form: ``"paper"``, or ``"squared"``, whose gradient is the one the paper gives.
+
+    Returns:
+        (N,), at least float32. The gradient is zero where the difference is zero.
+
+    Raises:
+        ValueError: an unknown form.
+
+    Example:
+        >>> half_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([2.5000, 0.0000])
+        >>> half_norm(torch.tensor([[3.0, 4.0]]), form="squared")
+        tensor([12.5000])
+    """
+    if form not in get_args(GradientForm):
+        raise ValueError(f"form must be one of {', '.join(get_args(GradientForm))}, got {form!r}")
+    vectors = promoted(difference).flatten(1)
+    if form == "squared":
+        return vectors.square().sum(dim=1) / 2
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=1)
+    return norms / 2
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """The loss whose gradient at the images is attention: cross-entropy, summed over the batch,
+    so that each image's gradient is its own.
+
+    Args:
+        logits: (N, classes).
+        labels: class indices (N,), or probabilities (N, classes).
+
+    Returns:
+        A scalar, at least float32.
+
+    Raises:
+        ValueError: no labels, or labels of another batch or of other classes.
+
+    Example:
+        >>> summed_cross_entropy(torch.zeros(2, 2), torch.tensor([0, 1]))
+        tensor(1.3863)
+    """
+    fits = labels is not None and labels.shape in (logits.shape[:1], logits.shape)
+    if labels is None or not fits or logits.dim() != 2:
+        got = "None" if labels is None else f"shape {tuple(labels.shape)}"
+        raise ValueError(
+            f"gradient attention needs labels (N,) or (N, classes) for logits "
+            f"{tuple(logits.shape)}, got {got}; call transfer(images, labels)"
+        )
+    return functional.cross_entropy(promoted(logits), labels, reduction="sum")
 
 
 def knowledge_distillation(

@@ -1,5 +1,6 @@
 """From a configuration to data, networks and the objective. Nothing is written."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,10 @@ from attention_transfer.training.machine import resolve_precision
 from attention_transfer.transfer import (
     ActivationAttention,
     CrossEntropy,
+    FlipSymmetry,
     FullActivation,
+    GradientAttention,
+    InputGradientNorm,
     Normalization,
     Term,
     Transfer,
@@ -105,7 +109,7 @@ def terms_of(config: TrainConfig | DistillConfig) -> list[Term]:
     if isinstance(config, TrainConfig):
         return [CrossEntropy()]
     terms: list[Term] = []
-    if config.attention == "activation":
+    if "activation" in config.attention:
         terms.append(
             ActivationAttention(
                 beta=config.beta,
@@ -118,14 +122,34 @@ def terms_of(config: TrainConfig | DistillConfig) -> list[Term]:
         )
     if config.full_activation is not None:
         terms.append(FullActivation(config.full_activation, config.pairs))
+    terms += _gradient_terms(config)
     if config.kd_alpha is not None:
         return [*distillation_terms(config.kd_alpha, config.temperature), *terms]
     if not terms:
         raise InputError(
             "nothing to transfer: attention is none and neither kd_alpha nor full_activation is "
-            "given; give one of them, or use 'attention-transfer train'"
+            "given; give one of them (or a gradient term), or use 'attention-transfer train'"
         )
     return [CrossEntropy(), *terms]
+
+
+def _gradient_terms(config: DistillConfig) -> Iterator[Term]:
+    form = config.gradient_form
+    if "gradient" in config.attention and config.gradient_beta is None:
+        raise InputError(
+            "attention gradient needs its weight, got no gradient_beta; give --gradient-beta, "
+            "such as 1"
+        )
+    if config.gradient_beta is not None:
+        yield GradientAttention(
+            config.gradient_beta, form, config.gradient_normalize, config.gradient_map
+        )
+    if config.flip_symmetry is not None:
+        classes = config.flip_classes
+        chosen = None if classes is None else tuple(map(int, classes.split(",")))
+        yield FlipSymmetry(config.flip_symmetry, form, config.flip_axis, chosen)
+    if config.input_gradient_norm is not None:
+        yield InputGradientNorm(config.input_gradient_norm, form)
 
 
 def model_normalization(model: LoadedModel, data: DataSet) -> Normalization:

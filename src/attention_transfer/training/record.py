@@ -35,7 +35,14 @@ def introduction(prepared: Prepared) -> Iterator[str]:
             f"{pair.term}: {pair.student} ({next(shapes)}) attends like {pair.teacher} "
             f"({next(shapes)}), weight {pair.effective_weight:.4g} on {pair.unit}"
         )
-    if isinstance(config, DistillConfig) and config.attention != "none":
+    if not isinstance(config, DistillConfig):
+        return
+    for name in ("gradient_beta", "flip_symmetry", "input_gradient_norm"):
+        beta = getattr(config, name)
+        if beta is not None:
+            unit = "||.||^2" if config.gradient_form == "squared" else "||.||"
+            yield f"{name.replace('_', ' ')}: weight {beta / 2:g} on {unit} of input gradients"
+    if "activation" in config.attention:
         yield f"beta {config.beta:g}, {config.beta_schedule}, form {config.form}"
 
 

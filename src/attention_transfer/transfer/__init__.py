@@ -1,6 +1,11 @@
 """The heart: terms over taps, the objective that sums them, the frozen teacher, pairing."""
 
 from attention_transfer.transfer.attention import attention_maps
+from attention_transfer.transfer.gradient_terms import (
+    FlipSymmetry,
+    GradientAttention,
+    InputGradientNorm,
+)
 from attention_transfer.transfer.objective import Transfer, TransferOutput
 from attention_transfer.transfer.pairing import Pair
 from attention_transfer.transfer.teacher import FrozenTeacher, Normalization
@@ -17,8 +22,11 @@ from attention_transfer.transfer.terms import (
 __all__ = [
     "ActivationAttention",
     "CrossEntropy",
+    "FlipSymmetry",
     "FrozenTeacher",
     "FullActivation",
+    "GradientAttention",
+    "InputGradientNorm",
     "KnowledgeDistillation",
     "Normalization",
     "Observation",

@@ -1,5 +1,6 @@
 """The objective: the weighted sum of terms, over taps of student and frozen teacher."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,12 @@ from torch import Tensor, nn
 from attention_transfer.errors import InputError
 from attention_transfer.maps import common_size
 from attention_transfer.taps import Taps, evaluating
+from attention_transfer.transfer.differentiability import (
+    check_twice_differentiable,
+    is_compiled,
+    is_sharded,
+)
+from attention_transfer.transfer.gradients import InputGradients
 from attention_transfer.transfer.pairing import Pair, resolve_pairs
 from attention_transfer.transfer.teacher import FrozenTeacher, Normalization, Seen, observe
 from attention_transfer.transfer.terms import Observation, PairedMaps, PairFeatures, Term
@@ -119,6 +126,7 @@ class Transfer(nn.Module):
         )
         self.term_modules = nn.ModuleDict()
         self.pair_descriptions: list[PairDescription] = []
+        self._twice_differentiable = False
         if example_input is not None:
             self._try(example_input)
 
@@ -132,20 +140,61 @@ class Transfer(nn.Module):
             labels: (N,) class indices, where a term needs them.
             progress: the share of training that is done, 0 to 1, for weights with a schedule.
         """
-        teacher = None if self.teacher is None else self.teacher(images)
-        student = observe(self.student, self._taps, images, self.student_normalization)
-        device = student.logits.device.type
-        with torch.autocast(device, enabled=False):
-            return self._sum(student, teacher, labels, progress)
+        gradients = None
+        if self._needs("needs_input_gradient"):
+            self._prepare_gradients(images)
+            gradients = InputGradients(self.student, self.student_normalization, images, labels)
+        teacher = self._observe_teacher(images, labels)
+        if gradients is None:
+            student = observe(self.student, self._taps, images, self.student_normalization)
+        else:
+            student = gradients.observe(self._taps)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._sum(student, teacher, labels, gradients, progress)
+
+    def _needs(self, what: str) -> bool:
+        return any(getattr(term, what) for term in self.terms.values())
+
+    def _observe_teacher(self, images: Tensor, labels: Tensor | None) -> Seen | None:
+        if self.teacher is None:
+            return None
+        if self._needs("needs_teacher_gradient"):
+            return self.teacher.with_gradient(images, labels)
+        return self.teacher(images)
+
+    def _prepare_gradients(self, images: Tensor) -> None:
+        """Before the first double backward: can the student be differentiated twice?"""
+        if self._twice_differentiable:
+            return
+        if is_sharded(self):
+            raise InputError(
+                "gradient attention needs double backpropagation, which FSDP does not support: "
+                "sharded weights are freed between the two backward passes; use "
+                "DistributedDataParallel, or leave the gradient terms out"
+            )
+        check_twice_differentiable(self.student, images, self.student_normalization)
+        if is_compiled(self.student):
+            warnings.warn(
+                "the student is compiled, and a compiled graph has no second derivative: with "
+                "gradient terms it runs eagerly",
+                stacklevel=3,
+            )
+        self._twice_differentiable = True
 
     def _sum(
-        self, student: Seen, teacher: Seen | None, labels: Tensor | None, progress: float
+        self,
+        student: Seen,
+        teacher: Seen | None,
+        labels: Tensor | None,
+        gradients: InputGradients | None,
+        progress: float,
     ) -> TransferOutput:
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         maps: dict[str, dict[str, PairedMaps]] = {}
         for name, term in self.terms.items():
             observation = self._observation(name, student, teacher, labels)
+            observation.input_gradients = gradients
             term.check(observation)
             raw[name] = term.value(observation)
             weighted[name] = raw[name] * term.weight_at(progress)
@@ -176,6 +225,7 @@ class Transfer(nn.Module):
         observation = Observation(
             student.logits, labels, None if teacher is None else teacher.logits
         )
+        observation.teacher_gradient = None if teacher is None else teacher.gradient
         for pair in self.pairs.get(name, []):
             assert teacher is not None
             observation.pairs.append(
@@ -190,6 +240,8 @@ class Transfer(nn.Module):
     @torch.no_grad()
     def _try(self, example: Tensor) -> None:
         """One pass of both networks on an example: makes the terms' modules, describes pairs."""
+        if self._needs("needs_input_gradient"):
+            self._prepare_gradients(example)
         with evaluating(self.student):
             student = observe(self.student, self._taps, example, self.student_normalization)
         teacher = None if self.teacher is None else self.teacher(example)

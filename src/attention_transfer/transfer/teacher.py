@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.taps import Taps
+from attention_transfer.errors import InputError
+from attention_transfer.losses import summed_cross_entropy
+from attention_transfer.taps import Taps, unwrapped
 
 __all__ = ["FrozenTeacher", "Normalization", "Seen", "observe"]
 
@@ -25,7 +27,7 @@ class Normalization(NamedTuple):
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) minus the mean, over the standard deviation, channel by channel."""
         mean, std = (
-            torch.tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+            torch.as_tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1)
             for values in (self.mean, self.std)
         )
         return (images - mean) / std
@@ -36,14 +38,22 @@ class Seen(NamedTuple):
 
     logits: Tensor
     features: dict[str, Tensor]
+    gradient: Tensor | None = None
+    """J, the loss's gradient at the images, where it was asked for."""
 
 
 def observe(
     network: nn.Module, taps: Taps, images: Tensor, normalization: Normalization | None
 ) -> Seen:
     """One pass of a tapped network on images that are normalised for it first."""
+    version = 0 if images.is_inference() else images._version
     with taps as features:
         logits = network(images if normalization is None else normalization(images))
+    if not images.is_inference() and images._version != version:
+        raise InputError(
+            f"{type(unwrapped(network)).__name__} overwrote the images in place, which the other "
+            "network sees too; write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
+        )
     return Seen(logits, features)
 
 
@@ -82,3 +92,22 @@ class FrozenTeacher:
         """Logits and features for images (N, C, H, W)."""
         self.network.eval()
         return observe(self.network, self._taps, images, self.normalization)
+
+    def with_gradient(self, images: Tensor, labels: Tensor | None) -> Seen:
+        """The same, with the gradient of the summed cross-entropy at the images; all constants."""
+        self.network.eval()
+        images = images.detach().requires_grad_()
+        with torch.enable_grad():
+            seen = observe(self.network, self._taps, images, self.normalization)
+        device = images.device.type
+        with torch.autocast(device, enabled=False), torch.enable_grad():
+            loss = summed_cross_entropy(seen.logits, labels)
+            try:
+                (gradient,) = torch.autograd.grad(loss, images)
+            except RuntimeError as error:
+                raise InputError(
+                    "the teacher's loss does not depend on the images, so it has no gradient "
+                    f"attention ({error}); let gradients through the teacher"
+                ) from error
+        features = {point: feature.detach() for point, feature in seen.features.items()}
+        return Seen(seen.logits.detach(), features, gradient)

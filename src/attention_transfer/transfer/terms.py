@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from attention_transfer import losses, maps
 from attention_transfer.errors import InputError, nearest
+from attention_transfer.transfer.gradients import InputGradients
 from attention_transfer.transfer.pairing import Pair, Pairs
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "PairFeatures",
     "PairedMaps",
     "Term",
+    "check_choice",
+    "check_weight",
     "distillation_terms",
 ]
 
@@ -57,8 +60,17 @@ class Observation:
     teacher_logits: Tensor | None
     pairs: list[PairFeatures] = field(default_factory=list)
     modules: nn.ModuleList = field(default_factory=nn.ModuleList)
+    input_gradients: InputGradients | None = None
+    teacher_gradient: Tensor | None = None
+    """J_T (N, C, H, W), a constant, where a term needs it."""
     maps: dict[str, PairedMaps] = field(default_factory=dict)
     """Filled by terms that read attention: the pair's name -> its maps."""
+
+    @property
+    def gradients(self) -> InputGradients:
+        """The student's gradients at the images, for a term that says it needs them."""
+        assert self.input_gradients is not None
+        return self.input_gradients
 
 
 class Term(ABC):
@@ -66,6 +78,8 @@ class Term(ABC):
 
     name: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
+    needs_input_gradient: ClassVar[bool] = False
+    needs_teacher_gradient: ClassVar[bool] = False
 
     @abstractmethod
     def value(self, observation: Observation) -> Tensor:
@@ -109,7 +123,7 @@ class CrossEntropy(Term):
     needs_teacher: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_weight("weight", self.weight)
+        check_weight("weight", self.weight)
 
     def value(self, observation: Observation) -> Tensor:
         if observation.labels is None:
@@ -137,7 +151,7 @@ class KnowledgeDistillation(Term):
     name: ClassVar[str] = "knowledge_distillation"
 
     def __post_init__(self) -> None:
-        _check_weight("weight", self.weight)
+        check_weight("weight", self.weight)
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise InputError(
                 f"temperature must be a finite number above 0, got {self.temperature}; "
@@ -188,10 +202,10 @@ class ActivationAttention(Term):
     name: ClassVar[str] = "activation_attention"
 
     def __post_init__(self) -> None:
-        _check_weight("beta", self.beta)
-        _check_choice("map", self.map, get_args(maps.MapKind))
-        _check_choice("form", self.form, get_args(losses.TransferForm))
-        _check_choice("schedule", self.schedule, get_args(BetaSchedule))
+        check_weight("beta", self.beta)
+        check_choice("map", self.map, get_args(maps.MapKind))
+        check_choice("form", self.form, get_args(losses.TransferForm))
+        check_choice("schedule", self.schedule, get_args(BetaSchedule))
         if not (self.power > 0 and math.isfinite(self.power)):
             raise InputError(
                 f"power must be a finite number above 0, got {self.power}; the paper used 2"
@@ -251,7 +265,7 @@ class FullActivation(Term):
     name: ClassVar[str] = "full_activation"
 
     def __post_init__(self) -> None:
-        _check_weight("beta", self.beta)
+        check_weight("beta", self.beta)
 
     @property
     def wanted_pairs(self) -> Pairs:
@@ -309,7 +323,7 @@ def distillation_terms(
         >>> labels.weight, soft.weight
         (0.25, 0.75)
     """
-    _check_choice("preset", preset, ("alpha", "2017"))
+    check_choice("preset", preset, ("alpha", "2017"))
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha must be between 0 and 1, got {alpha}; the paper's code used 0.9")
     old = preset == "2017"
@@ -326,11 +340,13 @@ def _check_spatial(seen: PairFeatures) -> None:
         )
 
 
-def _check_weight(name: str, value: float) -> None:
+def check_weight(name: str, value: float) -> None:
+    """Raises an InputError unless the value is finite and at least 0."""
     if not (value >= 0 and math.isfinite(value)):
         raise InputError(f"{name} must be a finite number of at least 0, got {value}")
 
 
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raises an InputError, with the nearest name, unless the value is known."""
     if value not in known:
         raise InputError(f"unknown {name} {value!r}; {nearest(str(value), known)}")
