@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from attention_transfer.double_backward import DoubleBackward
 from attention_transfer.errors import InputError
@@ -82,12 +83,20 @@ def check_twice_differentiable(
 def _differentiate_twice(
     network: nn.Module, images: Tensor, normalization: Normalization | None
 ) -> None:
+    given = images if normalization is None else normalization(images)
     with DoubleBackward() as double:
-        logits = network(images if normalization is None else normalization(images))
+        logits = functional_call(network, _copies(network), (given,))
     labels = torch.zeros(1, dtype=torch.long, device=logits.device)
     gradient = double.gradient(summed_cross_entropy(logits, labels), images)
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    torch.autograd.grad(gradient.square().sum(), [images, *weights], allow_unused=True)
+    torch.autograd.backward(gradient.square().sum())
+
+
+def _copies(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers to run a module with, whose own and their hooks are not touched."""
+    copies = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    for name, weight in module.named_parameters():
+        copies[name] = weight.detach().clone().requires_grad_(weight.requires_grad)
+    return copies
 
 
 @dataclass
@@ -111,14 +120,15 @@ class _Call:
         return self.output._version != self.version
 
     def again(self) -> tuple[list[Tensor], Tensor]:
-        """The module alone, on copies of its inputs: those that can have a gradient, its output."""
-        inputs = [
+        """The module alone: copies of its inputs that can have a gradient, and its output."""
+        leaves = [
             value.detach().clone().requires_grad_() if _has_gradient(value) else value
             for value in self.inputs
         ]
-        return [value for value in inputs if _has_gradient(value)], self.module(
-            *inputs, **self.settings
-        )
+        # Modules may overwrite what they are given, and leaves must not be.
+        given = tuple(leaf.clone() if _has_gradient(leaf) else leaf for leaf in leaves)
+        output = functional_call(self.module, _copies(self.module), given, self.settings)
+        return [leaf for leaf in leaves if _has_gradient(leaf)], output
 
 
 def _has_gradient(value: object) -> bool:
@@ -199,14 +209,8 @@ def _fault(call: _Call) -> str | None:
             )
         if not gradient.requires_grad:
             return f"has a gradient that is detached, so no second derivative; {instead}"
-        weights = [weight for weight in call.module.parameters() if weight.requires_grad]
         try:
-            torch.autograd.grad(
-                gradient.square().sum(),
-                [upstream, value, *weights],
-                allow_unused=True,
-                retain_graph=True,
-            )
+            torch.autograd.backward(gradient.square().sum(), retain_graph=True)
         except (RuntimeError, NotImplementedError) as error:
             return f"has no second derivative ({_first_line(error)}); {instead}"
     return None

@@ -10,7 +10,7 @@ from attention_transfer.errors import InputError
 from attention_transfer.losses import summed_cross_entropy
 from attention_transfer.taps import Taps, unwrapped
 
-__all__ = ["FrozenTeacher", "Normalization", "Seen", "observe"]
+__all__ = ["FrozenTeacher", "Normalization", "Seen", "input_gradient", "observe"]
 
 
 class Normalization(NamedTuple):
@@ -57,6 +57,24 @@ def observe(
     return Seen(logits, features)
 
 
+def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Tensor:
+    """J, a constant: the summed cross-entropy's gradient at the images the logits are of.
+
+    Raises:
+        InputError: the loss does not depend on the images.
+    """
+    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        loss = summed_cross_entropy(logits, labels)
+        try:
+            return torch.autograd.grad(loss, images)[0]
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"the loss does not depend on the images, so it has no gradient there ({reason}); "
+                "let gradients through the network"
+            ) from error
+
+
 class FrozenTeacher:
     """A network that only answers: eval mode and no gradients, whatever is called on it.
 
@@ -99,15 +117,6 @@ class FrozenTeacher:
         images = images.detach().requires_grad_()
         with torch.enable_grad():
             seen = observe(self.network, self._taps, images, self.normalization)
-        device = images.device.type
-        with torch.autocast(device, enabled=False), torch.enable_grad():
-            loss = summed_cross_entropy(seen.logits, labels)
-            try:
-                (gradient,) = torch.autograd.grad(loss, images)
-            except RuntimeError as error:
-                raise InputError(
-                    "the teacher's loss does not depend on the images, so it has no gradient "
-                    f"attention ({error}); let gradients through the teacher"
-                ) from error
+        gradient = input_gradient(seen.logits, labels, images)
         features = {point: feature.detach() for point, feature in seen.features.items()}
         return Seen(seen.logits.detach(), features, gradient)
