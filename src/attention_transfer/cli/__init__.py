@@ -8,6 +8,7 @@ from types import ModuleType
 from attention_transfer.cli import demo, distill, doctor, evaluate, resume, train
 from attention_transfer.cli.arguments import Parser
 from attention_transfer.errors import InputError, Interrupted, TrainingError, nearest
+from attention_transfer.terminal import printable
 
 __all__ = ["main"]
 
@@ -73,5 +74,5 @@ def _overview() -> str:
 
 
 def _fail(error: BaseException | str, code: int) -> int:
-    print(f"attention-transfer: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"attention-transfer: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return code

@@ -5,6 +5,7 @@ from argparse import Namespace
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import DemoConfig
+from attention_transfer.terminal import print_line
 
 EXAMPLES = ("demo", "demo --train-teacher --out runs/my-demo", "demo --epochs 3 --json")
 
@@ -41,8 +42,8 @@ def run(arguments: Namespace) -> int:
         [arm.name, f"{arm.test_error:.1f}", f"{arm.parameters:,}", f"{arm.seconds:.0f}"]
         for arm in result.arms
     ]
-    where.print()
+    print_line(where, "")
     print_table(where, ["network", "test error %", "parameters", "training seconds"], rows)
     for text in ("", result.sentence, result.settings, f"where they look: {picture}"):
-        where.print(text, highlight=False, markup=False, soft_wrap=True)
+        print_line(where, text)
     return 0

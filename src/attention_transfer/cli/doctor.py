@@ -4,6 +4,7 @@ from argparse import Namespace
 
 from attention_transfer.cli.arguments import Parser
 from attention_transfer.cli.output import console, print_json, print_table
+from attention_transfer.terminal import print_line
 
 EXAMPLES = ("doctor", "doctor --json")
 
@@ -35,8 +36,9 @@ def run(arguments: Namespace) -> int:
     rows = [[name, found or "not installed"] for name, found in versions.items()]
     print_table(where, ["package", "version"], rows)
     rows = [[name, str(value)] for name, value in machine.items()]
-    print_table(where, ["\nmachine", ""], rows)
-    where.print(f"\n--precision auto means {precision} here", highlight=False)
+    print_table(where, ["machine", ""], rows, title="")
+    print_line(where, "")
+    print_line(where, f"--precision auto means {precision} here")
     for extra, packages in extras.items():
         missing = [name for name, found in packages.items() if found is None]
         state = (
@@ -44,5 +46,5 @@ def run(arguments: Namespace) -> int:
             if missing
             else "installed"
         )
-        where.print(f"extra {extra}: {state}", highlight=False, markup=False)
+        print_line(where, f"extra {extra}: {state}")
     return 0

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from attention_transfer.terminal import print_line, printable
 
 __all__ = ["console", "print_json", "print_table"]
 
@@ -28,10 +30,10 @@ def print_table(
 ) -> None:
     """A table; every column but the first is aligned to the right."""
     if title is not None:
-        where.print(escape(title), highlight=False, soft_wrap=True)
+        print_line(where, title)
     table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(escape(column), justify="left" if index == 0 else "right")
+        table.add_column(Text(printable(column)), justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     where.print(table)

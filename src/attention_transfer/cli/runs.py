@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attention_transfer.cli.output import console, print_json, print_table
+from attention_transfer.terminal import print_line
 
 if TYPE_CHECKING:
     from attention_transfer.training import Run, RunProgress
@@ -35,5 +36,5 @@ def report_run(work: "Callable[[RunProgress], Run]", as_json: bool) -> int:
     ]
     columns = ["network", "test error %", "validation error %", "parameters", "seconds"]
     print_table(where, columns, [row])
-    where.print(f"the run is in {finished.folder}", highlight=False, markup=False, soft_wrap=True)
+    print_line(where, f"the run is in {finished.folder}")
     return 0

@@ -33,7 +33,7 @@ def cifar(name: CifarName, folder: Path, download: bool = False) -> DataSet:
     try:
         train = source(str(folder), train=True, download=download)
         test = source(str(folder), train=False, download=download)
-    except (RuntimeError, OSError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"no whole {name} in {folder} ({reason}); expected the extracted "

@@ -17,8 +17,10 @@ from attention_transfer.config import DemoConfig, DistillConfig, TrainConfig
 from attention_transfer.data import DataSet, ImageSet, as_input, load_data
 from attention_transfer.models import LoadedModel, load_run
 from attention_transfer.training import Run, RunProgress, evaluate, new_folder, run
+from attention_transfer.training.machine import resolve_precision
 from attention_transfer.training.preparation import model_normalization
 from attention_transfer.training.record import parameter_count
+from attention_transfer.training.run import writing_to
 from attention_transfer.transfer import attention_maps
 
 __all__ = [
@@ -78,8 +80,11 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     """
     folder = config.out or new_folder("demo")
     Run.check_free(folder)
+    resolve_precision(config.precision)
     progress = progress or RunProgress()
     data = load_data("cluttered-digits")
+    with writing_to(folder):
+        (folder / "alone").mkdir(parents=True, exist_ok=True)
     teacher = packaged_teacher()
     if config.train_teacher:
         progress.say("teacher: trained anew")

@@ -5,17 +5,20 @@
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from attention_transfer.config import Count, Positive
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.wide_resnet import WideResNet
@@ -29,14 +32,16 @@ EXAMPLES = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "nin-thin", "nin-wid
 class ModelCard:
     """How to build a network and feed it: the contents of a run's ``model.json``."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+
     name: str
-    class_names: tuple[str, ...]
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    class_names: Annotated[tuple[str, ...], Field(min_length=1)]
+    input_size: tuple[Count, Count, Count]
+    mean: Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+    std: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
     data: str
     """What it was trained on."""
-    schema_version: int = field(default=1)
+    schema_version: Literal[1] = 1
 
     @property
     def classes(self) -> int:
@@ -51,17 +56,15 @@ class ModelCard:
             InputError: it cannot be read, or is not such a card.
         """
         try:
-            read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            values: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in read.items()
-            }
-            card = cls(**values)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is not a model card: {error}") from None
-        if card.schema_version != 1:
-            raise InputError(f"{path} has schema version {card.schema_version}, expected 1")
-        return card
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"cannot read the model card {path}: {error.strerror}") from None
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, fault['loc']))} {fault['msg'].removeprefix('Input ')}".strip()
+                for fault in error.errors()
+            ]
+            raise InputError(f"{path} is not a model card: {_first(problems)}") from None
 
     def write(self, path: Path) -> None:
         """The card as JSON."""
@@ -114,7 +117,7 @@ def load(model: str, classes: int, *, trained: bool, seed: int = 0) -> LoadedMod
         InputError: an unknown model; no trained weights where they are needed; weights that do
             not fit, or are not safetensors.
     """
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         return load_run(Path(model))
     name, _, weights = model.partition("@")
     network = _seeded(name, classes, seed)
@@ -137,7 +140,7 @@ def load_run(folder: str | Path) -> LoadedModel:
         InputError: the folder holds no finished run.
     """
     folder = Path(folder)
-    if not (folder / "model.json").is_file():
+    if not os.path.isfile(folder / "model.json"):
         raise InputError(
             f"{folder} holds no trained network (no model.json); expected the folder of a "
             "finished run"
@@ -154,7 +157,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         InputError: the file is missing, is not safetensors, or does not fit the network.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"no weights at {path}; expected a .safetensors file")
     try:
         weights = load_file(path)

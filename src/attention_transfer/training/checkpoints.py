@@ -48,7 +48,7 @@ def load_last_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
             if _checksum(candidate / "state.pt") == expected:
                 state = torch.load(candidate / "state.pt", weights_only=True, map_location="cpu")
                 return int(candidate.name.removeprefix("epoch-")), state
-        except (OSError, UnicodeDecodeError):
+        except Exception:  # whatever is in the file: a damaged pickle can raise anything
             continue
     raise InputError(f"{folder} holds no whole checkpoint to resume from; start a new run")
 

@@ -1,5 +1,6 @@
 """Evaluating a MODEL on DATA, each as users write it."""
 
+import os
 from pathlib import Path
 
 from attention_transfer.config import EvaluateConfig
@@ -23,7 +24,7 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
     precision = resolve_precision(config.precision)
     name, validation, data_seed = config.data, config.validation, config.data_seed
     folder = Path(config.model)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         card = load_run(folder).card
         assert card is not None
         name = name or card.data

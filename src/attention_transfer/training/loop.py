@@ -73,7 +73,8 @@ def resume(folder: str | Path, progress: RunProgress | None = None) -> Run:
     """Goes on with a run from the end of its last whole epoch, exactly as if never interrupted.
 
     Raises:
-        InputError: the folder holds no run, the run is finished, or it has no checkpoint.
+        InputError: the folder holds no run, the run is finished, or it has no checkpoint that
+            fits its configuration.
     """
     folder = Path(folder)
     interrupted = Run(folder)
@@ -180,11 +181,21 @@ class _Fit:
         return self.run
 
     def restore(self, epoch: int, state: dict[str, Any]) -> None:
-        """Puts everything back as it was after an epoch."""
-        self.transfer.load_state_dict(state["transfer"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.seconds, self.best = epoch, state["seconds"], state["best"]
+        """Puts everything back as it was after an epoch.
+
+        Raises:
+            InputError: the state is that of another run.
+        """
+        try:
+            self.transfer.load_state_dict(state["transfer"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.epoch, self.seconds, self.best = epoch, state["seconds"], state["best"]
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            raise InputError(
+                f"the checkpoint in {self.run.folder} does not fit its config.yaml; put back the "
+                "configuration that the run began with, or start a new run"
+            ) from None
         if self.accelerator.is_main_process:
             self.run.keep_metrics(epoch)
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from attention_transfer.terminal import print_line, printable
 
 __all__ = ["RunProgress"]
 
@@ -26,14 +27,14 @@ class RunProgress:
     def say(self, text: str) -> None:
         """A line of its own."""
         if self._console is not None:
-            self._console.print(escape(text), highlight=False, soft_wrap=True)
+            print_line(self._console, text)
 
     def begin(self, what: str, images: int) -> None:
         """A run of a number of images (over all epochs) starts."""
         self._what = what
         if self._console is not None and self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
                 TimeRemainingColumn(),
@@ -41,7 +42,7 @@ class RunProgress:
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(escape(what), total=images, rate="")
+            self._task = self._bar.add_task(printable(what), total=images, rate="")
 
     def step(self, images: int, rate: float) -> None:
         """Some more images are done, at a rate of images per second."""

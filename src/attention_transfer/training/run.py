@@ -1,8 +1,10 @@
 """A run's folder: what was asked, what came out, and the network."""
 
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from attention_transfer.config import (
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, ModelCard, load_run
 
-__all__ = ["Run", "new_folder"]
+__all__ = ["Run", "new_folder", "writing_to"]
 
 SCHEMA_VERSION = 1
 
@@ -34,6 +36,27 @@ def new_folder(kind: str, parent: Path = Path("runs")) -> Path:
         path = parent / f"{kind}-{stamp}-{number}"
         number += 1
     return path
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """What is done first in a folder that a user chose.
+
+    Raises:
+        InputError: the folder, or what is in it, cannot be written.
+
+    Example:
+        >>> with writing_to(Path("/dev/null/run")):
+        ...     Path("/dev/null/run").mkdir()
+        Traceback (most recent call last):
+        attention_transfer.errors.InputError: cannot write to /dev/null/run: Not a directory; \
+choose another --out
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a ValueError: the path has a null byte in it
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot write to {folder}: {reason}; choose another --out") from None
 
 
 @dataclass(frozen=True)
@@ -56,24 +79,22 @@ class Run:
         """
         cls.check_free(folder)
         run = cls(folder)
-        try:
+        with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
             write_config_file(config, run.folder / "config.yaml")
-        except OSError as error:
-            raise InputError(
-                f"cannot write to {folder}: {error.strerror}; choose another --out"
-            ) from None
         return run
 
     @staticmethod
     def check_free(folder: Path) -> None:
         """Raises an InputError unless a run can be begun in this folder."""
-        if (folder / "config.yaml").exists():
+        if os.path.exists(folder / "config.yaml"):
             raise InputError(
                 f"{folder} already holds a run; choose another --out, or go on with it: "
                 f"attention-transfer resume {folder}"
             )
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        with writing_to(folder):
+            free = not os.path.exists(folder) or (os.path.isdir(folder) and not os.listdir(folder))
+        if not free:
             raise InputError(f"{folder} exists and is not an empty folder; choose another --out")
 
     @property
@@ -84,7 +105,7 @@ class Run:
             InputError: the folder holds no run, or its configuration is damaged.
         """
         path = self.folder / "config.yaml"
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"{self.folder} holds no run (no config.yaml)")
         values = read_config_file(path)
         kind = TrainConfig if "model" in values else DistillConfig
