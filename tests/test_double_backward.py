@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
-from attention_transfer import double_backward
-from attention_transfer.double_backward import DoubleBackward
+from attention_transfer.double_backward import DoubleBackward, batch_norm
 
 
 class Residual(nn.Module):
@@ -135,9 +134,9 @@ def images_for(layout: torch.memory_format) -> Tensor:
 def _kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The formula in PyTorch's passes, and as it is handed to the compiler."""
     if request.param == "fused":
-        monkeypatch.setattr(double_backward, "_LARGE", 0)
-        uncompiled = double_backward._means, double_backward._derivatives
-        monkeypatch.setattr(double_backward, "_compiled", lambda: uncompiled)
+        monkeypatch.setattr(batch_norm, "_LARGE", 0)
+        uncompiled = batch_norm._means, batch_norm._derivatives
+        monkeypatch.setattr(batch_norm, "_compiled", lambda: uncompiled)
 
 
 @pytest.mark.usefixtures("_kernels")
@@ -211,7 +210,7 @@ def test_the_compiled_formula_is_the_formula(monkeypatch: pytest.MonkeyPatch) ->
     """Where a compiler is found, as on most machines; elsewhere both are the same."""
     network, images = build("batch norm"), images_for(torch.channels_last)
     plain = weight_gradients(network, images, ours=True)
-    monkeypatch.setattr(double_backward, "_LARGE", 0)
+    monkeypatch.setattr(batch_norm, "_LARGE", 0)
     for name, gradient in weight_gradients(network, images, ours=True).items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-9, atol=1e-12)
 
@@ -224,12 +223,12 @@ def test_without_a_compiler_it_runs_all_the_same(
 
     network, images = build("batch norm"), images_for(torch.channels_last)
     plain = weight_gradients(network, images, ours=True)
-    double_backward._compiled.cache_clear()
+    batch_norm._compiled.cache_clear()
     monkeypatch.setattr(torch, "compile", no_compiler)
-    monkeypatch.setattr(double_backward, "_LARGE", 0)
+    monkeypatch.setattr(batch_norm, "_LARGE", 0)
     with caplog.at_level("INFO"):
         again = weight_gradients(network, images, ours=True)
-    double_backward._compiled.cache_clear()
+    batch_norm._compiled.cache_clear()
     assert "No working C++ compiler" in caplog.text
     assert all(torch.equal(again[name], plain[name]) for name in plain)
 

@@ -1,0 +1,131 @@
+"""The block in which a network's convolutions and batch normalisations are ours."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from attention_transfer.double_backward.batch_norm import BatchNorm
+from attention_transfer.double_backward.convolution import Convolution
+from attention_transfer.double_backward.first_pass import FirstPass
+
+__all__ = ["DoubleBackward"]
+
+
+class DoubleBackward(TorchFunctionMode):
+    """A block in which a network is run whose gradient at the input is to be differentiated.
+
+    Besides answering ``conv2d`` and ``batch_norm``, it chooses the attention kernel that has a
+    second derivative, and runs compiled parts of the network eagerly: one compiled graph would
+    end the second derivative.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(),
+        ...                         nn.Linear(8, 2))
+        >>> images = torch.rand(4, 1, 4, 4, requires_grad=True)
+        >>> with DoubleBackward() as double:
+        ...     loss = network(images).square().sum()
+        >>> gradient = double.gradient(loss, images)
+        >>> gradient.square().sum().backward()
+        >>> network[0].weight.grad.shape
+        torch.Size([2, 1, 3, 3])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_statistics = False
+        """Whether a batch normalisation took its statistics from the batch."""
+        self._first_pass = FirstPass()
+        self._contexts: list[ExitStack] = []
+
+    def __enter__(self) -> "DoubleBackward":
+        stack = ExitStack()
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        self._contexts.append(stack)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._contexts.pop().close()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.conv2d:
+            return self._conv2d(*args, **(kwargs or {}))
+        if func is functional.batch_norm:
+            return self._batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def gradient(self, loss: Tensor, images: Tensor, create_graph: bool = True) -> Tensor:
+        """d loss / d images, itself differentiable; the weights' gradients are not computed.
+
+        Args:
+            loss: a scalar, of a network run inside this block.
+            images: the tensor that requires a gradient.
+            create_graph: whether the gradient is to be differentiated.
+
+        Raises:
+            RuntimeError: as autograd does, if the loss does not depend on the images.
+        """
+        with self._first_pass:
+            return torch.autograd.grad(loss, images, create_graph=create_graph)[0]
+
+    def _conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        if isinstance(padding, str) or input.dim() != 4:
+            return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        tensors: Iterable[Tensor | None] = (input, weight, bias)
+        sizes = tuple(_pair(size) for size in (stride, padding, dilation))
+        device = input.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            tensors = (None if given is None else _lowered(given, dtype) for given in tensors)
+        with torch.autocast(device, enabled=False):
+            result: Tensor = Convolution.apply(self._first_pass, *tensors, (*sizes, groups))
+        return result
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        running = (running_mean, running_var, training, momentum, eps)
+        if not training or input.numel() == input.shape[1]:
+            # Fixed statistics: an affine function. One value a channel: PyTorch's own error.
+            return functional.batch_norm(
+                input, running_mean, running_var, weight, bias, *running[2:]
+            )
+        self.batch_statistics = True
+        result: Tensor = BatchNorm.apply(self._first_pass, input, weight, bias, running)
+        return result
+
+
+def _pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _lowered(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autocast does: float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
