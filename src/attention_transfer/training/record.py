@@ -37,11 +37,14 @@ def introduction(prepared: Prepared) -> Iterator[str]:
         )
     if not isinstance(config, DistillConfig):
         return
-    for name in ("gradient_beta", "flip_symmetry", "input_gradient_norm"):
-        beta = getattr(config, name)
+    square = "^2" if config.gradient_form == "squared" else ""
+    for name, beta, what in (
+        ("gradient attention", config.gradient_beta, "d"),
+        ("flip symmetry", config.flip_symmetry, "d"),
+        ("input gradient norm", config.input_gradient_norm, "J"),
+    ):
         if beta is not None:
-            unit = "||.||^2" if config.gradient_form == "squared" else "||.||"
-            yield f"{name.replace('_', ' ')}: weight {beta / 2:g} on {unit} of input gradients"
+            yield f"{name}: weight {beta / 2:g} on ||{what}||{square} of input gradients"
     if "activation" in config.attention:
         yield f"beta {config.beta:g}, {config.beta_schedule}, form {config.form}"
 
