@@ -265,3 +265,13 @@ def test_a_compiled_student_runs_eagerly_and_it_is_said_once() -> None:
     torch.testing.assert_close(out.loss, expected)
     out.loss.backward()
     transfer(images, labels)  # no second warning: warnings are errors in these tests
+
+
+def test_a_compiled_objective_runs_eagerly_too() -> None:
+    (images, labels), terms = batch(), [at.CrossEntropy(), at.FlipSymmetry(1.0)]
+    expected = at.Transfer(network(0), terms=terms)(images, labels).loss
+    compiled = torch.compile(at.Transfer(network(0), terms=terms))
+    with pytest.warns(UserWarning, match="compiled graph has no second derivative"):
+        out = compiled(images, labels)
+    torch.testing.assert_close(out.loss, expected)
+    out.loss.backward()

@@ -14,7 +14,7 @@ from attention_transfer.taps import evaluating, unwrapped
 from attention_transfer.transfer.gradients import check_images
 from attention_transfer.transfer.teacher import Normalization
 
-__all__ = ["check_twice_differentiable", "is_compiled", "is_sharded"]
+__all__ = ["check_twice_differentiable", "is_compiled", "refuse_sharded"]
 
 
 def is_compiled(network: nn.Module) -> bool:
@@ -29,23 +29,27 @@ def is_compiled(network: nn.Module) -> bool:
     )
 
 
-def is_sharded(network: nn.Module) -> bool:
-    """Whether FSDP, of either generation, holds any of the weights.
+def refuse_sharded(network: nn.Module) -> None:
+    """Raises an InputError if FSDP, of either generation, holds any of the weights.
 
-    >>> is_sharded(nn.Linear(2, 2))
-    False
+    >>> refuse_sharded(nn.Linear(2, 2))
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return False
+        return
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
     from torch.distributed.tensor import DTensor
 
-    return any(
-        isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in network.modules()
-    ) or any(
+    sharding = (FSDPModule, FullyShardedDataParallel)
+    sharded = any(isinstance(module, sharding) for module in network.modules()) or any(
         isinstance(weight, DTensor) or type(weight).__name__ == "FlatParameter"
         for weight in network.parameters()
     )
+    if sharded:
+        raise InputError(
+            "gradient attention needs double backpropagation, which FSDP does not support: "
+            "sharded weights are freed between the two backward passes; use "
+            "DistributedDataParallel, or leave the gradient terms out"
+        )
 
 
 def check_twice_differentiable(

@@ -15,7 +15,7 @@ from attention_transfer.taps import Taps, evaluating
 from attention_transfer.transfer.differentiability import (
     check_twice_differentiable,
     is_compiled,
-    is_sharded,
+    refuse_sharded,
 )
 from attention_transfer.transfer.gradients import InputGradients
 from attention_transfer.transfer.pairing import Pair, resolve_pairs
@@ -140,44 +140,47 @@ class Transfer(nn.Module):
             labels: (N,) class indices, where a term needs them.
             progress: the share of training that is done, 0 to 1, for weights with a schedule.
         """
-        gradients = None
         if self._needs("needs_input_gradient"):
-            self._prepare_gradients(images)
-            gradients = InputGradients(self.student, self.student_normalization, images, labels)
-        teacher = self._observe_teacher(images, labels)
-        if gradients is None:
-            student = observe(self.student, self._taps, images, self.student_normalization)
-        else:
-            student = gradients.observe(self._taps)
+            compiling = torch.compiler.is_compiling()
+            out: TransferOutput = self._with_gradients(images, labels, progress, compiling)
+            return out
+        teacher = None if self.teacher is None else self.teacher(images)
+        student = observe(self.student, self._taps, images, self.student_normalization)
         with torch.autocast(images.device.type, enabled=False):
-            return self._sum(student, teacher, labels, gradients, progress)
+            return self._sum(student, teacher, labels, None, progress)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _with_gradients(
+        self, images: Tensor, labels: Tensor | None, progress: float, compiling: bool
+    ) -> TransferOutput:
+        """The same with gradients at the images; eager: a compiled graph has no second one."""
+        self._check_gradients(images, compiling)
+        gradients = InputGradients(self.student, self.student_normalization, images, labels)
+        teacher = self.teacher
+        if teacher is None:
+            seen = None
+        elif self._needs("needs_teacher_gradient"):
+            seen = teacher.with_gradient(images, labels)
+        else:
+            seen = teacher(images)
+        student = gradients.observe(self._taps)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._sum(student, seen, labels, gradients, progress)
 
     def _needs(self, what: str) -> bool:
         return any(getattr(term, what) for term in self.terms.values())
 
-    def _observe_teacher(self, images: Tensor, labels: Tensor | None) -> Seen | None:
-        if self.teacher is None:
-            return None
-        if self._needs("needs_teacher_gradient"):
-            return self.teacher.with_gradient(images, labels)
-        return self.teacher(images)
-
-    def _prepare_gradients(self, images: Tensor) -> None:
-        """Before the first double backward: can the student be differentiated twice?"""
+    def _check_gradients(self, images: Tensor, compiling: bool = False) -> None:
+        """Once, before the first double backward."""
         if self._twice_differentiable:
             return
-        if is_sharded(self):
-            raise InputError(
-                "gradient attention needs double backpropagation, which FSDP does not support: "
-                "sharded weights are freed between the two backward passes; use "
-                "DistributedDataParallel, or leave the gradient terms out"
-            )
+        refuse_sharded(self)
         check_twice_differentiable(self.student, images, self.student_normalization)
-        if is_compiled(self.student):
+        if compiling or is_compiled(self.student):
             warnings.warn(
                 "the student is compiled, and a compiled graph has no second derivative: with "
                 "gradient terms it runs eagerly",
-                stacklevel=3,
+                stacklevel=2,
             )
         self._twice_differentiable = True
 
@@ -241,7 +244,7 @@ class Transfer(nn.Module):
     def _try(self, example: Tensor) -> None:
         """One pass of both networks on an example: makes the terms' modules, describes pairs."""
         if self._needs("needs_input_gradient"):
-            self._prepare_gradients(example)
+            self._check_gradients(example)
         with evaluating(self.student):
             student = observe(self.student, self._taps, example, self.student_normalization)
         teacher = None if self.teacher is None else self.teacher(example)
