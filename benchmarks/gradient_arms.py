@@ -4,8 +4,8 @@
     python benchmarks/gradient_arms.py run [--pair wrn] [--seeds 5] [--out runs/gradient-arms]
 
 ``choose`` trains each gradient arm at several weights with seeds that the table does not use, and
-prints mean validation errors, by which the weights below were chosen. ``run`` trains every arm with
-``--seed`` 0, 1, ...; the test images are read once by each run, at its end. The only augmentation is
+prints mean validation errors, by which the weights below were chosen; ``run`` trains every arm by
+``--seed`` 0, 1, ...; the test images are read once by each run, at its end. Augmentation is only
 a random crop. Most digits do not stay themselves when flipped, so flip symmetry is asked of those
 alone that do, upside-down: 0, 1, 3 and 8. Finished runs in the folder are used again.
 """
