@@ -89,7 +89,7 @@ class GradientAttention(_GradientTerm):
         assert teacher is not None
         with torch.no_grad():
             observation.maps["input:input"] = PairedMaps(
-                *(maps.scale_free_map(gradient) for gradient in (student, teacher))
+                *(maps.activation_map(gradient) for gradient in (student, teacher))
             )
         difference = self._attention(student) - self._attention(teacher)
         return losses.half_norm(difference, self.form).mean()
