@@ -49,6 +49,7 @@ from attention_transfer.transfer.teacher import Seen
 NETWORKS = ("wrn-16-1", "wrn-16-1-nobn", "wrn-40-2", "wrn-40-2-nobn")
 TEACHERS = {"wrn-16-1": "wrn-16-2", "wrn-40-2": "wrn-40-2"}
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": None}
+FUSED_FROM = batch_norm._LARGE
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
@@ -108,7 +109,7 @@ def steps(
     assert seen.gradient is not None
     teacher_gradient: Tensor = seen.gradient
 
-    def step(transfer: Transfer, *, large: int = batch_norm._LARGE) -> None:
+    def step(transfer: Transfer, large: int = FUSED_FROM) -> None:
         batch_norm._LARGE = large
         student.zero_grad()
         with autocast:
@@ -125,14 +126,13 @@ def steps(
         norms = (gradient - teacher_gradient).flatten(1).norm(dim=1)
         torch.autograd.backward(loss / len(labels) + norms.mean() / 2)
 
-    large = batch_norm._LARGE
     return {
         "plain": lambda: step(plain),
         "autograd": autograd,
-        "ours": lambda: step(given, large=large),
-        "ours, uncompiled": lambda: step(given, large=2**62),
-        "ours, live teacher": lambda: step(live, large=large),
-        "flip symmetry": lambda: step(flips, large=large),
+        "ours": lambda: step(given),
+        "ours, uncompiled": lambda: step(given, large=sys.maxsize),
+        "ours, live teacher": lambda: step(live),
+        "flip symmetry": lambda: step(flips),
     }
 
 

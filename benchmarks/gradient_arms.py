@@ -1,13 +1,12 @@
 """The paper's Table 3 on cluttered digits: gradient-based attention beside the other arms.
 
-    python benchmarks/gradient_arms.py choose [--pair wrn] [--out runs/gradient-arms]
-    python benchmarks/gradient_arms.py run [--pair wrn] [--seeds 5] [--out runs/gradient-arms]
+    python benchmarks/gradient_arms.py [--pair wrn] [--seeds 5] [--out runs/gradient-arms]
 
-``choose`` trains each gradient arm at several weights with seeds that the table does not use, and
-prints mean validation errors, by which the weights below were chosen; ``run`` trains every arm by
-``--seed`` 0, 1, ...; the test images are read once by each run, at its end. Augmentation is only
-a random crop. Most digits do not stay themselves when flipped, so flip symmetry is asked of those
-alone that do, upside-down: 0, 1, 3 and 8. Finished runs in the folder are used again.
+The weight of each gradient arm is the one of least mean validation error among BETAS, over seeds
+that the table does not use. Then every arm is trained with ``--seed`` 0, 1, ...; the test images
+are read once by each run, at its end. Augmentation is a random crop alone. Most digits do not stay
+themselves when flipped, so flip symmetry is asked of those that do, upside-down: 0, 1, 3 and 8.
+Finished runs in the folder are used again, so an interrupted table goes on where it was.
 """
 
 import argparse
@@ -26,89 +25,89 @@ from attention_transfer.training.machine import describe_machine, package_versio
 
 UPSIDE_DOWN = {"flip_axis": "vertical", "flip_classes": "0,1,3,8"}
 BETAS = (0.001, 0.003, 0.01, 0.03, 0.1)
-CANDIDATES = {
-    "min-l2": ("input_gradient_norm", BETAS),
-    "gradient attention": ("gradient_beta", BETAS),
-    "flip symmetry": ("flip_symmetry", BETAS),
+FLAGS = {
+    "min-l2": "input_gradient_norm",
+    "gradient attention": "gradient_beta",
+    "flip symmetry": "flip_symmetry",
 }
 SEEDS_OF_CHOICE = (1000, 1001)
 ALONE = "alone"
 
 
 class Pair(NamedTuple):
-    """A student, its teacher, how both are trained, and the weights chosen on validation."""
+    """A student, its teacher, and how the student is trained."""
 
     student: str
     teacher: Path
     settings: dict[str, Any]
-    chosen: dict[str, float]
 
 
-def pairs(out: Path) -> dict[str, Pair]:
-    """Both pairs of the table."""
-    chosen = {"min-l2": 0.1, "gradient attention": 0.1, "flip symmetry": 0.1}
-    return {"wrn": Pair("wrn-16-1", packaged_teacher(), {}, chosen)}
+PAIRS = {"wrn": Pair("wrn-16-1", packaged_teacher(), {})}
 
 
-def arms(pair: Pair) -> dict[str, dict[str, Any]]:
-    """The table's rows, as settings of ``distill``."""
+def arms(chosen: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """The table's rows, as settings of ``distill``, with the weights chosen for three of them."""
     none = {"attention": "none"}
     return {
         ALONE: {},
-        **{arm: {**none, **_gradient(arm, pair.chosen[arm])} for arm in CANDIDATES},
+        **{arm: gradient_arm(arm, beta) for arm, beta in chosen.items()},
         "distillation": {**none, "kd_alpha": 0.9},
         "activation attention": {},
     }
 
 
-def _gradient(arm: str, beta: float) -> dict[str, Any]:
-    flag = CANDIDATES[arm][0]
-    return {flag: beta, **(UPSIDE_DOWN if arm == "flip symmetry" else {})}
+def gradient_arm(arm: str, beta: float) -> dict[str, Any]:
+    """One gradient arm at a weight."""
+    flips = UPSIDE_DOWN if arm == "flip symmetry" else {}
+    return {"attention": "none", FLAGS[arm]: beta, **flips}
 
 
 def main() -> None:
     """Trains what is missing; prints and writes one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("choose", "run"))
-    parser.add_argument("--pair", default="wrn")
+    parser.add_argument("--pair", choices=tuple(PAIRS), default="wrn")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/gradient-arms"))
     asked = parser.parse_args()
-    pair = pairs(asked.out)[asked.pair]
-    table = choose(pair, asked) if asked.action == "choose" else compare(pair, asked)
+    pair = PAIRS[asked.pair]
+    validation_errors = try_weights(pair, asked)
+    chosen = {arm: min(errors, key=errors.__getitem__) for arm, errors in validation_errors.items()}
     document = {
-        "pair": {"student": pair.student, "settings": pair.settings, "chosen": pair.chosen},
+        "pair": {"student": pair.student, "settings": pair.settings},
         "teacher_test_error": Run(pair.teacher).test_error,
         "machine": describe_machine(),
         "versions": package_versions(),
-        "arms": table,
+        "validation_errors": validation_errors,
+        "chosen": chosen,
+        "arms": compare(pair, asked, arms(chosen)),
     }
     text = json.dumps(document, indent=2)
-    path = asked.out / f"{asked.pair}-{asked.action}.json"
-    path.write_text(text + "\n", encoding="utf-8")
+    (asked.out / f"{asked.pair}.json").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
-def choose(pair: Pair, asked: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Mean validation errors of each gradient arm at each candidate weight."""
-    found: dict[str, dict[str, float]] = {}
-    for arm, (_, betas) in CANDIDATES.items():
-        for beta in betas:
-            settings = {"attention": "none", **_gradient(arm, beta)}
-            errors = [
-                trained(pair, asked, f"{arm} {beta:g}", settings, seed).record["final"]
-                for seed in SEEDS_OF_CHOICE
-            ]
-            found.setdefault(arm, {})[f"{beta:g}"] = statistics.mean(
-                error["validation_error"] for error in errors
-            )
-    return found
+def try_weights(pair: Pair, asked: argparse.Namespace) -> dict[str, dict[float, float]]:
+    """Mean validation errors of each gradient arm at each weight."""
+
+    def error(arm: str, beta: float, seed: int) -> float:
+        finished = trained(pair, asked, f"{arm} {beta:g}", gradient_arm(arm, beta), seed)
+        return float(finished.record["final"]["validation_error"])
+
+    return {
+        arm: {
+            beta: statistics.mean(error(arm, beta, seed) for seed in SEEDS_OF_CHOICE)
+            for beta in BETAS
+        }
+        for arm in FLAGS
+    }
 
 
-def compare(pair: Pair, asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def compare(
+    pair: Pair, asked: argparse.Namespace, rows: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Test errors of each arm over the seeds."""
     table = {}
-    for arm, settings in arms(pair).items():
+    for arm, settings in rows.items():
         runs = [trained(pair, asked, arm, settings, seed) for seed in range(asked.seeds)]
         errors = [finished.test_error for finished in runs]
         table[arm] = {

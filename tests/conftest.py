@@ -1,12 +1,15 @@
 """What several tests build on: small images, and the golden option."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import attention_transfer as at
 from attention_transfer.data import Augmentation, DataSet, ImageSet
+from attention_transfer.training import Run, preparation
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +46,21 @@ def small_data(images: int = 48, classes: int = 3, size: int = 16) -> DataSet:
 @pytest.fixture(scope="session")
 def data() -> DataSet:
     return small_data()
+
+
+SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 10, "lr": 0.05, "precision": "fp32"}
+"""Settings of runs on small images."""
+
+
+@pytest.fixture
+def small_runs(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
+    """Whole runs train on the small images."""
+    monkeypatch.setattr(preparation, "load_data", lambda *_, **__: data)
+
+
+@pytest.fixture
+def teacher(small_runs: None) -> Run:
+    return at.train(model="wrn-10-1", out="teacher", **SMALL)
 
 
 @pytest.fixture(autouse=True)

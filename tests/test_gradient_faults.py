@@ -166,7 +166,7 @@ def test_labels_must_fit(labels: Tensor | None) -> None:
         (at.GradientAttention, {"beta": float("nan")}, "beta must be a finite number"),
         (at.GradientAttention, {"beta": 1, "form": "code"}, "unknown form 'code'; known: paper"),
         (at.GradientAttention, {"beta": 1, "map": "mean"}, "unknown map 'mean'"),
-        (at.GradientAttention, {"beta": 1, "power": 0}, "power must be a number above 0"),
+        (at.GradientAttention, {"beta": 1, "power": 0}, "power must be a finite number above 0"),
         (at.FlipSymmetry, {"beta": -1.0}, "beta must be"),
         (at.FlipSymmetry, {"beta": 1, "axis": 1}, 'axis must be "horizontal" or "vertical"'),
         (at.FlipSymmetry, {"beta": 1, "axis": "h"}, 'axis must be "horizontal" or "vertical"'),

@@ -10,23 +10,13 @@ from safetensors.torch import load_file
 import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.config import DistillConfig
-from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError
-from attention_transfer.training import Run, RunProgress, preparation, run
+from attention_transfer.training import Run, RunProgress, run
 from attention_transfer.training.preparation import terms_of
+from conftest import SMALL
 
-SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 10, "lr": 0.05, "precision": "fp32"}
+pytestmark = pytest.mark.usefixtures("small_runs")
 PAIR: dict[str, Any] = {"teacher": "teacher", "student": "wrn-10-1"}
-
-
-@pytest.fixture(autouse=True)
-def _small_data(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
-    monkeypatch.setattr(preparation, "load_data", lambda *_, **__: data)
-
-
-@pytest.fixture
-def teacher() -> Run:
-    return at.train(model="wrn-10-1", out="teacher", **SMALL)
 
 
 @pytest.mark.usefixtures("teacher")

@@ -22,18 +22,9 @@ from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.training import Run, RunProgress, judging, loop, preparation
 from attention_transfer.training.evaluation import calibration_error, confusion_matrix, judge
 from attention_transfer.training.schedule import learning_rate_factor
+from conftest import SMALL
 
-SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 10, "lr": 0.05, "precision": "fp32"}
-
-
-@pytest.fixture(autouse=True)
-def _small_data(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
-    monkeypatch.setattr(preparation, "load_data", lambda *_, **__: data)
-
-
-@pytest.fixture
-def teacher() -> Run:
-    return at.train(model="wrn-10-1", out="teacher", **SMALL)
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

@@ -10,8 +10,8 @@ The gradient of <u, dx>, with q = mean(u g) - mean(u) mean(g) - mean(u x^) mean(
     in w    r q M               for M values in a channel
     in x    -w r^2 (q x^ + mean(g x^) P(u) + mean(u x^) P(g))
 
-PyTorch's own second derivative is a chain of some forty passes over memory. Here it is two
-compiled passes, or seven of PyTorch's kernels where nothing can be compiled.
+PyTorch's own second derivative is a chain of dozens of passes over memory. Here it is two
+compiled passes, or six of PyTorch's kernels where nothing can be compiled.
 """
 
 import functools

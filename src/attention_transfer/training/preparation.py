@@ -138,7 +138,7 @@ def _gradient_terms(config: DistillConfig) -> Iterator[Term]:
     if "gradient" in config.attention and config.gradient_beta is None:
         raise InputError(
             "attention gradient needs its weight, got no gradient_beta; give --gradient-beta, "
-            "such as 1"
+            "such as 0.01"
         )
     if config.gradient_beta is not None:
         yield GradientAttention(

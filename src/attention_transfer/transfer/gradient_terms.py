@@ -14,6 +14,7 @@ from attention_transfer.transfer.terms import (
     PairedMaps,
     Term,
     check_choice,
+    check_power,
     check_weight,
 )
 
@@ -71,8 +72,7 @@ class GradientAttention(_GradientTerm):
         super().__post_init__()
         if self.map is not None:
             check_choice("map", self.map, get_args(maps.MapKind))
-        if not self.power > 0:
-            raise InputError(f"power must be a number above 0, got {self.power}")
+        check_power(self.power)
 
     def check(self, observation: Observation) -> None:
         logits, teacher_logits = observation.logits, observation.teacher_logits

@@ -140,7 +140,7 @@ class Transfer(nn.Module):
             labels: (N,) class indices, where a term needs them.
             progress: the share of training that is done, 0 to 1, for weights with a schedule.
         """
-        if self._needs("needs_input_gradient"):
+        if self._needs_gradients:
             compiling = torch.compiler.is_compiling()
             out: TransferOutput = self._with_gradients(images, labels, progress, compiling)
             return out
@@ -159,7 +159,7 @@ class Transfer(nn.Module):
         teacher = self.teacher
         if teacher is None:
             seen = None
-        elif self._needs("needs_teacher_gradient"):
+        elif any(term.needs_teacher_gradient for term in self.terms.values()):
             seen = teacher.with_gradient(images, labels)
         else:
             seen = teacher(images)
@@ -167,8 +167,9 @@ class Transfer(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return self._sum(student, seen, labels, gradients, progress)
 
-    def _needs(self, what: str) -> bool:
-        return any(getattr(term, what) for term in self.terms.values())
+    @property
+    def _needs_gradients(self) -> bool:
+        return any(term.needs_input_gradient for term in self.terms.values())
 
     def _check_gradients(self, images: Tensor, compiling: bool = False) -> None:
         """Once, before the first double backward."""
@@ -196,8 +197,7 @@ class Transfer(nn.Module):
         weighted: dict[str, Tensor] = {}
         maps: dict[str, dict[str, PairedMaps]] = {}
         for name, term in self.terms.items():
-            observation = self._observation(name, student, teacher, labels)
-            observation.input_gradients = gradients
+            observation = self._observation(name, student, teacher, labels, gradients)
             term.check(observation)
             raw[name] = term.value(observation)
             weighted[name] = raw[name] * term.weight_at(progress)
@@ -223,12 +223,17 @@ class Transfer(nn.Module):
         return pairs
 
     def _observation(
-        self, name: str, student: Seen, teacher: Seen | None, labels: Tensor | None
+        self,
+        name: str,
+        student: Seen,
+        teacher: Seen | None,
+        labels: Tensor | None = None,
+        gradients: InputGradients | None = None,
     ) -> Observation:
-        observation = Observation(
-            student.logits, labels, None if teacher is None else teacher.logits
-        )
-        observation.teacher_gradient = None if teacher is None else teacher.gradient
+        observation = Observation(student.logits, labels, input_gradients=gradients)
+        if teacher is not None:
+            observation.teacher_logits = teacher.logits
+            observation.teacher_gradient = teacher.gradient
         for pair in self.pairs.get(name, []):
             assert teacher is not None
             observation.pairs.append(
@@ -243,13 +248,13 @@ class Transfer(nn.Module):
     @torch.no_grad()
     def _try(self, example: Tensor) -> None:
         """One pass of both networks on an example: makes the terms' modules, describes pairs."""
-        if self._needs("needs_input_gradient"):
+        if self._needs_gradients:
             self._check_gradients(example)
         with evaluating(self.student):
             student = observe(self.student, self._taps, example, self.student_normalization)
         teacher = None if self.teacher is None else self.teacher(example)
         for name, term in self.terms.items():
-            observation = self._observation(name, student, teacher, None)
+            observation = self._observation(name, student, teacher)
             term.check(observation)
             modules = term.make_modules(observation.pairs)
             if len(modules):

@@ -29,6 +29,7 @@ __all__ = [
     "PairedMaps",
     "Term",
     "check_choice",
+    "check_power",
     "check_weight",
     "distillation_terms",
 ]
@@ -57,7 +58,7 @@ class Observation:
 
     logits: Tensor
     labels: Tensor | None
-    teacher_logits: Tensor | None
+    teacher_logits: Tensor | None = None
     pairs: list[PairFeatures] = field(default_factory=list)
     modules: nn.ModuleList = field(default_factory=nn.ModuleList)
     input_gradients: InputGradients | None = None
@@ -206,10 +207,7 @@ class ActivationAttention(Term):
         check_choice("map", self.map, get_args(maps.MapKind))
         check_choice("form", self.form, get_args(losses.TransferForm))
         check_choice("schedule", self.schedule, get_args(BetaSchedule))
-        if not (self.power > 0 and math.isfinite(self.power)):
-            raise InputError(
-                f"power must be a finite number above 0, got {self.power}; the paper used 2"
-            )
+        check_power(self.power)
         if not self.norm >= 1:
             raise InputError(f"norm must be at least 1, got {self.norm}; the paper used 2")
 
@@ -344,6 +342,12 @@ def check_weight(name: str, value: float) -> None:
     """Raises an InputError unless the value is finite and at least 0."""
     if not (value >= 0 and math.isfinite(value)):
         raise InputError(f"{name} must be a finite number of at least 0, got {value}")
+
+
+def check_power(power: float) -> None:
+    """Raises an InputError unless p in |A|^p is finite and above 0."""
+    if not (power > 0 and math.isfinite(power)):
+        raise InputError(f"power must be a finite number above 0, got {power}; the paper used 2")
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
