@@ -67,6 +67,18 @@ def test_without_batch_norm_signals_and_gradients_are_sound(name: str) -> None:
     assert 1e-3 < torch.stack(gradients).norm() < 100
 
 
+def test_without_batch_norm_the_features_of_different_images_do_not_grow_alike() -> None:
+    torch.manual_seed(0)
+    network = build("nin-thin-nobn", classes=10)
+    filters = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
+    for weight in filters:
+        assert weight.sum(dim=(1, 2, 3)).abs().max() < 1e-4
+    scores = network(torch.randn(16, 3, 1, 1).expand(-1, -1, 32, 32) + torch.randn(16, 3, 32, 32))
+    directions = nn.functional.normalize(scores, dim=1)
+    similarities = (directions @ directions.T)[~torch.eye(16, dtype=torch.bool)]
+    assert similarities.mean() < 0.7  # 0.9 and more with He's filters
+
+
 def test_the_residual_sum_is_what_is_tapped() -> None:
     torch.manual_seed(0)
     network = build("wrn-10-1", classes=10).eval()

@@ -1,5 +1,8 @@
 """Network in network (Lin et al., ICLR 2014): blocks of one spatial and two 1x1 convolutions."""
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import InputError
@@ -24,7 +27,8 @@ class NetworkInNetwork(nn.Module):
         size: ``"wide"``, the widths of Lin et al. for CIFAR (1M parameters), or ``"thin"``, half
             of them (0.2M).
         classes: number of classes.
-        batch_norm: after every convolution but the last; without it they have biases.
+        batch_norm: after every convolution but the last; without it they have biases, and filters
+            that sum to 0 at first.
 
     Raises:
         InputError: an unknown size, or fewer than one class.
@@ -77,7 +81,22 @@ def _convolution(
     nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)
+    if not batch_norm:
+        _centre_filters(convolution.weight)
     if last:
         return [convolution]
     norm = [nn.BatchNorm2d(width)] if batch_norm and width else []
     return [convolution, *norm, nn.ReLU(inplace=True)]
+
+
+@torch.no_grad()
+def _centre_filters(weight: Tensor) -> None:
+    """Makes every filter sum to 0, and keeps the variance of what it puts out.
+
+    ReLU's features have a positive mean, which He's filters pass on: without batch norm the
+    features of different images grow alike with depth, and training stays at chance. A filter that
+    sums to 0 sees only the variance of a ReLU of a standard normal, 1/2 - 1/(2 pi) in place of its
+    mean square, 1/2 (Brock et al., ICLR 2021, on networks without normalisation).
+    """
+    weight -= weight.mean(dim=(1, 2, 3), keepdim=True)
+    weight *= 1 / math.sqrt(1 - 1 / math.pi)
