@@ -180,13 +180,16 @@ def own_process(network: str, precision: str, layout: str, kind: str, batch_size
 
 
 def peak_memory(action: Callable[[], None]) -> float:
-    """By how much two steps raise the process's resident memory at most, in megabytes."""
+    """By how much a step raises the process's resident memory at most, in megabytes.
+
+    A step before it pays for what is once a process: kernels to compile, libraries to load.
+    """
+    action()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     before = resident("VmRSS")
-    for _ in range(2):
-        action()
+    action()
     return resident("VmHWM") - before
 
 

@@ -1,6 +1,6 @@
 """The paper's Table 3 on cluttered digits: gradient-based attention beside the other arms.
 
-    python benchmarks/gradient_arms.py [--pair wrn] [--seeds 5] [--out runs/gradient-arms]
+    python benchmarks/gradient_arms.py [--pair wrn|nin] [--seeds 5] [--out runs/gradient-arms]
 
 The weight of each gradient arm is the one of least mean validation error among BETAS, over seeds
 that the table does not use. Then every arm is trained with ``--seed`` 0, 1, ...; the test images
@@ -12,6 +12,8 @@ Finished runs in the folder are used again, so an interrupted table goes on wher
 import argparse
 import json
 import statistics
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,34 +26,38 @@ from attention_transfer.training import Run, RunProgress, run
 from attention_transfer.training.machine import describe_machine, package_versions
 
 UPSIDE_DOWN = {"flip_axis": "vertical", "flip_classes": "0,1,3,8"}
-BETAS = (0.001, 0.003, 0.01, 0.03, 0.1)
+BETAS = (0.001, 0.01, 0.1)
 FLAGS = {
     "min-l2": "input_gradient_norm",
     "gradient attention": "gradient_beta",
     "flip symmetry": "flip_symmetry",
 }
 SEEDS_OF_CHOICE = (1000, 1001)
-ALONE = "alone"
 
 
 class Pair(NamedTuple):
-    """A student, its teacher, and how the student is trained."""
+    """A student, its teacher (a run's folder, or the network to train), and how both train."""
 
     student: str
-    teacher: Path
+    teacher: Path | str
     settings: dict[str, Any]
 
 
-PAIRS = {"wrn": Pair("wrn-16-1", packaged_teacher(), {})}
+PAIRS = {
+    "wrn": Pair("wrn-16-1", packaged_teacher(), {}),
+    "nin": Pair(
+        "nin-thin-nobn",
+        "nin-wide-nobn",
+        {"epochs": 30, "batch_size": 32, "lr": 0.05, "clip_gradient": 1.0},
+    ),
+}
 
 
 def arms(chosen: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """The table's rows, as settings of ``distill``, with the weights chosen for three of them."""
-    none = {"attention": "none"}
+    """The rows with a teacher or a gradient, as settings of ``distill``."""
     return {
-        ALONE: {},
         **{arm: gradient_arm(arm, beta) for arm, beta in chosen.items()},
-        "distillation": {**none, "kd_alpha": 0.9},
+        "distillation": {"attention": "none", "kd_alpha": 0.9},
         "activation attention": {},
     }
 
@@ -69,72 +75,92 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/gradient-arms"))
     asked = parser.parse_args()
-    pair = PAIRS[asked.pair]
-    validation_errors = try_weights(pair, asked)
+    comparison = Comparison(PAIRS[asked.pair], asked.out / asked.pair)
+    validation_errors = comparison.validation_errors()
     chosen = {arm: min(errors, key=errors.__getitem__) for arm, errors in validation_errors.items()}
     document = {
-        "pair": {"student": pair.student, "settings": pair.settings},
-        "teacher_test_error": Run(pair.teacher).test_error,
+        "pair": {"student": comparison.pair.student, "settings": comparison.pair.settings},
+        "teacher_test_error": comparison.teacher.test_error,
         "machine": describe_machine(),
         "versions": package_versions(),
         "validation_errors": validation_errors,
         "chosen": chosen,
-        "arms": compare(pair, asked, arms(chosen)),
+        "arms": comparison.test_errors(arms(chosen), range(asked.seeds)),
     }
     text = json.dumps(document, indent=2)
     (asked.out / f"{asked.pair}.json").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
-def try_weights(pair: Pair, asked: argparse.Namespace) -> dict[str, dict[float, float]]:
-    """Mean validation errors of each gradient arm at each weight."""
+@dataclass(frozen=True)
+class Comparison:
+    """All runs of one pair, each trained when it is first asked for."""
 
-    def error(arm: str, beta: float, seed: int) -> float:
-        finished = trained(pair, asked, f"{arm} {beta:g}", gradient_arm(arm, beta), seed)
-        return float(finished.record["final"]["validation_error"])
+    pair: Pair
+    folder: Path
 
-    return {
-        arm: {
-            beta: statistics.mean(error(arm, beta, seed) for seed in SEEDS_OF_CHOICE)
-            for beta in BETAS
+    def validation_errors(self) -> dict[str, dict[float, float]]:
+        """Mean validation errors of each gradient arm at each weight."""
+
+        def error(arm: str, beta: float, seed: int) -> float:
+            finished = self.distilled(f"{arm} {beta:g}", gradient_arm(arm, beta), seed)
+            return float(finished.record["final"]["validation_error"])
+
+        return {
+            arm: {
+                beta: statistics.mean(error(arm, beta, seed) for seed in SEEDS_OF_CHOICE)
+                for beta in BETAS
+            }
+            for arm in FLAGS
         }
-        for arm in FLAGS
-    }
+
+    def test_errors(self, rows: dict[str, dict[str, Any]], seeds: range) -> dict[str, Any]:
+        """Test errors of the student alone, and of each arm, over the seeds."""
+        table = {"alone": summary([self.alone(seed) for seed in seeds])}
+        for arm, settings in rows.items():
+            runs = [self.distilled(arm, settings, seed) for seed in seeds]
+            table[arm] = {"settings": settings, **summary(runs)}
+        return table
+
+    @cached_property
+    def teacher(self) -> Run:
+        """The teacher's run."""
+        if isinstance(self.pair.teacher, Path):
+            return Run(self.pair.teacher)
+        config = {"model": self.pair.teacher, "out": self.folder / "teacher"}
+        return trained(TrainConfig.checked({**config, **self.pair.settings}))
+
+    def alone(self, seed: int) -> Run:
+        """The student without a teacher."""
+        config = {"model": self.pair.student, "out": self.folder / f"alone-seed-{seed}"}
+        return trained(TrainConfig.checked({**config, "seed": seed, **self.pair.settings}))
+
+    def distilled(self, name: str, settings: dict[str, Any], seed: int) -> Run:
+        """The student with the settings of one arm."""
+        folder = self.folder / f"{name.replace(' ', '-')}-seed-{seed}"
+        config = {"teacher": str(self.teacher.folder), "student": self.pair.student, "out": folder}
+        return trained(
+            DistillConfig.checked({**config, "seed": seed, **self.pair.settings, **settings})
+        )
 
 
-def compare(
-    pair: Pair, asked: argparse.Namespace, rows: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Test errors of each arm over the seeds."""
-    table = {}
-    for arm, settings in rows.items():
-        runs = [trained(pair, asked, arm, settings, seed) for seed in range(asked.seeds)]
-        errors = [finished.test_error for finished in runs]
-        table[arm] = {
-            "settings": settings,
-            "test_errors": errors,
-            "mean": statistics.mean(errors),
-            "standard_deviation": statistics.stdev(errors) if len(errors) > 1 else None,
-            "median_seconds": statistics.median(finished.record["seconds"] for finished in runs),
-        }
-    return table
-
-
-def trained(
-    pair: Pair, asked: argparse.Namespace, name: str, settings: dict[str, Any], seed: int
-) -> Run:
-    """A finished run, from the folder if it is there."""
-    folder = asked.out / asked.pair / f"{name.replace(' ', '-')}-seed-{seed}"
-    if (folder / "record.json").exists():
-        return Run(folder)
-    common = {"seed": seed, "out": folder, **pair.settings, **settings}
-    config: TrainConfig | DistillConfig
-    if name == ALONE:
-        config = TrainConfig.checked({"model": pair.student, **common})
-    else:
-        networks = {"teacher": str(pair.teacher), "student": pair.student}
-        config = DistillConfig.checked({**networks, **common})
+def trained(config: TrainConfig | DistillConfig) -> Run:
+    """A finished run, from its folder if it is there."""
+    assert config.out is not None
+    if (config.out / "record.json").exists():
+        return Run(config.out)
     return run(config, RunProgress(Console(stderr=True)), load_data("cluttered-digits"))
+
+
+def summary(runs: list[Run]) -> dict[str, Any]:
+    """Test errors over seeds, with mean and spread."""
+    errors = [finished.test_error for finished in runs]
+    return {
+        "test_errors": errors,
+        "mean": statistics.mean(errors),
+        "standard_deviation": statistics.stdev(errors) if len(errors) > 1 else None,
+        "median_seconds": statistics.median(finished.record["seconds"] for finished in runs),
+    }
 
 
 if __name__ == "__main__":
