@@ -3,7 +3,6 @@
 import hashlib
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -100,7 +99,8 @@ class _Totals:
     images: int = 0
     wrong: Tensor | float = 0.0
     terms: dict[str, Tensor] = field(default_factory=dict)
-    agreement: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    compared: int = 0
+    agreement: dict[str, Tensor] = field(default_factory=dict)
     seconds_waiting: float = 0.0
 
     def add(self, out: TransferOutput, batch: Batch, labels: Tensor, step: int) -> None:
@@ -109,11 +109,16 @@ class _Totals:
         self.images += count
         self.wrong += (out.logits.detach().argmax(dim=1) != labels).sum()
         for name, value in out.terms.items():
-            self.terms[name] = self.terms.get(name, torch.zeros_like(value)) + value * count
+            _add(self.terms, name, value * count)
         if step % AGREEMENT_EVERY == 0:
+            self.compared += count
             for pairs in out.maps.values():
                 for pair, (student, teacher) in pairs.items():
-                    self.agreement[pair].append(maps.agreement(student, teacher))
+                    _add(self.agreement, pair, maps.agreement(student, teacher) * count)
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
 
 
 class _Fit:
@@ -296,28 +301,24 @@ class _Fit:
 
     def _row(self, totals: _Totals, seconds: float) -> dict[str, Any]:
         """An epoch's line in metrics.jsonl."""
-        reduce = self.accelerator.reduce
-        names = list(totals.terms)
         device = self.accelerator.device
-        wrong = torch.as_tensor(totals.wrong, dtype=torch.float32, device=device)
-        sums = torch.stack([torch.tensor(float(totals.images), device=device), wrong])
-        sums = torch.cat([sums, torch.stack([totals.terms[name].float() for name in names])])
-        images, errors, *terms = reduce(sums, "sum").tolist()
-        agreement = {
-            pair: float(reduce(torch.stack(values).mean(), "mean"))
-            for pair, values in totals.agreement.items()
-        }
+        measures = [totals.images, totals.compared, totals.wrong]
+        measures += [*totals.terms.values(), *totals.agreement.values()]
+        sums = torch.stack([torch.as_tensor(value, device=device).float() for value in measures])
+        images, compared, errors, *means = self.accelerator.reduce(sums, "sum").tolist()
+        terms = zip(totals.terms, means, strict=False)
+        agreement = zip(totals.agreement, means[len(totals.terms) :], strict=True)
         validation = self._evaluate("validation")
         left = self.config.epochs - self.epoch
         return {
             "epoch": self.epoch,
             "step": self.epoch * self.steps_an_epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "terms": {name: total / images for name, total in zip(names, terms, strict=True)},
+            "terms": {name: total / images for name, total in terms},
             "train_error": 100 * errors / images,
             "validation_error": validation.error,
             "validation_loss": validation.loss,
-            "attention_agreement": agreement,
+            "attention_agreement": {pair: total / compared for pair, total in agreement},
             "images_per_second": images / seconds,
             "seconds": seconds,
             "seconds_waiting_for_data": totals.seconds_waiting,
