@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 _LARGE = 2**19
 """Elements from which fusing pays for a compiler's start."""
 
+Kernel = Callable[..., tuple[Tensor, ...]]
+
 _WIDTH = 1024
 """Elements of a row over which per-channel coefficients are repeated, to fill vector units."""
 
@@ -81,15 +83,17 @@ class BatchNormGradient(Function):
         inverse_std: Tensor,
     ) -> Tensor:
         dx, product, total = _projected(gradient, features, weight, mean, inverse_std)
-        ctx.save_for_backward(gradient, dx, product, total, features, weight, mean, inverse_std)
+        ctx.kernels = _compiled() if gradient.numel() >= _LARGE else None
+        kept = dx if ctx.kernels is None else None
+        ctx.save_for_backward(gradient, kept, product, total, features, weight, mean, inverse_std)
         return dx
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         given = _Given(u, *ctx.saved_tensors)
-        fused = _fused(given) if u.numel() >= _LARGE else None
-        in_gradient, in_input, in_weight = fused or _in_passes(given)
+        derivative = _in_passes(given) if ctx.kernels is None else _fused(given, *ctx.kernels)
+        in_gradient, in_input, in_weight = derivative
         return in_gradient, in_input, in_weight if ctx.needs_input_grad[2] else None, None, None
 
 
@@ -108,7 +112,8 @@ class _Given(NamedTuple):
 
     u: Tensor
     g: Tensor
-    dx: Tensor
+    dx: Tensor | None
+    """Kept for single passes; the compiled ones do without."""
     sum_gx: Tensor
     sum_g: Tensor
     x: Tensor
@@ -120,6 +125,7 @@ class _Given(NamedTuple):
 def _in_passes(given: _Given) -> tuple[Tensor, Tensor, Tensor]:
     """The formula in single passes over memory; P(u) is that of the first backward's kernel."""
     u, g, dx, sum_gx, sum_g, x, w, mean, r = given
+    assert dx is not None
     in_g, sum_ux, sum_u = _projected(u, x, w, mean, r)
     rows = _Rows(x)
     count = rows.count
@@ -131,15 +137,11 @@ def _in_passes(given: _Given) -> tuple[Tensor, Tensor, Tensor]:
     return in_g, rows.restore(in_x), r * q * count
 
 
-def _fused(given: _Given) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The formula in two compiled passes; None where nothing can be compiled."""
+def _fused(given: _Given, means: Kernel, derivatives: Kernel) -> tuple[Tensor, Tensor, Tensor]:
+    """The formula in two compiled passes."""
     u, g, _, sum_gx, sum_g, x, w, mean, r = given
     shape, count = x.shape, x.numel() // x.shape[1]
     u, g, x = (tensor.detach().reshape(*shape[:2], -1) for tensor in (u, g, x))
-    compiled = _compiled()
-    if compiled is None:
-        return None
-    means, derivatives = compiled
     of_u, of_ux, of_ug = means(u, g, x, mean, r)
     of_g, of_gx = sum_g / count, sum_gx / count
     q = of_ug - of_u * of_g - of_ux * of_gx
@@ -168,7 +170,7 @@ def _derivatives(
 
 
 @functools.cache
-def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+def _compiled() -> tuple[Kernel, Kernel] | None:
     """Both kernels, for any sizes; None where no compiler is found, which is said once."""
     try:
         kernels = [torch.compile(kernel, dynamic=True) for kernel in (_means, _derivatives)]
