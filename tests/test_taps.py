@@ -135,7 +135,7 @@ def test_a_point_that_does_not_run_is_an_error() -> None:
 
 def test_an_output_that_is_no_tensor_is_an_error() -> None:
     net = nn.Sequential(nn.MaxPool2d(2, return_indices=True))
-    with pytest.raises(InputError, match="puts out a tuple, expected a tensor"), Taps(net, ["0"]):
+    with pytest.raises(InputError, match="choose one of 0#0, 0#1"), Taps(net, ["0"]):
         net(IMAGES)
 
 

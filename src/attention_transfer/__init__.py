@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attention_transfer import data, losses, maps, models
     from attention_transfer.errors import InputError, TrainingError
+    from attention_transfer.taps import AttentionPoint, PointTable, attention_points
     from attention_transfer.training import Run, distill, resume, train
     from attention_transfer.transfer import (
         ActivationAttention,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActivationAttention",
+    "AttentionPoint",
     "CrossEntropy",
     "FlipSymmetry",
     "FrozenTeacher",
@@ -55,12 +57,14 @@ __all__ = [
     "Normalization",
     "Observation",
     "Pair",
+    "PointTable",
     "Run",
     "Term",
     "TrainingError",
     "Transfer",
     "TransferOutput",
     "attention_maps",
+    "attention_points",
     "data",
     "distill",
     "distillation_terms",
@@ -74,6 +78,7 @@ __all__ = [
 _MODULES = ("data", "losses", "maps", "models")
 _HOMES = {
     "errors": ("InputError", "TrainingError"),
+    "taps": ("AttentionPoint", "PointTable", "attention_points"),
     "training": ("Run", "distill", "resume", "train"),
 }
 

@@ -10,8 +10,8 @@ from attention_transfer.errors import InputError
 from attention_transfer.maps import MapKind, activation_map
 from attention_transfer.taps import Taps, evaluating
 from attention_transfer.transfer.gradients import check_images
-from attention_transfer.transfer.pairing import declared_points
-from attention_transfer.transfer.teacher import Normalization, input_gradient, observe
+from attention_transfer.transfer.pairing import Side
+from attention_transfer.transfer.teacher import Normalization, input_gradient, input_size, observe
 
 __all__ = ["attention_maps"]
 
@@ -34,7 +34,8 @@ def attention_maps(
     Args:
         model: the network.
         images: (N, C, H, W), as the network takes them.
-        points: names of modules; by default those the network declares. Gradient attention is read
+        points: names of modules; by default those the network declares, or the recommended ones of
+            :func:`attention_transfer.attention_points`. Gradient attention is read
             at the images, and takes none.
         attention: ``"activation"``, F(A) at each point, or ``"gradient"``, F(J) with J the gradient
             of the cross-entropy at the images (paper, section 3.2).
@@ -71,8 +72,10 @@ def attention_maps(
         return {"input": activation_map(gradient, map, power)}
     if labels is not None:
         raise InputError('activation attention needs no labels; did you mean attention="gradient"?')
-    taps = Taps(model, declared_points(model) if points is None else points)
     own = Normalization(*normalization) if normalization is not None else None
+    if points is None:
+        points = Side(model, input_size(images, own)).recommended
+    taps = Taps(model, points)
     with evaluating(model), torch.no_grad():
         features = observe(model, taps, images, own).features
     return {point: activation_map(features[point], map, power) for point in taps.points}

@@ -18,8 +18,14 @@ from attention_transfer.transfer.differentiability import (
     refuse_sharded,
 )
 from attention_transfer.transfer.gradients import InputGradients
-from attention_transfer.transfer.pairing import Pair, resolve_pairs
-from attention_transfer.transfer.teacher import FrozenTeacher, Normalization, Seen, observe
+from attention_transfer.transfer.pairing import Pairing, Side, resolve_pairs
+from attention_transfer.transfer.teacher import (
+    FrozenTeacher,
+    Normalization,
+    Seen,
+    input_size,
+    observe,
+)
 from attention_transfer.transfer.terms import Observation, PairedMaps, PairFeatures, Term
 
 __all__ = ["PairDescription", "Transfer", "TransferOutput"]
@@ -71,10 +77,11 @@ class Transfer(nn.Module):
             kind gets ``_2``).
         example_input: images (N, C, H, W) to try both networks on, in eval mode, when the
             Transfer is built: pairs that do not fit are found then, and not at the first step.
-            ``FullActivation`` needs it to make its convolutions, and networks of your own need it
-            for ``pairs="auto"``.
+            ``FullActivation`` needs it to make its convolutions, and networks that declare no
+            points of their own need it for ``pairs="auto"`` and for patterns.
         student_normalization, teacher_normalization: (means, standard deviations) by channel, if
-            the images given are not normalised yet for that network.
+            the images given are not normalised yet for that network; a :class:`Normalization`
+            also brings them to the network's own size.
 
     Raises:
         InputError: no terms; a term that needs a teacher without one; unknown points; pairs that
@@ -112,8 +119,8 @@ class Transfer(nn.Module):
         self.student = student
         self.student_normalization = _normalization(student_normalization)
         self.terms = _named(terms)
-        self.pairs = self._resolve(teacher)
-        both = [pair for pairs in self.pairs.values() for pair in pairs]
+        self.pairings = self._resolve(teacher, _normalization(teacher_normalization), example_input)
+        both = [pair for pairing in self.pairings.values() for pair in pairing.pairs]
         self._taps = Taps(student, [pair.student for pair in both])
         self.teacher = (
             None
@@ -212,15 +219,28 @@ class Transfer(nn.Module):
             teacher_logits=None if teacher is None else teacher.logits,
         )
 
-    def _resolve(self, teacher: nn.Module | None) -> dict[str, list[Pair]]:
-        pairs = {}
+    def _resolve(
+        self, teacher: nn.Module | None, normalization: Normalization | None, example: Tensor | None
+    ) -> dict[str, Pairing]:
+        """The pairs of each term that compares layers."""
+        wanted = {name: term.wanted_pairs for name, term in self.terms.items()}
         for name, term in self.terms.items():
             if term.needs_teacher and teacher is None:
                 raise InputError(f"the term {name} needs a teacher, got none; pass teacher=")
-            if term.wanted_pairs is not None:
-                assert teacher is not None
-                pairs[name] = resolve_pairs(term.wanted_pairs, self.student, teacher)
-        return pairs
+        if teacher is None:
+            return {}
+        ours, theirs = (
+            Side(network, None if example is None else input_size(example, own))
+            for network, own in (
+                (self.student, self.student_normalization),
+                (teacher, normalization),
+            )
+        )
+        return {
+            name: resolve_pairs(pairs, ours, theirs)
+            for name, pairs in wanted.items()
+            if pairs is not None
+        }
 
     def _observation(
         self,
@@ -234,7 +254,7 @@ class Transfer(nn.Module):
         if teacher is not None:
             observation.teacher_logits = teacher.logits
             observation.teacher_gradient = teacher.gradient
-        for pair in self.pairs.get(name, []):
+        for pair in self.pairings[name].pairs if name in self.pairings else []:
             assert teacher is not None
             observation.pairs.append(
                 PairFeatures(pair, student.features[pair.student], teacher.features[pair.teacher])

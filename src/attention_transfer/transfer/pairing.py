@@ -1,14 +1,15 @@
 """Which student layer is to attend like which teacher layer."""
 
+import fnmatch
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
 
-from attention_transfer.errors import InputError
-from attention_transfer.taps import unwrapped
+from attention_transfer.errors import InputError, nearest
+from attention_transfer.taps import AttentionPoint, PointTable, attention_points, unwrapped
 
-__all__ = ["Pair", "Pairs", "declared_points", "resolve_pairs"]
+__all__ = ["Pair", "Pairing", "Pairs", "Side", "match_stages", "resolve_pairs"]
 
 
 class Pair(NamedTuple):
@@ -26,55 +27,176 @@ class Pair(NamedTuple):
 
 
 Pairs = str | Sequence[tuple[str, str]]
-"""``"auto"``, ``"s1:t1,s2:t2"``, or a sequence of (student point, teacher point)."""
+"""``"auto"``, ``"s1:t1,s2:t2"``, or a sequence of (student point, teacher point). A name may be a
+pattern with ``*`` and ``?``.
+"""
 
 
-def declared_points(network: nn.Module) -> tuple[str, ...]:
-    """The points a network offers by itself, in its attribute ``attention_points``.
+class Pairing(NamedTuple):
+    """Who meets whom, and which recommended points found no partner."""
 
-    Raises:
-        InputError: it declares none.
+    pairs: list[Pair]
+    alone_in_student: tuple[str, ...] = ()
+    alone_in_teacher: tuple[str, ...] = ()
+
+
+class Side:
+    """One network of a pairing; its points are looked for when they are first needed.
+
+    Args:
+        network: student or teacher.
+        input_size: channels, height and width of its images; None if not known yet.
     """
-    network = unwrapped(network)
-    points = getattr(network, "attention_points", None)
-    if not points:
-        raise InputError(
-            f"{type(network).__name__} declares no attention points; name its modules by hand "
-            "(pairs='student.layer:teacher.layer', or points=[...] for maps)"
-        )
-    return tuple(points)
+
+    def __init__(self, network: nn.Module, input_size: tuple[int, int, int] | None = None) -> None:
+        self.network, self.input_size = unwrapped(network), input_size
+        self._points: PointTable | None = None
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """The points a network offers by itself, in its attribute ``attention_points``."""
+        return tuple(getattr(self.network, "attention_points", ()))
+
+    @property
+    def points(self) -> PointTable:
+        """All its points.
+
+        Raises:
+            InputError: the input size is not known.
+        """
+        if self.input_size is None:
+            raise InputError(
+                f"to find the points of {type(self.network).__name__}, the size of its images must "
+                "be known; give example_input=images[:1], or name its modules by hand "
+                "(pairs='student.layer:teacher.layer', or points=[...] for maps)"
+            )
+        if self._points is None:
+            self._points = attention_points(self.network, self.input_size)
+        return self._points
+
+    @property
+    def recommended(self) -> tuple[str, ...]:
+        """The declared points, or those that are found."""
+        return self.declared or tuple(point.name for point in self.points.recommended)
+
+    def matching(self, pattern: str) -> list[str]:
+        """The points that a name or a pattern means, in the order they are reached.
+
+        Raises:
+            InputError: a pattern that no point's name matches.
+        """
+        if not any(mark in pattern for mark in "*?"):
+            return [pattern]
+        names = [[point.name, *point.aliases] for point in self.points]
+        found = [
+            match
+            for same in names
+            for match in fnmatch.filter(same, pattern.replace("[", "[[]"))[:1]
+        ]
+        if not found:
+            known = [name for same in names for name in same]
+            raise InputError(
+                f"no point of {type(self.network).__name__} matches {pattern!r}; "
+                f"{nearest(pattern, known)}"
+            )
+        return found
 
 
-def resolve_pairs(pairs: Pairs, student: nn.Module, teacher: nn.Module) -> list[Pair]:
-    """Pairs as they were meant: parsed, or for ``"auto"`` the declared points of both networks,
-    first with first and so on.
+def resolve_pairs(pairs: Pairs, student: Side, teacher: Side) -> Pairing:
+    """Pairs as they were meant: parsed, with patterns spelt out, or found (``"auto"``).
 
     Raises:
-        InputError: nothing to pair, a pair that is not two names, or (auto) networks that
-            declare no points or not equally many.
+        InputError: nothing to pair, a pair that is not two names, patterns that do not match
+            equally many points; for ``"auto"`` and patterns also an unknown input size.
 
     Example:
-        >>> resolve_pairs("group1:layer1, group2:layer2", nn.Module(), nn.Module())
+        >>> sides = Side(nn.Module()), Side(nn.Module())
+        >>> resolve_pairs("group1:layer1, group2:layer2", *sides).pairs
         [Pair(student='group1', teacher='layer1'), Pair(student='group2', teacher='layer2')]
     """
     if pairs == "auto":
-        ours, theirs = declared_points(student), declared_points(teacher)
-        if len(ours) != len(theirs):
-            raise InputError(
-                f"pairs='auto' found {len(ours)} student points ({', '.join(ours)}) and "
-                f"{len(theirs)} teacher points ({', '.join(theirs)}), expected as many; "
-                "give the pairs by hand: pairs='student.layer:teacher.layer,...'"
-            )
-        return [Pair(*both) for both in zip(ours, theirs, strict=True)]
+        return _automatic(student, teacher)
     if isinstance(pairs, str):
         pairs = [tuple(name.strip() for name in pair.split(":")) for pair in pairs.split(",")]  # type: ignore[misc]
-    resolved = []
+    resolved: list[Pair] = []
     for pair in pairs:
         if isinstance(pair, str) or len(pair) != 2 or not all(pair):
             raise InputError(
                 f"got the pair {':'.join(pair)!r}, expected student.layer:teacher.layer"
             )
-        resolved.append(Pair(*pair))
+        ours, theirs = student.matching(pair[0]), teacher.matching(pair[1])
+        if len(ours) != len(theirs):
+            raise InputError(
+                f"the pair {':'.join(pair)} means {len(ours)} student points ({', '.join(ours)}) "
+                f"and {len(theirs)} teacher points ({', '.join(theirs)}), expected as many"
+            )
+        resolved += [Pair(*both) for both in zip(ours, theirs, strict=True)]
     if not resolved:
         raise InputError("no pairs were given; expected pairs='auto' or at least one pair")
-    return resolved
+    return Pairing(resolved)
+
+
+def _automatic(student: Side, teacher: Side) -> Pairing:
+    if student.declared and len(student.declared) == len(teacher.declared):
+        both = zip(student.declared, teacher.declared, strict=True)
+        return Pairing([Pair(*names) for names in both])
+    sides = [[side.points[name] for name in side.recommended] for side in (student, teacher)]
+    for side, points in zip((student, teacher), sides, strict=True):
+        if not points:
+            raise InputError(
+                f"no attention map was found in {type(side.network).__name__} at input "
+                f"{side.input_size}; see 'attention-transfer points'"
+            )
+    return match_stages(*sides)
+
+
+def match_stages(student: Sequence[AttentionPoint], teacher: Sequence[AttentionPoint]) -> Pairing:
+    """Pairs the points of two networks, each list in the order of execution.
+
+    Points meet by relative stride: as many halvings before the network's last stage. Where a
+    network has one size of map only (a plain vision transformer), or several points at one stride,
+    they meet by relative depth: in order, with the least difference in all.
+    """
+    ours, theirs = _by_height(student), _by_height(teacher)
+    if len(ours) == 1 or len(theirs) == 1:
+        pairs = _by_depth(student, teacher)
+    else:
+        pairs = [
+            pair
+            for height in sorted(ours.keys() & theirs.keys(), reverse=True)
+            for pair in _by_depth(ours[height], theirs[height])
+        ]
+    met = {name for pair in pairs for name in (("s", pair.student), ("t", pair.teacher))}
+    return Pairing(
+        pairs,
+        tuple(point.name for point in student if ("s", point.name) not in met),
+        tuple(point.name for point in teacher if ("t", point.name) not in met),
+    )
+
+
+def _by_height(points: Sequence[AttentionPoint]) -> dict[int, list[AttentionPoint]]:
+    """Points by how many halvings of the map come after them."""
+    last = sum(points[-1].stage)
+    heights: dict[int, list[AttentionPoint]] = {}
+    for point in points:
+        heights.setdefault(round((last - sum(point.stage)) / 2), []).append(point)
+    return heights
+
+
+def _by_depth(student: Sequence[AttentionPoint], teacher: Sequence[AttentionPoint]) -> list[Pair]:
+    """As many pairs as the shorter list allows, in order, of least total difference in depth."""
+    if len(student) > len(teacher):
+        return [Pair(ours, theirs) for theirs, ours in _by_depth(teacher, student)]
+    # best[j]: the least total for the points so far, the last of them paired before teacher[j].
+    best: list[tuple[float, list[Pair]]] = [(0.0, [])] * (len(teacher) + 1)
+    for point in student:
+        extended: list[tuple[float, list[Pair]]] = [(float("inf"), [])]
+        for index, other in enumerate(teacher):
+            total, pairs = best[index]
+            with_this = (
+                total + abs(point.depth - other.depth),
+                [*pairs, Pair(point.name, other.name)],
+            )
+            extended.append(min(extended[-1], with_this, key=lambda found: found[0]))
+        best = extended
+    return best[-1][1]

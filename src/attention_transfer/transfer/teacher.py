@@ -1,36 +1,55 @@
 """The teacher, frozen, and each network's own input normalisation."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from attention_transfer.errors import InputError
 from attention_transfer.losses import summed_cross_entropy
 from attention_transfer.taps import Taps, unwrapped
 
-__all__ = ["FrozenTeacher", "Normalization", "Seen", "input_gradient", "observe"]
+__all__ = ["FrozenTeacher", "Normalization", "Seen", "input_gradient", "input_size", "observe"]
 
 
 class Normalization(NamedTuple):
-    """Channel means and standard deviations, on the scale of the images (0 to 1 as a rule).
+    """What a network does with images before its first layer: brings them to its own size, and
+    its channels to mean 0 and standard deviation 1.
 
     Example:
         >>> Normalization((0.5,), (0.25,))(torch.tensor([[[[1.0]]]]))
         tensor([[[[2.]]]])
+        >>> Normalization((0.0,), (1.0,), size=(7, 7))(torch.ones(2, 1, 32, 32)).shape
+        torch.Size([2, 1, 7, 7])
     """
 
     mean: Sequence[float]
+    """By channel, on the scale of the images (0 to 1 as a rule)."""
     std: Sequence[float]
+    size: tuple[int, int] | None = None
+    """Height and width; None: as the images come."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) minus the mean, over the standard deviation, channel by channel."""
+        """(N, C, H, W) at the size, minus the mean, over the standard deviation."""
+        if self.size is not None and self.size != tuple(images.shape[-2:]):
+            images = functional.interpolate(
+                images, self.size, mode=self.interpolation, antialias=True
+            )
         mean, std = (
             torch.as_tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1)
             for values in (self.mean, self.std)
         )
         return (images - mean) / std
+
+
+def input_size(images: Tensor, normalization: Normalization | None) -> tuple[int, int, int]:
+    """Channels, height and width of what a network gets for images (N, C, H, W)."""
+    channels, *size = images.shape[1:]
+    height, width = (normalization and normalization.size) or size
+    return channels, height, width
 
 
 class Seen(NamedTuple):
@@ -47,14 +66,15 @@ def observe(
 ) -> Seen:
     """One pass of a tapped network on images that are normalised for it first."""
     version = 0 if images.is_inference() else images._version
-    with taps as features:
-        logits = network(images if normalization is None else normalization(images))
+    given = images if normalization is None else normalization(images)
+    with taps as outputs:
+        logits = network(given)
     if not images.is_inference() and images._version != version:
         raise InputError(
             f"{type(unwrapped(network)).__name__} overwrote the images in place, which the other "
             "network sees too; write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
         )
-    return Seen(logits, features)
+    return Seen(logits, taps.feature_maps(outputs, given))
 
 
 def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Tensor:

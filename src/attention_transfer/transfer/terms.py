@@ -217,7 +217,6 @@ class ActivationAttention(Term):
 
     def check(self, observation: Observation) -> None:
         for seen in observation.pairs:
-            _check_spatial(seen)
             shapes = tuple(seen.student.shape), tuple(seen.teacher.shape)
             if maps.common_size(shapes[0][-2:], shapes[1][-2:]) == (1, 1):
                 raise InputError(
@@ -268,10 +267,6 @@ class FullActivation(Term):
     @property
     def wanted_pairs(self) -> Pairs:
         return self.pairs
-
-    def check(self, observation: Observation) -> None:
-        for seen in observation.pairs:
-            _check_spatial(seen)
 
     def make_modules(self, pairs: Sequence[PairFeatures]) -> nn.ModuleList:
         def regressor(student: int, teacher: int) -> nn.Module:
@@ -327,15 +322,6 @@ def distillation_terms(
     old = preset == "2017"
     soft = KnowledgeDistillation(2 * alpha if old else alpha, temperature, class_mean=old)
     return CrossEntropy(1 - alpha), soft
-
-
-def _check_spatial(seen: PairFeatures) -> None:
-    shapes = tuple(seen.student.shape), tuple(seen.teacher.shape)
-    if any(len(shape) != 4 for shape in shapes):
-        raise InputError(
-            f"pair {seen.pair} needs features (N, C, H, W), got student {shapes[0]} and teacher "
-            f"{shapes[1]}; choose points with spatial feature maps"
-        )
 
 
 def check_weight(name: str, value: float) -> None:

@@ -1,0 +1,157 @@
+"""Taps: reading what named modules of a network put out, without touching the network.
+
+A tap is a forward hook that lives as long as a ``with`` block.
+"""
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from attention_transfer.errors import InputError, nearest
+from attention_transfer.taps.layout import Layout, surely_channels_first
+from attention_transfer.taps.modules import module_of, outputs_of, unwrapped
+from attention_transfer.taps.survey import attention_points
+
+__all__ = ["Taps"]
+
+
+class Taps:
+    """Captures the outputs of named modules while a ``with`` block is open.
+
+    A layer that overwrites a tapped feature map in place (an in-place ReLU after it, a residual
+    ``+=``) is recognised by the tensor's version. A tap hands out what its module put out, not
+    what came after: the first pass copies every feature map, and finds which of them are
+    overwritten; later passes copy those alone.
+
+    Args:
+        network: any module, also wrapped by DataParallel, DDP or ``torch.compile``.
+        points: names of its modules; a wrapper's prefix is left out. ``name#key`` is one of several
+            outputs: of a tuple, a list or a dictionary.
+
+    Raises:
+        InputError: a point is not a module of the network; the nearest names are offered.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True))
+        >>> taps = Taps(network, ["0"])
+        >>> with taps as features:
+        ...     _ = network(torch.zeros(2, 3, 8, 8))
+        >>> features["0"].shape
+        torch.Size([2, 4, 8, 8])
+    """
+
+    def __init__(self, network: nn.Module, points: Iterable[str]) -> None:
+        self.points = list(dict.fromkeys(points))
+        self._network = unwrapped(network)
+        self._layouts: dict[tuple[int, ...], dict[str, Layout]] = {}
+        modules = dict(self._network.named_modules())
+        for point in self.points:
+            if not point or module_of(point) not in modules:
+                known = [name for name in modules if name]
+                raise InputError(
+                    f"{type(self._network).__name__} has no point {point!r}; "
+                    f"{nearest(point, known)}"
+                )
+        self._modules = {name: modules[name] for name in map(module_of, self.points)}
+        self._copied: set[str] = set(self.points)
+        self._outputs: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def feature_maps(self, outputs: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+        """What was captured, as feature maps (N, C, H, W): channels last and tokens included.
+
+        Args:
+            outputs: of one pass.
+            images: (N, C, H, W), as the network was given them.
+
+        Raises:
+            InputError: a point's output is no map, and why.
+        """
+        size = tuple(images.shape[1:])
+        if size not in self._layouts:
+            self._layouts[size] = self._recognised(outputs, images)
+        layouts = self._layouts[size]
+        return {point: layouts[point].read(output) for point, output in outputs.items()}
+
+    def _recognised(self, outputs: dict[str, Tensor], images: Tensor) -> dict[str, Layout]:
+        """Each point's layout; the network is surveyed if a shape alone does not tell it."""
+        size = tuple(images.shape[-2:])
+        layouts = {
+            point: Layout("NCHW", (output.shape[-2], output.shape[-1]))
+            for point, output in outputs.items()
+            if surely_channels_first(tuple(output.shape), (size[0], size[1]))
+        }
+        if len(layouts) < len(outputs):
+            table = attention_points(self._network, (images.shape[1], size[0], size[1]))
+            layouts |= {point: table[point].layout for point in outputs if point not in layouts}
+        return layouts
+
+    def __enter__(self) -> dict[str, Tensor]:
+        """Starts capturing; the dictionary fills as the network runs."""
+        if self._handles:
+            raise RuntimeError("these taps are already open")
+        self._features: dict[str, Tensor] = {}
+        for name, module in self._modules.items():
+            self._handles.append(module.register_forward_hook(self._hook(name)))
+        return self._features
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        try:
+            if error is None:
+                self._check()
+        finally:
+            self._outputs.clear()
+            self._versions.clear()
+
+    def _hook(self, name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, _: object, output: object) -> None:
+            outputs = dict(outputs_of(name, output))
+            for point in self.points:
+                if module_of(point) == name:
+                    self._capture(point, module, outputs)
+
+        return hook
+
+    def _capture(self, point: str, module: nn.Module, outputs: dict[str, object]) -> None:
+        output = outputs.get(point)
+        if not isinstance(output, Tensor):
+            tensors = [name for name, part in outputs.items() if isinstance(part, Tensor)]
+            raise InputError(
+                f"point {point!r} ({type(module).__name__}) puts out "
+                f"{'no tensor' if point in outputs else 'several values'}, expected one tensor; "
+                + (f"choose one of {', '.join(tensors)}" if tensors else "choose another point")
+            )
+        if point in self._features:
+            raise InputError(
+                f"point {point!r} ran more than once in one pass, so its attention is not "
+                "one map; choose a point that runs once"
+            )
+        self._features[point] = output.clone() if point in self._copied else output
+        self._outputs[point] = output
+        self._versions[point] = 0 if output.is_inference() else output._version
+
+    def _check(self) -> None:
+        """Every tap fired, and no uncopied output was overwritten."""
+        silent = [point for point in self.points if point not in self._features]
+        if silent:
+            raise InputError(
+                f"no output was seen at point {silent[0]!r}: the network did not run it, or was "
+                "compiled before it was tapped; choose a point that runs, or pass the network "
+                "as it was before torch.compile"
+            )
+        for point, output in self._outputs.items():
+            # Tensors of inference mode have no version: never trusted, always copied.
+            overwritten = output.is_inference() or output._version != self._versions[point]
+            if overwritten and point not in self._copied:
+                self._copied.add(point)
+                raise RuntimeError(
+                    f"the output of point {point!r} was overwritten in place, which it was not in "
+                    "the first pass; run the pass again: from now on it is copied"
+                )
+            if not overwritten:
+                self._copied.discard(point)

@@ -1,0 +1,247 @@
+"""Finding every place in a network where spatial attention can be read, in one pass that costs
+nothing: on fake tensors, which have shapes and no values.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from attention_transfer.errors import InputError
+from attention_transfer.taps.layout import Layout, LayoutReader
+from attention_transfer.taps.modules import evaluating, module_of, outputs_of, unwrapped
+from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
+from attention_transfer.taps.recommendation import ModuleSeen, Tree, named_best, recommended
+
+__all__ = ["attention_points"]
+
+BATCH = 3
+"""Images in the pass: few networks have this many windows or heads."""
+
+REORDERING = ("Unroll",)
+"""Types of modules after which tokens are no longer in the image's order (Hiera's)."""
+
+
+def attention_points(model: nn.Module, input_size: tuple[int, int, int]) -> PointTable:
+    """Every place in a network where spatial attention can be read, in the order of execution.
+
+    The network runs once, in eval mode, on fake tensors: neither memory nor time is spent, and
+    neither the network nor its hooks notice. (One that cannot run on them, because it looks at
+    values, runs on three black images instead.)
+
+    Args:
+        model: any network. Points it declares itself, as names in an attribute
+            ``attention_points``, are the recommended ones.
+        input_size: channels, height and width of its images.
+
+    Returns:
+        The table of points; what cannot be read is in its ``unreadable``, with the reason.
+
+    Raises:
+        InputError: the network does not run on such images.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(),
+        ...                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+        >>> for point in attention_points(network, (3, 32, 32)):
+        ...     print(point.name, point.channels, point.height, point.width, point.stride)
+        0 8 16 16 (2.0, 2.0)
+        1 8 16 16 (2.0, 2.0)
+    """
+    network = _stand_in(unwrapped(model))
+    try:
+        outputs = _Recorder(network, input_size).run(fake=True)
+    except InputError:
+        raise
+    except Exception:
+        outputs = _Recorder(network, input_size).run(fake=False)
+    return _table(network, input_size, outputs)
+
+
+class _Output:
+    """One output of one module. Holds on to the tensor, so that no other gets its identity."""
+
+    def __init__(self, name: str, value: object, layout: Layout | str, flops: int) -> None:
+        self.name, self.value, self.layout, self.flops = name, value, layout, flops
+        version = value._version if isinstance(value, Tensor) else 0
+        self.identity = id(value), version
+
+
+@dataclass
+class _Recorder:
+    """Hooks that write down, in order, what every module puts out."""
+
+    network: nn.Module
+    input_size: tuple[int, int, int]
+    outputs: list[_Output] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    reordered: str | None = None
+    """The type of a module that put tokens into another order."""
+    flops: int = 0
+
+    def run(self, fake: bool) -> "_Recorder":
+        """The pass."""
+        self.reader = LayoutReader(BATCH, self.input_size[1:])
+        like = next(
+            (value for value in self.network.parameters() if value.is_floating_point()),
+            torch.empty(0),
+        )
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(self.network))
+            stack.enter_context(torch.no_grad())
+            if fake:
+                stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            self.counter = stack.enter_context(FlopCounterMode(display=False))
+            for name, module in self.network.named_modules():
+                if name:
+                    stack.callback(module.register_forward_pre_hook(self._before(name)).remove)
+                    stack.callback(module.register_forward_hook(self._after(name)).remove)
+            images = torch.zeros(BATCH, *self.input_size, dtype=like.dtype, device=like.device)
+            try:
+                self.network(images)
+            except Exception as error:
+                if fake:
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+                raise InputError(
+                    f"{type(self.network).__name__} does not run on images "
+                    f"{tuple(images.shape)}: {reason}; give the input size it takes"
+                ) from error
+            self.flops = self.counter.get_total_flops()
+        return self
+
+    def _before(self, name: str) -> Any:
+        def hook(*_: object) -> None:
+            self.shares[name] = self.shares.get(name, 0) - self.counter.get_total_flops()
+
+        return hook
+
+    def _after(self, name: str) -> Any:
+        def hook(module: nn.Module, given: tuple[object, ...], output: object) -> None:
+            flops = self.counter.get_total_flops()
+            self.shares[name] += flops
+            self.calls[name] = self.calls.get(name, 0) + 1
+            if type(module).__name__ in REORDERING:
+                self.reordered = type(module).__name__
+            for point, value in outputs_of(name, output) if self.calls[name] == 1 else ():
+                layout = self._layout(value, _keeps_shape(module, given, value))
+                self.outputs.append(_Output(point, value, layout, flops))
+
+        return hook
+
+    def _layout(self, value: object, keeps_shape: bool) -> Layout | str:
+        if not isinstance(value, Tensor):
+            return f"it puts out a {type(value).__name__}"
+        if not value.is_floating_point():
+            return f"it holds {value.dtype} numbers"
+        layout = self.reader.layout(tuple(value.shape), elementwise=keeps_shape)
+        if self.reordered and isinstance(layout, Layout) and layout.kind == "tokens":
+            return f"{self.reordered} put its tokens into another order than the image's"
+        return layout
+
+
+def _keeps_shape(module: nn.Module, given: tuple[object, ...], value: object) -> bool:
+    """Whether a module without parameters puts out what it got in another guise."""
+    first = given[0] if given else None
+    return (
+        isinstance(first, Tensor)
+        and isinstance(value, Tensor)
+        and first.shape == value.shape
+        and not any(True for _ in module.parameters())
+    )
+
+
+def _stand_in(network: nn.Module) -> nn.Module:
+    """A copy of a network's structure over the same memory, without hooks and gradients, so that
+    whatever the pass leaves in its modules stays out of the network. The network itself, if it
+    has no copy.
+    """
+    memory: dict[int, Any] = {id(tensor): tensor for tensor in network.buffers()}
+    for module in network.modules():
+        held = [value for value in vars(module).values() if isinstance(value, Tensor)]
+        memory |= {id(tensor): tensor for tensor in held}
+    for parameter in network.parameters():
+        memory[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    try:
+        stand_in = copy.deepcopy(network, memory)
+    except Exception:
+        return network
+    for module in stand_in.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()
+    return stand_in
+
+
+def _table(network: nn.Module, input_size: tuple[int, int, int], seen: _Recorder) -> PointTable:
+    modules = dict(network.named_modules())
+    total = max(seen.flops, 1)
+    once = [output for output in seen.outputs if seen.calls[module_of(output.name)] == 1]
+    points = [
+        AttentionPoint(
+            name=names[0],
+            module="",
+            layout=first.layout,
+            channels=first.value.shape[first.layout.axes.index("C")],
+            stride=(
+                input_size[1] / first.layout.grid[0],
+                input_size[2] / first.layout.grid[1],
+            ),
+            depth=first.flops / total,
+            aliases=names[1:],
+        )
+        for first, names in _by_tensor(once)
+        if isinstance(first.layout, Layout) and isinstance(first.value, Tensor)
+    ]
+    stages = {name: point.stage for point in points for name in (point.name, *point.aliases)}
+    known = {
+        name: ModuleSeen(modules[name], stages.get(name), share / total)
+        for name, share in seen.shares.items()
+    }
+    tree = Tree(known, points)
+    points = [_named(point, modules, tree) for point in points]
+    chosen = set(getattr(network, "attention_points", ())) or recommended(points, tree)
+    points = [
+        replace(point, recommended=not chosen.isdisjoint((point.name, *point.aliases)))
+        for point in points
+    ]
+    unreadable = [
+        Unreadable(name, type(modules[module_of(name)]).__name__, reason)
+        for name, reason in _reasons(seen, modules)
+    ]
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return PointTable(tuple(points), tuple(unreadable), input_size, parameters, seen.flops // BATCH)
+
+
+def _by_tensor(outputs: list[_Output]) -> Iterator[tuple[_Output, tuple[str, ...]]]:
+    """Outputs that are the same tensor, unchanged, together: the first of them, and all names."""
+    groups: dict[tuple[int, int], list[_Output]] = {}
+    for output in outputs:
+        groups.setdefault(output.identity, []).append(output)
+    for group in groups.values():
+        yield group[0], tuple(output.name for output in group)
+
+
+def _named(point: AttentionPoint, modules: dict[str, nn.Module], tree: Tree) -> AttentionPoint:
+    name, *aliases = named_best((point.name, *point.aliases), tree)
+    kind = type(modules[module_of(name)]).__name__
+    return replace(point, name=name, module=kind, aliases=tuple(aliases))
+
+
+def _reasons(seen: _Recorder, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str]]:
+    for output in seen.outputs:
+        calls = seen.calls[module_of(output.name)]
+        if calls > 1:
+            yield output.name, f"it runs {calls} times in one pass"
+        elif isinstance(output.layout, str):
+            yield output.name, output.layout
+    for name, module in modules.items():
+        holder = isinstance(module, nn.ModuleList | nn.ModuleDict)
+        if name and name not in seen.calls and not holder:
+            yield name, "it did not run"
