@@ -17,8 +17,10 @@ __all__ = [
     "DemoConfig",
     "DistillConfig",
     "EvaluateConfig",
+    "PointsConfig",
     "RunConfig",
     "TrainConfig",
+    "height_and_width",
     "read_config_file",
     "write_config_file",
 ]
@@ -49,6 +51,26 @@ def _in_order(attention: object) -> object:
     if not isinstance(attention, str):
         return attention
     return ",".join(sorted(name.strip() for name in attention.split(",")))
+
+
+def _as_size(size: object) -> object:
+    """A height and width as text: ``N`` or ``HxW``, or one number."""
+    return str(size) if isinstance(size, int) and not isinstance(size, bool) else size
+
+
+ImageSize = Annotated[
+    str, BeforeValidator(_as_size), Field(pattern=r"^[1-9]\d{0,4}(x[1-9]\d{0,4})?$")
+]
+
+
+def height_and_width(size: str) -> tuple[int, int]:
+    """Of an image size as it is written.
+
+    >>> height_and_width("224"), height_and_width("48x64")
+    ((224, 224), (48, 64))
+    """
+    height, _, width = size.partition("x")
+    return int(height), int(width or height)
 
 
 class Config(BaseModel):
@@ -194,6 +216,16 @@ class EvaluateConfig(Config):
     precision: Precision = Field("fp32", description="fp32, bf16, fp16 (GPU only) or auto")
 
 
+class PointsConfig(Config):
+    """Where attention can be read."""
+
+    model: str = Field(description="a network's name, such as timm:resnet34, or a run's folder")
+    pair: str | None = Field(None, description="a teacher that the network would be paired with")
+    image_size: ImageSize | None = Field(
+        None, description="N or HxW, of the network's images; default: its own"
+    )
+
+
 class DemoConfig(Config):
     """The main job on the embedded data."""
 
@@ -277,6 +309,8 @@ def _explanations(error: ValidationError, config: type[Config]) -> Iterator[str]
         elif fault["type"] == "literal_error":
             known = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
             yield f"{field} is {got!r}, expected one of {', '.join(known)}"
+        elif fault["type"] == "string_pattern_mismatch":
+            yield f"{field} is {got!r}, expected: {config.model_fields[field].description}"
         else:
             message = fault["msg"].removeprefix("Input ")
             yield f"{field} is {got!r}, it {message}"

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from attention_transfer.cli import demo, distill, doctor, evaluate, resume, train
+from attention_transfer.cli import demo, distill, doctor, evaluate, points, resume, train
 from attention_transfer.cli.arguments import Parser
 from attention_transfer.errors import InputError, Interrupted, TrainingError, nearest
 from attention_transfer.terminal import printable
@@ -18,6 +18,7 @@ COMMANDS: dict[str, ModuleType] = {
     "distill": distill,
     "resume": resume,
     "evaluate": evaluate,
+    "points": points,
     "doctor": doctor,
 }
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +33,9 @@ def print_table(
         print_line(where, title)
     table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(Text(printable(column)), justify="left" if index == 0 else "right")
+        justify: Literal["left", "right"] = "left" if index == 0 else "right"
+        table.add_column(Text(printable(column)), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    where.print(table)
+    # Whole lines for programs, whatever the width of no terminal is.
+    where.print(table, width=None if where.is_terminal else 10_000, crop=where.is_terminal)

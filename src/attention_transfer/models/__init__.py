@@ -1,23 +1,28 @@
 """The networks: the paper's wide ResNets and NINs, and how users name them."""
 
+from attention_transfer.models.card import InputSpec, ModelCard
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.registry import (
     LoadedModel,
-    ModelCard,
+    Outline,
     build,
     load,
     load_run,
     load_weights,
+    outline,
 )
 from attention_transfer.models.wide_resnet import WideResNet
 
 __all__ = [
+    "InputSpec",
     "LoadedModel",
     "ModelCard",
     "NetworkInNetwork",
+    "Outline",
     "WideResNet",
     "build",
     "load",
     "load_run",
     "load_weights",
+    "outline",
 ]

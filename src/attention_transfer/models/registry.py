@@ -1,74 +1,30 @@
 """From a MODEL as users write it to a network.
 
-``NAME``, ``NAME@random``, ``NAME@FILE.safetensors`` or a run's folder; NAME is ``wrn-d-k``,
-``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no batch norm).
+``NAME``, ``NAME@random``, ``NAME@pretrained``, ``NAME@FILE.safetensors`` or a run's folder. NAME is
+``wrn-d-k``, ``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no batch norm); ``timm:NAME``;
+``torchvision:NAME``; or ``package.module:factory``.
 """
 
-import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import NamedTuple
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
-from attention_transfer.config import Count, Positive
 from attention_transfer.errors import InputError, nearest
+from attention_transfer.models.card import InputSpec, ModelCard, first_problems
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.wide_resnet import WideResNet
+from attention_transfer.models.zoo import Factory, ImageSize, TimmModel, TorchvisionModel, ZooModel
 
-__all__ = ["LoadedModel", "ModelCard", "build", "load", "load_run", "load_weights"]
+__all__ = ["LoadedModel", "Outline", "build", "load", "load_run", "load_weights", "outline"]
 
 EXAMPLES = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "nin-thin", "nin-wide")
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """How to build a network and feed it: the contents of a run's ``model.json``."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-
-    name: str
-    class_names: Annotated[tuple[str, ...], Field(min_length=1)]
-    input_size: tuple[Count, Count, Count]
-    mean: Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
-    std: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
-    data: str
-    """What it was trained on."""
-    schema_version: Literal[1] = 1
-
-    @property
-    def classes(self) -> int:
-        """How many classes the network tells apart."""
-        return len(self.class_names)
-
-    @classmethod
-    def read(cls, path: Path) -> "ModelCard":
-        """The card in a ``model.json``.
-
-        Raises:
-            InputError: it cannot be read, or is not such a card.
-        """
-        try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
-        except OSError as error:
-            raise InputError(f"cannot read the model card {path}: {error.strerror}") from None
-        except ValidationError as error:
-            problems = [
-                f"{'.'.join(map(str, fault['loc']))} {fault['msg'].removeprefix('Input ')}".strip()
-                for fault in error.errors()
-            ]
-            raise InputError(f"{path} is not a model card: {_first(problems)}") from None
-
-    def write(self, path: Path) -> None:
-        """The card as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -78,18 +34,37 @@ class LoadedModel:
     name: str
     network: nn.Module
     card: ModelCard | None = None
+    input: InputSpec | None = None
+    """What its images must be like, where its weights are trained; None: as the data come."""
 
 
-def build(name: str, classes: int) -> nn.Module:
+class Outline(NamedTuple):
+    """A network without its weights, and the size of its images."""
+
+    name: str
+    network: nn.Module
+    input_size: tuple[int, int, int]
+
+
+def build(name: str, classes: int | None, image_size: ImageSize | None = None) -> nn.Module:
     """A network by its name, freshly initialised from torch's random state.
 
+    Args:
+        name: see the module's docstring; without ``@``.
+        classes: how many it tells apart; None: as many as it does by itself (ours: 10).
+        image_size: height and width, for a network that is made for one size.
+
     Raises:
-        InputError: an unknown name, or a depth that is not 6n+4.
+        InputError: an unknown name, or one that cannot be built so.
 
     Example:
         >>> type(build("nin-thin-nobn", classes=10)).__name__
         'NetworkInNetwork'
     """
+    zoo = _zoo(name)
+    if zoo is not None:
+        return zoo.build(classes, image_size)
+    classes = 10 if classes is None else classes
     base = name.removesuffix("-nobn")
     batch_norm = base == name
     wide_resnet = re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", base)
@@ -100,18 +75,29 @@ def build(name: str, classes: int) -> nn.Module:
         return NetworkInNetwork(base.removeprefix("nin-"), classes, batch_norm=batch_norm)
     raise InputError(
         f"unknown model {name!r}; {nearest(name, EXAMPLES)} "
-        "(wrn-DEPTH-WIDTH, nin-thin or nin-wide, each also with -nobn; or the folder of a run)"
+        "(wrn-DEPTH-WIDTH, nin-thin or nin-wide, each also with -nobn; timm:NAME; "
+        "torchvision:NAME; package.module:factory; or the folder of a run)"
     )
 
 
-def load(model: str, classes: int, *, trained: bool, seed: int = 0) -> LoadedModel:
+def load(
+    model: str,
+    classes: int,
+    *,
+    trained: bool,
+    seed: int = 0,
+    image_size: ImageSize | None = None,
+) -> LoadedModel:
     """A MODEL as users write it.
 
     Args:
         model: see the module's docstring.
-        classes: how many classes a new network is to tell apart.
-        trained: True refuses a bare name, because it would have no trained weights.
+        classes: how many classes a new network is to tell apart. Pretrained weights keep their own
+            if ``trained``, and get a new last layer if not.
+        trained: True takes a zoo's bare name with its pretrained weights, and refuses the name of
+            a network that has none.
         seed: of the random initialisation.
+        image_size: height and width of the images, for a network that is made for one size.
 
     Raises:
         InputError: an unknown model; no trained weights where they are needed; weights that do
@@ -120,17 +106,59 @@ def load(model: str, classes: int, *, trained: bool, seed: int = 0) -> LoadedMod
     if os.path.isdir(model):
         return load_run(Path(model))
     name, _, weights = model.partition("@")
-    network = _seeded(name, classes, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _load_named(name, weights, classes, trained, image_size)
+
+
+def _load_named(
+    name: str, weights: str, classes: int, trained: bool, image_size: ImageSize | None
+) -> LoadedModel:
+    zoo = _zoo(name)
+    if isinstance(zoo, Factory) and weights in ("", "random"):
+        return LoadedModel(name, zoo.build(classes))
     if weights == "random" or (not weights and not trained):
-        return LoadedModel(name, network)
-    if not weights or weights == "pretrained":
-        raise InputError(
-            f"{name} has no pretrained weights; give the folder of a run (train one with "
-            f"'attention-transfer train --model {name}'), {name}@FILE.safetensors, "
-            f"or {name}@random if you mean an untrained network"
-        )
-    load_weights(network, Path(weights))
-    return LoadedModel(name, network)
+        return LoadedModel(name, build(name, classes, image_size))
+    if weights in ("", "pretrained"):
+        if zoo is None or not zoo.has_pretrained:
+            raise InputError(
+                f"{name} has no pretrained weights; give the folder of a run (train one with "
+                f"'attention-transfer train --model {name}'), {name}@FILE.safetensors, "
+                f"or {name}@random if you mean an untrained network"
+            )
+        size = None if trained else image_size
+        network = zoo.build(None if trained else classes, size, pretrained=True)
+        return LoadedModel(name, network, input=_sized(zoo.input(), size))
+    network = _fitting(name, Path(weights), classes, image_size)
+    return LoadedModel(name, network, input=zoo.input() if zoo and zoo.has_pretrained else None)
+
+
+def outline(model: str, image_size: ImageSize | None = None) -> Outline:
+    """A MODEL's structure, without weights and almost without memory (on torch's meta device).
+
+    Args:
+        model: see the module's docstring; what comes after ``@`` does not matter.
+        image_size: height and width of its images; by default its own.
+
+    Raises:
+        InputError: an unknown model.
+    """
+    if os.path.isdir(model):
+        card = _card(Path(model))
+        name, classes, own = card.name, card.classes, card.input_size
+    else:
+        name, classes = model.partition("@")[0], None
+        zoo = _zoo(name)
+        own = (3, 32, 32) if zoo is None else zoo.input().size
+    size = image_size or own[1:]
+    try:
+        with torch.device("meta"):
+            network = build(name, classes, size)
+    except InputError as error:
+        if error.__cause__ is None:
+            raise
+        network = build(name, classes, size)  # needs real numbers to be built
+    return Outline(name, network, (own[0], *size))
 
 
 def load_run(folder: str | Path) -> LoadedModel:
@@ -140,15 +168,19 @@ def load_run(folder: str | Path) -> LoadedModel:
         InputError: the folder holds no finished run.
     """
     folder = Path(folder)
+    card = _card(folder)
+    network = build(card.name, card.classes, card.input_size[1:])
+    load_weights(network, folder / "model.safetensors")
+    return LoadedModel(card.name, network, card, card.input)
+
+
+def _card(folder: Path) -> ModelCard:
     if not os.path.isfile(folder / "model.json"):
         raise InputError(
             f"{folder} holds no trained network (no model.json); expected the folder of a "
             "finished run"
         )
-    card = ModelCard.read(folder / "model.json")
-    network = build(card.name, card.classes)
-    load_weights(network, folder / "model.safetensors")
-    return LoadedModel(card.name, network, card)
+    return ModelCard.read(folder / "model.json")
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -157,37 +189,59 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         InputError: the file is missing, is not safetensors, or does not fit the network.
     """
-    if not os.path.isfile(path):
-        raise InputError(f"no weights at {path}; expected a .safetensors file")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error}); pickled weights are not loaded, "
-            "because they can run code: save them with safetensors.torch.save_file"
-        ) from None
-    own = network.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in weights]
-    problems += [f"{name} is not of this network" for name in weights if name not in own]
-    problems += [
-        f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
+    weights = _read_weights(path)
+    problems = _misfits(network, weights)
     if problems:
         raise InputError(
-            f"{path} does not fit {type(network).__name__}: {_first(problems)}; "
+            f"{path} does not fit {type(network).__name__}: {first_problems(problems)}; "
             "give weights of the same architecture and class count"
         )
     network.load_state_dict(weights)
 
 
-def _seeded(name: str, classes: int, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build(name, classes)
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not os.path.isfile(path):
+        raise InputError(f"no weights at {path}; expected a .safetensors file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}); pickled weights are not loaded, "
+            "because they can run code: save them with safetensors.torch.save_file"
+        ) from None
 
 
-def _first(problems: Sequence[str], count: int = 3) -> str:
-    more = f" and {len(problems) - count} more" if len(problems) > count else ""
-    return "; ".join(problems[:count]) + more
+def _misfits(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    own = network.state_dict()
+    return [
+        *(f"{name} is missing" for name in own if name not in weights),
+        *(f"{name} is not of this network" for name in weights if name not in own),
+        *(
+            f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ),
+    ]
+
+
+def _fitting(name: str, path: Path, classes: int, image_size: ImageSize | None) -> nn.Module:
+    """A network with the weights of a file, which may be for the zoo's own classes."""
+    network = build(name, classes, image_size)
+    if _zoo(name) is not None and _misfits(network, _read_weights(path)):
+        own = build(name, None, image_size)
+        network = network if _misfits(own, _read_weights(path)) else own
+    load_weights(network, path)
+    return network
+
+
+def _zoo(name: str) -> ZooModel | None:
+    """Whose network a name means; None: ours."""
+    source, colon, rest = name.partition(":")
+    if not colon:
+        return None
+    known: dict[str, type[ZooModel]] = {"timm": TimmModel, "torchvision": TorchvisionModel}
+    return known[source](rest) if source in known else Factory(name)
+
+
+def _sized(spec: InputSpec, size: ImageSize | None) -> InputSpec:
+    return spec if size is None else spec._replace(size=(spec.size[0], *size))

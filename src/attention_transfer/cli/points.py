@@ -1,0 +1,160 @@
+"""list where a network's attention can be read, and how two networks would be paired"""
+
+from argparse import Namespace
+from collections import defaultdict
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from attention_transfer.cli.arguments import Parser, config_from
+from attention_transfer.cli.output import console, print_json, print_table
+from attention_transfer.config import PointsConfig, height_and_width
+from attention_transfer.terminal import print_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from attention_transfer.taps import PointTable
+    from attention_transfer.transfer.pairing import Pairing, Side
+
+EXAMPLES = (
+    "points timm:resnet34",
+    "points timm:mobilenetv3_small_100 --pair timm:resnet34",
+    "points wrn-16-1 --image-size 48x64 --json",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """The flags."""
+    parser.add_config(PointsConfig, positional=("model",))
+
+
+def run(arguments: Namespace) -> int:
+    """Looks and prints; no weights are loaded."""
+    config = config_from(arguments, PointsConfig)
+    from attention_transfer.models import outline
+    from attention_transfer.transfer.pairing import Side, resolve_pairs
+
+    size = None if config.image_size is None else height_and_width(config.image_size)
+    outlines = [outline(config.model, size)]
+    if config.pair is not None:
+        outlines.append(outline(config.pair))
+    sides = [Side(found.network, found.input_size) for found in outlines]
+    names = [found.name for found in outlines]
+    pairing = None if config.pair is None else resolve_pairs("auto", *sides)
+    if arguments.json:
+        print_json(_document(names, sides, pairing))
+        return 0
+    where = console(False)
+    for name, side in zip(names, sides, strict=True):
+        _print_points(where, name, side.points)
+    if pairing is not None:
+        _print_pairs(where, names, sides, pairing)
+    return 0
+
+
+def _print_points(where: "Console", name: str, points: "PointTable") -> None:
+    size = "x".join(map(str, points.input_size))
+    rows = [
+        [
+            f"{'*' if point.recommended else ' '} {point.name}",
+            point.module,
+            point.kind,
+            str(point.channels),
+            f"{point.height}x{point.width}",
+            "x".join(f"{stride:g}" for stride in dict.fromkeys(_rounded(point.stride))),
+            f"{100 * point.depth:.1f}",
+        ]
+        for point in points
+    ]
+    print_table(
+        where,
+        ["  point", "module", "kind", "channels", "map", "stride", "depth %"],
+        rows,
+        title=f"{name} on {size} images: {points.parameters:,} parameters, "
+        f"{points.flops / 1e9:.3g} GFLOPs an image",
+    )
+    print_line(where, "* recommended; depth is the share of the operations done by then")
+    for reason, names in _by_reason(points).items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        print_line(where, f"not readable: {shown}: {reason}")
+    print_line(where, "")
+
+
+def _print_pairs(
+    where: "Console", names: list[str], sides: "list[Side]", pairing: "Pairing"
+) -> None:
+    document = _pairs(sides, pairing)
+    rows = [
+        [
+            pair["student"],
+            "x".join(map(str, pair["student_shape"])),
+            pair["teacher"],
+            "x".join(map(str, pair["teacher_shape"])),
+            "x".join(map(str, pair["map"])),
+            f"{pair['effective_weight']:.4g}",
+        ]
+        for pair in document["pairs"]
+    ]
+    columns = ["student", "shape", "teacher", "shape", "compared at", "weight on ||d||^2"]
+    title = f"{names[0]} attends like {names[1]} (pairs auto; weights at beta 1000, form code)"
+    print_table(where, columns, rows, title=title)
+    for whose, name in zip(("student", "teacher"), names, strict=True):
+        alone = document[f"alone_in_{whose}"]
+        if alone:
+            print_line(where, f"without a partner in {name}: {', '.join(alone)}")
+
+
+def _document(names: list[str], sides: "list[Side]", pairing: "Pairing | None") -> dict[str, Any]:
+    networks = [
+        {
+            "model": name,
+            "input_size": side.points.input_size,
+            "parameters": side.points.parameters,
+            "flops": side.points.flops,
+            "points": [
+                {**asdict(point), "kind": point.kind, "height": point.height, "width": point.width}
+                for point in side.points
+            ],
+            "unreadable": [asdict(found) for found in side.points.unreadable],
+        }
+        for name, side in zip(names, sides, strict=True)
+    ]
+    if pairing is None:
+        return networks[0]
+    return {"student": networks[0], "teacher": networks[1], **_pairs(sides, pairing)}
+
+
+def _pairs(sides: "list[Side]", pairing: "Pairing") -> dict[str, Any]:
+    from attention_transfer.losses import effective_weight
+    from attention_transfer.maps import common_size
+
+    pairs = []
+    for pair in pairing.pairs:
+        ours, theirs = (side.points[name] for side, name in zip(sides, pair, strict=True))
+        size = common_size(ours.layout.grid, theirs.layout.grid)
+        pairs.append(
+            {
+                "student": pair.student,
+                "teacher": pair.teacher,
+                "student_shape": [ours.channels, *ours.layout.grid],
+                "teacher_shape": [theirs.channels, *theirs.layout.grid],
+                "map": size,
+                "effective_weight": effective_weight(1000.0, "code", size)[0],
+            }
+        )
+    return {
+        "pairs": pairs,
+        "alone_in_student": pairing.alone_in_student,
+        "alone_in_teacher": pairing.alone_in_teacher,
+    }
+
+
+def _by_reason(points: "PointTable") -> dict[str, list[str]]:
+    reasons = defaultdict(list)
+    for found in points.unreadable:
+        reasons[found.reason].append(found.name)
+    return reasons
+
+
+def _rounded(stride: tuple[float, float]) -> tuple[float, ...]:
+    return tuple(round(step, 1) for step in stride)

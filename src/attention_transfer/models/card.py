@@ -1,0 +1,83 @@
+"""How to build a network and feed it, as a run writes it down."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from attention_transfer.config import Count, Positive
+from attention_transfer.errors import InputError
+
+__all__ = ["InputSpec", "ModelCard", "first_problems"]
+
+
+class InputSpec(NamedTuple):
+    """What a network's images must be like; they come on a scale of 0 to 1."""
+
+    size: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """How to build a network and feed it: the contents of a run's ``model.json``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+
+    name: str
+    class_names: Annotated[tuple[str, ...], Field(min_length=1)]
+    input_size: tuple[Count, Count, Count]
+    mean: Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+    std: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
+    data: str
+    """What it was trained on."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    schema_version: Literal[1] = 1
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network tells apart."""
+        return len(self.class_names)
+
+    @property
+    def input(self) -> InputSpec:
+        """What its images must be like."""
+        return InputSpec(self.input_size, self.mean, self.std, self.interpolation)
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelCard":
+        """The card in a ``model.json``.
+
+        Raises:
+            InputError: it cannot be read, or is not such a card.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"cannot read the model card {path}: {error.strerror}") from None
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, fault['loc']))} {fault['msg'].removeprefix('Input ')}".strip()
+                for fault in error.errors()
+            ]
+            raise InputError(f"{path} is not a model card: {first_problems(problems)}") from None
+
+    def write(self, path: Path) -> None:
+        """The card as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def first_problems(problems: Sequence[str], count: int = 3) -> str:
+    """The first few of many faults, and how many more there are.
+
+    >>> first_problems(["a", "b", "c", "d"])
+    'a; b; c and 1 more'
+    """
+    more = f" and {len(problems) - count} more" if len(problems) > count else ""
+    return "; ".join(problems[:count]) + more

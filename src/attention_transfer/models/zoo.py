@@ -1,0 +1,267 @@
+"""Networks of others: timm's, torchvision's, and any factory that can be imported."""
+
+import importlib
+import inspect
+import io
+import socket
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from typing import Any, cast
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+import torch
+from torch import nn
+
+from attention_transfer.errors import InputError, nearest
+from attention_transfer.models.card import InputSpec
+
+__all__ = ["Factory", "TimmModel", "TorchvisionModel", "ZooModel"]
+
+ImageSize = tuple[int, int]
+"""Height and width."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ZooModel:
+    """A name in somebody's zoo.
+
+    Args:
+        name: without the zoo's prefix.
+
+    Raises:
+        InputError: the zoo has no such network.
+    """
+
+    has_pretrained = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def build(
+        self, classes: int | None, image_size: ImageSize | None = None, pretrained: bool = False
+    ) -> nn.Module:
+        """The network.
+
+        Args:
+            classes: how many it tells apart; None: as many as it does by itself.
+            image_size: what a network of fixed input size is to be made for.
+            pretrained: with the zoo's weights, fetched if they are not there.
+
+        Raises:
+            InputError: it cannot be built so, or the weights cannot be had.
+        """
+        raise NotImplementedError
+
+    def input(self) -> InputSpec:
+        """What the images of its pretrained weights must be like."""
+        raise NotImplementedError
+
+
+class TimmModel(ZooModel):
+    """``timm:NAME``."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        import timm
+
+        if ":" not in name and not timm.is_model(name):
+            raise InputError(f"timm has no model {name!r}; {_nearest(name, timm.list_models())}")
+
+    def build(
+        self, classes: int | None, image_size: ImageSize | None = None, pretrained: bool = False
+    ) -> nn.Module:
+        import timm
+
+        options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+        if image_size is not None and image_size != self.input().size[1:] and self._takes_size():
+            options["img_size"] = image_size
+        if not pretrained:
+            return _built(f"timm:{self.name}", lambda: timm.create_model(self.name, **options))
+        return _fetched(
+            f"timm:{self.name}",
+            lambda: _from_hub(lambda: timm.create_model(self.name, pretrained=True, **options)),
+        )
+
+    def input(self) -> InputSpec:
+        import timm
+        from timm.data.config import resolve_data_config
+
+        settings = timm.get_pretrained_cfg(self.name, allow_unregistered=True)
+        settings_known = vars(settings) if settings else {}
+        found: dict[str, Any] = resolve_data_config(pretrained_cfg=settings_known)  # type: ignore[no-untyped-call]
+        cubic = found["interpolation"] == "bicubic"
+        return InputSpec(
+            found["input_size"], found["mean"], found["std"], "bicubic" if cubic else "bilinear"
+        )
+
+    def _takes_size(self) -> bool:
+        """Whether the network is made for one input size, to be told when it is built."""
+        import timm
+
+        try:
+            with torch.device("meta"):
+                timm.create_model(self.name, img_size=self.input().size[1:])
+        except TypeError:
+            return False
+        except Exception:
+            return True
+        return True
+
+
+class TorchvisionModel(ZooModel):
+    """``torchvision:NAME``."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        from torchvision import models
+
+        known = models.list_models(module=models)
+        if name not in known:
+            raise InputError(f"torchvision has no model {name!r}; {_nearest(name, known)}")
+
+    def build(
+        self, classes: int | None, image_size: ImageSize | None = None, pretrained: bool = False
+    ) -> nn.Module:
+        from torchvision import models
+
+        builder = models.get_model_builder(self.name)
+        options: dict[str, Any] = {}
+        if self.name in ("inception_v3", "googlenet"):
+            # Logits alone, in training too; and what torchvision is about to make its default.
+            options |= {"aux_logits": False, "init_weights": True}
+        if image_size is not None and "vit" in self.name:
+            options["image_size"] = image_size[0]
+        if pretrained:
+            network = _fetched(
+                f"torchvision:{self.name}", lambda: builder(weights="DEFAULT", **options)
+            )
+            if classes is not None:
+                _replace_head(network, classes)
+        else:
+            if classes is not None:
+                options["num_classes"] = classes
+            network = _built(f"torchvision:{self.name}", lambda: builder(weights=None, **options))
+        return network
+
+    def input(self) -> InputSpec:
+        from torchvision import models
+
+        found = models.get_model_weights(self.name).DEFAULT.transforms()
+        (size,) = found.crop_size
+        cubic = found.interpolation.value == "bicubic"
+        return InputSpec((3, size, size), found.mean, found.std, "bicubic" if cubic else "bilinear")
+
+
+class Factory(ZooModel):
+    """``package.module:factory``: a function or class that gives a network.
+
+    It is called with ``num_classes=`` (or ``classes=``) if it takes that. A network that it gives
+    with trained weights keeps them.
+    """
+
+    has_pretrained = False
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        module, _, attribute = name.partition(":")
+        try:
+            found = importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(
+                f"cannot import {module!r} for the model {name!r} ({error}); it must be installed, "
+                "or lie on PYTHONPATH"
+            ) from None
+        factory = getattr(found, attribute, None)
+        if not callable(factory):
+            known = [known for known, value in vars(found).items() if callable(value)]
+            raise InputError(f"{module} has no factory {attribute!r}; {_nearest(attribute, known)}")
+        self.factory: Callable[..., Any] = factory
+
+    def build(
+        self, classes: int | None, image_size: ImageSize | None = None, pretrained: bool = False
+    ) -> nn.Module:
+        parameters = inspect.signature(self.factory).parameters
+        taken = next((known for known in ("num_classes", "classes") if known in parameters), None)
+        options = {} if taken is None or classes is None else {taken: classes}
+        network = _built(self.name, lambda: self.factory(**options))
+        if not isinstance(network, nn.Module):
+            raise InputError(
+                f"{self.name} gave a {type(network).__name__}, expected a torch.nn.Module"
+            )
+        return network
+
+    def input(self) -> InputSpec:
+        return InputSpec((3, 224, 224), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """The nearest names, or those that begin alike, or a few: zoos are large."""
+    close = nearest(name, known)
+    if close.startswith("did you mean"):
+        return close
+    alike = [other for other in known if other.startswith(name[:4])]
+    return f"known: {', '.join((alike or known)[:8])}, ..."
+
+
+def _built(name: str, build: Callable[[], Any]) -> nn.Module:
+    """What a builder gives; whatever it raises is the user's to see, in one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return cast(nn.Module, build())
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{name} could not be built: {type(error).__name__}: {reason}") from error
+
+
+def _replace_head(network: nn.Module, classes: int) -> None:
+    """Puts a new last layer in place of the one that tells the zoo's classes apart."""
+    name, head = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ][-1]
+    parent, _, attribute = name.rpartition(".")
+    if isinstance(head, nn.Linear):
+        fresh: nn.Module = nn.Linear(head.in_features, classes, head.bias is not None)
+    else:
+        fresh = nn.Conv2d(head.in_channels, classes, head.kernel_size)  # type: ignore[arg-type]
+    setattr(network.get_submodule(parent), attribute, fresh)
+
+
+def _from_hub(create: Callable[[], Any]) -> nn.Module:
+    """What timm gives with weights: from the disk, or else from the hub if it can be reached.
+
+    The hub's library would try for most of a minute where there is no network at all.
+    """
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        return cast(nn.Module, create())
+    except Exception:
+        if offline:
+            raise
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+    host = str(urlparse(constants.ENDPOINT).hostname)
+    if not getproxies():
+        socket.create_connection((host, 443), timeout=10).close()
+    return cast(nn.Module, create())
+
+
+def _fetched(name: str, fetch: Callable[[], nn.Module]) -> nn.Module:
+    """A network with its zoo's weights; where they cannot be had, that in one line."""
+    try:
+        with redirect_stderr(io.StringIO()):
+            return _built(name, fetch)
+    except InputError as error:
+        raise InputError(
+            f"the pretrained weights of {name} cannot be fetched and are not on the disk "
+            f"({error.__cause__}); give {name}@FILE.safetensors, or {name}@random if you mean an "
+            "untrained network"
+        ) from error
