@@ -182,7 +182,9 @@ def test_settings_are_checked(term: Any, settings: dict[str, Any], expected: str
 def test_teachers_of_other_classes_are_refused() -> None:
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
     transfer = at.Transfer(network(), teacher, [at.GradientAttention(1.0)])
-    with pytest.raises(at.InputError, match="gradients of the same classes' loss"):
+    with pytest.raises(
+        at.InputError, match="gradient attention compares logits of the same classes"
+    ):
         transfer(IMAGES, LABELS)
 
 

@@ -286,3 +286,52 @@ def test_a_network_says_its_own_points() -> None:
         (32, 16),
         (64, 8),
     ]
+
+
+SIZED = {
+    "swin_tiny_patch4_window7_224": 64,
+    "swinv2_tiny_window8_256": 64,
+    "vit_tiny_patch16_224": 64,
+    "deit_tiny_patch16_224": 64,
+    "deit_tiny_distilled_patch16_224": 64,
+    "vit_small_patch14_reg4_dinov2": 56,
+    "eva02_tiny_patch14_224": 56,
+    "beit_base_patch16_224": 64,
+    "cait_xxs24_224": 64,
+    "mixer_s32_224": 96,
+    "levit_128s": 224,
+    "maxvit_tiny_tf_224": 64,
+    "mvitv2_tiny": 64,
+    "torchvision:inception_v3": 128,
+    "torchvision:vit_b_16": 64,
+    "convmixer_768_32": 32,
+}
+"""Image sizes to train at; 64 where nothing is said."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_step_of_attention_transfer_lowers_the_loss(name: str) -> None:
+    """A small step down the student's gradient, which is the only one there is."""
+    torch.manual_seed(0)
+    size = SIZED.get(name, 64)
+    loaded = at.models.build(name if ":" in name else f"timm:{name}", 5, (size, size))
+    teacher = at.models.build("timm:resnet10t", 5)
+    images = torch.rand(4, 3, size, size)
+    transfer = at.Transfer(
+        loaded.eval(), teacher, [at.ActivationAttention(1000.0)], example_input=images[:1]
+    )
+    out = transfer(images)
+    out.loss.backward()
+    table = attention_points(loaded, (3, size, size))
+    for pair, (ours, theirs) in out.maps["activation_attention"].items():
+        point = table[pair.partition(":")[0]]
+        assert ours.shape == (4, point.height, point.width)
+        assert theirs.shape[0] == 4
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    moved = [parameter for parameter in loaded.parameters() if parameter.grad is not None]
+    slope = sum(float(parameter.grad.square().sum()) for parameter in moved)  # type: ignore[union-attr]
+    assert slope > 0
+    with torch.no_grad():
+        for parameter in moved:
+            parameter -= 0.02 * out.loss / slope * parameter.grad  # type: ignore[operator]
+        assert transfer(images).loss < out.loss

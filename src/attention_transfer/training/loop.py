@@ -26,7 +26,7 @@ from attention_transfer.training.progress import RunProgress
 from attention_transfer.training.record import introduction, make_record
 from attention_transfer.training.run import Run, new_folder
 from attention_transfer.training.schedule import learning_rate_factor
-from attention_transfer.transfer import Normalization, TransferOutput
+from attention_transfer.transfer import TransferOutput
 
 __all__ = ["resume", "run"]
 
@@ -329,7 +329,7 @@ class _Fit:
         return evaluate(
             self.prepared.student.network,
             getattr(self.data, split),
-            Normalization(self.data.mean, self.data.std),
+            self.prepared.normalization,
             precision=self.prepared.precision,
             device=self.accelerator.device,
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,15 +41,21 @@ class Prepared:
     precision: str
 
     @property
+    def normalization(self) -> Normalization:
+        """Of the student's input."""
+        return model_normalization(self.student, self.data)
+
+    @property
     def card(self) -> ModelCard:
         """How to build and feed the student once it is trained."""
         return ModelCard(
             name=self.student.name,
             class_names=self.data.class_names,
             input_size=self.data.input_size,
-            mean=self.data.mean,
-            std=self.data.std,
+            mean=tuple(self.normalization.mean),
+            std=tuple(self.normalization.std),
             data=self.config.data,
+            interpolation=self.normalization.interpolation,
         )
 
 
@@ -72,12 +79,13 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             download=config.download,
         )
     classes = len(data.class_names)
+    settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
     teacher = None
     if isinstance(config, DistillConfig):
-        teacher = load(config.teacher, classes, trained=True, seed=config.seed)
-        student = load(config.student, classes, trained=False, seed=config.seed)
+        teacher = load(config.teacher, classes, trained=True, **settings)
+        student = load(config.student, classes, trained=False, **settings)
     else:
-        student = load(config.model, classes, trained=False, seed=config.seed)
+        student = load(config.model, classes, trained=False, **settings)
     if student.card is not None and student.card.classes != classes:
         raise InputError(
             f"the student was trained for {student.card.classes} classes and {data.name} has "
@@ -94,7 +102,7 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             teacher.network if teacher else None,
             terms,
             example_input=as_input(data.train.images[:1]),
-            student_normalization=(data.mean, data.std),
+            student_normalization=model_normalization(student, data),
             teacher_normalization=model_normalization(teacher, data) if teacher else None,
         )
     return Prepared(config, data, student, teacher, transfer, precision)
@@ -153,9 +161,18 @@ def _gradient_terms(config: DistillConfig) -> Iterator[Term]:
 
 
 def model_normalization(model: LoadedModel, data: DataSet) -> Normalization:
-    """A network's own input normalisation: its card's, or the data's where there is none."""
-    source = model.card or data
-    return Normalization(source.mean, source.std)
+    """What a network does with images of a data set: what its trained weights need, or else the
+    data set's own normalisation.
+    """
+    if model.input is None:
+        return Normalization(data.mean, data.std)
+    size = model.input.size[1:]
+    return Normalization(
+        model.input.mean,
+        model.input.std,
+        None if size == data.input_size[1:] else size,
+        model.input.interpolation,
+    )
 
 
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:

@@ -14,6 +14,7 @@ from attention_transfer.transfer.terms import (
     PairedMaps,
     Term,
     check_choice,
+    check_classes,
     check_power,
     check_weight,
 )
@@ -75,14 +76,7 @@ class GradientAttention(_GradientTerm):
         check_power(self.power)
 
     def check(self, observation: Observation) -> None:
-        logits, teacher_logits = observation.logits, observation.teacher_logits
-        assert teacher_logits is not None
-        if logits.shape != teacher_logits.shape:
-            raise InputError(
-                "gradient attention compares gradients of the same classes' loss, got student "
-                f"logits {tuple(logits.shape)} and teacher logits {tuple(teacher_logits.shape)}; "
-                "use a teacher of the same classes, or activation attention, which needs none"
-            )
+        check_classes("gradient attention", observation)
 
     def value(self, observation: Observation) -> Tensor:
         student, teacher = observation.gradients.straight, observation.teacher_gradient

@@ -46,7 +46,7 @@ class TransferOutput:
     maps: dict[str, dict[str, PairedMaps]]
     """Term -> "student point:teacher point" -> both attention maps, (N, H, W), detached."""
     teacher_logits: Tensor | None
-    """The teacher's, or None without one."""
+    """The teacher's, or None without a teacher that has some."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Transfer(nn.Module):
             raw_terms={name: value.detach() for name, value in raw.items()},
             logits=student.logits,
             maps=maps,
-            teacher_logits=None if teacher is None else teacher.logits,
+            teacher_logits=_logits_of(teacher),
         )
 
     def _resolve(
@@ -250,9 +250,10 @@ class Transfer(nn.Module):
         labels: Tensor | None = None,
         gradients: InputGradients | None = None,
     ) -> Observation:
-        observation = Observation(student.logits, labels, input_gradients=gradients)
+        observation = Observation(
+            student.logits, labels, _logits_of(teacher), input_gradients=gradients
+        )
         if teacher is not None:
-            observation.teacher_logits = teacher.logits
             observation.teacher_gradient = teacher.gradient
         for pair in self.pairings[name].pairs if name in self.pairings else []:
             assert teacher is not None
@@ -286,6 +287,11 @@ class Transfer(nn.Module):
         if self.teacher is not None:
             self.teacher.network._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+def _logits_of(teacher: Seen | None) -> Tensor | None:
+    """The teacher's logits; a teacher of features alone has none."""
+    return teacher.output if teacher and isinstance(teacher.output, Tensor) else None
 
 
 def _normalization(

@@ -53,12 +53,31 @@ def input_size(images: Tensor, normalization: Normalization | None) -> tuple[int
 
 
 class Seen(NamedTuple):
-    """What one pass of one network shows: logits, and the features at its tapped points."""
+    """What one pass of one network shows: its output, and the features at its tapped points."""
 
-    logits: Tensor
+    output: object
     features: dict[str, Tensor]
     gradient: Tensor | None = None
     """J, the loss's gradient at the images, where it was asked for."""
+
+    @property
+    def logits(self) -> Tensor:
+        """The output, (N, classes).
+
+        Raises:
+            InputError: it is something else.
+        """
+        if isinstance(self.output, Tensor) and self.output.dim() == 2:
+            return self.output
+        got = (
+            f"a tensor {tuple(self.output.shape)}"
+            if isinstance(self.output, Tensor)
+            else f"a {type(self.output).__name__}"
+        )
+        raise InputError(
+            f"the network puts out {got}, expected logits (N, classes); wrap it in a module whose "
+            "forward returns them"
+        )
 
 
 def observe(
@@ -68,13 +87,13 @@ def observe(
     version = 0 if images.is_inference() else images._version
     given = images if normalization is None else normalization(images)
     with taps as outputs:
-        logits = network(given)
+        output = network(given)
     if not images.is_inference() and images._version != version:
         raise InputError(
             f"{type(unwrapped(network)).__name__} overwrote the images in place, which the other "
             "network sees too; write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
         )
-    return Seen(logits, taps.feature_maps(outputs, given))
+    return Seen(output, taps.feature_maps(outputs, given))
 
 
 def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ __all__ = [
     "PairedMaps",
     "Term",
     "check_choice",
+    "check_classes",
     "check_power",
     "check_weight",
     "distillation_terms",
@@ -160,14 +161,7 @@ class KnowledgeDistillation(Term):
             )
 
     def check(self, observation: Observation) -> None:
-        logits, teacher_logits = observation.logits, observation.teacher_logits
-        assert teacher_logits is not None
-        if logits.shape != teacher_logits.shape:
-            raise InputError(
-                "knowledge distillation compares logits of the same classes, got student "
-                f"{tuple(logits.shape)} and teacher {tuple(teacher_logits.shape)}; use a teacher "
-                "of the same classes, or drop this term (attention transfer needs none in common)"
-            )
+        check_classes("knowledge distillation", observation)
 
     def value(self, observation: Observation) -> Tensor:
         assert observation.teacher_logits is not None
@@ -322,6 +316,18 @@ def distillation_terms(
     old = preset == "2017"
     soft = KnowledgeDistillation(2 * alpha if old else alpha, temperature, class_mean=old)
     return CrossEntropy(1 - alpha), soft
+
+
+def check_classes(term: str, observation: Observation) -> None:
+    """Raises an InputError unless both networks put out logits of the same classes."""
+    logits, teacher_logits = observation.logits, observation.teacher_logits
+    theirs = None if teacher_logits is None else tuple(teacher_logits.shape)
+    if tuple(logits.shape) != theirs:
+        raise InputError(
+            f"{term} compares logits of the same classes, got student {tuple(logits.shape)} and "
+            f"teacher {theirs or 'without logits'}; use a teacher of the same classes, or drop "
+            "this term (activation attention needs no classes in common)"
+        )
 
 
 def check_weight(name: str, value: float) -> None:
