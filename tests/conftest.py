@@ -29,7 +29,11 @@ def small_data(images: int = 48, classes: int = 3, size: int = 16) -> DataSet:
         for image, label in zip(pixels, labels, strict=True):
             top, left = divmod(int(label), 2)
             image[top * half : (top + 1) * half, left * half : (left + 1) * half] += 150
-        return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels))
+        return ImageSet(
+            torch.from_numpy(pixels),
+            torch.from_numpy(labels),
+            augmentation=Augmentation(pad=2),
+        )
 
     return DataSet(
         name="small",
@@ -39,7 +43,6 @@ def small_data(images: int = 48, classes: int = 3, size: int = 16) -> DataSet:
         class_names=tuple(f"class {index}" for index in range(classes)),
         mean=(0.4, 0.4, 0.4),
         std=(0.3, 0.3, 0.3),
-        augmentation=Augmentation(pad=2),
     )
 
 

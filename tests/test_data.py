@@ -14,6 +14,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from attention_transfer.data import (
     Augmentation,
     DataSet,
+    View,
     batch_bounds,
     batches,
     epoch_order,
@@ -112,7 +113,7 @@ def test_an_augmented_image_is_a_crop_of_its_padded_self(data: DataSet, flip: bo
     indices = np.arange(20)
     images = data.train.images[:20]
     pad = 3
-    views = Augmentation(pad, flip)(images, indices, 7, 2).numpy()
+    views = Augmentation(pad, flip)(images, indices, View(7, 2)).numpy()
     flips = 0
     for image, view in zip(images.numpy(), views, strict=True):
         padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
@@ -126,11 +127,11 @@ def test_an_augmented_image_is_a_crop_of_its_padded_self(data: DataSet, flip: bo
 
 def test_a_view_is_a_function_of_seed_view_and_sample(data: DataSet) -> None:
     augmentation = Augmentation(pad=3, flip=True)
-    whole = augmentation(data.train.images, np.arange(48), 0, 4)
+    whole = augmentation(data.train.images, np.arange(48), View(0, 4))
     picked = np.array([30, 3])
-    assert torch.equal(augmentation(data.train.images[picked], picked, 0, 4), whole[picked])
-    for other in ((1, 4), (0, 5)):
-        assert not torch.equal(augmentation(data.train.images, np.arange(48), *other), whole)
+    assert torch.equal(augmentation(data.train.images[picked], picked, View(0, 4)), whole[picked])
+    for other in (View(1, 4), View(0, 5)):
+        assert not torch.equal(augmentation(data.train.images, np.arange(48), other), whole)
 
 
 def test_validation_is_a_share_of_each_class_and_of_training_alone(data: DataSet) -> None:
@@ -253,7 +254,7 @@ def test_cifar_is_read_from_its_own_files(
     with (tmp_path / source.base_folder / source.test_list[0][0]).open("rb") as file:
         first = pickle.load(file)["data"][0]
     assert np.array_equal(found.test.images[0].numpy(), first.reshape(3, 32, 32).transpose(1, 2, 0))
-    assert found.augmentation == Augmentation(pad=4, flip=True)
+    assert found.train.augmentation == Augmentation(pad=4, flip=True)
     assert found.mean[0] * 255 == pytest.approx(125.3)
 
 

@@ -40,8 +40,10 @@ def cifar(name: CifarName, folder: Path, download: bool = False) -> DataSet:
             f"{source.base_folder} folder there: add --download, or name another place with "
             f"--data {name}:DIR"
         ) from None
+    augmentation = Augmentation(pad=4, flip=True)
     images = [
-        ImageSet(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in (train, test)
+        ImageSet(torch.from_numpy(part.data), torch.tensor(part.targets), augmentation=augmentation)
+        for part in (train, test)
     ]
     return DataSet(
         name=name,
@@ -51,5 +53,4 @@ def cifar(name: CifarName, folder: Path, download: bool = False) -> DataSet:
         class_names=tuple(train.classes),
         mean=(125.3 / 255, 123.0 / 255, 113.9 / 255),
         std=(63.0 / 255, 62.1 / 255, 66.7 / 255),
-        augmentation=Augmentation(pad=4, flip=True),
     )

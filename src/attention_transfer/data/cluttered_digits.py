@@ -73,7 +73,6 @@ def cluttered_digits(data_seed: int = 0) -> DataSet:
         class_names=tuple("0123456789"),
         mean=(0.45, 0.45, 0.42),
         std=(0.34, 0.28, 0.31),
-        augmentation=Augmentation(pad=3),
     )
 
 
@@ -142,7 +141,10 @@ def _scenes(material: _Material, data_seed: int, split: str) -> ImageSet:
     _paint(canvases, inks, tops, lefts, colours("colour"))
     boxes = np.stack([lefts, tops, lefts + widths, tops + heights], axis=1)
     return ImageSet(
-        torch.from_numpy(canvases), torch.from_numpy(material.labels), torch.from_numpy(boxes)
+        torch.from_numpy(canvases),
+        torch.from_numpy(material.labels),
+        torch.from_numpy(boxes),
+        Augmentation(pad=3),
     )
 
 

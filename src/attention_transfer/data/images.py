@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ __all__ = [
     "Batch",
     "DataSet",
     "ImageSet",
+    "Images",
+    "View",
     "batch_bounds",
     "batches",
     "epoch_order",
@@ -25,33 +27,35 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Images (N, H, W, 3) as uint8 and labels (N,), with each object's box (N, 4) where known:
-    left, top, right, bottom in pixels, right and bottom excluded.
-    """
+class View(NamedTuple):
+    """Which of a sample's augmented views; training takes the epoch's number."""
 
-    images: Tensor
-    labels: Tensor
-    boxes: Tensor | None = None
+    data_seed: int
+    number: int
 
-    def __len__(self) -> int:
-        return len(self.images)
 
-    def subset(self, indices: NDArray[np.int64]) -> "ImageSet":
-        """The images at some indices, in that order."""
-        chosen = torch.from_numpy(indices)
-        boxes = None if self.boxes is None else self.boxes[chosen]
-        return ImageSet(self.images[chosen], self.labels[chosen], boxes)
+class Images(Protocol):
+    """Labelled images that batches are made of, in memory or in files."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) class indices."""
 
     @property
     def fingerprint(self) -> str:
-        """A hash of every pixel and label."""
-        digest = hashlib.sha256()
-        for tensor in (self.images, self.labels):
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """A hash of the images and labels."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what :meth:`pixels` gives."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: NDArray[np.int64]) -> Self:
+        """The images at some indices, in that order."""
+
+    def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
+        """(n, H, W, 3) uint8: a view of each image, or without one the image as it is judged."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,16 @@ class Augmentation:
     pad: int = 0
     flip: bool = False
 
-    def __call__(
-        self, images: Tensor, indices: NDArray[np.int64], data_seed: int, view: int
-    ) -> Tensor:
-        """One view of each image: a function of (data seed, view, sample index) alone.
+    def __call__(self, images: Tensor, indices: NDArray[np.int64], view: View) -> Tensor:
+        """One view of each image: a function of the view and the sample's index alone.
 
         Args:
             images: (N, H, W, C) uint8.
             indices: (N,) the samples' indices in their set.
-            data_seed: the seed of the augmentation.
-            view: which of a sample's views; training takes the epoch's number.
+            view: which one.
         """
         height, width = images.shape[1:3]
-        key = data_seed, view, indices
+        key = view.data_seed, view.number, indices
         tops = integers(-self.pad, self.pad, "crop top", *key)
         lefts = integers(-self.pad, self.pad, "crop left", *key)
         rows = _reflected(tops[:, None] + np.arange(height), height)
@@ -90,23 +91,62 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
+class ImageSet:
+    """Images (N, H, W, 3) as uint8 and labels (N,), with each object's box (N, 4) where known:
+    left, top, right, bottom in pixels, right and bottom excluded. All of it in memory.
+    """
+
+    images: Tensor
+    labels: Tensor
+    boxes: Tensor | None = None
+    augmentation: Augmentation = Augmentation()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.images.shape[1:3]
+        return height, width
+
+    def subset(self, indices: NDArray[np.int64]) -> "ImageSet":
+        """The images at some indices, in that order."""
+        chosen = torch.from_numpy(indices)
+        boxes = None if self.boxes is None else self.boxes[chosen]
+        return ImageSet(self.images[chosen], self.labels[chosen], boxes, self.augmentation)
+
+    def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
+        """(n, H, W, 3) uint8: a view of each image, or the image as it is."""
+        chosen = self.images[torch.from_numpy(indices)]
+        return chosen if view is None else self.augmentation(chosen, indices, view)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every pixel and label."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
 class DataSet:
     """What a network is trained and judged on. Test images are never trained on or chosen by."""
 
     name: str
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    train: Images
+    validation: Images
+    test: Images
     class_names: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    augmentation: Augmentation
 
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height, width of an image."""
-        height, width = self.train.images.shape[1:3]
-        return 3, height, width
+        return 3, *self.train.size
 
 
 class Batch(NamedTuple):
@@ -145,13 +185,11 @@ def batch_bounds(count: int, batch_size: int, processes: int = 1) -> list[tuple[
 
 
 def batches(
-    images: ImageSet,
+    images: Images,
     order: NDArray[np.int64],
     batch_size: int,
     *,
-    augmentation: Augmentation | None = None,
-    data_seed: int = 0,
-    view: int = 0,
+    view: View | None = None,
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
@@ -161,11 +199,9 @@ def batches(
     """
     for start, end in batch_bounds(len(order), batch_size, processes):
         indices = order[start:end][process::processes]
-        chosen = torch.from_numpy(indices)
-        pixels = images.images[chosen]
-        if augmentation is not None:
-            pixels = augmentation(pixels, indices, data_seed, view)
-        yield Batch(as_input(pixels), images.labels[chosen], indices, end - start)
+        pixels = images.pixels(indices, view)
+        labels = images.labels[torch.from_numpy(indices)]
+        yield Batch(as_input(pixels), labels, indices, end - start)
 
 
 def as_input(pixels: Tensor) -> Tensor:

@@ -164,7 +164,8 @@ def _settings(at: TrainConfig | DistillConfig, both: TrainConfig | DistillConfig
 def _save_attention(networks: dict[str, LoadedModel], data: DataSet, path: Path) -> None:
     """Scenes spread over the test images, and each network's maps and predictions on them."""
     chosen = np.linspace(0, len(data.test) - 1, SCENES).round().astype(np.int64)
-    scenes: ImageSet = data.test.subset(chosen)
+    scenes = data.test.subset(chosen)
+    assert isinstance(scenes, ImageSet)
     assert scenes.boxes is not None
     arrays = {
         "images": scenes.images.numpy(),

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attention_transfer.data import ImageSet, batches
+from attention_transfer.data import Images, batches
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.taps import evaluating
 from attention_transfer.transfer import Normalization
@@ -35,7 +35,7 @@ class Evaluation:
 
 def evaluate(
     network: nn.Module,
-    images: ImageSet,
+    images: Images,
     normalization: Normalization | None,
     *,
     batch_size: int = 256,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attention_transfer import maps
 from attention_transfer.config import DistillConfig, TrainConfig
-from attention_transfer.data import Batch, DataSet, batch_bounds, batches, epoch_order
+from attention_transfer.data import Batch, DataSet, View, batch_bounds, batches, epoch_order
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.training.checkpoints import load_last_checkpoint, save_checkpoint
 from attention_transfer.training.evaluation import Evaluation, evaluate
@@ -284,9 +284,7 @@ class _Fit:
             self.data.train,
             epoch_order(len(self.data.train), self.config.seed, self.epoch),
             self.config.batch_size,
-            augmentation=self.data.augmentation,
-            data_seed=self.config.data_seed,
-            view=self.epoch,
+            view=View(self.config.data_seed, self.epoch),
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )

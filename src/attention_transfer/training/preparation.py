@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -101,7 +102,7 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             student.network,
             teacher.network if teacher else None,
             terms,
-            example_input=as_input(data.train.images[:1]),
+            example_input=as_input(data.train.pixels(np.arange(1))),
             student_normalization=model_normalization(student, data),
             teacher_normalization=model_normalization(teacher, data) if teacher else None,
         )
