@@ -43,6 +43,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1)]
+Workers = Annotated[int, Field(ge=0, le=256)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -101,7 +102,14 @@ class RunConfig(Config):
     """What training one network and distilling a student have in common."""
 
     data: str = Field(
-        "cluttered-digits", description="images: cluttered-digits, cifar10[:DIR], cifar100[:DIR]"
+        "cluttered-digits",
+        description="images: cluttered-digits, cifar10[:DIR], cifar100[:DIR], folder:DIR",
+    )
+    image_size: ImageSize | None = Field(
+        None, description="N or HxW, to bring images in files to; default: the network's own"
+    )
+    workers: Workers | None = Field(
+        None, description="processes that decode images in files; default: by the cores"
     )
     download: bool = Field(False, description="download the data if they are missing")
     validation: float = Field(
@@ -204,6 +212,12 @@ class EvaluateConfig(Config):
 
     model: str = Field(description="a run's folder, or NAME@FILE.safetensors")
     data: str | None = Field(None, description="images; default: those of the run")
+    image_size: ImageSize | None = Field(
+        None, description="N or HxW, to bring images in files to; default: the network's own"
+    )
+    workers: Workers | None = Field(
+        None, description="processes that decode images in files; default: by the cores"
+    )
     download: bool = Field(False, description="download the data if they are missing")
     split: Literal["validation", "test"] = Field("test", description="which of the images")
     validation: float | None = Field(

@@ -37,5 +37,6 @@ def print_table(
         table.add_column(Text(printable(column)), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    # Whole lines for programs, whatever the width of no terminal is.
-    where.print(table, width=None if where.is_terminal else 10_000, crop=where.is_terminal)
+    if not where.is_terminal:
+        where = Console(file=where.file, width=10_000)  # whole lines for programs
+    where.print(table)

@@ -5,16 +5,19 @@ from typing import cast
 
 from attention_transfer.data.images import (
     Augmentation,
-    Batch,
     DataSet,
     Images,
     ImageSet,
     View,
+    hold_out,
+)
+from attention_transfer.data.loading import (
+    Batch,
     as_input,
     batch_bounds,
     batches,
     epoch_order,
-    hold_out,
+    resolve_workers,
 )
 from attention_transfer.errors import InputError, nearest
 
@@ -31,26 +34,39 @@ __all__ = [
     "epoch_order",
     "hold_out",
     "load_data",
+    "resolve_workers",
 ]
 
 
 def load_data(
-    data: str, *, validation: float = 0.1, data_seed: int = 0, download: bool = False
+    data: str,
+    *,
+    validation: float = 0.1,
+    data_seed: int = 0,
+    download: bool = False,
+    image_size: tuple[int, int] | None = None,
+    own_size: tuple[int, int] = (224, 224),
 ) -> DataSet:
     """DATA as users write it, with a validation split held out of the training images.
 
     Args:
-        data: ``cluttered-digits``, ``cifar10[:DIR]`` or ``cifar100[:DIR]``; DIR is ``data`` by
-            default.
+        data: ``cluttered-digits``; ``cifar10[:DIR]`` or ``cifar100[:DIR]``, where DIR is ``data``
+            by default; or ``folder:DIR``, a folder of images by class.
         validation: the share of each class's training images to hold out.
         data_seed: of the scenes and of the split.
         download: fetch what is missing.
+        image_size: height and width to bring images in files to.
+        own_size: the same, where nobody says.
 
     Raises:
         InputError: an unknown name, or images that cannot be had.
     """
     name, _, folder = data.partition(":")
-    if name == "cluttered-digits" and not folder:
+    if name == "folder" and folder:
+        from attention_transfer.data.folders import folder_data
+
+        found = folder_data(Path(folder), image_size or own_size, data_seed=data_seed)
+    elif name == "cluttered-digits" and not folder:
         from attention_transfer.data.cluttered_digits import cluttered_digits
 
         found = cluttered_digits(data_seed)
@@ -59,6 +75,9 @@ def load_data(
 
         found = cifar(cast("CifarName", name), Path(folder or "data"), download)
     else:
-        known = ["cluttered-digits", "cifar10", "cifar100"]
+        known = ["cluttered-digits", "cifar10", "cifar100", "folder:DIR"]
         raise InputError(f"unknown data {data!r}; {nearest(data, known)}")
-    return hold_out(found, validation, data_seed)
+    if image_size not in (None, found.train.size):
+        height, width = found.train.size
+        raise InputError(f"{name} images are {height}x{width}; leave out the image size")
+    return found if len(found.validation) else hold_out(found, validation, data_seed)

@@ -1,7 +1,6 @@
-"""Labelled images in memory, their splits, and batches of them, augmented."""
+"""Labelled images, their splits and their views."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, Self
 
@@ -15,14 +14,10 @@ from attention_transfer.errors import InputError
 
 __all__ = [
     "Augmentation",
-    "Batch",
     "DataSet",
     "ImageSet",
     "Images",
     "View",
-    "batch_bounds",
-    "batches",
-    "epoch_order",
     "hold_out",
 ]
 
@@ -142,71 +137,13 @@ class DataSet:
     class_names: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    notices: tuple[str, ...] = ()
+    """What a user should know of how the images were read, such as which were left out."""
 
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height, width of an image."""
         return 3, *self.train.size
-
-
-class Batch(NamedTuple):
-    """Images (N, 3, H, W) in [0, 1], float32 in channels_last; labels (N,); sample indices; and
-    how many images all processes' shares of the batch have together.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: NDArray[np.int64]
-    total: int
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which an epoch visits the samples: a function of (seed, epoch).
-
-    >>> sorted(epoch_order(3, seed=0, epoch=1).tolist())
-    [0, 1, 2]
-    """
-    return permutation(count, "order", seed, epoch)
-
-
-def batch_bounds(count: int, batch_size: int, processes: int = 1) -> list[tuple[int, int]]:
-    """Where each batch of an epoch starts and ends.
-
-    A last batch that is too small to be shared (fewer samples than processes, or a single one,
-    which batch norm may refuse) is joined to the one before it.
-
-    >>> batch_bounds(9, batch_size=4)
-    [(0, 4), (4, 9)]
-    """
-    starts = list(range(0, count, batch_size))
-    if len(starts) > 1 and count - starts[-1] < max(2, processes):
-        starts.pop()
-    return list(zip(starts, [*starts[1:], count], strict=True))
-
-
-def batches(
-    images: Images,
-    order: NDArray[np.int64],
-    batch_size: int,
-    *,
-    view: View | None = None,
-    process: int = 0,
-    processes: int = 1,
-) -> Iterator[Batch]:
-    """The images in an order, batch by batch; every sample exactly once.
-
-    A batch is the same set of samples for any number of processes, each of which gets its share.
-    """
-    for start, end in batch_bounds(len(order), batch_size, processes):
-        indices = order[start:end][process::processes]
-        pixels = images.pixels(indices, view)
-        labels = images.labels[torch.from_numpy(indices)]
-        yield Batch(as_input(pixels), labels, indices, end - start)
-
-
-def as_input(pixels: Tensor) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1], in channels_last memory format."""
-    return pixels.permute(0, 3, 1, 2).float().div_(255)
 
 
 def hold_out(data: DataSet, share: float, data_seed: int) -> DataSet:

@@ -10,6 +10,7 @@ from attention_transfer.models.registry import (
     load_run,
     load_weights,
     outline,
+    own_input_size,
 )
 from attention_transfer.models.wide_resnet import WideResNet
 
@@ -25,4 +26,5 @@ __all__ = [
     "load_run",
     "load_weights",
     "outline",
+    "own_input_size",
 ]

@@ -22,7 +22,16 @@ from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.wide_resnet import WideResNet
 from attention_transfer.models.zoo import Factory, ImageSize, TimmModel, TorchvisionModel, ZooModel
 
-__all__ = ["LoadedModel", "Outline", "build", "load", "load_run", "load_weights", "outline"]
+__all__ = [
+    "LoadedModel",
+    "Outline",
+    "build",
+    "load",
+    "load_run",
+    "load_weights",
+    "outline",
+    "own_input_size",
+]
 
 EXAMPLES = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "nin-thin", "nin-wide")
 
@@ -145,11 +154,10 @@ def outline(model: str, image_size: ImageSize | None = None) -> Outline:
     """
     if os.path.isdir(model):
         card = _card(Path(model))
-        name, classes, own = card.name, card.classes, card.input_size
+        name, classes = card.name, card.classes
     else:
         name, classes = model.partition("@")[0], None
-        zoo = _zoo(name)
-        own = (3, 32, 32) if zoo is None else zoo.input().size
+    own = own_input_size(model)
     size = image_size or own[1:]
     try:
         with torch.device("meta"):
@@ -159,6 +167,18 @@ def outline(model: str, image_size: ImageSize | None = None) -> Outline:
             raise
         network = build(name, classes, size)  # needs real numbers to be built
     return Outline(name, network, (own[0], *size))
+
+
+def own_input_size(model: str) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a MODEL is made for.
+
+    Raises:
+        InputError: an unknown model.
+    """
+    if os.path.isdir(model):
+        return _card(Path(model)).input_size
+    zoo = _zoo(model.partition("@")[0])
+    return (3, 32, 32) if zoo is None else zoo.input().size
 
 
 def load_run(folder: str | Path) -> LoadedModel:

@@ -41,6 +41,7 @@ def evaluate(
     batch_size: int = 256,
     precision: str = "fp32",
     device: torch.device | None = None,
+    workers: int = 0,
 ) -> Evaluation:
     """Runs a network over images in eval mode and judges it.
 
@@ -51,6 +52,7 @@ def evaluate(
         batch_size: images at a time.
         precision: fp32, bf16 or fp16 for the network; the figures are always in float32.
         device: where the network is.
+        workers: processes that decode ahead.
 
     Raises:
         InputError: there are no images, or a label has no logit.
@@ -66,7 +68,7 @@ def evaluate(
         torch.no_grad(),
         torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
     ):
-        for batch in batches(images, np.arange(len(images)), batch_size):
+        for batch in batches(images, np.arange(len(images)), batch_size, workers=workers):
             pixels = batch.images.to(device)
             logits.append(network(normalization(pixels) if normalization else pixels).float().cpu())
     found = torch.cat(logits)

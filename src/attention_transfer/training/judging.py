@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from attention_transfer.config import EvaluateConfig
-from attention_transfer.data import DataSet, load_data
+from attention_transfer.config import EvaluateConfig, height_and_width
+from attention_transfer.data import DataSet, load_data, resolve_workers
 from attention_transfer.errors import InputError
-from attention_transfer.models import LoadedModel, load, load_run
+from attention_transfer.models import LoadedModel, load, load_run, own_input_size
 from attention_transfer.training.evaluation import Evaluation, evaluate
 from attention_transfer.training.machine import resolve_precision
 from attention_transfer.training.preparation import model_normalization
@@ -39,6 +39,8 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
         validation=0.1 if validation is None else validation,
         data_seed=data_seed or 0,
         download=config.download,
+        image_size=None if config.image_size is None else height_and_width(config.image_size),
+        own_size=own_input_size(config.model)[1:],
     )
     model = load(config.model, len(data.class_names), trained=True)
     if model.card is not None and model.card.classes != len(data.class_names):
@@ -52,5 +54,6 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
         model_normalization(model, data),
         batch_size=config.batch_size,
         precision=precision,
+        workers=resolve_workers(config.workers, data.test),
     )
     return model, data, evaluation

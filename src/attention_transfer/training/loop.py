@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from attention_transfer import maps
 from attention_transfer.config import DistillConfig, TrainConfig
-from attention_transfer.data import Batch, DataSet, View, batch_bounds, batches, epoch_order
+from attention_transfer.data import (
+    Batch,
+    DataSet,
+    View,
+    batch_bounds,
+    batches,
+    epoch_order,
+    resolve_workers,
+)
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.training.checkpoints import load_last_checkpoint, save_checkpoint
 from attention_transfer.training.evaluation import Evaluation, evaluate
@@ -287,6 +295,7 @@ class _Fit:
             view=View(self.config.data_seed, self.epoch),
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
+            workers=resolve_workers(self.config.workers, self.data.train),
         )
 
     def _not_finite(self, what: str, step: int) -> TrainingError:
@@ -330,6 +339,7 @@ class _Fit:
             self.prepared.normalization,
             precision=self.prepared.precision,
             device=self.accelerator.device,
+            workers=resolve_workers(self.config.workers, self.data.train),
         )
 
 

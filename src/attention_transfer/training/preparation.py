@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.config import DistillConfig, TrainConfig, height_and_width
 from attention_transfer.data import DataSet, as_input, load_data
 from attention_transfer.errors import InputError
-from attention_transfer.models import LoadedModel, ModelCard, load
+from attention_transfer.models import LoadedModel, ModelCard, load, own_input_size
 from attention_transfer.training.machine import resolve_precision
 from attention_transfer.transfer import (
     ActivationAttention,
@@ -78,15 +78,15 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             validation=config.validation,
             data_seed=config.data_seed,
             download=config.download,
+            image_size=None if config.image_size is None else height_and_width(config.image_size),
+            own_size=own_input_size(_student_of(config))[1:],
         )
     classes = len(data.class_names)
     settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
     teacher = None
     if isinstance(config, DistillConfig):
         teacher = load(config.teacher, classes, trained=True, **settings)
-        student = load(config.student, classes, trained=False, **settings)
-    else:
-        student = load(config.model, classes, trained=False, **settings)
+    student = load(_student_of(config), classes, trained=False, **settings)
     if student.card is not None and student.card.classes != classes:
         raise InputError(
             f"the student was trained for {student.card.classes} classes and {data.name} has "
@@ -107,6 +107,10 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             teacher_normalization=model_normalization(teacher, data) if teacher else None,
         )
     return Prepared(config, data, student, teacher, transfer, precision)
+
+
+def _student_of(config: TrainConfig | DistillConfig) -> str:
+    return config.student if isinstance(config, DistillConfig) else config.model
 
 
 def terms_of(config: TrainConfig | DistillConfig) -> list[Term]:

@@ -29,6 +29,14 @@ def introduction(prepared: Prepared) -> Iterator[str]:
     if prepared.teacher is not None:
         count = parameter_count(prepared.teacher.network)
         yield f"teacher {prepared.teacher.name} ({count:,} parameters)"
+    yield from data.notices
+    for name, pairing in prepared.transfer.pairings.items():
+        for whose, alone in (
+            ("student", pairing.alone_in_student),
+            ("teacher", pairing.alone_in_teacher),
+        ):
+            if alone:
+                yield f"{name}: no partner for the {whose}'s {', '.join(alone)}"
     for pair in prepared.transfer.pair_descriptions:
         shapes = ("x".join(map(str, shape)) for shape in (pair.student_shape, pair.teacher_shape))
         yield (
@@ -69,6 +77,7 @@ def make_record(
         "precision": prepared.precision,
         "data": {
             "name": data.name,
+            "notices": list(data.notices),
             **{
                 split: {"images": len(images_), "fingerprint": images_.fingerprint}
                 for split, images_ in (

@@ -1,0 +1,143 @@
+"""From an image file to pixels: any kind of image, by PIL, and nothing that is not one.
+
+torchvision's decoders are not used: crafted PNG files make them crash.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = ["MOST_PIXELS", "Box", "BrokenImageError", "decode", "image_size", "read"]
+MOST_PIXELS = 100_000_000
+"""Of one image; a larger one is refused before it is decoded."""
+
+Image.init()
+FORMATS = tuple(
+    {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"} & Image.OPEN.keys()
+)
+"""PIL's names. Others (EPS, which is run by another program) are not opened."""
+
+
+class BrokenImageError(Exception):
+    """A file that is no whole image, and why."""
+
+
+class Box(NamedTuple):
+    """A part of an image in its own pixels, right and bottom excluded."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def decode(
+    content: bytes,
+    size: tuple[int, int],
+    box: Box | None = None,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> NDArray[np.uint8]:
+    """The pixels of an encoded image.
+
+    As it is meant to be seen: turned as its EXIF data say, 16-bit values scaled to 8, palettes and
+    CMYK converted, transparent parts on white, the first frame of an animation.
+
+    Args:
+        content: of the file.
+        size: height and width of the result.
+        box: the part to take; None: all of it. In pixels of the turned image.
+        resample: the filter of resizing; it is wide enough not to alias.
+
+    Returns:
+        (H, W, 3).
+
+    Raises:
+        BrokenImageError: it is no image, is damaged, or has more than MOST_PIXELS pixels.
+    """
+    height, width = size
+    with _told(), _opened(content) as image:
+        whole_height, whole_width = _turned_size(image)
+        box = box or Box(0, 0, whole_width, whole_height)
+        _draft(image, min((box.right - box.left) / width, (box.bottom - box.top) / height))
+        pixels = _as_rgb(ImageOps.exif_transpose(image))
+        across, down = pixels.width / whole_width, pixels.height / whole_height
+        part = (box.left * across, box.top * down, box.right * across, box.bottom * down)
+        return np.asarray(pixels.resize((width, height), resample, part, reducing_gap=3.0))
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """Height and width of an encoded image as it is meant to be seen; its pixels are not read.
+
+    Raises:
+        BrokenImageError: it is no image, or has more than MOST_PIXELS pixels.
+    """
+    with _told(), _opened(content) as image:
+        return _turned_size(image)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Whatever a decoder raises, as a BrokenImageError; what it warns of is not passed on."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except BrokenImageError:
+        raise
+    except UnidentifiedImageError:
+        raise BrokenImageError("it is no image") from None
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise BrokenImageError(reason) from None
+
+
+def _opened(content: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise BrokenImageError(f"it has {width}x{height} pixels, expected at most {MOST_PIXELS:,}")
+    return image
+
+
+def _turned_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (width, height) if sideways else (height, width)
+
+
+def _draft(image: Image.Image, fineness: float) -> None:
+    """Has a JPEG decoded at a half, a quarter or an eighth of its size where that is enough."""
+    step = max(power for power in (1, 2, 4, 8) if power == 1 or power <= fineness)
+    image.draft(None, (image.width // step, image.height // step))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode[0] in "IF":  # one channel of 16 or 32 bits, integers or not
+        values = np.asarray(image).astype(np.float64)
+        most = 1 if image.mode == "F" and values.max() <= 1 else 255
+        if image.mode != "F" and (image.mode != "I" or values.max() > 255):
+            most = 65535
+        image = Image.fromarray((values * (255 / most)).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def read(path: Path) -> bytes:
+    """A file's content.
+
+    Raises:
+        BrokenImageError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BrokenImageError(str(error.strerror)) from None

@@ -1,0 +1,72 @@
+"""Labelled images in files, decoded when they are wanted."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from attention_transfer.data.decoding import BrokenImageError, decode, image_size, read
+from attention_transfer.data.images import View
+from attention_transfer.data.views import Recipe, centre
+from attention_transfer.errors import TrainingError
+
+__all__ = ["FileImages"]
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files under a folder, with their labels."""
+
+    root: Path
+    paths: tuple[str, ...]
+    """Relative to the folder."""
+    labels: Tensor
+    size: tuple[int, int]
+    """Height and width of what is made of them."""
+    recipe: Recipe = field(default_factory=Recipe)
+    resample: Image.Resampling = Image.Resampling.BILINEAR
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, indices: NDArray[np.int64]) -> "FileImages":
+        """The images at some indices, in that order."""
+        paths = tuple(self.paths[index] for index in indices)
+        return replace(self, paths=paths, labels=self.labels[torch.from_numpy(indices)])
+
+    def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
+        """(n, H, W, 3) uint8: a random crop of each image, or without a view its middle.
+
+        Raises:
+            TrainingError: a file cannot be decoded, though it could when it was checked.
+        """
+        return torch.from_numpy(np.stack([self._one(int(index), view) for index in indices]))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every path, label and file size."""
+        digest = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels.tolist(), strict=True):
+            size = (self.root / path).stat().st_size
+            digest.update(f"{path}\0{label}\0{size}\n".encode())
+        return digest.hexdigest()
+
+    def _one(self, index: int, view: View | None) -> NDArray[np.uint8]:
+        path = self.root / self.paths[index]
+        try:
+            content = read(path)
+            whole = image_size(content)
+            if view is None:
+                return decode(content, self.size, centre(whole, self.size), self.resample)
+            box = self.recipe.box(whole, self.size, view, index)
+            cropped = decode(content, self.size, box, self.resample)
+        except BrokenImageError as error:
+            raise TrainingError(
+                f"{path} can no longer be decoded ({error}); mend or remove it, then resume"
+            ) from None
+        return self.recipe.finish(cropped, view, index)

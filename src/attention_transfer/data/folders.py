@@ -1,0 +1,296 @@
+"""A folder of images, a subfolder for each class."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attention_transfer.data.decoding import BrokenImageError, decode, image_size, read
+from attention_transfer.data.files import FileImages
+from attention_transfer.data.images import DataSet
+from attention_transfer.data.randomness import permutation
+from attention_transfer.data.views import Recipe
+from attention_transfer.errors import InputError
+
+__all__ = ["SUFFIXES", "folder_data"]
+
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "pnm", "jp2", "avif"),
+    )
+)
+"""Of files that are taken for images."""
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""Names of the folders of each split."""
+
+TEST_SHARE = 0.2
+"""Of each class's images, where there is no test split."""
+
+MOST_CHECKED = 50_000
+"""Files that are decoded before training; of larger sets the headers alone are read."""
+
+ALWAYS_SKIPPED, SKIPPED_SHARE = 5, 0.01
+"""Broken images that are left out without an error: so many, or that share of the set."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass
+class _Found:
+    """The files of one split."""
+
+    folder: Path
+    classes: list[str]
+    files: list[tuple[str, int]] = field(default_factory=list)
+    """Path under the folder, and class."""
+    strays: list[str] = field(default_factory=list)
+
+
+def folder_data(
+    folder: Path, size: tuple[int, int], *, data_seed: int = 0, recipe: Recipe | None = None
+) -> DataSet:
+    """The images under a folder.
+
+    Either a subfolder for each class, of which a fifth of the images is held out for the test, the
+    same share of each class; or ``train/`` with those subfolders, and ``val/``, ``test/`` or both
+    beside it. With one of the two, that is the test split, which is read once at the end.
+
+    Every image is decoded once before training. Broken ones are left out and named, up to 1 % of
+    the set, and always up to 5.
+
+    Args:
+        folder: the folder.
+        size: height and width to bring the images to.
+        data_seed: of the split.
+        recipe: of the training views.
+
+    Returns:
+        The sets; validation is empty unless there is a folder for it and for the test.
+
+    Raises:
+        InputError: no such folder, no classes, classes that differ between splits, too few images
+            of a class, or too many that are broken.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; expected one with a subfolder a class")
+    found = _splits(folder)
+    classes = found["train"].classes
+    notices = [notice for split in found.values() for notice in _stray_notices(split)]
+    broken = _broken(found)
+    notices += _skipped_notices(found, broken)
+    sets = {
+        name: _images(split, broken[name], size, recipe or Recipe())
+        for name, split in found.items()
+    }
+    for name, images in sets.items():
+        notices += _check_classes(images, classes, name, folder)
+    if "test" not in sets:
+        sets["train"], sets["test"] = _held_out(sets["train"], classes, data_seed)
+    none = np.zeros(0, dtype=np.int64)
+    return DataSet(
+        name=folder.name or str(folder.resolve()),
+        train=sets["train"],
+        validation=sets.get("validation", sets["train"].subset(none)),
+        test=sets["test"],
+        class_names=tuple(classes),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        notices=tuple(notices),
+    )
+
+
+def _splits(folder: Path) -> dict[str, _Found]:
+    """The files of each split that the folder has."""
+    there = {entry.name.lower(): entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
+    named = {
+        split: there[name] for split, names in SPLITS.items() for name in names if name in there
+    }
+    if "train" not in named:
+        return {"train": _listed(folder, _class_names(folder))}
+    if "test" not in named and "validation" in named:
+        named["test"] = named.pop("validation")
+    classes = _class_names(named["train"])
+    for split, place in named.items():
+        unknown = sorted(set(_class_names(place)) - set(classes))
+        if unknown:
+            raise InputError(
+                f"{place} has {len(unknown)} classes that {named['train']} has not: "
+                f"{', '.join(unknown[:5])}; expected the same subfolders in every split ({split})"
+            )
+    return {split: _listed(place, classes) for split, place in named.items()}
+
+
+def _class_names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _seen(entry.name))
+
+
+def _listed(folder: Path, classes: list[str]) -> _Found:
+    """Every image file of every class, in the order of their names."""
+    found = _Found(folder, classes)
+    found.strays += [entry.name for entry in sorted(folder.iterdir()) if _stray(entry)]
+    for label, name in enumerate(classes):
+        for path in _files_under(folder / name):
+            relative = path.relative_to(folder).as_posix()
+            if path.suffix.lower() in SUFFIXES:
+                found.files.append((relative, label))
+            else:
+                found.strays.append(relative)
+    return found
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
+    """Files at any depth, links followed, each folder once."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(filter(_seen, folders))
+        yield from (Path(place) / name for name in sorted(files) if _seen(name))
+
+
+def _seen(name: str) -> bool:
+    """Whether a name is not one that systems leave behind."""
+    return not name.startswith((".", "__MACOSX")) and name.lower() not in (
+        "thumbs.db",
+        "desktop.ini",
+    )
+
+
+def _stray(entry: Path) -> bool:
+    return entry.is_file() and _seen(entry.name)
+
+
+def _broken(found: dict[str, _Found]) -> dict[str, dict[str, str]]:
+    """By split and path, why a file is no whole image."""
+    whole = sum(len(split.files) for split in found.values()) <= MOST_CHECKED
+    check = _decoded if whole else _opened
+    broken: dict[str, dict[str, str]] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, split in found.items():
+            paths = [path for path, _ in split.files]
+            reasons = pool.map(check, [split.folder / path for path in paths])
+            broken[name] = {
+                path: reason for path, reason in zip(paths, reasons, strict=True) if reason
+            }
+    return broken
+
+
+def _decoded(path: Path) -> str | None:
+    """Why a file is no whole image; None: it is one."""
+    try:
+        decode(read(path), (8, 8))
+    except BrokenImageError as error:
+        return str(error)
+    return None
+
+
+def _opened(path: Path) -> str | None:
+    try:
+        image_size(read(path))
+    except BrokenImageError as error:
+        return str(error)
+    return None
+
+
+def _skipped_notices(found: dict[str, _Found], broken: dict[str, dict[str, str]]) -> Iterator[str]:
+    """The broken images, one a line.
+
+    Raises:
+        InputError: there are too many.
+    """
+    total = sum(len(split.files) for split in found.values())
+    lines = [
+        f"{found[name].folder / path}: {reason}"
+        for name, reasons in broken.items()
+        for path, reason in reasons.items()
+    ]
+    if len(lines) > max(ALWAYS_SKIPPED, SKIPPED_SHARE * total):
+        raise InputError(
+            f"{len(lines)} of {total} images are broken, expected at most "
+            f"{ALWAYS_SKIPPED} or {SKIPPED_SHARE:.0%}: {'; '.join(lines[:5])}; mend or remove them"
+        )
+    for line in lines:
+        yield f"left out, broken: {line}"
+
+
+def _stray_notices(split: _Found) -> Iterator[str]:
+    if split.strays:
+        shown = ", ".join(split.strays[:5])
+        yield (
+            f"left out of {split.folder}, no images of a class: {len(split.strays)} files ({shown}"
+            f"{', ...' if len(split.strays) > 5 else ''})"
+        )
+
+
+def _images(
+    split: _Found, broken: dict[str, str], size: tuple[int, int], recipe: Recipe
+) -> FileImages:
+    whole = [(path, label) for path, label in split.files if path not in broken]
+    return FileImages(
+        split.folder,
+        tuple(path for path, _ in whole),
+        torch.tensor([label for _, label in whole], dtype=torch.int64),
+        size,
+        recipe,
+    )
+
+
+def _check_classes(
+    images: FileImages, classes: Sequence[str], split: str, folder: Path
+) -> Iterator[str]:
+    """Tells of classes without images in a split.
+
+    Raises:
+        InputError: there are none to train on, or fewer than two classes.
+    """
+    if len(classes) < 2:
+        raise InputError(
+            f"{folder} has {len(classes)} subfolders, expected one for each class, at least two"
+        )
+    counts = Counter(images.labels.tolist())
+    empty = [name for label, name in enumerate(classes) if not counts[label]]
+    if empty and (split == "train" or len(empty) == len(classes)):
+        raise InputError(
+            f"{images.root} has no images of {len(empty)} of {len(classes)} classes: "
+            f"{', '.join(empty[:5])}; add some, or remove the subfolders"
+        )
+    if empty:
+        yield f"{images.root} has no images of {', '.join(empty[:5])}"
+
+
+def _held_out(
+    images: FileImages, classes: Sequence[str], data_seed: int
+) -> tuple[FileImages, FileImages]:
+    """A share of each class for the test, at least one image; the rest to train.
+
+    Raises:
+        InputError: a class has too few images to share.
+    """
+    labels = images.labels.numpy()
+    order = permutation(len(labels), "test", data_seed)
+    test: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+    for label, name in enumerate(classes):
+        own = order[labels[order] == label]
+        if len(own) < 3:
+            raise InputError(
+                f"class {name!r} has {len(own)} images, expected at least 3: to train, to validate "
+                "and to test on; add some, or give folders train/ and test/"
+            )
+        test.append(own[: max(1, round(TEST_SHARE * len(own)))])
+    chosen = np.sort(np.concatenate(test))
+    return images.subset(np.setdiff1d(np.arange(len(labels)), chosen)), images.subset(chosen)

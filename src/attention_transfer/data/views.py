@@ -1,0 +1,118 @@
+"""Which part of an image a view shows: a function of the view and the sample alone."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attention_transfer.data.decoding import Box
+from attention_transfer.data.images import View
+from attention_transfer.data.randomness import integers, uniform
+
+__all__ = ["Recipe", "centre", "random_crop"]
+
+_ATTEMPTS = 10
+
+
+def centre(whole: tuple[int, int], size: tuple[int, int], share: float = 0.875) -> Box:
+    """The middle of an image: the largest part of the wanted shape, less a border.
+
+    Args:
+        whole: height and width of the image.
+        size: height and width wanted; their ratio counts.
+        share: of the largest such part's sides.
+
+    Example:
+        >>> centre((100, 200), (10, 10), share=0.5)
+        Box(left=75.0, top=25.0, right=125.0, bottom=75.0)
+    """
+    scale = share * min(whole[0] / size[0], whole[1] / size[1])
+    height, width = scale * size[0], scale * size[1]
+    left, top = (whole[1] - width) / 2, (whole[0] - height) / 2
+    return Box(left, top, left + width, top + height)
+
+
+def random_crop(
+    whole: tuple[int, int],
+    size: tuple[int, int],
+    view: View,
+    index: int,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """A part of an image of random area and shape (Szegedy et al., CVPR 2015, section 6).
+
+    The area is uniform, the ratio of the sides log-uniform about the wanted one; ten tries to fit
+    it in, and then the middle.
+
+    Args:
+        whole: height and width of the image.
+        size: height and width wanted.
+        view: which view of the sample.
+        index: of the sample in its set.
+        area: least and largest share of the image.
+        ratio: least and largest width over height, relative to the wanted.
+    """
+    key = view.data_seed, view.number, index, np.arange(_ATTEMPTS)
+    areas = area[0] + (area[1] - area[0]) * uniform("crop area", *key)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    ratios = np.exp(low + (high - low) * uniform("crop ratio", *key)) * size[1] / size[0]
+    pixels = areas * whole[0] * whole[1]
+    widths, heights = np.rint(np.sqrt(pixels * ratios)), np.rint(np.sqrt(pixels / ratios))
+    fits = (widths >= 1) & (heights >= 1) & (widths <= whole[1]) & (heights <= whole[0])
+    if not fits.any():
+        return centre(whole, size, share=1.0)
+    chosen = int(np.argmax(fits))
+    width, height = int(widths[chosen]), int(heights[chosen])
+    left = int(integers(0, whole[1] - width, "crop left", *key[:3]))
+    top = int(integers(0, whole[0] - height, "crop top", *key[:3]))
+    return Box(left, top, left + width, top + height)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the training views of images in files are made.
+
+    Example:
+        >>> Recipe(flip=False).box((100, 100), (32, 32), View(0, 1), index=5)
+        Box(left=20, top=9, right=95, bottom=86)
+    """
+
+    area: tuple[float, float] = (0.08, 1.0)
+    """Least and largest share of the image that a crop takes."""
+    flip: bool = True
+    """Whether half of the views are mirrored, left and right."""
+    randaugment: int | None = None
+    """Magnitude of RandAugment (Cubuk et al., 2020), two operations an image; None: off."""
+    erasing: float = 0.0
+    """Probability that a random part is erased (Zhong et al., AAAI 2020)."""
+
+    def box(self, whole: tuple[int, int], size: tuple[int, int], view: View, index: int) -> Box:
+        """The part of an image that a view shows."""
+        return random_crop(whole, size, view, index, self.area)
+
+    def finish(self, pixels: NDArray[np.uint8], view: View, index: int) -> NDArray[np.uint8]:
+        """What happens to the cropped image (H, W, 3) afterwards."""
+        key = view.data_seed, view.number, index
+        if self.flip and uniform("flip", *key) < 0.5:
+            pixels = pixels[:, ::-1]
+        if self.randaugment is None and not self.erasing:
+            return pixels
+        from torchvision.transforms import v2
+
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(integers(0, 2**62, "transforms", *key)))
+            if self.randaugment is not None:
+                image = v2.RandAugment(2, self.randaugment, fill=[127] * 3)(image)
+            if self.erasing:
+                image = v2.RandomErasing(self.erasing, value=127)(image)
+        return _as_array(image)
+
+
+def _as_array(image: Tensor) -> NDArray[np.uint8]:
+    array: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
+    return array
