@@ -72,13 +72,16 @@ def decode(
         return np.asarray(pixels.resize((width, height), resample, part, reducing_gap=3.0))
 
 
-def image_size(content: bytes) -> tuple[int, int]:
-    """Height and width of an encoded image as it is meant to be seen; its pixels are not read.
+def image_size(source: bytes | Path) -> tuple[int, int]:
+    """Height and width of an image as it is meant to be seen; its pixels are not read.
+
+    Args:
+        source: what a file holds, or its path, of which the beginning is read.
 
     Raises:
         BrokenImageError: it is no image, or has more than MOST_PIXELS pixels.
     """
-    with _told(), _opened(content) as image:
+    with _told(), _opened(source) as image:
         return _turned_size(image)
 
 
@@ -98,8 +101,9 @@ def _told() -> Iterator[None]:
         raise BrokenImageError(reason) from None
 
 
-def _opened(content: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+def _opened(source: bytes | Path) -> Image.Image:
+    file = source if isinstance(source, Path) else io.BytesIO(source)
+    image = Image.open(file, formats=FORMATS)
     width, height = image.size
     if width * height > MOST_PIXELS:
         raise BrokenImageError(f"it has {width}x{height} pixels, expected at most {MOST_PIXELS:,}")

@@ -39,6 +39,10 @@ class FileImages:
         paths = tuple(self.paths[index] for index in indices)
         return replace(self, paths=paths, labels=self.labels[torch.from_numpy(indices)])
 
+    def name(self, index: int) -> str:
+        """Its path."""
+        return str(self.root / self.paths[index])
+
     def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
         """(n, H, W, 3) uint8: a random crop of each image, or without a view its middle.
 

@@ -201,7 +201,7 @@ def _decoded(path: Path) -> str | None:
 
 def _opened(path: Path) -> str | None:
     try:
-        image_size(read(path))
+        image_size(path)
     except BrokenImageError as error:
         return str(error)
     return None

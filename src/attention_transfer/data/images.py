@@ -49,6 +49,9 @@ class Images(Protocol):
     def subset(self, indices: NDArray[np.int64]) -> Self:
         """The images at some indices, in that order."""
 
+    def name(self, index: int) -> str:
+        """What to call a sample in front of people."""
+
     def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
         """(n, H, W, 3) uint8: a view of each image, or without one the image as it is judged."""
 
@@ -110,6 +113,10 @@ class ImageSet:
         chosen = torch.from_numpy(indices)
         boxes = None if self.boxes is None else self.boxes[chosen]
         return ImageSet(self.images[chosen], self.labels[chosen], boxes, self.augmentation)
+
+    def name(self, index: int) -> str:
+        """Its number."""
+        return f"sample {index}"
 
     def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
         """(n, H, W, 3) uint8: a view of each image, or the image as it is."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from attention_transfer.data.images import Images, ImageSet, View
 from attention_transfer.data.randomness import permutation
@@ -111,17 +111,24 @@ def resolve_workers(asked: int | None, images: Images) -> int:
 
 class _Batches(Dataset[Tensor | TrainingError]):
     """Batches by their samples' indices, for workers; or the fault, which would lose its name on
-    its way out of the worker.
+    its way out of the worker. Which sample each worker is at stands in shared memory.
     """
 
-    def __init__(self, images: Images, view: View | None) -> None:
+    def __init__(self, images: Images, view: View | None, workers: int) -> None:
         self.images, self.view = images, view
+        self.at = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
 
     def __getitem__(self, indices: NDArray[np.int64]) -> Tensor | TrainingError:
+        worker = get_worker_info()
+        assert worker is not None
+        pixels = []
         try:
-            return self.images.pixels(indices, self.view)
+            for index in indices:
+                self.at[worker.id] = int(index)
+                pixels.append(self.images.pixels(np.array([index]), self.view))
         except TrainingError as error:
             return error
+        return torch.cat(pixels)
 
 
 def _loaded(
@@ -131,27 +138,26 @@ def _loaded(
         for indices in shares:
             yield images.pixels(indices, view)
         return
+    made = _Batches(images, view, workers)
     loader = DataLoader(
-        _Batches(images, view),
+        made,
         batch_size=None,
         sampler=shares,
         num_workers=workers,
         prefetch_factor=PREFETCHED,
         timeout=TIMEOUT,
     )
-    done = 0
     try:
         for pixels in loader:
             if isinstance(pixels, TrainingError):
                 raise pixels
             yield pixels
-            done += 1
     except TrainingError:
         raise
     except RuntimeError as error:
-        samples = ", ".join(map(str, shares[done][:5]))
+        at = [images.name(index) for index in made.at.tolist() if index >= 0]
+        reason = str(error).partition("\n")[0]
         raise TrainingError(
-            f"a loader worker stopped while batch {done + 1} was awaited (samples {samples}, ...): "
-            f"{str(error).partition(chr(10))[0]}; resume the run, with --workers 0 if it happens "
-            "again"
+            f"a loader worker stopped at {' or '.join(at) or 'its start'}: {reason}; resume the "
+            "run, with --workers 0 if it happens again"
         ) from None

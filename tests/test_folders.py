@@ -1,0 +1,253 @@
+"""Folders of images: their classes, splits and faults, their views, and the workers."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import attention_transfer as at
+from attention_transfer.cli import main
+from attention_transfer.data import View, batches, load_data
+from attention_transfer.data.files import FileImages
+from attention_transfer.data.folders import folder_data
+from attention_transfer.data.views import Recipe, centre, random_crop
+from attention_transfer.errors import InputError, TrainingError
+
+CLASSES = ("bird", "cat", "dog")
+
+
+def write(path: Path, seed: int, size: tuple[int, int] = (24, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+def fill(folder: Path, count: int = 10, classes: tuple[str, ...] = CLASSES, start: int = 0) -> Path:
+    for label, name in enumerate(classes):
+        for index in range(count):
+            write(folder / name / f"{index:02}.png", start + 1000 * label + index)
+    return folder
+
+
+def test_a_folder_without_splits_is_shared_out_by_class_and_seed(tmp_path: Path) -> None:
+    data = load_data(f"folder:{fill(tmp_path)}", validation=0.25, image_size=(16, 16))
+    assert data.class_names == CLASSES
+    assert data.input_size == (3, 16, 16)
+    for part, each in ((data.train, 6), (data.validation, 2), (data.test, 2)):
+        assert np.bincount(part.labels).tolist() == [each] * 3
+    names = [path for part in (data.train, data.validation, data.test) for path in part.paths]
+    assert len(set(names)) == 30
+    again = folder_data(tmp_path, (16, 16))
+    assert again.test.paths == data.test.paths
+    assert folder_data(tmp_path, (16, 16), data_seed=1).test.paths != data.test.paths
+    for part in (data.train, data.test):
+        for path, label in zip(part.paths, part.labels.tolist(), strict=True):
+            assert path.startswith(CLASSES[label] + "/")
+
+
+@pytest.mark.parametrize(
+    ("splits", "sizes"),
+    [
+        (("train", "val"), (9, 0, 9)),
+        (("train", "test"), (9, 0, 9)),
+        (("training", "valid", "test"), (9, 9, 9)),
+    ],
+)
+def test_splits_that_are_there_are_used(
+    splits: tuple[str, ...], sizes: tuple[int, int, int], tmp_path: Path
+) -> None:
+    for number, split in enumerate(splits):
+        fill(tmp_path / split, 3, start=100 * number)
+    data = folder_data(tmp_path, (16, 16))
+    assert (len(data.train), len(data.validation), len(data.test)) == sizes
+    assert data.test.root == tmp_path / splits[-1]
+
+
+def test_nested_files_count_and_strays_are_told(tmp_path: Path) -> None:
+    fill(tmp_path)
+    write(tmp_path / "cat" / "indoors" / "sofa" / "a.PNG", 1)
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "readme.md").write_text("no image")
+    for left_behind in (".DS_Store", "dog/Thumbs.db", ".cache/x.png"):
+        (tmp_path / left_behind).parent.mkdir(exist_ok=True)
+        (tmp_path / left_behind).write_bytes(b"junk")
+    (tmp_path / "cat" / "loop").symlink_to(tmp_path / "cat")
+    data = folder_data(tmp_path, (16, 16))
+    assert len(data.train) + len(data.test) == 31
+    (notice,) = data.notices
+    assert "readme.md" in notice
+    assert "cat/notes.txt" in notice
+    assert "2 files" in notice
+
+
+def test_broken_images_are_left_out_and_named(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for number in range(5):
+        (tmp_path / "dog" / f"0{number}.png").write_bytes(b"text")
+    data = folder_data(tmp_path, (16, 16))
+    assert [notice.partition(": ")[2] for notice in data.notices] == [
+        f"{tmp_path / 'dog' / f'0{number}.png'}: it is no image" for number in range(5)
+    ]
+    whole = {CLASSES[label] for label in data.train.labels.tolist()}
+    assert whole == set(CLASSES)
+    assert not any(path in data.train.paths for path in ("dog/00.png", "dog/04.png"))
+    (tmp_path / "dog" / "05.png").write_bytes(b"text")
+    with pytest.raises(InputError, match=r"6 of 30 images are broken, .*dog/00\.png: it is no im"):
+        folder_data(tmp_path, (16, 16))
+
+
+def empty_class(folder: Path) -> None:
+    (folder / "fish").mkdir()
+
+
+def all_broken(folder: Path) -> None:
+    for number in range(3):
+        (folder / "fish").mkdir(exist_ok=True)
+        (folder / "fish" / f"{number}.png").write_bytes(b"text")
+
+
+def other_classes(folder: Path) -> None:
+    fill(folder / "train", 3)
+    fill(folder / "val", 3, ("cat", "wolf", "fox"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (empty_class, "has no images of 1 of 4 classes: fish"),
+        (all_broken, "has no images of 1 of 4 classes: fish"),
+        (other_classes, "2 classes that .*train has not: fox, wolf"),
+        (lambda folder: write(folder / "fish" / "one.png", 0), "'fish' has 1 images, expected at"),
+    ],
+)
+def test_classes_that_cannot_be_learned_are_refused(
+    spoil: object, match: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path)
+    spoil(tmp_path)  # type: ignore[operator]
+    with pytest.raises(InputError, match=match):
+        folder_data(tmp_path, (16, 16))
+    assert main(["train", "--model", "wrn-10-1", "--data", f"folder:{tmp_path}"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no folder"):
+        load_data(f"folder:{tmp_path}/nothing")
+    with pytest.raises(InputError, match="has 0 subfolders"):
+        load_data(f"folder:{tmp_path}")
+    with pytest.raises(InputError, match="leave out the image size"):
+        load_data("cluttered-digits", image_size=(64, 64))
+
+
+sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
+
+
+@given(sizes, sizes, st.integers(0, 1000))
+def test_crops_lie_inside_and_have_the_wanted_area_and_shape(
+    whole: tuple[int, int], size: tuple[int, int], index: int
+) -> None:
+    box = random_crop(whole, size, View(0, 3), index)
+    assert 0 <= box.left < box.right <= whole[1] + 1e-9
+    assert 0 <= box.top < box.bottom <= whole[0] + 1e-9
+    middle = centre(whole, size)
+    assert middle.left + middle.right == pytest.approx(whole[1])
+    assert middle.top + middle.bottom == pytest.approx(whole[0])
+    ratio = (middle.right - middle.left) / (middle.bottom - middle.top)
+    assert ratio == pytest.approx(size[1] / size[0])
+
+
+def test_crops_are_spread_as_they_should_be() -> None:
+    boxes = [random_crop((1000, 1000), (8, 8), View(0, 0), index) for index in range(3000)]
+    widths = np.array([box.right - box.left for box in boxes])
+    heights = np.array([box.bottom - box.top for box in boxes])
+    areas = widths * heights / 1e6
+    assert areas.min() >= 0.079
+    assert 0.4 < np.median(areas) < 0.55  # a little under 0.54: large ones fit less often
+    ratios = np.log(widths / heights)
+    assert abs(ratios.mean()) < 0.02
+    assert np.abs(ratios).max() < np.log(4 / 3) + 0.01
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(randaugment=9, erasing=0.5)])
+def test_a_view_is_a_function_of_seed_view_and_sample(tmp_path: Path, recipe: Recipe) -> None:
+    images = folder_data(fill(tmp_path), (16, 16), recipe=recipe).train
+    order = np.arange(len(images))
+    whole = images.pixels(order, View(0, 2))
+    torch.manual_seed(5)
+    assert torch.equal(images.pixels(order[[7, 2]], View(0, 2)), whole[[7, 2]])
+    for other in (View(1, 2), View(0, 3)):
+        assert not torch.equal(images.pixels(order, other), whole)
+    judged = images.pixels(order)
+    assert torch.equal(judged, images.pixels(order))
+    assert judged.shape == (len(images), 16, 16, 3)
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    images = folder_data(fill(tmp_path), (16, 16), recipe=Recipe(randaugment=9)).train
+    order = np.random.default_rng(0).permutation(len(images))
+    alone, helped = (
+        list(batches(images, order, 5, view=View(0, 1), workers=workers)) for workers in (0, 2)
+    )
+    assert len(alone) == len(helped) == 5
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert np.array_equal(one.indices, other.indices)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_breaks_later_is_named(tmp_path: Path, workers: int) -> None:
+    images = folder_data(fill(tmp_path), (16, 16)).train
+    (images.root / images.paths[7]).write_bytes(b"gone")
+    with pytest.raises(TrainingError, match=rf"{images.paths[7]} can no longer be decoded"):
+        list(batches(images, np.arange(len(images)), 4, view=View(0, 0), workers=workers))
+
+
+class Deadly(FileImages):
+    """Kills the process that decodes a certain sample."""
+
+    def pixels(self, indices: np.ndarray, view: View | None = None) -> torch.Tensor:
+        if 9 in indices:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().pixels(indices, view)
+
+
+def test_a_killed_worker_ends_the_epoch_and_names_the_samples(tmp_path: Path) -> None:
+    whole = folder_data(fill(tmp_path), (16, 16)).train
+    images = Deadly(whole.root, whole.paths, whole.labels, whole.size)
+    with pytest.raises(TrainingError, match=rf"worker stopped at \S*{whole.paths[9]}: .*exited"):
+        list(batches(images, np.arange(len(images)), 4, workers=1))
+
+
+def test_a_student_learns_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A teacher, a student of another family and resolution, resumed and judged."""
+    for name, colour in zip(CLASSES, ((250, 0, 0), (0, 250, 0), (0, 0, 250)), strict=True):
+        for index in range(12):
+            path = tmp_path / "images" / name / f"{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(index).integers(0, 60, (40, 50, 3))
+            Image.fromarray((noise + np.array(colour) * 0.7).astype(np.uint8)).save(path)
+    data = f"folder:{tmp_path / 'images'}"
+    settings = {"data": data, "epochs": 2, "batch_size": 8, "lr": 0.02, "precision": "fp32"}
+    teacher = at.train(model="wrn-10-1", out=tmp_path / "teacher", image_size=32, **settings)
+    student = at.distill(
+        teacher=str(teacher.folder),
+        student="timm:mobilenetv3_small_050",
+        out=tmp_path / "student",
+        image_size="64x96",
+        **settings,
+    )
+    assert student.record["student"]["name"] == "timm:mobilenetv3_small_050"
+    assert [pair["student"] for pair in student.record["pairs"]]
+    assert main(["evaluate", str(student.folder), "--json"]) == 0
+    card = (student.folder / "model.json").read_text()
+    assert '"input_size": [\n    3,\n    64,\n    96\n  ]' in card
+    capsys.readouterr()
