@@ -103,7 +103,8 @@ class RunConfig(Config):
 
     data: str = Field(
         "cluttered-digits",
-        description="images: cluttered-digits, cifar10[:DIR], cifar100[:DIR], folder:DIR",
+        description="images: cluttered-digits, cifar10[:DIR], cifar100[:DIR], folder:DIR, "
+        "imagenet:DIR, hf:NAME, package.module:factory",
     )
     image_size: ImageSize | None = Field(
         None, description="N or HxW, to bring images in files to; default: the network's own"

@@ -51,7 +51,9 @@ def load_data(
 
     Args:
         data: ``cluttered-digits``; ``cifar10[:DIR]`` or ``cifar100[:DIR]``, where DIR is ``data``
-            by default; or ``folder:DIR``, a folder of images by class.
+            by default; ``folder:DIR``, a folder of images by class; ``imagenet:DIR``, the same in
+            ImageNet's layout; ``hf:NAME``, a dataset of Hugging Face's; or
+            ``package.module:factory``.
         validation: the share of each class's training images to hold out.
         data_seed: of the scenes and of the split.
         download: fetch what is missing.
@@ -66,6 +68,19 @@ def load_data(
         from attention_transfer.data.folders import folder_data
 
         found = folder_data(Path(folder), image_size or own_size, data_seed=data_seed)
+    elif name == "imagenet" and folder:
+        from attention_transfer.data.folders import folder_data
+
+        if not all((Path(folder) / split).is_dir() for split in ("train", "val")):
+            raise InputError(
+                f"{folder} is not laid out as ImageNet; expected {folder}/train and {folder}/val, "
+                "each with a subfolder a class"
+            )
+        found = folder_data(Path(folder), image_size or own_size, data_seed=data_seed)
+    elif name == "hf" and folder:
+        from attention_transfer.data.datasets import hugging_face_data
+
+        found = hugging_face_data(folder, image_size or own_size)
     elif name == "cluttered-digits" and not folder:
         from attention_transfer.data.cluttered_digits import cluttered_digits
 
@@ -74,8 +89,12 @@ def load_data(
         from attention_transfer.data.cifar import CifarName, cifar
 
         found = cifar(cast("CifarName", name), Path(folder or "data"), download)
+    elif folder and name.replace(".", "_").isidentifier():
+        from attention_transfer.data.datasets import factory_data
+
+        found = factory_data(data, image_size or own_size)
     else:
-        known = ["cluttered-digits", "cifar10", "cifar100", "folder:DIR"]
+        known = ["cluttered-digits", "cifar10", "cifar100", "folder:DIR", "imagenet:DIR", "hf:NAME"]
         raise InputError(f"unknown data {data!r}; {nearest(data, known)}")
     if image_size not in (None, found.train.size):
         height, width = found.train.size

@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["MOST_PIXELS", "Box", "BrokenImageError", "decode", "image_size", "read"]
+__all__ = [
+    "MOST_PIXELS",
+    "Box",
+    "BrokenImageError",
+    "decode",
+    "fitted",
+    "image_size",
+    "read",
+    "turned_size",
+]
+
 MOST_PIXELS = 100_000_000
 """Of one image; a larger one is refused before it is decoded."""
 
@@ -61,15 +71,25 @@ def decode(
     Raises:
         BrokenImageError: it is no image, is damaged, or has more than MOST_PIXELS pixels.
     """
-    height, width = size
     with _told(), _opened(content) as image:
-        whole_height, whole_width = _turned_size(image)
-        box = box or Box(0, 0, whole_width, whole_height)
-        _draft(image, min((box.right - box.left) / width, (box.bottom - box.top) / height))
-        pixels = _as_rgb(ImageOps.exif_transpose(image))
-        across, down = pixels.width / whole_width, pixels.height / whole_height
-        part = (box.left * across, box.top * down, box.right * across, box.bottom * down)
-        return np.asarray(pixels.resize((width, height), resample, part, reducing_gap=3.0))
+        return fitted(image, size, box, resample)
+
+
+def fitted(
+    image: Image.Image,
+    size: tuple[int, int],
+    box: Box | None = None,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> NDArray[np.uint8]:
+    """The same of an image that PIL has opened."""
+    height, width = size
+    whole_height, whole_width = turned_size(image)
+    box = box or Box(0, 0, whole_width, whole_height)
+    _draft(image, min((box.right - box.left) / width, (box.bottom - box.top) / height))
+    pixels = _as_rgb(ImageOps.exif_transpose(image))
+    across, down = pixels.width / whole_width, pixels.height / whole_height
+    part = (box.left * across, box.top * down, box.right * across, box.bottom * down)
+    return np.asarray(pixels.resize((width, height), resample, part, reducing_gap=3.0))
 
 
 def image_size(source: bytes | Path) -> tuple[int, int]:
@@ -82,7 +102,7 @@ def image_size(source: bytes | Path) -> tuple[int, int]:
         BrokenImageError: it is no image, or has more than MOST_PIXELS pixels.
     """
     with _told(), _opened(source) as image:
-        return _turned_size(image)
+        return turned_size(image)
 
 
 @contextmanager
@@ -110,7 +130,8 @@ def _opened(source: bytes | Path) -> Image.Image:
     return image
 
 
-def _turned_size(image: Image.Image) -> tuple[int, int]:
+def turned_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an opened image as it is meant to be seen."""
     width, height = image.size
     sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     return (width, height) if sideways else (height, width)

@@ -12,7 +12,7 @@ import torch
 
 from attention_transfer.data.decoding import BrokenImageError, decode, image_size, read
 from attention_transfer.data.files import FileImages
-from attention_transfer.data.images import DataSet
+from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from attention_transfer.data.randomness import permutation
 from attention_transfer.data.views import Recipe
 from attention_transfer.errors import InputError
@@ -43,8 +43,6 @@ MOST_CHECKED = 50_000
 
 ALWAYS_SKIPPED, SKIPPED_SHARE = 5, 0.01
 """Broken images that are left out without an error: so many, or that share of the set."""
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass

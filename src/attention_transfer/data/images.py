@@ -22,6 +22,10 @@ __all__ = [
 ]
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""By channel, on a scale of 0 to 1: what photographs are normalised by."""
+
+
 class View(NamedTuple):
     """Which of a sample's augmented views; training takes the epoch's number."""
 

@@ -1,6 +1,5 @@
 """Networks of others: timm's, torchvision's, and any factory that can be imported."""
 
-import importlib
 import inspect
 import io
 import socket
@@ -15,14 +14,13 @@ import torch
 from torch import nn
 
 from attention_transfer.errors import InputError, nearest
+from attention_transfer.factories import imported
 from attention_transfer.models.card import InputSpec
 
 __all__ = ["Factory", "TimmModel", "TorchvisionModel", "ZooModel"]
 
 ImageSize = tuple[int, int]
 """Height and width."""
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ZooModel:
@@ -166,19 +164,7 @@ class Factory(ZooModel):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        module, _, attribute = name.partition(":")
-        try:
-            found = importlib.import_module(module)
-        except ImportError as error:
-            raise InputError(
-                f"cannot import {module!r} for the model {name!r} ({error}); it must be installed, "
-                "or lie on PYTHONPATH"
-            ) from None
-        factory = getattr(found, attribute, None)
-        if not callable(factory):
-            known = [known for known, value in vars(found).items() if callable(value)]
-            raise InputError(f"{module} has no factory {attribute!r}; {_nearest(attribute, known)}")
-        self.factory: Callable[..., Any] = factory
+        self.factory = imported(name)
 
     def build(
         self, classes: int | None, image_size: ImageSize | None = None, pretrained: bool = False
@@ -194,7 +180,7 @@ class Factory(ZooModel):
         return network
 
     def input(self) -> InputSpec:
-        return InputSpec((3, 224, 224), IMAGENET_MEAN, IMAGENET_STD)
+        return InputSpec((3, 224, 224), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def _nearest(name: str, known: list[str]) -> str:

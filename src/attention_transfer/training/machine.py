@@ -24,13 +24,14 @@ PACKAGES = (
     "torch",
     "torchvision",
     "accelerate",
+    "timm",
     "safetensors",
     "pydantic",
     "numpy",
     "pillow",
 )
 
-EXTRAS = {"demo": ("mlxtend", "scikit-learn")}
+EXTRAS = {"datasets": ("datasets",), "demo": ("mlxtend", "scikit-learn")}
 """Extra -> the packages it brings."""
 
 

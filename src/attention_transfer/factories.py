@@ -1,0 +1,34 @@
+"""Functions of the user's own, by name."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from attention_transfer.errors import InputError, nearest
+
+__all__ = ["imported"]
+
+
+def imported(name: str) -> Callable[..., Any]:
+    """The function or class that ``package.module:factory`` names.
+
+    Raises:
+        InputError: the module cannot be imported, or has no such function.
+
+    Example:
+        >>> imported("fractions:Fraction")(1, 2)
+        Fraction(1, 2)
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"cannot import {module!r} for {name!r} ({error}); it must be installed, or lie on "
+            "PYTHONPATH"
+        ) from None
+    factory: Callable[..., Any] | None = getattr(found, attribute, None)
+    if not callable(factory):
+        known = [known for known, value in vars(found).items() if callable(value)]
+        raise InputError(f"{module} has no factory {attribute!r}; {nearest(attribute, known)}")
+    return factory

@@ -1,0 +1,202 @@
+"""One's own datasets and Hugging Face's: every kind of sample, and what is none."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import attention_transfer as at
+from attention_transfer.cli import main
+from attention_transfer.data import View, batches, load_data
+from attention_transfer.data.datasets import as_pil
+from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.factories import imported
+from test_folders import CLASSES, fill
+
+MODULE = '''
+"""Networks and data of somebody's own."""
+import numpy as np
+import torch
+from torch import nn
+
+PIXELS = np.random.default_rng(0).integers(0, 60, (36, 20, 24, 3), dtype=np.uint8)
+PIXELS[np.arange(36), :, :, np.arange(36) % 3] += 150
+
+
+class Pairs:
+    classes = ["red", "green", "blue"]
+
+    def __init__(self, count=36, broken=()):
+        self.count, self.broken = count, broken
+        self.targets = [index % 3 for index in range(count)]
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            raise KeyError("gone")
+        return PIXELS[index], self.targets[index]
+
+
+class Dictionaries(Pairs):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return {"image": torch.from_numpy(image).permute(2, 0, 1) / 255, "label": label}
+
+
+def pair(): return Pairs(), Pairs(12)
+def splits():
+    return {"train": Dictionaries(), "validation": Dictionaries(12), "test": Dictionaries(9)}
+
+def unfinished(): return {"train": Pairs()}
+def nothing(): return 5
+def failing(): raise RuntimeError("no disk")
+def odd(): return [1.5] * 8, [2.5] * 8
+def endless(): return iter(()), iter(())
+def broken(): return Pairs(36, broken=(7,)), Pairs(12)
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        return self.head(self.body(self.stem(images)).mean((2, 3)))
+
+
+class Boxes(Small):
+    def forward(self, images):
+        return {"scores": super().forward(images)}
+
+
+def number(): return 3
+'''
+
+
+@pytest.fixture(autouse=True)
+def _package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text("")
+    (tmp_path / "theirs" / "work.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("theirs", "theirs.work"):
+        sys.modules.pop(name, None)
+
+
+def test_pairs_and_dictionaries_give_the_same_images() -> None:
+    pairs = load_data("theirs.work:pair", validation=0.25, image_size=(20, 24))
+    splits = load_data("theirs.work:splits", image_size=(20, 24))
+    assert pairs.class_names == splits.class_names == ("red", "green", "blue")
+    assert [len(part) for part in (pairs.train, pairs.validation, pairs.test)] == [27, 9, 12]
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [36, 12, 9]
+    expected = imported("theirs.work:Pairs")()
+    for part in (pairs.test, splits.test):
+        pixels = part.pixels(np.arange(9))
+        for index in range(9):
+            image = Image.fromarray(expected[index][0])
+            middle = image.resize((24, 20), Image.Resampling.BILINEAR, (1.5, 1.25, 22.5, 18.75))
+            assert np.array_equal(pixels[index], np.asarray(middle))
+        assert part.labels[:9].tolist() == [0, 1, 2] * 3
+    assert pairs.test.fingerprint != splits.test.fingerprint
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.full((4, 6, 3), 100, dtype=np.uint8),
+        np.full((4, 6), 100, dtype=np.uint8),
+        np.full((4, 6, 1), 100, dtype=np.int64),
+        np.full((4, 6, 3), 100 / 255, dtype=np.float32),
+        torch.full((3, 4, 6), 100, dtype=torch.uint8),
+        torch.full((1, 4, 6), 100 / 255),
+        Image.new("L", (6, 4), 100),
+    ],
+    ids=str,
+)
+def test_every_kind_of_image_is_understood(image: object) -> None:
+    found = as_pil(image).convert("RGB")
+    assert np.array_equal(np.asarray(found), np.full((4, 6, 3), 100))
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ("theirs.work:unfinished", "has the splits train, expected train and test"),
+        ("theirs.work:nothing", "gave a int, expected a dictionary"),
+        ("theirs.work:failing", "failed: RuntimeError: no disk"),
+        ("theirs.work:odd", r"a sample of .* is a float, expected \(image, label\)"),
+        ("theirs.work:endless", "expected a map-style dataset"),
+        ("theirs.work:pears", "did you mean pair"),
+        ("theirs.play:pair", "cannot import 'theirs.play'"),
+        ("imagenet:theirs", "not laid out as ImageNet"),
+        ("hf:./nowhere", "cannot be had"),
+    ],
+)
+def test_what_is_no_data_is_refused(
+    data: str, match: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=match):
+        load_data(data)
+    assert main(["train", "--model", "wrn-10-1", "--data", data]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert len(printed.splitlines()) == 1
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_cannot_be_had_is_named(workers: int) -> None:
+    data = load_data("theirs.work:broken", image_size=(16, 16))
+    order = np.arange(len(data.train))
+    with pytest.raises(TrainingError, match="sample 7 of Pairs cannot be had: KeyError: 'gone'"):
+        list(batches(data.train, order, 8, view=View(0, 0), workers=workers))
+
+
+def test_a_folder_in_imagenets_layout(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "val")):
+        fill(tmp_path / "images" / split, 4, start=50 * number)
+    data = load_data(f"imagenet:{tmp_path / 'images'}", validation=0.25, image_size=(16, 16))
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [9, 3, 12]
+
+
+def test_a_dataset_of_hugging_faces_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for number, split in enumerate(("train", "test")):
+        fill(tmp_path / "images" / split, 4, start=50 * number)
+    data = load_data(f"hf:{tmp_path / 'images'}", validation=0.25, image_size=(24, 32))
+    assert data.class_names == CLASSES
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [9, 3, 12]
+    local = load_data(f"folder:{tmp_path / 'images'}", validation=0.25, image_size=(24, 32))
+    assert torch.equal(data.test.pixels(np.arange(12)), local.test.pixels(np.arange(12)))
+
+
+def test_networks_of_ones_own_teach_and_learn(tmp_path: Path) -> None:
+    settings = {"data": "theirs.work:pair", "image_size": 32, "epochs": 1, "batch_size": 8}
+    run = at.distill(
+        teacher="theirs.work:Small", student="theirs.work:Small", out=tmp_path / "run", **settings
+    )
+    assert [pair["student"] for pair in run.record["pairs"]] == ["stem", "body"]
+    assert main(["evaluate", str(run.folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("student", "match"),
+    [
+        ("theirs.work:number", "gave a int, expected a torch.nn.Module"),
+        ("theirs.work:Boxes", r"puts out a dict, expected logits \(N, classes\)"),
+        ("theirs.work:Smal", "did you mean Small"),
+    ],
+)
+def test_what_is_no_network_is_refused(student: str, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        at.distill(teacher="theirs.work:Small", student=student, data="theirs.work:pair")
+    assert not Path("runs").exists()
