@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from PIL import Image
 
 import attention_transfer as at
 from attention_transfer.cli import main
-from attention_transfer.data import View, batches, load_data
+from attention_transfer.data import Augmented, ImageSet, View, batches, load_data
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.folders import folder_data
-from attention_transfer.data.views import Recipe, centre, random_crop
+from attention_transfer.data.views import centre, random_crop
 from attention_transfer.errors import InputError, TrainingError
 
 CLASSES = ("bird", "cat", "dog")
@@ -176,9 +177,21 @@ def test_crops_are_spread_as_they_should_be() -> None:
     assert np.abs(ratios).max() < np.log(4 / 3) + 0.01
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(randaugment=9, erasing=0.5)])
-def test_a_view_is_a_function_of_seed_view_and_sample(tmp_path: Path, recipe: Recipe) -> None:
-    images = folder_data(fill(tmp_path), (16, 16), recipe=recipe).train
+STRONG = [
+    {},
+    {"randaugment": 9},
+    {"random_erasing": 0.7},
+    {"mixup": 0.4},
+    {"cutmix": 1.0},
+    {"randaugment": 9, "random_erasing": 0.3, "mixup": 0.2, "cutmix": 1.0},
+]
+
+
+@pytest.mark.parametrize("views", STRONG, ids=str)
+def test_a_view_is_a_function_of_seed_view_and_sample(
+    tmp_path: Path, views: dict[str, Any]
+) -> None:
+    images = Augmented(folder_data(fill(tmp_path), (16, 16)).train, 3, **views)
     order = np.arange(len(images))
     whole = images.pixels(order, View(0, 2))
     torch.manual_seed(5)
@@ -188,10 +201,33 @@ def test_a_view_is_a_function_of_seed_view_and_sample(tmp_path: Path, recipe: Re
     judged = images.pixels(order)
     assert torch.equal(judged, images.pixels(order))
     assert judged.shape == (len(images), 16, 16, 3)
+    assert torch.equal(judged, images.images.pixels(order))
+
+
+@pytest.mark.parametrize("ways", [("mixup",), ("cutmix",), ("mixup", "cutmix")])
+def test_mixed_images_hold_their_labels_shares(ways: tuple[str, ...]) -> None:
+    """Images of one colour a class: the share of a colour is the share of its class."""
+    labels = torch.arange(600) % 3
+    plain = torch.zeros(600, 10, 14, 3, dtype=torch.uint8)
+    plain[torch.arange(600), :, :, labels] = 255
+    images = Augmented(ImageSet(plain, labels), 3, **dict.fromkeys(ways, 1.0))
+    order = np.arange(600)
+    view = View(0, 5)
+    (batch,) = batches(images, order, 600, view=view)
+    assert torch.allclose(batch.labels.sum(1), torch.ones(600))
+    assert torch.allclose(batch.images.mean((2, 3)), batch.labels, atol=0.6 / 255)
+    cut = (images.pixels(order, view) % 255 == 0).flatten(1).all(1)
+    pure = batch.labels.amax(1) > 0.99
+    assert bool((~cut & ~pure).any()) == ("mixup" in ways)
+    assert bool((cut & ~pure).any()) == ("cutmix" in ways)
+    own = batch.labels[torch.arange(600), labels]
+    # Blended: a half, and a third of the other half. Cut: more, as parts outside are cut off.
+    assert 0.62 < float(own.mean()) < (0.71 if ways == ("mixup",) else 0.8)
+    assert torch.equal(next(batches(images, order, 600)).labels, labels)
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
-    images = folder_data(fill(tmp_path), (16, 16), recipe=Recipe(randaugment=9)).train
+    images = Augmented(folder_data(fill(tmp_path), (16, 16)).train, 3, randaugment=9, mixup=0.2)
     order = np.random.default_rng(0).permutation(len(images))
     alone, helped = (
         list(batches(images, order, 5, view=View(0, 1), workers=workers)) for workers in (0, 2)
@@ -243,6 +279,9 @@ def test_a_student_learns_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
         student="timm:mobilenetv3_small_050",
         out=tmp_path / "student",
         image_size="64x96",
+        kd_alpha=0.5,
+        mixup=0.2,
+        randaugment=5,
         **settings,
     )
     assert student.record["student"]["name"] == "timm:mobilenetv3_small_050"
@@ -250,4 +289,13 @@ def test_a_student_learns_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["evaluate", str(student.folder), "--json"]) == 0
     card = (student.folder / "model.json").read_text()
     assert '"input_size": [\n    3,\n    64,\n    96\n  ]' in card
+    with pytest.raises(InputError, match="leave out mixup"):
+        at.distill(
+            teacher=str(teacher.folder),
+            student="wrn-10-1",
+            flip_symmetry=0.1,
+            flip_classes="0",
+            cutmix=1,
+            **settings,
+        )
     capsys.readouterr()

@@ -112,6 +112,16 @@ class RunConfig(Config):
     workers: Workers | None = Field(
         None, description="processes that decode images in files; default: by the cores"
     )
+    randaugment: int | None = Field(
+        None, ge=0, le=30, description="magnitude of two random operations an image; none: off"
+    )
+    random_erasing: float = Field(
+        0.0, ge=0, le=1, description="probability that a random part of an image is erased"
+    )
+    mixup: NonNegative = Field(0.0, description="alpha of blending each image with another; 0: off")
+    cutmix: NonNegative = Field(
+        0.0, description="alpha of replacing a part of each image by another's; 0: off"
+    )
     download: bool = Field(False, description="download the data if they are missing")
     validation: float = Field(
         0.1, gt=0, lt=1, description="share of the training images held out for validation"

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import cast
 
+from attention_transfer.data.augmentation import Augmented
 from attention_transfer.data.images import (
     Augmentation,
     DataSet,
@@ -23,6 +24,7 @@ from attention_transfer.errors import InputError, nearest
 
 __all__ = [
     "Augmentation",
+    "Augmented",
     "Batch",
     "DataSet",
     "ImageSet",

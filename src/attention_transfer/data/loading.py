@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from attention_transfer.data.augmentation import targets
 from attention_transfer.data.images import Images, ImageSet, View
 from attention_transfer.data.randomness import permutation
 from attention_transfer.errors import TrainingError
@@ -24,8 +25,9 @@ TIMEOUT = 300
 
 
 class Batch(NamedTuple):
-    """Images (N, 3, H, W) in [0, 1], float32 in channels_last; labels (N,); sample indices; and
-    how many images all processes' shares of the batch have together.
+    """Images (N, 3, H, W) in [0, 1], float32 in channels_last; labels (N,), or of mixed images
+    their shares of the classes (N, classes); sample indices; and how many images all processes'
+    shares of the batch have together.
     """
 
     images: Tensor
@@ -89,8 +91,7 @@ def batches(
     shares = [order[start:end][process::processes] for start, end in bounds]
     loaded = _loaded(images, shares, view, workers)
     for (start, end), indices, pixels in zip(bounds, shares, loaded, strict=True):
-        labels = images.labels[torch.from_numpy(indices)]
-        yield Batch(as_input(pixels), labels, indices, end - start)
+        yield Batch(as_input(pixels), targets(images, indices, view), indices, end - start)
 
 
 def as_input(pixels: Tensor) -> Tensor:

@@ -4,9 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from attention_transfer.data.decoding import Box
 from attention_transfer.data.images import View
@@ -85,10 +83,6 @@ class Recipe:
     """Least and largest share of the image that a crop takes."""
     flip: bool = True
     """Whether half of the views are mirrored, left and right."""
-    randaugment: int | None = None
-    """Magnitude of RandAugment (Cubuk et al., 2020), two operations an image; None: off."""
-    erasing: float = 0.0
-    """Probability that a random part is erased (Zhong et al., AAAI 2020)."""
 
     def box(self, whole: tuple[int, int], size: tuple[int, int], view: View, index: int) -> Box:
         """The part of an image that a view shows."""
@@ -96,23 +90,5 @@ class Recipe:
 
     def finish(self, pixels: NDArray[np.uint8], view: View, index: int) -> NDArray[np.uint8]:
         """What happens to the cropped image (H, W, 3) afterwards."""
-        key = view.data_seed, view.number, index
-        if self.flip and uniform("flip", *key) < 0.5:
-            pixels = pixels[:, ::-1]
-        if self.randaugment is None and not self.erasing:
-            return pixels
-        from torchvision.transforms import v2
-
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(integers(0, 2**62, "transforms", *key)))
-            if self.randaugment is not None:
-                image = v2.RandAugment(2, self.randaugment, fill=[127] * 3)(image)
-            if self.erasing:
-                image = v2.RandomErasing(self.erasing, value=127)(image)
-        return _as_array(image)
-
-
-def _as_array(image: Tensor) -> NDArray[np.uint8]:
-    array: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
-    return array
+        flipped = self.flip and uniform("flip", view.data_seed, view.number, index) < 0.5
+        return pixels[:, ::-1] if flipped else pixels

@@ -115,7 +115,8 @@ class _Totals:
         """Counts one step's share of this process."""
         count = len(labels)
         self.images += count
-        self.wrong += (out.logits.detach().argmax(dim=1) != labels).sum()
+        true = labels if labels.dim() == 1 else labels.argmax(dim=1)
+        self.wrong += (out.logits.detach().argmax(dim=1) != true).sum()
         for name, value in out.terms.items():
             _add(self.terms, name, value * count)
         if step % AGREEMENT_EVERY == 0:

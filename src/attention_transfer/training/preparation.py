@@ -1,7 +1,7 @@
 """From a configuration to data, networks and the objective. Nothing is written."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import DistillConfig, TrainConfig, height_and_width
-from attention_transfer.data import DataSet, as_input, load_data
+from attention_transfer.data import Augmented, DataSet, as_input, load_data
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, ModelCard, load, own_input_size
 from attention_transfer.training.machine import resolve_precision
@@ -81,6 +81,7 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             image_size=None if config.image_size is None else height_and_width(config.image_size),
             own_size=own_input_size(_student_of(config))[1:],
         )
+    data = _augmented(data, config)
     classes = len(data.class_names)
     settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
     teacher = None
@@ -107,6 +108,31 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             teacher_normalization=model_normalization(teacher, data) if teacher else None,
         )
     return Prepared(config, data, student, teacher, transfer, precision)
+
+
+def _augmented(data: DataSet, config: TrainConfig | DistillConfig) -> DataSet:
+    """The data with the stronger views that a configuration asks for.
+
+    Raises:
+        InputError: mixed images, which have several classes, where classes are to be chosen.
+    """
+    mixed = config.mixup > 0 or config.cutmix > 0
+    if mixed and isinstance(config, DistillConfig) and config.flip_classes is not None:
+        raise InputError(
+            "flip_classes chooses images by class, and mixed images have several; leave out mixup "
+            "and cutmix, or flip_classes"
+        )
+    if config.randaugment is None and not config.random_erasing and not mixed:
+        return data
+    views = Augmented(
+        data.train,
+        len(data.class_names),
+        config.randaugment,
+        config.random_erasing,
+        config.mixup,
+        config.cutmix,
+    )
+    return replace(data, train=views)
 
 
 def _student_of(config: TrainConfig | DistillConfig) -> str:

@@ -1,0 +1,167 @@
+"""Stronger views: RandAugment, random erasing, MixUp and CutMix, of any images.
+
+As everything random here, each is a function of the view and the sample's index. A mixed image's
+partner is drawn from the whole set, so that neither batches nor processes matter.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from attention_transfer.data.images import Images, View
+from attention_transfer.data.randomness import integers, uniform
+
+__all__ = ["Augmented", "targets"]
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Images with stronger views; as they are judged, they stay as they were."""
+
+    images: Images
+    classes: int
+    randaugment: int | None = None
+    """Magnitude, 0 to 30, of two random operations (Cubuk et al., 2020); None: off."""
+    random_erasing: float = 0.0
+    """Probability that a random part is erased (Zhong et al., AAAI 2020)."""
+    mixup: float = 0.0
+    """alpha of the share lambda ~ Beta(alpha, alpha) in which an image is blended with another's
+    (Zhang et al., ICLR 2018); 0: off.
+    """
+    cutmix: float = 0.0
+    """The same of the area that is replaced by another's (Yun et al., ICCV 2019). With both, each
+    image is mixed in one of the two ways.
+    """
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) class indices, before any mixing."""
+        return self.images.labels
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the images themselves."""
+        return self.images.fingerprint
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.images.size
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, and so have several labels."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def subset(self, indices: NDArray[np.int64]) -> "Augmented":
+        """The images at some indices, in that order."""
+        return replace(self, images=self.images.subset(indices))
+
+    def name(self, index: int) -> str:
+        """What to call a sample in front of people."""
+        return self.images.name(index)
+
+    def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
+        """(n, H, W, 3) uint8: a view of each image, or without one the image as it is judged."""
+        if view is None:
+            return self.images.pixels(indices)
+        pixels = self._changed(indices, view)
+        if not self.mixes:
+            return pixels
+        others = self._changed(self._partners(indices, view), view)
+        mixed = self._mixed(pixels.numpy(), others.numpy(), indices, view)
+        return torch.from_numpy(np.rint(mixed).astype(np.uint8))
+
+    def shares(self, indices: NDArray[np.int64], view: View) -> Tensor:
+        """(n, classes): how much of each class is in each view; they sum to 1."""
+        own = functional.one_hot(self.labels[torch.from_numpy(indices)], self.classes)
+        partners = torch.from_numpy(self._partners(indices, view))
+        other = functional.one_hot(self.labels[partners], self.classes)
+        kept = torch.from_numpy(self._kept(indices, view))[:, None]
+        return (kept * own + (1 - kept) * other).float()
+
+    def _changed(self, indices: NDArray[np.int64], view: View) -> Tensor:
+        """Views after RandAugment and erasing."""
+        pixels = self.images.pixels(indices, view)
+        if self.randaugment is None and not self.random_erasing:
+            return pixels
+        from torchvision.transforms import v2
+
+        images = pixels.permute(0, 3, 1, 2)
+        seeds = integers(0, 2**62, "transforms", view.data_seed, view.number, indices)
+        changed = []
+        with torch.random.fork_rng(devices=[]):
+            for image, seed in zip(images, seeds.tolist(), strict=True):
+                torch.manual_seed(seed)
+                if self.randaugment is not None:
+                    image = v2.RandAugment(2, self.randaugment, fill=[127] * 3)(image)
+                changed.append(v2.RandomErasing(self.random_erasing, value=127)(image))
+        return torch.stack(changed).permute(0, 2, 3, 1)
+
+    def _partners(self, indices: NDArray[np.int64], view: View) -> NDArray[np.int64]:
+        return integers(0, len(self) - 1, "partner", view.data_seed, view.number, indices)
+
+    def _cuts(self, indices: NDArray[np.int64], view: View) -> NDArray[np.bool_]:
+        """(n,) whether an image is cut rather than blended."""
+        if not (self.mixup and self.cutmix):
+            return np.full(len(indices), self.cutmix > 0)
+        return uniform("cut or blend", view.data_seed, view.number, indices) < 0.5
+
+    def _lambdas(self, indices: NDArray[np.int64], view: View) -> NDArray[np.float64]:
+        seeds = integers(0, 2**62, "lambda", view.data_seed, view.number, indices)
+        alphas = np.where(self._cuts(indices, view), self.cutmix, self.mixup)
+        return np.array(
+            [
+                np.random.Generator(np.random.Philox(int(seed))).beta(alpha, alpha)
+                for seed, alpha in zip(seeds, alphas, strict=True)
+            ]
+        )
+
+    def _boxes(self, indices: NDArray[np.int64], view: View) -> NDArray[np.bool_]:
+        """(n, H, W): the places that come from the partner, where an image is cut."""
+        height, width = self.size
+        side = np.sqrt(1 - self._lambdas(indices, view))
+        key = view.data_seed, view.number, indices
+        inside = []
+        for name, length in (("row", height), ("column", width)):
+            middle = integers(0, length - 1, f"cut {name}", *key)
+            half = np.rint(side * length / 2)
+            places = np.arange(length)
+            inside.append(
+                (places >= (middle - half)[:, None]) & (places < (middle + half)[:, None])
+            )
+        cut = inside[0][:, :, None] & inside[1][:, None, :]
+        return cut & self._cuts(indices, view)[:, None, None]
+
+    def _kept(self, indices: NDArray[np.int64], view: View) -> NDArray[np.float64]:
+        """(n,) the share of each view that is the image's own; of a cut one, by its area."""
+        area = 1 - self._boxes(indices, view).mean((1, 2))
+        return np.where(self._cuts(indices, view), area, self._lambdas(indices, view))
+
+    def _mixed(
+        self,
+        pixels: NDArray[np.uint8],
+        others: NDArray[np.uint8],
+        indices: NDArray[np.int64],
+        view: View,
+    ) -> NDArray[np.float64]:
+        kept = np.where(
+            self._cuts(indices, view)[:, None, None],
+            1.0 - self._boxes(indices, view),
+            self._lambdas(indices, view)[:, None, None],
+        )[..., None]
+        return np.asarray(kept * pixels + (1 - kept) * others)
+
+
+def targets(images: Images, indices: NDArray[np.int64], view: View | None) -> Tensor:
+    """The labels of some views: (n,) class indices, or of mixed images (n, classes) shares."""
+    if view is not None and isinstance(images, Augmented) and images.mixes:
+        return images.shares(indices, view)
+    return images.labels[torch.from_numpy(indices)]
