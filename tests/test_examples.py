@@ -1,0 +1,50 @@
+"""The files in examples/ do what they say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import attention_transfer as at
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize(
+    "name", ["plain_loop", "accelerate_loop", "lightning_module", "timm_style"]
+)
+def test_the_loss_falls_in_any_loop(name: str) -> None:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--steps", "12"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"loss ([\d.]+) -> ([\d.]+)", done.stdout)
+    assert found is not None
+    first, last = map(float, found.groups())
+    assert last < 0.95 * first
+
+
+def test_a_teacher_from_a_package_works_offline_and_looks_at_the_object(tmp_path: Path) -> None:
+    """EfficientNet-Lite0 knows the photographs, and its top level lies on what they show."""
+    command = [sys.executable, str(EXAMPLES / "pretrained_teacher.py"), "--out", str(tmp_path)]
+    subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
+    assert (tmp_path / "attention.png").stat().st_size > 10_000
+    name = f"timm:tf_efficientnet_lite0@{tmp_path / 'weights.safetensors'}"
+    model = at.models.load(name, classes=3, trained=True)
+    assert model.input is not None
+    from sklearn.datasets import load_sample_images
+
+    china, flower = (picture[:420, 110:530] for picture in load_sample_images().images)
+    images = torch.from_numpy(np.stack([china, flower])).permute(0, 3, 1, 2) / 255
+    own = at.Normalization(*model.input[1:3], model.input.size[1:], model.input.interpolation)
+    with torch.no_grad():
+        answers = model.network.eval()(own(images)).argmax(dim=1)
+    assert answers.tolist() == [698, 985]  # palace, daisy
+    top = at.attention_maps(model.network, images, ["blocks.6"], normalization=own)["blocks.6"]
+    shares = top / top.sum((1, 2), keepdim=True)
+    tower, blossom = shares[0, :, :4], shares[1, 1:6, 1:6]
+    assert float(tower.sum()) > 0.75
+    assert float(blossom.sum()) > 0.75
