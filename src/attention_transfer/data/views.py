@@ -76,7 +76,7 @@ class Recipe:
 
     Example:
         >>> Recipe(flip=False).box((100, 100), (32, 32), View(0, 1), index=5)
-        Box(left=20, top=9, right=95, bottom=86)
+        Box(left=12, top=12, right=91, bottom=94)
     """
 
     area: tuple[float, float] = (0.08, 1.0)
