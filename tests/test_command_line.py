@@ -187,10 +187,6 @@ BAD: dict[str, tuple[str, str]] = {
         "distill --teacher three --student wrn-10-1 --kd-alpha 0.9",
         r"same classes, got student \(1, 10\) and teacher \(1, 3\); use a teacher of the same",
     ),
-    "student of other classes": (
-        "distill --teacher teacher --student three",
-        "trained for 3 classes and tiny has 10; start from wrn-10-1@random",
-    ),
     "no network in the folder": (
         "distill --teacher empty --student wrn-10-1",
         "empty holds no trained network.*expected the folder of a finished run",

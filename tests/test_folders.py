@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,31 @@ def test_a_student_learns_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
             **settings,
         )
     capsys.readouterr()
+
+
+def listed_as_cub(folder: Path) -> None:
+    fill(folder / "images", 4)
+    paths = [f"{name}/{index:02}.png" for name in CLASSES for index in range(4)]
+    images = [f"{number} {path}" for number, path in enumerate(paths, start=1)]
+    split = [f"{number} {int(number % 4 != 0)}" for number in range(1, 13)]
+    (folder / "images.txt").write_text("\n".join(images))
+    (folder / "train_test_split.txt").write_text("\n".join(split))
+
+
+def listed_as_scenes(folder: Path) -> None:
+    fill(folder / "Images", 5)  # the fifth of each class is on no list
+    for name, indices in (("Train", (0, 1, 2)), ("Test", (3,))):
+        lines = [f"{scene}/{index:02}.png" for scene in CLASSES for index in indices]
+        (folder / f"{name}Images.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("layout", [listed_as_cub, listed_as_scenes])
+def test_splits_in_lists_are_recognised(layout: Callable[[Path], None], tmp_path: Path) -> None:
+    layout(tmp_path)
+    data = folder_data(tmp_path, (16, 16))
+    assert data.class_names == CLASSES
+    assert np.bincount(data.train.labels).tolist() == [3, 3, 3]
+    assert data.test.paths == ("bird/03.png", "cat/03.png", "dog/03.png")
+    (tmp_path / data.test.root.name / "cat" / "03.png").unlink()
+    with pytest.raises(InputError, match=r"1 of 12 listed images are not in .*cat/03\.png"):
+        folder_data(tmp_path, (16, 16))

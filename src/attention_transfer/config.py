@@ -137,6 +137,12 @@ class RunConfig(Config):
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
     nesterov: bool = Field(True, description="Nesterov's form of it (the paper: no)")
     weight_decay: NonNegative = Field(5e-4, description="on all of the student's parameters")
+    freeze: str | None = Field(
+        None, description="modules of the network that keep their weights, such as conv1,layer[12]"
+    )
+    backbone_lr: NonNegative = Field(
+        1.0, description="learning rate of all but the last layer, as a share of lr"
+    )
     clip_gradient: Positive | None = Field(
         None, description="largest l2 norm of the gradient; none: not clipped"
     )
@@ -176,7 +182,10 @@ class DistillConfig(RunConfig):
     beta_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="beta over the run: constant, or falling to 0"
     )
-    pairs: str = Field("auto", description="auto, or student.layer:teacher.layer,...")
+    pairs: str = Field(
+        "auto",
+        description="auto, auto-N (its last N), or student.layer:teacher.layer,... with * and ?",
+    )
     kd_alpha: float | None = Field(
         None,
         ge=0,

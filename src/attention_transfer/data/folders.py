@@ -13,6 +13,7 @@ import torch
 from attention_transfer.data.decoding import BrokenImageError, decode, image_size, read
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet
+from attention_transfer.data.listed_splits import listed_splits
 from attention_transfer.data.randomness import permutation
 from attention_transfer.data.views import Recipe
 from attention_transfer.errors import InputError
@@ -63,7 +64,8 @@ def folder_data(
 
     Either a subfolder for each class, of which a fifth of the images is held out for the test, the
     same share of each class; or ``train/`` with those subfolders, and ``val/``, ``test/`` or both
-    beside it. With one of the two, that is the test split, which is read once at the end.
+    beside it. With one of the two, that is the test split, which is read once at the end. The
+    layouts of CUB-200-2011 and MIT Indoor Scenes, whose splits are in lists, are recognised.
 
     Every image is decoded once before training. Broken ones are left out and named, up to 1 % of
     the set, and always up to 5.
@@ -111,6 +113,12 @@ def folder_data(
 
 def _splits(folder: Path) -> dict[str, _Found]:
     """The files of each split that the folder has."""
+    listed = listed_splits(folder)
+    if listed is not None:
+        return {
+            split: _Found(listed.folder, listed.classes, files)
+            for split, files in listed.files.items()
+        }
     there = {entry.name.lower(): entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
     named = {
         split: there[name] for split, names in SPLITS.items() for name in names if name in there

@@ -7,6 +7,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +22,14 @@ from attention_transfer.errors import InputError, nearest
 from attention_transfer.models.card import InputSpec, ModelCard, first_problems
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.wide_resnet import WideResNet
-from attention_transfer.models.zoo import Factory, ImageSize, TimmModel, TorchvisionModel, ZooModel
+from attention_transfer.models.zoo import (
+    Factory,
+    ImageSize,
+    TimmModel,
+    TorchvisionModel,
+    ZooModel,
+    replace_head,
+)
 
 __all__ = [
     "LoadedModel",
@@ -101,8 +110,8 @@ def load(
 
     Args:
         model: see the module's docstring.
-        classes: how many classes a new network is to tell apart. Pretrained weights keep their own
-            if ``trained``, and get a new last layer if not.
+        classes: how many classes a new network is to tell apart. Weights for other classes keep
+            theirs if ``trained``, and get a new last layer if not.
         trained: True takes a zoo's bare name with its pretrained weights, and refuses the name of
             a network that has none.
         seed: of the random initialisation.
@@ -113,10 +122,13 @@ def load(
             not fit, or are not safetensors.
     """
     if os.path.isdir(model):
-        return load_run(Path(model))
+        found = load_run(Path(model))
+        if not trained and found.card is not None and found.card.classes != classes:
+            with _seeded(seed):
+                replace_head(found.network, classes)
+        return found
     name, _, weights = model.partition("@")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _seeded(seed):
         return _load_named(name, weights, classes, trained, image_size)
 
 
@@ -138,7 +150,7 @@ def _load_named(
         size = None if trained else image_size
         network = zoo.build(None if trained else classes, size, pretrained=True)
         return LoadedModel(name, network, input=_sized(zoo.input(), size))
-    network = _fitting(name, Path(weights), classes, image_size)
+    network = _fitting(name, Path(weights), classes, trained, image_size)
     return LoadedModel(name, network, input=zoo.input() if zoo and zoo.has_pretrained else None)
 
 
@@ -244,14 +256,28 @@ def _misfits(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def _fitting(name: str, path: Path, classes: int, image_size: ImageSize | None) -> nn.Module:
+def _fitting(
+    name: str, path: Path, classes: int, trained: bool, image_size: ImageSize | None
+) -> nn.Module:
     """A network with the weights of a file, which may be for the zoo's own classes."""
     network = build(name, classes, image_size)
     if _zoo(name) is not None and _misfits(network, _read_weights(path)):
         own = build(name, None, image_size)
-        network = network if _misfits(own, _read_weights(path)) else own
+        if not _misfits(own, _read_weights(path)):
+            load_weights(own, path)
+            if not trained:
+                replace_head(own, classes)
+            return own
     load_weights(network, path)
     return network
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers from a seed; torch's generator goes on afterwards as if never touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _zoo(name: str) -> ZooModel | None:

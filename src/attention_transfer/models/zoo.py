@@ -17,7 +17,7 @@ from attention_transfer.errors import InputError, nearest
 from attention_transfer.factories import imported
 from attention_transfer.models.card import InputSpec
 
-__all__ = ["Factory", "TimmModel", "TorchvisionModel", "ZooModel"]
+__all__ = ["Factory", "TimmModel", "TorchvisionModel", "ZooModel", "replace_head"]
 
 ImageSize = tuple[int, int]
 """Height and width."""
@@ -137,7 +137,7 @@ class TorchvisionModel(ZooModel):
                 f"torchvision:{self.name}", lambda: builder(weights="DEFAULT", **options)
             )
             if classes is not None:
-                _replace_head(network, classes)
+                replace_head(network, classes)
         else:
             if classes is not None:
                 options["num_classes"] = classes
@@ -203,8 +203,10 @@ def _built(name: str, build: Callable[[], Any]) -> nn.Module:
         raise InputError(f"{name} could not be built: {type(error).__name__}: {reason}") from error
 
 
-def _replace_head(network: nn.Module, classes: int) -> None:
-    """Puts a new last layer in place of the one that tells the zoo's classes apart."""
+def replace_head(network: nn.Module, classes: int) -> None:
+    """Puts a new last layer, the last linear one or convolution, in place of one that tells other
+    classes apart.
+    """
     name, head = [
         (name, module)
         for name, module in network.named_modules()

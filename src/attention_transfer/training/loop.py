@@ -28,6 +28,7 @@ from attention_transfer.data import (
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.training.checkpoints import load_last_checkpoint, save_checkpoint
 from attention_transfer.training.evaluation import Evaluation, evaluate
+from attention_transfer.training.fine_tuning import parameter_groups
 from attention_transfer.training.machine import keep_freed_memory
 from attention_transfer.training.preparation import Prepared, prepare
 from attention_transfer.training.progress import RunProgress
@@ -147,7 +148,7 @@ class _Fit:
         self.config, self.data = prepared.config, prepared.data
         self.transfer = prepared.transfer.to(accelerator.device)
         self.optimizer = torch.optim.SGD(
-            self.transfer.parameters(),
+            parameter_groups(self.transfer, self.config.backbone_lr),
             lr=self.config.lr,
             momentum=self.config.momentum,
             nesterov=self.config.nesterov and self.config.momentum > 0,
@@ -217,6 +218,8 @@ class _Fit:
         began = time.perf_counter()
         totals = _Totals()
         self.transfer.student.train()
+        for module in self.prepared.frozen:
+            module.eval()
         source = enumerate(self._batches())
         while True:
             waiting = time.perf_counter()
@@ -254,7 +257,8 @@ class _Fit:
             images = images.contiguous()
         progress = self._progress(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * learning_rate_factor(self.config.schedule, progress)
+            rate = self.config.lr * learning_rate_factor(self.config.schedule, progress)
+            group["lr"] = rate * group["scale"]
         # Dropout and the like: a function of the seed and the step, as all randomness is.
         torch.manual_seed(_step_seed(self.config.seed, self.epoch, step))
         with self._autocast():
@@ -321,7 +325,7 @@ class _Fit:
         return {
             "epoch": self.epoch,
             "step": self.epoch * self.steps_an_epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.param_groups[-1]["lr"],
             "terms": {name: total / images for name, total in terms},
             "train_error": 100 * errors / images,
             "validation_error": validation.error,

@@ -13,6 +13,7 @@ from attention_transfer.config import DistillConfig, TrainConfig, height_and_wid
 from attention_transfer.data import Augmented, DataSet, as_input, load_data
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, ModelCard, load, own_input_size
+from attention_transfer.training.fine_tuning import freeze, last_layer
 from attention_transfer.training.machine import resolve_precision
 from attention_transfer.transfer import (
     ActivationAttention,
@@ -40,6 +41,8 @@ class Prepared:
     teacher: LoadedModel | None
     transfer: Transfer
     precision: str
+    frozen: list[nn.Module]
+    """Modules of the student that keep their weights and stay in eval mode."""
 
     @property
     def normalization(self) -> Normalization:
@@ -88,11 +91,9 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     if isinstance(config, DistillConfig):
         teacher = load(config.teacher, classes, trained=True, **settings)
     student = load(_student_of(config), classes, trained=False, **settings)
-    if student.card is not None and student.card.classes != classes:
-        raise InputError(
-            f"the student was trained for {student.card.classes} classes and {data.name} has "
-            f"{classes}; start from {student.name}@random instead"
-        )
+    if config.backbone_lr != 1:
+        last_layer(student.network)
+    frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
     networks = [student.network] + ([teacher.network] if teacher else [])
     if config.channels_last:
         for network in networks:
@@ -107,7 +108,7 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             student_normalization=model_normalization(student, data),
             teacher_normalization=model_normalization(teacher, data) if teacher else None,
         )
-    return Prepared(config, data, student, teacher, transfer, precision)
+    return Prepared(config, data, student, teacher, transfer, precision, frozen)
 
 
 def _augmented(data: DataSet, config: TrainConfig | DistillConfig) -> DataSet:

@@ -29,6 +29,12 @@ def introduction(prepared: Prepared) -> Iterator[str]:
     if prepared.teacher is not None:
         count = parameter_count(prepared.teacher.network)
         yield f"teacher {prepared.teacher.name} ({count:,} parameters)"
+    card = prepared.student.card
+    if card is not None and card.classes != len(data.class_names):
+        yield (
+            f"{prepared.student.name} gets a new last layer: its weights are for {card.classes} "
+            f"classes, {data.name} has {len(data.class_names)}"
+        )
     yield from data.notices
     for name, pairing in prepared.transfer.pairings.items():
         for whose, alone in (

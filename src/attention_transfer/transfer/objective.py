@@ -271,8 +271,9 @@ class Transfer(nn.Module):
         """One pass of both networks on an example: makes the terms' modules, describes pairs."""
         if self._needs_gradients:
             self._check_gradients(example)
-        with evaluating(self.student):
+        with evaluating(self.student), torch.enable_grad():
             student = observe(self.student, self._taps, example, self.student_normalization)
+        self._check_learnable(student)
         teacher = None if self.teacher is None else self.teacher(example)
         for name, term in self.terms.items():
             observation = self._observation(name, student, teacher)
@@ -281,6 +282,17 @@ class Transfer(nn.Module):
             if len(modules):
                 self.term_modules[name] = modules.to(example.device)
             self.pair_descriptions += [_describe(name, term, seen) for seen in observation.pairs]
+
+    def _check_learnable(self, student: Seen) -> None:
+        """Points in a part of the student that is frozen could never attend otherwise."""
+        if not any(parameter.requires_grad for parameter in self.student.parameters()):
+            return
+        frozen = [name for name, feature in student.features.items() if not feature.requires_grad]
+        if frozen:
+            raise InputError(
+                f"the student's point {frozen[0]!r} is in a part that is frozen, so its attention "
+                "cannot change; choose later points (pairs='auto-2'), or freeze less"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves the teacher along with ``.to()``, ``.cuda()`` and so on."""

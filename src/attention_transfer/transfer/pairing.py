@@ -1,6 +1,7 @@
 """Which student layer is to attend like which teacher layer."""
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,8 +28,8 @@ class Pair(NamedTuple):
 
 
 Pairs = str | Sequence[tuple[str, str]]
-"""``"auto"``, ``"s1:t1,s2:t2"``, or a sequence of (student point, teacher point). A name may be a
-pattern with ``*`` and ``?``.
+"""``"auto"``, ``"auto-N"`` (the last N of them), ``"s1:t1,s2:t2"``, or a sequence of (student
+point, teacher point). A name may be a pattern with ``*`` and ``?``.
 """
 
 
@@ -114,8 +115,9 @@ def resolve_pairs(pairs: Pairs, student: Side, teacher: Side) -> Pairing:
         >>> resolve_pairs("group1:layer1, group2:layer2", *sides).pairs
         [Pair(student='group1', teacher='layer1'), Pair(student='group2', teacher='layer2')]
     """
-    if pairs == "auto":
-        return _automatic(student, teacher)
+    automatic = re.fullmatch(r"auto(?:-([1-9]\d*))?", pairs) if isinstance(pairs, str) else None
+    if automatic:
+        return _last(_automatic(student, teacher), int(automatic[1] or 0))
     if isinstance(pairs, str):
         pairs = [tuple(name.strip() for name in pair.split(":")) for pair in pairs.split(",")]  # type: ignore[misc]
     resolved: list[Pair] = []
@@ -148,6 +150,13 @@ def _automatic(student: Side, teacher: Side) -> Pairing:
                 f"{side.input_size}; see 'attention-transfer points'"
             )
     return match_stages(*sides)
+
+
+def _last(pairing: Pairing, count: int) -> Pairing:
+    """The last few pairs; 0: all."""
+    if count == 0 or count >= len(pairing.pairs):
+        return pairing
+    return Pairing(pairing.pairs[-count:])
 
 
 def match_stages(student: Sequence[AttentionPoint], teacher: Sequence[AttentionPoint]) -> Pairing:
