@@ -132,10 +132,6 @@ CASES = {
         "distill --teacher empty --student wrn-10-1",
         "empty holds no trained network",
     ),
-    "student of other classes": (
-        "distill --teacher teacher --student other-classes",
-        "trained for 5 classes and small has 3",
-    ),
     "nothing to transfer": (DISTILL + "--attention none", "nothing to transfer"),
     "fp16 without a GPU": (TRAIN + "--precision fp16", "fp16 needs a GPU"),
     "resume nothing": ("resume empty", "empty holds no run"),

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from attention_transfer.cli import COMMANDS, main
 from attention_transfer.cli.output import console, print_table
 from attention_transfer.config import DistillConfig
-from attention_transfer.data import Augmentation, DataSet, ImageSet, load_data
+from attention_transfer.data import DataSet, ImageSet, load_data
 from attention_transfer.experiments import demo
 from attention_transfer.models import ModelCard, build
 from attention_transfer.training import RunProgress, judging, preparation
@@ -33,9 +33,7 @@ def tiny() -> DataSet:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     images = ImageSet(torch.from_numpy(pixels), torch.arange(40) % 10)
     third = (1 / 3,) * 3
-    return DataSet(
-        "tiny", images, images, images, tuple("0123456789"), third, third, Augmentation()
-    )
+    return DataSet("tiny", images, images, images, tuple("0123456789"), third, third)
 
 
 @pytest.fixture(autouse=True)
