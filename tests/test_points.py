@@ -247,6 +247,11 @@ def test_the_network_does_not_notice() -> None:
     assert [len(module._forward_hooks) for module in network.modules()] == [0, 1, 0]
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert all(parameter.requires_grad for parameter in network.parameters())
+    network(torch.rand(2, 3, 8, 8))
+    kept = network.kept
+    attention_points(network, (3, 8, 8))
+    assert network.kept is kept
+    assert network.passes == 1
 
 
 class Looking(nn.Module):

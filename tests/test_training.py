@@ -238,8 +238,13 @@ def test_evaluating_a_run_repeats_its_figures_on_its_own_data(
         assert document["error"] == final[f"{split}_error"]
         assert document["confusion"] == final[f"{split}_confusion"]
         assert document["loss"] == pytest.approx(final[f"{split}_loss"], rel=1e-5)
-    assert asked[0] == {"name": "cluttered-digits", "validation": 0.1, "data_seed": 0} | {
-        "download": False
+    assert asked[0] == {
+        "name": "cluttered-digits",
+        "validation": 0.1,
+        "data_seed": 0,
+        "download": False,
+        "image_size": None,
+        "own_size": (16, 16),
     }
     assert main(["evaluate", "teacher"]) == 0
     assert "class 0" in capsys.readouterr().out

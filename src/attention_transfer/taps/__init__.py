@@ -7,7 +7,7 @@ height and width are in it.
 
 from attention_transfer.taps.capture import Taps
 from attention_transfer.taps.layout import Layout
-from attention_transfer.taps.modules import evaluating, unwrapped
+from attention_transfer.taps.modules import evaluating, structure_copy, unwrapped
 from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
 from attention_transfer.taps.survey import attention_points
 
@@ -19,5 +19,6 @@ __all__ = [
     "Unreadable",
     "attention_points",
     "evaluating",
+    "structure_copy",
     "unwrapped",
 ]

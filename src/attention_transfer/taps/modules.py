@@ -1,11 +1,13 @@
 """Modules of a network by name, and what they put out."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["evaluating", "module_of", "outputs_of", "unwrapped"]
+__all__ = ["evaluating", "module_of", "outputs_of", "structure_copy", "unwrapped"]
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -63,3 +65,41 @@ def outputs_of(name: str, output: object) -> Iterator[tuple[str, object]]:
         return
     for key, part in parts:
         yield from outputs_of(f"{name}#{key}", part)
+
+
+def structure_copy(network: nn.Module, *, frozen: bool = True) -> nn.Module:
+    """A copy of a network's structure over the same memory, without hooks: whatever a pass leaves
+    in its modules stays out of the network.
+
+    Args:
+        network: to copy.
+        frozen: whether the copy's parameters ask for no gradients; else they are the network's own.
+
+    Raises:
+        Exception: what a module raises that cannot be copied.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> structure_copy(network).weight.data_ptr() == network.weight.data_ptr()
+        True
+    """
+    memory: dict[int, Any] = {}
+    for module in network.modules():
+        memory |= {id(tensor): tensor for tensor in _tensors_in(vars(module))}
+    if frozen:
+        for parameter in network.parameters():
+            memory[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    copied = copy.deepcopy(network, memory)
+    for module in copied.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()
+    return copied
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    """Tensors in dictionaries, lists and tuples, at any depth."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(part)

@@ -2,7 +2,6 @@
 nothing: on fake tensors, which have shapes and no values.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.errors import InputError
 from attention_transfer.taps.layout import Layout, LayoutReader
-from attention_transfer.taps.modules import evaluating, module_of, outputs_of, unwrapped
+from attention_transfer.taps.modules import (
+    evaluating,
+    module_of,
+    outputs_of,
+    structure_copy,
+    unwrapped,
+)
 from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
 from attention_transfer.taps.recommendation import ModuleSeen, Tree, named_best, recommended
 
@@ -54,14 +59,21 @@ def attention_points(model: nn.Module, input_size: tuple[int, int, int]) -> Poin
         0 8 16 16 (2.0, 2.0)
         1 8 16 16 (2.0, 2.0)
     """
-    network = _stand_in(unwrapped(model))
+    network = unwrapped(model)
     try:
-        outputs = _Recorder(network, input_size).run(fake=True)
+        seen = _Recorder(structure_copy(network), input_size).run(fake=True)
     except InputError:
         raise
     except Exception:
-        outputs = _Recorder(network, input_size).run(fake=False)
-    return _table(network, input_size, outputs)
+        seen = _Recorder(_copy_or_itself(network), input_size).run(fake=False)
+    return _table(seen)
+
+
+def _copy_or_itself(network: nn.Module) -> nn.Module:
+    try:
+        return structure_copy(network)
+    except Exception:
+        return network
 
 
 class _Output:
@@ -158,28 +170,8 @@ def _keeps_shape(module: nn.Module, given: tuple[object, ...], value: object) ->
     )
 
 
-def _stand_in(network: nn.Module) -> nn.Module:
-    """A copy of a network's structure over the same memory, without hooks and gradients, so that
-    whatever the pass leaves in its modules stays out of the network. The network itself, if it
-    has no copy.
-    """
-    memory: dict[int, Any] = {id(tensor): tensor for tensor in network.buffers()}
-    for module in network.modules():
-        held = [value for value in vars(module).values() if isinstance(value, Tensor)]
-        memory |= {id(tensor): tensor for tensor in held}
-    for parameter in network.parameters():
-        memory[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    try:
-        stand_in = copy.deepcopy(network, memory)
-    except Exception:
-        return network
-    for module in stand_in.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            hooks.clear()
-    return stand_in
-
-
-def _table(network: nn.Module, input_size: tuple[int, int, int], seen: _Recorder) -> PointTable:
+def _table(seen: _Recorder) -> PointTable:
+    network, input_size = seen.network, seen.input_size
     modules = dict(network.named_modules())
     total = max(seen.flops, 1)
     once = [output for output in seen.outputs if seen.calls[module_of(output.name)] == 1]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import InputError
 from attention_transfer.maps import common_size
-from attention_transfer.taps import Taps, evaluating
+from attention_transfer.taps import Taps, evaluating, structure_copy, unwrapped
 from attention_transfer.transfer.differentiability import (
     check_twice_differentiable,
     is_compiled,
@@ -271,9 +271,9 @@ class Transfer(nn.Module):
         """One pass of both networks on an example: makes the terms' modules, describes pairs."""
         if self._needs_gradients:
             self._check_gradients(example)
-        with evaluating(self.student), torch.enable_grad():
+        with evaluating(self.student):
             student = observe(self.student, self._taps, example, self.student_normalization)
-        self._check_learnable(student)
+        self._check_learnable(example)
         teacher = None if self.teacher is None else self.teacher(example)
         for name, term in self.terms.items():
             observation = self._observation(name, student, teacher)
@@ -283,14 +283,19 @@ class Transfer(nn.Module):
                 self.term_modules[name] = modules.to(example.device)
             self.pair_descriptions += [_describe(name, term, seen) for seen in observation.pairs]
 
-    def _check_learnable(self, student: Seen) -> None:
-        """Points in a part of the student that is frozen could never attend otherwise."""
-        if not any(parameter.requires_grad for parameter in self.student.parameters()):
+    def _check_learnable(self, example: Tensor) -> None:
+        """Points in a frozen part of the student could never attend otherwise."""
+        learns = {parameter.requires_grad for parameter in self.student.parameters()}
+        if learns != {True, False}:
             return
-        frozen = [name for name, feature in student.features.items() if not feature.requires_grad]
-        if frozen:
+        network = structure_copy(unwrapped(self.student), frozen=False)
+        taps = Taps(network, self._taps.points)
+        with evaluating(network), torch.enable_grad():
+            features = observe(network, taps, example, self.student_normalization).features
+        fixed = [name for name, feature in features.items() if not feature.requires_grad]
+        if fixed:
             raise InputError(
-                f"the student's point {frozen[0]!r} is in a part that is frozen, so its attention "
+                f"the student's point {fixed[0]!r} is in a part that is frozen, so its attention "
                 "cannot change; choose later points (pairs='auto-2'), or freeze less"
             )
 
