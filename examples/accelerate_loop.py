@@ -15,6 +15,7 @@ from attention_transfer.experiments.demo import packaged_teacher
 
 def main(steps: int) -> list[float]:
     """Trains; returns the loss of every step."""
+    torch.manual_seed(0)
     accelerator = Accelerator()
     data = at.data.load_data("cluttered-digits")
     images = at.data.as_input(data.train.pixels(torch.arange(len(data.train)).numpy()))

@@ -37,6 +37,7 @@ class Student(lightning.LightningModule):
 
 def main(steps: int) -> list[float]:
     """Trains; returns the loss of every step."""
+    torch.manual_seed(0)
     data = at.data.load_data("cluttered-digits")
     images = at.data.as_input(data.train.pixels(torch.arange(len(data.train)).numpy()))
     loader = DataLoader(TensorDataset(images, data.train.labels), batch_size=64, shuffle=True)

@@ -13,6 +13,7 @@ from attention_transfer.experiments.demo import packaged_teacher
 
 def main(steps: int) -> list[float]:
     """Trains; returns the loss of every step."""
+    torch.manual_seed(0)
     data = at.data.load_data("cluttered-digits")
     teacher = at.models.load_run(packaged_teacher())
     student = at.models.build("wrn-16-1", classes=10)

@@ -12,14 +12,16 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
 import attention_transfer as at
+from attention_transfer.experiments.demo import packaged_teacher
 
 
 def main(steps: int) -> list[float]:
     """Trains; returns the loss of every step."""
+    torch.manual_seed(0)
     data = at.data.load_data("cluttered-digits")
-    # A trained teacher would be timm.create_model("resnet34", pretrained=True).
-    teacher = timm.create_model("resnet18", num_classes=10)
-    student = timm.create_model("mobilenetv3_small_050", num_classes=10)
+    # With ImageNet's classes: timm.create_model("resnet34", pretrained=True).
+    teacher = at.models.load_run(packaged_teacher()).network
+    student = timm.create_model("resnet10t", num_classes=10)
     images = torch.rand(1, 3, 64, 64)
     transfer = at.Transfer(
         student,
@@ -27,7 +29,7 @@ def main(steps: int) -> list[float]:
         terms=[at.CrossEntropy(), at.ActivationAttention(beta=1000.0)],
         example_input=images,  # where attention can be read is found, and who meets whom
         student_normalization=at.Normalization(data.mean, data.std, size=(64, 64)),
-        teacher_normalization=at.Normalization(data.mean, data.std, size=(96, 96)),
+        teacher_normalization=at.Normalization(data.mean, data.std, size=(32, 32)),
     )
     optimizer = create_optimizer_v2(transfer, opt="adamw", lr=2e-3, weight_decay=0.05)
     schedule = CosineLRScheduler(

@@ -257,6 +257,9 @@ class Deadly(FileImages):
         return super().pixels(indices, view)
 
 
+# torch's handler of the worker's end raises wherever the process is, so at times inside the
+# standard library, between the opening of a socket and its ``with``.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_ends_the_epoch_and_names_the_samples(tmp_path: Path) -> None:
     whole = folder_data(fill(tmp_path), (16, 16)).train
     images = Deadly(whole.root, whole.paths, whole.labels, whole.size)
