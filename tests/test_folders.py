@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -153,13 +153,15 @@ sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
 
 
 @given(sizes, sizes, st.integers(0, 1000))
+@example((7, 59), (1, 51), 1)
 def test_crops_lie_inside_and_have_the_wanted_area_and_shape(
     whole: tuple[int, int], size: tuple[int, int], index: int
 ) -> None:
     box = random_crop(whole, size, View(0, 3), index)
-    assert 0 <= box.left < box.right <= whole[1] + 1e-9
-    assert 0 <= box.top < box.bottom <= whole[0] + 1e-9
     middle = centre(whole, size)
+    for part in (box, middle, centre(whole, size, share=1.0)):
+        assert 0 <= part.left < part.right <= whole[1]
+        assert 0 <= part.top < part.bottom <= whole[0]
     assert middle.left + middle.right == pytest.approx(whole[1])
     assert middle.top + middle.bottom == pytest.approx(whole[0])
     ratio = (middle.right - middle.left) / (middle.bottom - middle.top)

@@ -28,9 +28,9 @@ def centre(whole: tuple[int, int], size: tuple[int, int], share: float = 0.875) 
         Box(left=75.0, top=25.0, right=125.0, bottom=75.0)
     """
     scale = share * min(whole[0] / size[0], whole[1] / size[1])
-    height, width = scale * size[0], scale * size[1]
+    height, width = min(scale * size[0], whole[0]), min(scale * size[1], whole[1])
     left, top = (whole[1] - width) / 2, (whole[0] - height) / 2
-    return Box(left, top, left + width, top + height)
+    return Box(left, top, whole[1] - left, whole[0] - top)
 
 
 def random_crop(
