@@ -362,6 +362,38 @@ def test_the_version_is_the_packages(capsys: Capture) -> None:
     assert re.fullmatch(r"attention-transfer \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 
 
+def test_points_of_one_network_as_a_table_and_as_json(capsys: Capture) -> None:
+    assert main(["points", "wrn-16-1", "--image-size", "32x48"]) == 0
+    text = capsys.readouterr().out
+    assert "wrn-16-1 on 3x32x48 images" in text
+    assert re.search(r"^\* group2 +\w+ +feature map +32 +16x24 +2 ", text, re.MULTILINE)
+    assert main(["points", "wrn-16-1", "--image-size", "32x48", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["input_size"] == [3, 32, 48]
+    recommended = [point for point in document["points"] if point["recommended"]]
+    assert [(point["name"], point["height"], point["width"]) for point in recommended] == [
+        ("group1", 32, 48),
+        ("group2", 16, 24),
+        ("group3", 8, 12),
+    ]
+
+
+def test_points_of_a_student_and_its_teachers(capsys: Capture) -> None:
+    command = ["points", "wrn-16-1", "--pair", "wrn-16-2, nin-thin"]
+    assert main([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [network["model"] for network in document["teachers"]] == ["wrn-16-2", "nin-thin"]
+    pair = document["pairs"][2]
+    assert (pair["student"], pair["teacher"]) == ("group3", "0.group3+1.block3")
+    assert pair["student_shape"] == [64, 8, 8]
+    assert pair["map"] == [8, 8]
+    assert pair["effective_weight"] == pytest.approx(1000 / 64)
+    assert main(command) == 0
+    assert "wrn-16-1 attends like wrn-16-2 and nin-thin" in capsys.readouterr().out
+    assert main(["points", "timm:no-such-network"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_doctor_prints_one_json_document() -> None:
     done = program("doctor", "--json")
     assert done.returncode == 0, done.stderr

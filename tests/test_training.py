@@ -113,12 +113,11 @@ def test_the_teacher_is_bit_equal_after_training(teacher: Run, data: DataSet) ->
         {"teacher": str(teacher.folder), "student": "wrn-10-1", "out": "student", **SMALL}
     )
     prepared = preparation.prepare(config, data)
-    assert prepared.teacher is not None
     fit = loop._Fit(
         prepared, Run.create(Path("student"), config), loop.Accelerator(), RunProgress()
     )
     fit.finish()
-    after = prepared.teacher.network.state_dict()
+    after = prepared.teachers[0].network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in weights(teacher).items())
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from attention_transfer.training import Run, distill, resume, train
     from attention_transfer.transfer import (
         ActivationAttention,
+        BinaryCrossEntropy,
         CrossEntropy,
         FlipSymmetry,
         FrozenTeacher,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActivationAttention",
     "AttentionPoint",
+    "BinaryCrossEntropy",
     "CrossEntropy",
     "FlipSymmetry",
     "FrozenTeacher",

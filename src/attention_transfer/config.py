@@ -165,7 +165,10 @@ class TrainConfig(RunConfig):
 class DistillConfig(RunConfig):
     """A student, trained to look where a teacher looks."""
 
-    teacher: str = Field(description="a run's folder, or NAME@FILE.safetensors")
+    teacher: str = Field(
+        description="a run's folder, NAME or NAME@FILE.safetensors; several, by commas: the mean "
+        "of their maps"
+    )
     student: str = Field(description="the network that learns, such as wrn-16-1")
     attention: Annotated[
         Literal["activation", "gradient", "activation,gradient", "none"],
@@ -254,7 +257,9 @@ class PointsConfig(Config):
     """Where attention can be read."""
 
     model: str = Field(description="a network's name, such as timm:resnet34, or a run's folder")
-    pair: str | None = Field(None, description="a teacher that the network would be paired with")
+    pair: str | None = Field(
+        None, description="a teacher that the network would be paired with, or several, by commas"
+    )
     image_size: ImageSize | None = Field(
         None, description="N or HxW, of the network's images; default: its own"
     )

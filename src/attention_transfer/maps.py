@@ -11,7 +11,7 @@ whatever the state of autocast: float16 and bfloat16 are promoted, float64 stays
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ __all__ = [
     "activation_map",
     "agreement",
     "common_size",
+    "mean_map",
     "normalize",
     "normalized_map",
     "promoted",
@@ -156,13 +157,35 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.adaptive_avg_pool2d(maps.unsqueeze(1), size).squeeze(1)
 
 
-def common_size(student: tuple[int, ...], teacher: tuple[int, ...]) -> tuple[int, int]:
-    """The height and width at which two maps are compared: axis by axis, the smaller.
+def common_size(*sizes: tuple[int, ...]) -> tuple[int, int]:
+    """The height and width at which maps are compared: axis by axis, the smallest.
 
     >>> common_size((32, 8), (16, 16))
     (16, 8)
     """
-    return min(student[0], teacher[0]), min(student[1], teacher[1])
+    height, width = map(min, zip(*sizes, strict=True))
+    return height, width
+
+
+def mean_map(maps: Sequence[Tensor]) -> Tensor:
+    """Where several networks look, taken together: the mean of their normalised maps.
+
+    Args:
+        maps: one or more (N, H, W), of the same images; where sizes differ, each is pooled to
+            :func:`common_size` before normalisation.
+
+    Returns:
+        (N, H, W) in at least float32. A single map is returned as it is.
+
+    Example:
+        >>> mean_map([torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[0.0, 2.0]]])])
+        tensor([[[0.3000, 0.9000]]])
+    """
+    if len(maps) == 1:
+        return maps[0]
+    size = common_size(*(map_.shape[-2:] for map_ in maps))
+    vectors = [normalize(resize(map_, size)) for map_ in maps]
+    return torch.stack(vectors).mean(dim=0).view(-1, *size)
 
 
 def agreement(student_map: Tensor, teacher_map: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "points timm:resnet34",
     "points timm:mobilenetv3_small_100 --pair timm:resnet34",
+    "points timm:mobilenetv3_small_100 --pair timm:resnet34,timm:vit_tiny_patch16_224",
     "points wrn-16-1 --image-size 48x64 --json",
 )
 
@@ -37,7 +38,7 @@ def run(arguments: Namespace) -> int:
     size = None if config.image_size is None else height_and_width(config.image_size)
     outlines = [outline(config.model, size)]
     if config.pair is not None:
-        outlines.append(outline(config.pair))
+        outlines += [outline(name.strip()) for name in config.pair.split(",")]
     sides = [Side(found.network, found.input_size) for found in outlines]
     names = [found.name for found in outlines]
     pairing = None if config.pair is None else resolve_pairs("auto", *sides)
@@ -89,16 +90,17 @@ def _print_pairs(
             pair["student"],
             "x".join(map(str, pair["student_shape"])),
             pair["teacher"],
-            "x".join(map(str, pair["teacher_shape"])),
+            "+".join("x".join(map(str, shape)) for shape in pair["teacher_shapes"]),
             "x".join(map(str, pair["map"])),
             f"{pair['effective_weight']:.4g}",
         ]
         for pair in document["pairs"]
     ]
     columns = ["student", "shape", "teacher", "shape", "compared at", "weight on ||d||^2"]
-    title = f"{names[0]} attends like {names[1]} (pairs auto; weights at beta 1000, form code)"
+    others = " and ".join(names[1:])
+    title = f"{names[0]} attends like {others} (pairs auto; weights at beta 1000, form code)"
     print_table(where, columns, rows, title=title)
-    for whose, name in zip(("student", "teacher"), names, strict=True):
+    for whose, name in (("student", names[0]), ("teacher", others)):
         alone = document[f"alone_in_{whose}"]
         if alone:
             print_line(where, f"without a partner in {name}: {', '.join(alone)}")
@@ -121,23 +123,31 @@ def _document(names: list[str], sides: "list[Side]", pairing: "Pairing | None") 
     ]
     if pairing is None:
         return networks[0]
-    return {"student": networks[0], "teacher": networks[1], **_pairs(sides, pairing)}
+    return {"student": networks[0], "teachers": networks[1:], **_pairs(sides, pairing)}
 
 
 def _pairs(sides: "list[Side]", pairing: "Pairing") -> dict[str, Any]:
     from attention_transfer.losses import effective_weight
     from attention_transfer.maps import common_size
 
+    student, *teachers = sides
+    theirs = {
+        name: point
+        for number, side in enumerate(teachers)
+        for point in side.points
+        for name in (point.name if len(teachers) == 1 else f"{number}.{point.name}",)
+    }
     pairs = []
     for pair in pairing.pairs:
-        ours, theirs = (side.points[name] for side, name in zip(sides, pair, strict=True))
-        size = common_size(ours.layout.grid, theirs.layout.grid)
+        met = [student.points[pair.student], *(theirs[name] for name in pair.teacher_points)]
+        shapes = [[point.channels, *point.layout.grid] for point in met]
+        size = common_size(*(point.layout.grid for point in met))
         pairs.append(
             {
                 "student": pair.student,
                 "teacher": pair.teacher,
-                "student_shape": [ours.channels, *ours.layout.grid],
-                "teacher_shape": [theirs.channels, *theirs.layout.grid],
+                "student_shape": shapes[0],
+                "teacher_shapes": shapes[1:],
                 "map": size,
                 "effective_weight": effective_weight(1000.0, "code", size)[0],
             }

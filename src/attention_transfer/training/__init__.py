@@ -49,7 +49,8 @@ def distill(
     """Trains a student to look where a teacher looks, as ``attention-transfer distill`` does.
 
     Args:
-        teacher: a MODEL with trained weights, such as a run's folder.
+        teacher: a MODEL with trained weights, such as a run's folder; or several, by commas, whose
+            maps and logits are averaged.
         student: a MODEL, such as ``"wrn-16-1"``.
         progress: told about every step; silent by default.
         settings: the flags' words: ``beta=1000.0``, ``kd_alpha=0.9``, ``epochs=15``, ...

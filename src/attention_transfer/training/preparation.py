@@ -38,7 +38,7 @@ class Prepared:
     config: TrainConfig | DistillConfig
     data: DataSet
     student: LoadedModel
-    teacher: LoadedModel | None
+    teachers: list[LoadedModel]
     transfer: Transfer
     precision: str
     frozen: list[nn.Module]
@@ -87,28 +87,31 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     data = _augmented(data, config)
     classes = len(data.class_names)
     settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
-    teacher = None
+    teachers = []
     if isinstance(config, DistillConfig):
-        teacher = load(config.teacher, classes, trained=True, **settings)
+        teachers = [
+            load(name.strip(), classes, trained=True, **settings)
+            for name in config.teacher.split(",")
+        ]
     student = load(_student_of(config), classes, trained=False, **settings)
     if config.backbone_lr != 1:
         last_layer(student.network)
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
-    networks = [student.network] + ([teacher.network] if teacher else [])
+    networks = [teacher.network for teacher in teachers]
     if config.channels_last:
-        for network in networks:
+        for network in [student.network, *networks]:
             network.to(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         transfer = Transfer(
             student.network,
-            teacher.network if teacher else None,
+            networks or None,
             terms,
             example_input=as_input(data.train.pixels(np.arange(1))),
             student_normalization=model_normalization(student, data),
-            teacher_normalization=model_normalization(teacher, data) if teacher else None,
+            teacher_normalization=[model_normalization(teacher, data) for teacher in teachers],
         )
-    return Prepared(config, data, student, teacher, transfer, precision, frozen)
+    return Prepared(config, data, student, teachers, transfer, precision, frozen)
 
 
 def _augmented(data: DataSet, config: TrainConfig | DistillConfig) -> DataSet:

@@ -1,7 +1,7 @@
 """What a run says before it starts and leaves when it is done."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,9 +26,8 @@ def introduction(prepared: Prepared) -> Iterator[str]:
         f"{len(data.test)} to test; {config.epochs} epochs at batch {config.batch_size}, "
         f"{config.schedule} to lr {config.lr:g}, {prepared.precision}"
     )
-    if prepared.teacher is not None:
-        count = parameter_count(prepared.teacher.network)
-        yield f"teacher {prepared.teacher.name} ({count:,} parameters)"
+    for teacher in prepared.teachers:
+        yield f"teacher {teacher.name} ({parameter_count(teacher.network):,} parameters)"
     card = prepared.student.card
     if card is not None and card.classes != len(data.class_names):
         yield (
@@ -44,10 +43,12 @@ def introduction(prepared: Prepared) -> Iterator[str]:
             if alone:
                 yield f"{name}: no partner for the {whose}'s {', '.join(alone)}"
     for pair in prepared.transfer.pair_descriptions:
-        shapes = ("x".join(map(str, shape)) for shape in (pair.student_shape, pair.teacher_shape))
+        student, *teachers = (
+            "x".join(map(str, shape)) for shape in (pair.student_shape, *pair.teacher_shapes)
+        )
         yield (
-            f"{pair.term}: {pair.student} ({next(shapes)}) attends like {pair.teacher} "
-            f"({next(shapes)}), weight {pair.effective_weight:.4g} on {pair.unit}"
+            f"{pair.term}: {pair.student} ({student}) attends like {pair.teacher} "
+            f"({', '.join(teachers)}), weight {pair.effective_weight:.4g} on {pair.unit}"
         )
     if not isinstance(config, DistillConfig):
         return
@@ -74,7 +75,6 @@ def make_record(
     """The contents of record.json but for its schema version."""
     config, data = prepared.config, prepared.data
     images = config.epochs * len(data.train)
-    teacher = prepared.teacher
     return {
         "command": "distill" if isinstance(config, DistillConfig) else "train",
         "config": config.model_dump(mode="json"),
@@ -93,8 +93,8 @@ def make_record(
                 )
             },
         },
-        "student": _network_record(prepared.student, prepared),
-        "teacher": None if teacher is None else _network_record(teacher, prepared),
+        "student": _network_record([prepared.student], prepared),
+        "teacher": _network_record(prepared.teachers, prepared) if prepared.teachers else None,
         "pairs": [asdict(pair) for pair in prepared.transfer.pair_descriptions],
         "final": {
             f"{split}_{figure}": value
@@ -112,14 +112,20 @@ def parameter_count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _network_record(model: LoadedModel, prepared: Prepared) -> dict[str, Any]:
+def _network_record(models: Sequence[LoadedModel], prepared: Prepared) -> dict[str, Any]:
+    """One network, or several teachers together."""
+    data_size = prepared.data.input_size
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for model in models:
+        for name, tensor in sorted(model.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return {
-        "name": model.name,
-        "parameters": parameter_count(model.network),
-        "flops": count_flops(model.network, prepared.data.input_size),
+        "name": ",".join(model.name for model in models),
+        "parameters": sum(parameter_count(model.network) for model in models),
+        "flops": sum(
+            count_flops(model.network, model.input.size if model.input else data_size)
+            for model in models
+        ),
         "weights_fingerprint": digest.hexdigest(),
     }

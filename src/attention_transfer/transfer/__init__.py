@@ -11,6 +11,7 @@ from attention_transfer.transfer.pairing import Pair
 from attention_transfer.transfer.teacher import FrozenTeacher, Normalization
 from attention_transfer.transfer.terms import (
     ActivationAttention,
+    BinaryCrossEntropy,
     CrossEntropy,
     FullActivation,
     KnowledgeDistillation,
@@ -21,6 +22,7 @@ from attention_transfer.transfer.terms import (
 
 __all__ = [
     "ActivationAttention",
+    "BinaryCrossEntropy",
     "CrossEntropy",
     "FlipSymmetry",
     "FrozenTeacher",

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import InputError
-from attention_transfer.maps import common_size
 from attention_transfer.taps import Taps, evaluating, structure_copy, unwrapped
 from attention_transfer.transfer.differentiability import (
     check_twice_differentiable,
@@ -21,6 +20,7 @@ from attention_transfer.transfer.gradients import InputGradients
 from attention_transfer.transfer.pairing import Pairing, Side, resolve_pairs
 from attention_transfer.transfer.teacher import (
     FrozenTeacher,
+    FrozenTeachers,
     Normalization,
     Seen,
     input_size,
@@ -29,6 +29,8 @@ from attention_transfer.transfer.teacher import (
 from attention_transfer.transfer.terms import Observation, PairedMaps, PairFeatures, Term
 
 __all__ = ["PairDescription", "Transfer", "TransferOutput"]
+
+MeanAndDeviation = Normalization | tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class PairDescription:
     student: str
     teacher: str
     student_shape: tuple[int, ...]
-    teacher_shape: tuple[int, ...]
+    teacher_shapes: tuple[tuple[int, ...], ...]
+    """One for each of the pair's teacher points."""
     effective_weight: float
     unit: str
 
@@ -72,7 +75,8 @@ class Transfer(nn.Module):
 
     Args:
         student: the network that learns.
-        teacher: the network that shows, or None if no term needs one.
+        teacher: the network that shows, or None if no term needs one. Of a sequence of networks
+            the normalised maps, and the logits, are averaged.
         terms: what to sum; ``name`` makes each one's key in the output (a second term of the same
             kind gets ``_2``).
         example_input: images (N, C, H, W) to try both networks on, in eval mode, when the
@@ -81,7 +85,8 @@ class Transfer(nn.Module):
             points of their own need it for ``pairs="auto"`` and for patterns.
         student_normalization, teacher_normalization: (means, standard deviations) by channel, if
             the images given are not normalised yet for that network; a :class:`Normalization`
-            also brings them to the network's own size.
+            also brings them to the network's own size. Several teachers share one, or a list has
+            one for each.
 
     Raises:
         InputError: no terms; a term that needs a teacher without one; unknown points; pairs that
@@ -104,33 +109,22 @@ class Transfer(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
         terms: Sequence[Term] = (),
         *,
         example_input: Tensor | None = None,
-        student_normalization: Normalization
-        | tuple[Sequence[float], Sequence[float]]
-        | None = None,
-        teacher_normalization: Normalization
-        | tuple[Sequence[float], Sequence[float]]
-        | None = None,
+        student_normalization: MeanAndDeviation | None = None,
+        teacher_normalization: MeanAndDeviation | list[MeanAndDeviation | None] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.student_normalization = _normalization(student_normalization)
         self.terms = _named(terms)
-        self.pairings = self._resolve(teacher, _normalization(teacher_normalization), example_input)
+        teachers = _each(teacher, teacher_normalization)
+        self.pairings = self._resolve(teachers, example_input)
         both = [pair for pairing in self.pairings.values() for pair in pairing.pairs]
         self._taps = Taps(student, [pair.student for pair in both])
-        self.teacher = (
-            None
-            if teacher is None
-            else FrozenTeacher(
-                teacher,
-                [pair.teacher for pair in both],
-                _normalization(teacher_normalization),
-            )
-        )
+        self.teacher = _frozen(teachers, [point for pair in both for point in pair.teacher_points])
         self.term_modules = nn.ModuleDict()
         self.pair_descriptions: list[PairDescription] = []
         self._twice_differentiable = False
@@ -220,24 +214,21 @@ class Transfer(nn.Module):
         )
 
     def _resolve(
-        self, teacher: nn.Module | None, normalization: Normalization | None, example: Tensor | None
+        self, teachers: list[tuple[nn.Module, Normalization | None]], example: Tensor | None
     ) -> dict[str, Pairing]:
         """The pairs of each term that compares layers."""
         wanted = {name: term.wanted_pairs for name, term in self.terms.items()}
         for name, term in self.terms.items():
-            if term.needs_teacher and teacher is None:
+            if term.needs_teacher and not teachers:
                 raise InputError(f"the term {name} needs a teacher, got none; pass teacher=")
-        if teacher is None:
+        if not teachers:
             return {}
-        ours, theirs = (
+        sides = [
             Side(network, None if example is None else input_size(example, own))
-            for network, own in (
-                (self.student, self.student_normalization),
-                (teacher, normalization),
-            )
-        )
+            for network, own in [(self.student, self.student_normalization), *teachers]
+        ]
         return {
-            name: resolve_pairs(pairs, ours, theirs)
+            name: resolve_pairs(pairs, *sides)
             for name, pairs in wanted.items()
             if pairs is not None
         }
@@ -257,9 +248,8 @@ class Transfer(nn.Module):
             observation.teacher_gradient = teacher.gradient
         for pair in self.pairings[name].pairs if name in self.pairings else []:
             assert teacher is not None
-            observation.pairs.append(
-                PairFeatures(pair, student.features[pair.student], teacher.features[pair.teacher])
-            )
+            theirs = tuple(teacher.features[point] for point in pair.teacher_points)
+            observation.pairs.append(PairFeatures(pair, student.features[pair.student], theirs))
         if name in self.term_modules:
             modules = self.term_modules[name]
             assert isinstance(modules, nn.ModuleList)
@@ -311,10 +301,42 @@ def _logits_of(teacher: Seen | None) -> Tensor | None:
     return teacher.output if teacher and isinstance(teacher.output, Tensor) else None
 
 
-def _normalization(
-    given: Normalization | tuple[Sequence[float], Sequence[float]] | None,
-) -> Normalization | None:
+def _normalization(given: MeanAndDeviation | None) -> Normalization | None:
     return None if given is None else Normalization(*given)
+
+
+def _each(
+    teacher: nn.Module | Sequence[nn.Module] | None,
+    normalization: MeanAndDeviation | list[MeanAndDeviation | None] | None,
+) -> list[tuple[nn.Module, Normalization | None]]:
+    """The teachers, each with its normalisation."""
+    if teacher is None:
+        return []
+    networks = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+    if not networks:
+        raise InputError("got no teachers in the sequence, expected at least one network")
+    if not isinstance(normalization, list):
+        normalization = [normalization] * len(networks)
+    if len(normalization) != len(networks):
+        raise InputError(
+            f"got {len(normalization)} teacher normalizations for {len(networks)} teachers, "
+            "expected one for all or one for each"
+        )
+    return [
+        (network, _normalization(own)) for network, own in zip(networks, normalization, strict=True)
+    ]
+
+
+def _frozen(
+    teachers: list[tuple[nn.Module, Normalization | None]], points: list[str]
+) -> FrozenTeacher | None:
+    if not teachers:
+        return None
+    if len(teachers) == 1:
+        network, normalization = teachers[0]
+        return FrozenTeacher(network, points, normalization)
+    networks, normalizations = zip(*teachers, strict=True)
+    return FrozenTeachers(networks, points, normalizations)
 
 
 def _named(terms: Sequence[Term]) -> dict[str, Term]:
@@ -330,7 +352,7 @@ def _named(terms: Sequence[Term]) -> dict[str, Term]:
 
 
 def _describe(name: str, term: Term, seen: PairFeatures) -> PairDescription:
-    size = common_size(seen.student.shape[-2:], seen.teacher.shape[-2:])
-    weight, unit = term.effective_weight(size)
-    student, teacher = tuple(seen.student.shape[1:]), tuple(seen.teacher.shape[1:])
-    return PairDescription(name, *seen.pair, student, teacher, weight, unit)
+    weight, unit = term.effective_weight(seen.map_size)
+    student = tuple(seen.student.shape[1:])
+    teachers = tuple(tuple(features.shape[1:]) for features in seen.teachers)
+    return PairDescription(name, *seen.pair, student, teachers, weight, unit)

@@ -22,6 +22,16 @@ class Pair(NamedTuple):
 
     student: str
     teacher: str
+    """Several points, whose maps are averaged, are joined by ``+``."""
+
+    @property
+    def teacher_points(self) -> tuple[str, ...]:
+        """The points at the teacher's end, one as a rule.
+
+        >>> Pair("group1", "0.layer1+1.stages.0").teacher_points
+        ('0.layer1', '1.stages.0')
+        """
+        return tuple(self.teacher.split("+"))
 
     def __str__(self) -> str:
         return f"{self.student}:{self.teacher}"
@@ -29,7 +39,9 @@ class Pair(NamedTuple):
 
 Pairs = str | Sequence[tuple[str, str]]
 """``"auto"``, ``"auto-N"`` (the last N of them), ``"s1:t1,s2:t2"``, or a sequence of (student
-point, teacher point). A name may be a pattern with ``*`` and ``?``.
+point, teacher point). A name may be a pattern with ``*`` and ``?``. Maps of several teacher points
+are averaged: ``"s1:t1+t2"``. Of several teachers, a point's name begins with the number of its
+teacher: ``"s1:0.t1+1.t1"``.
 """
 
 
@@ -103,8 +115,11 @@ class Side:
         return found
 
 
-def resolve_pairs(pairs: Pairs, student: Side, teacher: Side) -> Pairing:
+def resolve_pairs(pairs: Pairs, student: Side, *teachers: Side) -> Pairing:
     """Pairs as they were meant: parsed, with patterns spelt out, or found (``"auto"``).
+
+    With several teachers, ``"auto"`` pairs the student with each of them, and joins the pairs that
+    have the student's point in common.
 
     Raises:
         InputError: nothing to pair, a pair that is not two names, patterns that do not match
@@ -117,7 +132,7 @@ def resolve_pairs(pairs: Pairs, student: Side, teacher: Side) -> Pairing:
     """
     automatic = re.fullmatch(r"auto(?:-([1-9]\d*))?", pairs) if isinstance(pairs, str) else None
     if automatic:
-        return _last(_automatic(student, teacher), int(automatic[1] or 0))
+        return _last(_automatic(student, teachers), int(automatic[1] or 0))
     if isinstance(pairs, str):
         pairs = [tuple(name.strip() for name in pair.split(":")) for pair in pairs.split(",")]  # type: ignore[misc]
     resolved: list[Pair] = []
@@ -126,7 +141,7 @@ def resolve_pairs(pairs: Pairs, student: Side, teacher: Side) -> Pairing:
             raise InputError(
                 f"got the pair {':'.join(pair)!r}, expected student.layer:teacher.layer"
             )
-        ours, theirs = student.matching(pair[0]), teacher.matching(pair[1])
+        ours, theirs = student.matching(pair[0]), _teacher_points(pair[1], teachers)
         if len(ours) != len(theirs):
             raise InputError(
                 f"the pair {':'.join(pair)} means {len(ours)} student points ({', '.join(ours)}) "
@@ -138,7 +153,49 @@ def resolve_pairs(pairs: Pairs, student: Side, teacher: Side) -> Pairing:
     return Pairing(resolved)
 
 
-def _automatic(student: Side, teacher: Side) -> Pairing:
+def _teacher_points(pattern: str, teachers: Sequence[Side]) -> list[str]:
+    """What the teacher's end of a pair means: names, joined where they are to be averaged."""
+    ends = [_points_of_one(part, teachers) for part in pattern.split("+")]
+    if len({len(names) for names in ends}) > 1:
+        raise InputError(
+            f"the parts of {pattern} mean {' and '.join(str(len(names)) for names in ends)} "
+            "teacher points, expected as many of each"
+        )
+    return ["+".join(names) for names in zip(*ends, strict=True)]
+
+
+def _points_of_one(pattern: str, teachers: Sequence[Side]) -> list[str]:
+    if len(teachers) == 1:
+        return teachers[0].matching(pattern)
+    number, _, name = pattern.partition(".")
+    if not (number.isdecimal() and int(number) < len(teachers) and name):
+        raise InputError(
+            f"got the teacher point {pattern!r}, expected one that begins with the number of its "
+            f"teacher, 0 to {len(teachers) - 1}, such as 0.{pattern}"
+        )
+    return [f"{number}.{found}" for found in teachers[int(number)].matching(name)]
+
+
+def _automatic(student: Side, teachers: Sequence[Side]) -> Pairing:
+    pairings = [_matched(student, teacher) for teacher in teachers]
+    if len(pairings) == 1:
+        return pairings[0]
+    partners: dict[str, list[str]] = {name: [] for name in student.recommended}
+    for number, pairing in enumerate(pairings):
+        for pair in pairing.pairs:
+            partners[pair.student].append(f"{number}.{pair.teacher}")
+    return Pairing(
+        [Pair(name, "+".join(theirs)) for name, theirs in partners.items() if theirs],
+        tuple(name for name, theirs in partners.items() if not theirs),
+        tuple(
+            f"{number}.{name}"
+            for number, pairing in enumerate(pairings)
+            for name in pairing.alone_in_teacher
+        ),
+    )
+
+
+def _matched(student: Side, teacher: Side) -> Pairing:
     if student.declared and len(student.declared) == len(teacher.declared):
         both = zip(student.declared, teacher.declared, strict=True)
         return Pairing([Pair(*names) for names in both])

@@ -9,9 +9,18 @@ from torch.nn import functional
 
 from attention_transfer.errors import InputError
 from attention_transfer.losses import summed_cross_entropy
+from attention_transfer.maps import promoted
 from attention_transfer.taps import Taps, unwrapped
 
-__all__ = ["FrozenTeacher", "Normalization", "Seen", "input_gradient", "input_size", "observe"]
+__all__ = [
+    "FrozenTeacher",
+    "FrozenTeachers",
+    "Normalization",
+    "Seen",
+    "input_gradient",
+    "input_size",
+    "observe",
+]
 
 
 class Normalization(NamedTuple):
@@ -147,15 +156,70 @@ class FrozenTeacher:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Seen:
         """Logits and features for images (N, C, H, W)."""
+        return self.observe(images)
+
+    def observe(self, images: Tensor) -> Seen:
+        """The same, differentiable in the images."""
         self.network.eval()
         return observe(self.network, self._taps, images, self.normalization)
 
     def with_gradient(self, images: Tensor, labels: Tensor | None) -> Seen:
         """The same, with the gradient of the summed cross-entropy at the images; all constants."""
-        self.network.eval()
         images = images.detach().requires_grad_()
         with torch.enable_grad():
-            seen = observe(self.network, self._taps, images, self.normalization)
+            seen = self.observe(images)
         gradient = input_gradient(seen.logits, labels, images)
         features = {point: feature.detach() for point, feature in seen.features.items()}
         return Seen(seen.logits.detach(), features, gradient)
+
+
+class FrozenTeachers(FrozenTeacher):
+    """Several frozen teachers that answer as one.
+
+    Their logits are averaged, which is the geometric mean of their predictions (Hinton et al.
+    2015); teachers of different classes have none in common. Features are those of all of them,
+    under names that begin with the teacher's number, from 0.
+
+    Args:
+        networks: the teachers.
+        points: names of the modules to read, each after its teacher's number and a dot.
+        normalizations: each teacher's own.
+
+    Example:
+        >>> networks = [nn.Sequential(nn.Conv2d(3, width, 1), nn.Flatten()) for width in (4, 8)]
+        >>> teachers = FrozenTeachers(networks, ["0.0", "1.0"], [None, None])
+        >>> [features.shape[1] for features in teachers(torch.zeros(2, 3, 8, 8)).features.values()]
+        [4, 8]
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        points: Sequence[str],
+        normalizations: Sequence[Normalization | None],
+    ) -> None:
+        self.network = nn.ModuleList(networks)
+        names = [point.split(".", 1) for point in points]
+        self.members = [
+            FrozenTeacher(
+                network, [name for owner, name in names if owner == str(number)], normalization
+            )
+            for number, (network, normalization) in enumerate(
+                zip(networks, normalizations, strict=True)
+            )
+        ]
+
+    def observe(self, images: Tensor) -> Seen:
+        """One pass of each."""
+        seen = [member.observe(images) for member in self.members]
+        outputs = [answer.output for answer in seen]
+        logits = [output for output in outputs if isinstance(output, Tensor)]
+        same = len(logits) == len(outputs) and len({output.shape for output in logits}) == 1
+        return Seen(
+            torch.stack([promoted(output) for output in logits]).mean(dim=0) if same else outputs,
+            {
+                f"{number}.{name}": features
+                for number, answer in enumerate(seen)
+                for name, features in answer.features.items()
+            },
+        )

@@ -21,6 +21,7 @@ from attention_transfer.transfer.pairing import Pair, Pairs
 __all__ = [
     "ActivationAttention",
     "BetaSchedule",
+    "BinaryCrossEntropy",
     "CrossEntropy",
     "FullActivation",
     "KnowledgeDistillation",
@@ -43,7 +44,28 @@ class PairFeatures(NamedTuple):
 
     pair: Pair
     student: Tensor
-    teacher: Tensor
+    teachers: tuple[Tensor, ...]
+    """One for each of the pair's teacher points."""
+
+    @property
+    def teacher(self) -> Tensor:
+        """The only teacher point's.
+
+        Raises:
+            InputError: there are several.
+        """
+        if len(self.teachers) != 1:
+            raise InputError(
+                f"pair {self.pair} has {len(self.teachers)} teacher points, and only attention "
+                "maps can be averaged; give this term pairs with one teacher point each"
+            )
+        return self.teachers[0]
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width at which attention maps of the pair are compared."""
+        shapes = [features.shape[-2:] for features in (self.student, *self.teachers)]
+        return maps.common_size(*shapes)
 
 
 class PairedMaps(NamedTuple):
@@ -127,10 +149,59 @@ class CrossEntropy(Term):
     def __post_init__(self) -> None:
         check_weight("weight", self.weight)
 
+    def check(self, observation: Observation) -> None:
+        labels = observation.labels
+        if labels is None or labels.dim() == 1:
+            return
+        if not labels.is_floating_point() or bool((labels.sum(dim=1) - 1).abs().gt(1e-3).any()):
+            raise InputError(
+                f"CrossEntropy takes class indices (N,), or probabilities (N, classes) that sum "
+                f"to 1, got {labels.dtype} of shape {tuple(labels.shape)}; for images of several "
+                "classes each, use BinaryCrossEntropy"
+            )
+
     def value(self, observation: Observation) -> Tensor:
-        if observation.labels is None:
-            raise InputError("CrossEntropy needs labels, got None; call transfer(images, labels)")
-        return functional.cross_entropy(maps.promoted(observation.logits), observation.labels)
+        logits = maps.promoted(observation.logits)
+        return functional.cross_entropy(logits, _labels(self, observation))
+
+    def weight_at(self, progress: float) -> float:
+        return self.weight
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(Term):
+    """weight * binary cross-entropy of the student's logits with multi-label targets, the mean
+    over images and classes.
+
+    Labels are (N, classes), in [0, 1]: 1 where an image is of the class. Activation attention goes
+    with it and a teacher of any classes; knowledge distillation and the gradient terms are for
+    images of one class each.
+
+    Example:
+        >>> term = BinaryCrossEntropy()
+        >>> float(term.value(Observation(torch.zeros(1, 2), torch.tensor([[1, 1]]))))
+        0.6931471824645996
+    """
+
+    weight: float = 1.0
+    name: ClassVar[str] = "binary_cross_entropy"
+    needs_teacher: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_weight("weight", self.weight)
+
+    def check(self, observation: Observation) -> None:
+        labels, shape = observation.labels, tuple(observation.logits.shape)
+        if labels is not None and tuple(labels.shape) != shape:
+            raise InputError(
+                f"BinaryCrossEntropy takes labels like the logits, {shape}, got "
+                f"{tuple(labels.shape)}; for class indices (N,), use CrossEntropy"
+            )
+
+    def value(self, observation: Observation) -> Tensor:
+        logits = maps.promoted(observation.logits)
+        labels = _labels(self, observation).to(logits.dtype)
+        return functional.binary_cross_entropy_with_logits(logits, labels)
 
     def weight_at(self, progress: float) -> float:
         return self.weight
@@ -179,8 +250,10 @@ class ActivationAttention(Term):
     """beta * the sum over pairs of the attention transfer loss (paper, Eq. 2).
 
     See :func:`attention_transfer.maps.activation_map` for ``map`` and ``power``, and
-    :func:`attention_transfer.losses.attention_transfer` for ``form`` and ``norm``. Over the
-    training, beta stays (``"constant"``) or falls to zero (``"linear"``, ``"cosine"``).
+    :func:`attention_transfer.losses.attention_transfer` for ``form`` and ``norm``. At a pair with
+    several teacher points, the teacher's map is the :func:`attention_transfer.maps.mean_map` of
+    theirs. Over the training, beta stays (``"constant"``) or falls to zero (``"linear"``,
+    ``"cosine"``).
 
     Example:
         >>> ActivationAttention(beta=1000.0, schedule="linear").weight_at(0.25)
@@ -211,19 +284,24 @@ class ActivationAttention(Term):
 
     def check(self, observation: Observation) -> None:
         for seen in observation.pairs:
-            shapes = tuple(seen.student.shape), tuple(seen.teacher.shape)
-            if maps.common_size(shapes[0][-2:], shapes[1][-2:]) == (1, 1):
+            if seen.map_size == (1, 1):
+                theirs = " and ".join(str(tuple(features.shape)) for features in seen.teachers)
                 raise InputError(
                     f"pair {seen.pair} would be compared on a 1x1 map, where attention is the "
-                    f"same for any image (got student {shapes[0]} and teacher {shapes[1]}); "
-                    "choose earlier points"
+                    f"same for any image (got student {tuple(seen.student.shape)} and teacher "
+                    f"{theirs}); choose earlier points"
                 )
 
     def value(self, observation: Observation) -> Tensor:
         total = maps.promoted(observation.logits).new_zeros(())
-        for pair, student_features, teacher_features in observation.pairs:
+        for pair, student_features, teachers_features in observation.pairs:
             student = maps.scale_free_map(student_features, self.map, self.power)
-            teacher = maps.scale_free_map(teacher_features, self.map, self.power)
+            teacher = maps.mean_map(
+                [
+                    maps.scale_free_map(features, self.map, self.power)
+                    for features in teachers_features
+                ]
+            )
             observation.maps[str(pair)] = PairedMaps(student.detach(), teacher)
             total = total + losses.attention_transfer(student, teacher, self.form, self.norm)
         return total
@@ -316,6 +394,14 @@ def distillation_terms(
     old = preset == "2017"
     soft = KnowledgeDistillation(2 * alpha if old else alpha, temperature, class_mean=old)
     return CrossEntropy(1 - alpha), soft
+
+
+def _labels(term: Term, observation: Observation) -> Tensor:
+    if observation.labels is None:
+        raise InputError(
+            f"{type(term).__name__} needs labels, got None; call transfer(images, labels)"
+        )
+    return observation.labels
 
 
 def check_classes(term: str, observation: Observation) -> None:
