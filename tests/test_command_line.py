@@ -264,7 +264,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "evaluate on other classes": (
         "evaluate three --data cluttered-digits",
-        "three tells 3 classes apart and tiny has 10; evaluate it on data of its own",
+        "the network tells 3 classes apart and the data have 10; evaluate it on data of its own",
     ),
 }
 

@@ -18,7 +18,7 @@ from attention_transfer.data import (
     batch_bounds,
     batches,
     epoch_order,
-    hold_out,
+    hold_out_validation,
     load_data,
 )
 from attention_transfer.data.cluttered_digits import (
@@ -135,7 +135,7 @@ def test_a_view_is_a_function_of_seed_view_and_sample(data: DataSet) -> None:
 
 
 def test_validation_is_a_share_of_each_class_and_of_training_alone(data: DataSet) -> None:
-    held = hold_out(data, 0.25, data_seed=0)
+    held = hold_out_validation(data, 0.25, data_seed=0)
     assert len(held.validation) == 12
     assert np.bincount(held.validation.labels).tolist() == [4, 4, 4]
     parts = [
@@ -144,9 +144,9 @@ def test_validation_is_a_share_of_each_class_and_of_training_alone(data: DataSet
     ]
     assert parts[0] | parts[1] == parts[2]
     assert not parts[0] & parts[1]
-    assert hold_out(data, 0.25, 1).validation.fingerprint != held.validation.fingerprint
+    assert hold_out_validation(data, 0.25, 1).validation.fingerprint != held.validation.fingerprint
     with pytest.raises(InputError, match="validation share"):
-        hold_out(data, 0.001, 0)
+        hold_out_validation(data, 0.001, 0)
 
 
 def test_the_scenes_are_as_described(scenes: DataSet) -> None:

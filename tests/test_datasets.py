@@ -52,7 +52,8 @@ def pair(): return Pairs(), Pairs(12)
 def splits():
     return {"train": Dictionaries(), "validation": Dictionaries(12), "test": Dictionaries(9)}
 
-def unfinished(): return {"train": Pairs()}
+def unfinished(): return {"test": Pairs()}
+def whole(): return {"train": Pairs()}
 def nothing(): return 5
 def failing(): raise RuntimeError("no disk")
 def odd(): return [1.5] * 8, [2.5] * 8
@@ -128,7 +129,7 @@ def test_every_kind_of_image_is_understood(image: object) -> None:
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        ("theirs.work:unfinished", "has the splits train, expected train and test"),
+        ("theirs.work:unfinished", "has the splits test, expected train"),
         ("theirs.work:nothing", "gave a int, expected a dictionary"),
         ("theirs.work:failing", "failed: RuntimeError: no disk"),
         ("theirs.work:odd", r"a sample of .* is a float, expected \(image, label\)"),
@@ -156,6 +157,16 @@ def test_a_sample_that_cannot_be_had_is_named(workers: int) -> None:
     order = np.arange(len(data.train))
     with pytest.raises(TrainingError, match="sample 7 of Pairs cannot be had: KeyError: 'gone'"):
         list(batches(data.train, order, 8, view=View(0, 0), workers=workers))
+
+
+def test_a_dataset_without_a_test_split_is_shared_out_by_class() -> None:
+    data = load_data("theirs.work:whole", validation=0.2, image_size=(16, 16))
+    parts = data.train, data.validation, data.test
+    assert [np.bincount(part.labels).tolist() for part in parts] == [[8] * 3, [2] * 3, [2] * 3]
+    chosen = [index for part in parts for index in part.indices.tolist()]
+    assert sorted(chosen) == list(range(36))
+    other = load_data("theirs.work:whole", validation=0.2, image_size=(16, 16), data_seed=1)
+    assert other.test.indices.tolist() != data.test.indices.tolist()
 
 
 def test_a_folder_in_imagenets_layout(tmp_path: Path) -> None:

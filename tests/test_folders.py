@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 
 import attention_transfer as at
 from attention_transfer.cli import main
-from attention_transfer.data import Augmented, ImageSet, View, batches, load_data
+from attention_transfer.data import Augmented, ImageSet, View, batches, load_data, loading
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.folders import folder_data
 from attention_transfer.data.views import centre, random_crop
@@ -266,6 +267,25 @@ def test_a_killed_worker_ends_the_epoch_and_names_the_samples(tmp_path: Path) ->
     whole = folder_data(fill(tmp_path), (16, 16)).train
     images = Deadly(whole.root, whole.paths, whole.labels, whole.size)
     with pytest.raises(TrainingError, match=rf"worker stopped at \S*{whole.paths[9]}: .*exited"):
+        list(batches(images, np.arange(len(images)), 4, workers=1))
+
+
+class Endless(FileImages):
+    """Never comes back from a certain sample."""
+
+    def pixels(self, indices: np.ndarray, view: View | None = None) -> torch.Tensor:
+        if 9 in indices:
+            time.sleep(600)
+        return super().pixels(indices, view)
+
+
+def test_a_worker_that_hangs_ends_the_epoch_and_names_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "TIMEOUT", 3)
+    whole = folder_data(fill(tmp_path), (16, 16)).train
+    images = Endless(whole.root, whole.paths, whole.labels, whole.size)
+    with pytest.raises(TrainingError, match=rf"stopped at \S*{whole.paths[9]}: .*timed out"):
         list(batches(images, np.arange(len(images)), 4, workers=1))
 
 

@@ -10,7 +10,6 @@ from attention_transfer.data.images import (
     Images,
     ImageSet,
     View,
-    hold_out,
 )
 from attention_transfer.data.loading import (
     Batch,
@@ -20,6 +19,7 @@ from attention_transfer.data.loading import (
     epoch_order,
     resolve_workers,
 )
+from attention_transfer.data.splitting import hold_out_test, hold_out_validation
 from attention_transfer.errors import InputError, nearest
 
 __all__ = [
@@ -34,7 +34,8 @@ __all__ = [
     "batch_bounds",
     "batches",
     "epoch_order",
-    "hold_out",
+    "hold_out_test",
+    "hold_out_validation",
     "load_data",
     "resolve_workers",
 ]
@@ -54,8 +55,8 @@ def load_data(
     Args:
         data: ``cluttered-digits``; ``cifar10[:DIR]`` or ``cifar100[:DIR]``, where DIR is ``data``
             by default; ``folder:DIR``, a folder of images by class; ``imagenet:DIR``, the same in
-            ImageNet's layout; ``hf:NAME``, a dataset of Hugging Face's; or
-            ``package.module:factory``.
+            ImageNet's layout; ``hf:NAME`` or ``hf:NAME:CONFIGURATION``, a dataset of
+            Hugging Face's; or ``package.module:factory``.
         validation: the share of each class's training images to hold out.
         data_seed: of the scenes and of the split.
         download: fetch what is missing.
@@ -82,7 +83,7 @@ def load_data(
     elif name == "hf" and folder:
         from attention_transfer.data.datasets import hugging_face_data
 
-        found = hugging_face_data(folder, image_size or own_size)
+        found = hugging_face_data(folder, image_size or own_size, data_seed=data_seed)
     elif name == "cluttered-digits" and not folder:
         from attention_transfer.data.cluttered_digits import cluttered_digits
 
@@ -94,11 +95,11 @@ def load_data(
     elif folder and name.replace(".", "_").isidentifier():
         from attention_transfer.data.datasets import factory_data
 
-        found = factory_data(data, image_size or own_size)
+        found = factory_data(data, image_size or own_size, data_seed=data_seed)
     else:
         known = ["cluttered-digits", "cifar10", "cifar100", "folder:DIR", "imagenet:DIR", "hf:NAME"]
         raise InputError(f"unknown data {data!r}; {nearest(data, known)}")
     if image_size not in (None, found.train.size):
         height, width = found.train.size
         raise InputError(f"{name} images are {height}x{width}; leave out the image size")
-    return found if len(found.validation) else hold_out(found, validation, data_seed)
+    return found if len(found.validation) else hold_out_validation(found, validation, data_seed)

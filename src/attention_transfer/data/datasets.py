@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attention_transfer.data.decoding import fitted, turned_size
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet, View
+from attention_transfer.data.splitting import hold_out_test
 from attention_transfer.data.views import Recipe, centre
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.factories import imported
@@ -113,15 +114,19 @@ def as_pil(image: Any) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-def factory_data(name: str, size: tuple[int, int], recipe: Recipe | None = None) -> DataSet:
+def factory_data(
+    name: str, size: tuple[int, int], *, data_seed: int = 0, recipe: Recipe | None = None
+) -> DataSet:
     """The datasets that ``package.module:factory`` gives.
 
     The factory is called without arguments, and gives a :class:`DataSet`, a dictionary with
-    ``train``, ``test`` and perhaps ``validation``, or a pair (train, test).
+    ``train`` and perhaps ``test`` and ``validation``, or a pair (train, test). Without a test
+    split, a fifth of each class is held out for it.
 
     Args:
         name: of the factory.
         size: height and width to bring the images to.
+        data_seed: of the test split, where there is none.
         recipe: of the training views.
 
     Raises:
@@ -141,15 +146,18 @@ def factory_data(name: str, size: tuple[int, int], recipe: Recipe | None = None)
             f"{name} gave a {type(given).__name__}, expected a dictionary with train and test, a "
             "pair of datasets, or an attention_transfer.data.DataSet"
         )
-    return _data_set(name, given, size, recipe or Recipe())
+    return _data_set(name, given, size, data_seed, recipe or Recipe())
 
 
-def hugging_face_data(name: str, size: tuple[int, int], recipe: Recipe | None = None) -> DataSet:
+def hugging_face_data(
+    name: str, size: tuple[int, int], *, data_seed: int = 0, recipe: Recipe | None = None
+) -> DataSet:
     """A dataset of the Hugging Face hub, or of a folder that its library reads.
 
     Args:
-        name: on the hub, or a path.
+        name: on the hub, or a path; with a configuration's name after a colon, if it has several.
         size: height and width to bring the images to.
+        data_seed: of the test split, where the dataset has none.
         recipe: of the training views.
 
     Raises:
@@ -163,27 +171,29 @@ def hugging_face_data(name: str, size: tuple[int, int], recipe: Recipe | None = 
             "hf:NAME needs Hugging Face's library: pip install 'attention-transfer[datasets]'"
         ) from None
     try:
-        splits = datasets.load_dataset(name)
+        path, _, configuration = name.partition(":")
+        splits = datasets.load_dataset(path, configuration or None)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"the dataset {name!r} cannot be had ({type(error).__name__}: {reason}); check its "
             "name and the network"
         ) from None
-    return _data_set(name, splits, size, recipe or Recipe())
+    return _data_set(name, splits, size, data_seed, recipe or Recipe())
 
 
 def _data_set(
-    name: str, given: Mapping[str, Any], size: tuple[int, int], recipe: Recipe
+    name: str, given: Mapping[str, Any], size: tuple[int, int], data_seed: int, recipe: Recipe
 ) -> DataSet:
     splits = {
         split: given[known] for split, names in SPLITS.items() for known in names if known in given
     }
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
-    if not {"train", "test"} <= splits.keys():
+    if "train" not in splits:
         raise InputError(
-            f"{name} has the splits {', '.join(map(str, given)) or 'none'}, expected train and test"
+            f"{name} has the splits {', '.join(map(str, given)) or 'none'}, expected train (and "
+            "test and validation, if there are any)"
         )
     sets = {split: _images(f"{name} {split}", part, size, recipe) for split, part in splits.items()}
     names = _class_names(splits["train"], sets["train"])
@@ -194,6 +204,8 @@ def _data_set(
                 f"{int(images.labels.max()) if len(images) else 'none'}, expected some, with "
                 f"labels below {len(names)}"
             )
+    if "test" not in sets:
+        sets["train"], sets["test"] = hold_out_test(sets["train"], names, data_seed)
     none = np.zeros(0, dtype=np.int64)
     return DataSet(
         name=name,

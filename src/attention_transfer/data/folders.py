@@ -14,7 +14,7 @@ from attention_transfer.data.decoding import BrokenImageError, decode, image_siz
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from attention_transfer.data.listed_splits import listed_splits
-from attention_transfer.data.randomness import permutation
+from attention_transfer.data.splitting import hold_out_test
 from attention_transfer.data.views import Recipe
 from attention_transfer.errors import InputError
 
@@ -36,7 +36,6 @@ SPLITS = {
 }
 """Names of the folders of each split."""
 
-TEST_SHARE = 0.2
 """Of each class's images, where there is no test split."""
 
 MOST_CHECKED = 50_000
@@ -97,7 +96,7 @@ def folder_data(
     for name, images in sets.items():
         notices += _check_classes(images, classes, name, folder)
     if "test" not in sets:
-        sets["train"], sets["test"] = _held_out(sets["train"], classes, data_seed)
+        sets["train"], sets["test"] = hold_out_test(sets["train"], classes, data_seed)
     none = np.zeros(0, dtype=np.int64)
     return DataSet(
         name=folder.name or str(folder.resolve()),
@@ -277,26 +276,3 @@ def _check_classes(
         )
     if empty:
         yield f"{images.root} has no images of {', '.join(empty[:5])}"
-
-
-def _held_out(
-    images: FileImages, classes: Sequence[str], data_seed: int
-) -> tuple[FileImages, FileImages]:
-    """A share of each class for the test, at least one image; the rest to train.
-
-    Raises:
-        InputError: a class has too few images to share.
-    """
-    labels = images.labels.numpy()
-    order = permutation(len(labels), "test", data_seed)
-    test: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
-    for label, name in enumerate(classes):
-        own = order[labels[order] == label]
-        if len(own) < 3:
-            raise InputError(
-                f"class {name!r} has {len(own)} images, expected at least 3: to train, to validate "
-                "and to test on; add some, or give folders train/ and test/"
-            )
-        test.append(own[: max(1, round(TEST_SHARE * len(own)))])
-    chosen = np.sort(np.concatenate(test))
-    return images.subset(np.setdiff1d(np.arange(len(labels)), chosen)), images.subset(chosen)

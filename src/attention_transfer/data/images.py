@@ -1,7 +1,7 @@
 """Labelled images, their splits and their views."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attention_transfer.data.randomness import integers, permutation, uniform
-from attention_transfer.errors import InputError
+from attention_transfer.data.randomness import integers, uniform
 
 __all__ = [
     "Augmentation",
@@ -18,7 +17,6 @@ __all__ = [
     "ImageSet",
     "Images",
     "View",
-    "hold_out",
 ]
 
 
@@ -155,29 +153,6 @@ class DataSet:
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height, width of an image."""
         return 3, *self.train.size
-
-
-def hold_out(data: DataSet, share: float, data_seed: int) -> DataSet:
-    """The data set with a share of each class's training images moved to validation.
-
-    Raises:
-        InputError: a share that leaves nothing to train or to validate on.
-    """
-    labels = data.train.labels.numpy()
-    order = permutation(len(labels), "validation", data_seed)
-    held = [
-        indices[: round(share * len(indices))]
-        for name in range(len(data.class_names))
-        for indices in [order[labels[order] == name]]
-    ]
-    validation = np.sort(np.concatenate(held))
-    kept = np.setdiff1d(np.arange(len(labels)), validation)
-    if len(validation) == 0 or len(kept) == 0:
-        raise InputError(
-            f"a validation share of {share} of {len(labels)} training images leaves {len(kept)} "
-            f"to train and {len(validation)} to validate on; choose another --validation"
-        )
-    return replace(data, train=data.train.subset(kept), validation=data.train.subset(validation))
 
 
 def _reflected(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from attention_transfer.data import Images, batches
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.taps import evaluating
-from attention_transfer.transfer import Normalization
+from attention_transfer.transfer import Normalization, as_logits
 
 __all__ = ["Evaluation", "calibration_error", "confusion_matrix", "evaluate", "judge"]
 
@@ -38,6 +38,7 @@ def evaluate(
     images: Images,
     normalization: Normalization | None,
     *,
+    classes: int | None = None,
     batch_size: int = 256,
     precision: str = "fp32",
     device: torch.device | None = None,
@@ -49,13 +50,14 @@ def evaluate(
         network: gives logits (N, classes).
         images: with their labels.
         normalization: of the network's input; images come in [0, 1].
+        classes: how many the data have; None: as many as the network tells apart.
         batch_size: images at a time.
         precision: fp32, bf16 or fp16 for the network; the figures are always in float32.
         device: where the network is.
         workers: processes that decode ahead.
 
     Raises:
-        InputError: there are no images, or a label has no logit.
+        InputError: there are no images, or the network gives no logits of these classes.
         TrainingError: the logits are not finite.
     """
     if len(images) == 0:
@@ -70,7 +72,14 @@ def evaluate(
     ):
         for batch in batches(images, np.arange(len(images)), batch_size, workers=workers):
             pixels = batch.images.to(device)
-            logits.append(network(normalization(pixels) if normalization else pixels).float().cpu())
+            given = normalization(pixels) if normalization else pixels
+            logits.append(as_logits(network(given)).float().cpu())
+            told_apart = logits[-1].shape[1]
+            if classes not in (None, told_apart):
+                raise InputError(
+                    f"the network tells {told_apart} classes apart and the data have {classes}; "
+                    "evaluate it on data of its own classes"
+                )
     found = torch.cat(logits)
     if not bool(found.isfinite().all()):
         raise TrainingError(

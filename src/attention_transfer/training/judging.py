@@ -43,15 +43,11 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
         own_size=own_input_size(config.model)[1:],
     )
     model = load(config.model, len(data.class_names), trained=True)
-    if model.card is not None and model.card.classes != len(data.class_names):
-        raise InputError(
-            f"{config.model} tells {model.card.classes} classes apart and {data.name} has "
-            f"{len(data.class_names)}; evaluate it on data of its own classes"
-        )
     evaluation = evaluate(
         model.network,
         data.validation if config.split == "validation" else data.test,
         model_normalization(model, data),
+        classes=len(data.class_names),
         batch_size=config.batch_size,
         precision=precision,
         workers=resolve_workers(config.workers, data.test),

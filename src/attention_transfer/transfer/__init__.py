@@ -8,7 +8,7 @@ from attention_transfer.transfer.gradient_terms import (
 )
 from attention_transfer.transfer.objective import Transfer, TransferOutput
 from attention_transfer.transfer.pairing import Pair
-from attention_transfer.transfer.teacher import FrozenTeacher, Normalization
+from attention_transfer.transfer.teacher import FrozenTeacher, Normalization, as_logits
 from attention_transfer.transfer.terms import (
     ActivationAttention,
     BinaryCrossEntropy,
@@ -36,6 +36,7 @@ __all__ = [
     "Term",
     "Transfer",
     "TransferOutput",
+    "as_logits",
     "attention_maps",
     "distillation_terms",
 ]

@@ -17,6 +17,7 @@ __all__ = [
     "FrozenTeachers",
     "Normalization",
     "Seen",
+    "as_logits",
     "input_gradient",
     "input_size",
     "observe",
@@ -76,17 +77,26 @@ class Seen(NamedTuple):
         Raises:
             InputError: it is something else.
         """
-        if isinstance(self.output, Tensor) and self.output.dim() == 2:
-            return self.output
-        got = (
-            f"a tensor {tuple(self.output.shape)}"
-            if isinstance(self.output, Tensor)
-            else f"a {type(self.output).__name__}"
-        )
-        raise InputError(
-            f"the network puts out {got}, expected logits (N, classes); wrap it in a module whose "
-            "forward returns them"
-        )
+        return as_logits(self.output)
+
+
+def as_logits(output: object) -> Tensor:
+    """A network's output, if it is (N, classes).
+
+    Raises:
+        InputError: it is something else.
+    """
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return output
+    got = (
+        f"a tensor {tuple(output.shape)}"
+        if isinstance(output, Tensor)
+        else f"a {type(output).__name__}"
+    )
+    raise InputError(
+        f"the network puts out {got}, expected logits (N, classes); wrap it in a module whose "
+        "forward returns them"
+    )
 
 
 def observe(
