@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import attention_transfer as at
 from attention_transfer.errors import InputError
 from attention_transfer.taps import Taps, evaluating, unwrapped
 
@@ -147,6 +148,24 @@ def test_wrappers_are_seen_through() -> None:
     with Taps(wrapped, ["0"]) as features:
         wrapped(IMAGES)
     assert torch.equal(features["0"], net[0](IMAGES))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, inside Dynamo
+def test_hooks_that_a_compiled_network_skips_are_noticed() -> None:
+    """Tapped before its first call it is read rightly; after it, hooks would never fire."""
+    images = torch.rand(2, 3, 16, 16)
+    network, teacher = (at.models.build("wrn-10-1", classes=3) for _ in range(2))
+    expected = at.Transfer(network, teacher, [at.ActivationAttention()])(images).loss
+    torch.compiler.reset()
+    fresh = at.Transfer(
+        torch.compile(network, backend="eager"), teacher, [at.ActivationAttention()]
+    )
+    torch.testing.assert_close(fresh(images).loss, expected)
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend="eager")
+    compiled(images)
+    with pytest.raises(InputError, match=r"'group1': .* was compiled before it was tapped"):
+        at.Transfer(compiled, teacher, [at.ActivationAttention()])(images)
 
 
 def test_every_modules_mode_is_put_back() -> None:
