@@ -132,7 +132,20 @@ class Term(ABC):
 
 
 @dataclass(frozen=True)
-class CrossEntropy(Term):
+class _WeightedTerm(Term):
+    """What the terms over logits have in common."""
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_weight("weight", self.weight)
+
+    def weight_at(self, progress: float) -> float:
+        return self.weight
+
+
+@dataclass(frozen=True)
+class CrossEntropy(_WeightedTerm):
     """weight * cross-entropy of the student's logits with the labels, batch mean.
 
     Labels are class indices (N,), or probabilities (N, classes).
@@ -142,12 +155,8 @@ class CrossEntropy(Term):
         0.1
     """
 
-    weight: float = 1.0
     name: ClassVar[str] = "cross_entropy"
     needs_teacher: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_weight("weight", self.weight)
 
     def check(self, observation: Observation) -> None:
         labels = observation.labels
@@ -164,12 +173,9 @@ class CrossEntropy(Term):
         logits = maps.promoted(observation.logits)
         return functional.cross_entropy(logits, _labels(self, observation))
 
-    def weight_at(self, progress: float) -> float:
-        return self.weight
-
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy(Term):
+class BinaryCrossEntropy(_WeightedTerm):
     """weight * binary cross-entropy of the student's logits with multi-label targets, the mean
     over images and classes.
 
@@ -183,12 +189,8 @@ class BinaryCrossEntropy(Term):
         0.6931471824645996
     """
 
-    weight: float = 1.0
     name: ClassVar[str] = "binary_cross_entropy"
     needs_teacher: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_weight("weight", self.weight)
 
     def check(self, observation: Observation) -> None:
         labels, shape = observation.labels, tuple(observation.logits.shape)
@@ -203,12 +205,9 @@ class BinaryCrossEntropy(Term):
         labels = _labels(self, observation).to(logits.dtype)
         return functional.binary_cross_entropy_with_logits(logits, labels)
 
-    def weight_at(self, progress: float) -> float:
-        return self.weight
-
 
 @dataclass(frozen=True)
-class KnowledgeDistillation(Term):
+class KnowledgeDistillation(_WeightedTerm):
     """weight * T^2 * KL(teacher || student) of the softened class probabilities, batch mean.
 
     ``class_mean=True`` divides by the number of classes, as the authors' code did until 2018.
@@ -218,13 +217,12 @@ class KnowledgeDistillation(Term):
         'knowledge_distillation'
     """
 
-    weight: float = 1.0
     temperature: float = 4.0
     class_mean: bool = False
     name: ClassVar[str] = "knowledge_distillation"
 
     def __post_init__(self) -> None:
-        check_weight("weight", self.weight)
+        super().__post_init__()
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise InputError(
                 f"temperature must be a finite number above 0, got {self.temperature}; "
@@ -240,9 +238,6 @@ class KnowledgeDistillation(Term):
             observation.logits, observation.teacher_logits, self.temperature
         )
         return divergence / observation.logits.shape[1] if self.class_mean else divergence
-
-    def weight_at(self, progress: float) -> float:
-        return self.weight
 
 
 @dataclass(frozen=True)
