@@ -41,14 +41,17 @@ class Pair(NamedTuple):
     student: str
     teacher: Path | str
     settings: dict[str, Any]
+    teacher_settings: dict[str, Any]
+    """What differs for the teacher."""
 
 
 PAIRS = {
-    "wrn": Pair("wrn-16-1", packaged_teacher(), {}),
+    "wrn": Pair("wrn-16-1", packaged_teacher(), {}, {}),
     "nin": Pair(
         "nin-thin-nobn",
         "nin-wide-nobn",
         {"epochs": 30, "batch_size": 32, "lr": 0.05, "clip_gradient": 1.0},
+        {"epochs": 60, "mixup": 0.4, "weight_decay": 0.001},
     ),
 }
 
@@ -128,7 +131,8 @@ class Comparison:
         if isinstance(self.pair.teacher, Path):
             return Run(self.pair.teacher)
         config = {"model": self.pair.teacher, "out": self.folder / "teacher"}
-        return trained(TrainConfig.checked({**config, **self.pair.settings}))
+        settings = {**self.pair.settings, **self.pair.teacher_settings}
+        return trained(TrainConfig.checked({**config, **settings}))
 
     def alone(self, seed: int) -> Run:
         """The student without a teacher."""
