@@ -130,7 +130,7 @@ def test_every_kind_of_image_is_understood(image: object) -> None:
     ("data", "match"),
     [
         ("theirs.work:unfinished", "has the splits test, expected train"),
-        ("theirs.work:nothing", "gave a int, expected a dictionary"),
+        ("theirs.work:nothing", "gave a int, expected a dataset, a pair"),
         ("theirs.work:failing", "failed: RuntimeError: no disk"),
         ("theirs.work:odd", r"a sample of .* is a float, expected \(image, label\)"),
         ("theirs.work:endless", "expected a map-style dataset"),

@@ -56,7 +56,10 @@ def test_what_cannot_be_frozen_is_refused(patterns: str, match: str) -> None:
 
 def test_the_backbone_learns_slower() -> None:
     network = at.models.build("wrn-10-1", 3)
-    slow, fast = parameter_groups(at.Transfer(network, terms=[at.CrossEntropy()]), 0.1)
+    heads = at.models.logit_layers(network, (3, 32, 32))
+    assert list(heads) == ["classifier"]
+    transfer = at.Transfer(network, terms=[at.CrossEntropy()])
+    slow, fast = parameter_groups(transfer, 0.1, heads.values())
     assert len(slow["params"]) == len(list(network.parameters())) - 2
     assert len(fast["params"]) == 2
     assert fast["params"][0] is network.classifier.weight

@@ -39,6 +39,7 @@ _REFUSED_TOKENS = (
     yaml.FlowMappingStartToken,
 )
 
+Interpolation = Literal["bilinear", "bicubic"]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -140,7 +141,7 @@ class RunConfig(Config):
     freeze: str | None = Field(
         None, description="modules of the network that keep their weights, such as conv1,layer[12]"
     )
-    backbone_lr: NonNegative = Field(
+    backbone_lr: Positive = Field(
         1.0, description="learning rate of all but the last layer, as a share of lr"
     )
     clip_gradient: Positive | None = Field(

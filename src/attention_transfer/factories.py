@@ -22,10 +22,10 @@ def imported(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:
         raise InputError(
-            f"cannot import {module!r} for {name!r} ({error}); it must be installed, or lie on "
-            "PYTHONPATH"
+            f"cannot import {module!r} for {name!r} ({type(error).__name__}: {error}); it must be "
+            "installed, or lie on PYTHONPATH"
         ) from None
     factory: Callable[..., Any] | None = getattr(found, attribute, None)
     if not callable(factory):

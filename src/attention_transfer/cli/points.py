@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import PointsConfig, height_and_width
+from attention_transfer.errors import InputError
 from attention_transfer.terminal import print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from attention_transfer.taps import PointTable
+    from attention_transfer.taps import AttentionPoint, PointTable
     from attention_transfer.transfer.pairing import Pairing, Side
 
 EXAMPLES = (
@@ -36,11 +37,20 @@ def run(arguments: Namespace) -> int:
     from attention_transfer.transfer.pairing import Side, resolve_pairs
 
     size = None if config.image_size is None else height_and_width(config.image_size)
-    outlines = [outline(config.model, size)]
+    outlined = [(config.model, size)]
     if config.pair is not None:
-        outlines += [outline(name.strip()) for name in config.pair.split(",")]
-    sides = [Side(found.network, found.input_size) for found in outlines]
-    names = [found.name for found in outlines]
+        outlined += [(name.strip(), None) for name in config.pair.split(",")]
+    names, sides = [], []
+    for model, image_size in outlined:
+        found = outline(model, image_size)
+        side = Side(found.network, found.input_size)
+        try:
+            _ = side.points
+        except InputError:  # it looks at values, which an outline has not
+            found = outline(model, image_size, values=True)
+            side = Side(found.network, found.input_size)
+        names.append(found.name)
+        sides.append(side)
     pairing = None if config.pair is None else resolve_pairs("auto", *sides)
     if arguments.json:
         print_json(_document(names, sides, pairing))
@@ -131,15 +141,16 @@ def _pairs(sides: "list[Side]", pairing: "Pairing") -> dict[str, Any]:
     from attention_transfer.maps import common_size
 
     student, *teachers = sides
-    theirs = {
-        name: point
-        for number, side in enumerate(teachers)
-        for point in side.points
-        for name in (point.name if len(teachers) == 1 else f"{number}.{point.name}",)
-    }
+
+    def theirs(name: str) -> "AttentionPoint":
+        if len(teachers) == 1:
+            return teachers[0].points[name]
+        number, _, own = name.partition(".")
+        return teachers[int(number)].points[own]
+
     pairs = []
     for pair in pairing.pairs:
-        met = [student.points[pair.student], *(theirs[name] for name in pair.teacher_points)]
+        met = [student.points[pair.student], *(theirs(name) for name in pair.teacher_points)]
         shapes = [[point.channels, *point.layout.grid] for point in met]
         size = common_size(*(point.layout.grid for point in met))
         pairs.append(

@@ -70,7 +70,7 @@ def load_data(
     if name == "folder" and folder:
         from attention_transfer.data.folders import folder_data
 
-        found = folder_data(Path(folder), image_size or own_size, data_seed=data_seed)
+        found = folder_data(Path(folder).expanduser(), image_size or own_size, data_seed=data_seed)
     elif name == "imagenet" and folder:
         from attention_transfer.data.folders import folder_data
 
@@ -79,7 +79,7 @@ def load_data(
                 f"{folder} is not laid out as ImageNet; expected {folder}/train and {folder}/val, "
                 "each with a subfolder a class"
             )
-        found = folder_data(Path(folder), image_size or own_size, data_seed=data_seed)
+        found = folder_data(Path(folder).expanduser(), image_size or own_size, data_seed=data_seed)
     elif name == "hf" and folder:
         from attention_transfer.data.datasets import hugging_face_data
 

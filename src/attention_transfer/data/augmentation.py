@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from attention_transfer.config import Interpolation
 from attention_transfer.data.images import Images, View
 from attention_transfer.data.randomness import integers, uniform
 
@@ -63,6 +64,10 @@ class Augmented:
     def subset(self, indices: NDArray[np.int64]) -> "Augmented":
         """The images at some indices, in that order."""
         return replace(self, images=self.images.subset(indices))
+
+    def resized(self, size: tuple[int, int], interpolation: Interpolation) -> "Augmented":
+        """The same, decoded to another height and width."""
+        return replace(self, images=self.images.resized(size, interpolation))
 
     def name(self, index: int) -> str:
         """What to call a sample in front of people."""

@@ -1,9 +1,10 @@
 """Any map-style dataset: one's own, by the name of a function, or Hugging Face's."""
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from attention_transfer.data.decoding import fitted, turned_size
+from attention_transfer.config import Interpolation
+from attention_transfer.data.broken import faults, left_out
+from attention_transfer.data.decoding import (
+    Box,
+    BrokenImageError,
+    decode,
+    fitted,
+    image_size,
+    read,
+    turned_size,
+)
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet, View
 from attention_transfer.data.splitting import hold_out_test
 from attention_transfer.data.views import Recipe, centre
@@ -22,6 +33,7 @@ from attention_transfer.factories import imported
 __all__ = ["DatasetImages", "factory_data", "hugging_face_data"]
 
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+_KNOWN = {name for names in SPLITS.values() for name in names}
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,7 @@ class DatasetImages:
     size: tuple[int, int]
     """Height and width of what is made of them."""
     recipe: Recipe = field(default_factory=Recipe)
+    interpolation: Interpolation = "bilinear"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -48,6 +61,10 @@ class DatasetImages:
         """The images at some indices, in that order."""
         labels = self.labels[torch.from_numpy(indices)]
         return replace(self, indices=self.indices[indices], labels=labels)
+
+    def resized(self, size: tuple[int, int], interpolation: Interpolation) -> "DatasetImages":
+        """The same, decoded to another height and width."""
+        return replace(self, size=size, interpolation=interpolation)
 
     def name(self, index: int) -> str:
         """Its number in the dataset."""
@@ -61,6 +78,17 @@ class DatasetImages:
         """
         return torch.from_numpy(np.stack([self._one(int(index), view) for index in indices]))
 
+    def content(self, index: int) -> bytes:
+        """What an image's file holds.
+
+        Raises:
+            BrokenImageError: it holds nothing.
+        """
+        found = encoded(self._given(index))
+        if found is None:
+            raise BrokenImageError("there is nothing in it")
+        return found
+
     @property
     def fingerprint(self) -> str:
         """A hash of the labels and of a few images."""
@@ -71,23 +99,44 @@ class DatasetImages:
 
     def _one(self, index: int, view: View | None) -> NDArray[np.uint8]:
         try:
-            image = as_pil(self.dataset[int(self.indices[index])][self.columns[0]])
-            whole = turned_size(image)
-            if view is None:
-                return fitted(image, self.size, centre(whole, self.size))
-            cropped = fitted(image, self.size, self.recipe.box(whole, self.size, view, index))
+            cropped = self._cropped(self._given(index), view, index)
         except Exception as error:
             raise TrainingError(
                 f"{self.name(index)} cannot be had: {type(error).__name__}: {error}"
             ) from error
-        return self.recipe.finish(cropped, view, index)
+        return cropped if view is None else self.recipe.finish(cropped, view, index)
+
+    def _given(self, index: int) -> Any:
+        return self.dataset[int(self.indices[index])][self.columns[0]]
+
+    def _cropped(self, given: Any, view: View | None, index: int) -> NDArray[np.uint8]:
+        content = encoded(given)
+        if content is not None:
+            box = self._box(image_size(content), view, index)
+            return decode(content, self.size, box, self.interpolation)
+        image = as_pil(given)
+        box = self._box(turned_size(image), view, index)
+        return fitted(image, self.size, box, self.interpolation)
+
+    def _box(self, whole: tuple[int, int], view: View | None, index: int) -> Box:
+        if view is None:
+            return centre(whole, self.size)
+        return self.recipe.box(whole, self.size, view, index)
+
+
+def encoded(image: Any) -> bytes | None:
+    """What the file holds, of an image that is not decoded yet."""
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or (image.get("path") and read(Path(image["path"])))
+    return image if isinstance(image, bytes) else None
 
 
 def as_pil(image: Any) -> Image.Image:
-    """An image of any of the kinds that datasets give, as PIL's.
+    """An image of any of the kinds that datasets give decoded, as PIL's.
 
     Raises:
         TypeError: it is none of them.
+        ValueError: its numbers are not those of an image.
 
     Example:
         >>> as_pil(torch.ones(3, 4, 6)).size
@@ -95,32 +144,43 @@ def as_pil(image: Any) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return image
-    if isinstance(image, Mapping) and image.get("bytes"):
-        image = image["bytes"]
-    if isinstance(image, bytes):
-        return Image.open(io.BytesIO(image))
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().numpy()
-        if image.ndim == 3 and image.shape[0] in (1, 3):
-            image = image.transpose(1, 2, 0)
-    if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
         raise TypeError(
             f"got a {type(image).__name__}, expected an image of PIL, an array (H, W, 3), a tensor "
             "(3, H, W) or the bytes of a file"
         )
-    if np.issubdtype(image.dtype, np.floating):
-        image = np.rint(image * 255)
-    pixels = image.clip(0, 255).astype(np.uint8)
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise TypeError(f"got an array {array.shape}, expected (H, W), (H, W, 3) or (3, H, W)")
+    pixels = _as_bytes(array)
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-def factory_data(
-    name: str, size: tuple[int, int], *, data_seed: int = 0, recipe: Recipe | None = None
-) -> DataSet:
+def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Numbers from 0 to 255; floating-point ones come from 0 to 1, of 16 bits from 0 to 65535."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    most = 65535 if array.dtype == np.uint16 else 255
+    if np.issubdtype(array.dtype, np.floating):
+        most = 1
+    low, high = float(array.min(initial=0)), float(array.max(initial=0))
+    if not (low >= 0 and high <= most):
+        raise ValueError(
+            f"its {array.dtype} values go from {low:.4g} to {high:.4g}, expected 0 to {most}; give "
+            "images as they are, before they are normalised"
+        )
+    return np.rint(array.astype(np.float64) * (255 / most)).astype(np.uint8)
+
+
+def factory_data(name: str, size: tuple[int, int], *, data_seed: int = 0) -> DataSet:
     """The datasets that ``package.module:factory`` gives.
 
-    The factory is called without arguments, and gives a :class:`DataSet`, a dictionary with
-    ``train`` and perhaps ``test`` and ``validation``, or a pair (train, test). Without a test
+    The factory is called without arguments, and gives a dataset, a pair (train, test), a dictionary
+    with ``train`` and perhaps ``test`` and ``validation``, or a :class:`DataSet`. Without a test
     split, a fifth of each class is held out for it.
 
     Args:
@@ -141,17 +201,17 @@ def factory_data(
         return given
     if isinstance(given, tuple) and len(given) == 2:
         given = {"train": given[0], "test": given[1]}
+    elif _is_map_style(given) and not isinstance(given, Mapping | Sequence):
+        given = {"train": given}
     if not isinstance(given, Mapping):
         raise InputError(
-            f"{name} gave a {type(given).__name__}, expected a dictionary with train and test, a "
-            "pair of datasets, or an attention_transfer.data.DataSet"
+            f"{name} gave a {type(given).__name__}, expected a dataset, a pair of them, a "
+            "dictionary with train and test, or an attention_transfer.data.DataSet"
         )
-    return _data_set(name, given, size, data_seed, recipe or Recipe())
+    return _data_set(name, given, size, data_seed)
 
 
-def hugging_face_data(
-    name: str, size: tuple[int, int], *, data_seed: int = 0, recipe: Recipe | None = None
-) -> DataSet:
+def hugging_face_data(name: str, size: tuple[int, int], *, data_seed: int = 0) -> DataSet:
     """A dataset of the Hugging Face hub, or of a folder that its library reads.
 
     Args:
@@ -179,11 +239,42 @@ def hugging_face_data(
             f"the dataset {name!r} cannot be had ({type(error).__name__}: {reason}); check its "
             "name and the network"
         ) from None
-    return _data_set(name, splits, size, data_seed, recipe or Recipe())
+    undecoded = {
+        split: _undecoded(datasets, part) for split, part in splits.items() if split in _KNOWN
+    }
+    found = _data_set(name, undecoded or splits, size, data_seed)
+    return _without_broken(found)
+
+
+def _undecoded(library: Any, dataset: Any) -> Any:
+    """A dataset of Hugging Face's whose images come as they are in their files."""
+    for column, feature in (dataset.features or {}).items():
+        if isinstance(feature, library.Image):
+            dataset = dataset.cast_column(column, library.Image(decode=False))
+    return dataset
+
+
+def _without_broken(data: DataSet) -> DataSet:
+    """The same without the images that are none, which are told of.
+
+    Raises:
+        InputError: there are too many.
+    """
+    splits = {name: getattr(data, name) for name in SPLITS}
+    total = sum(len(images) for images in splits.values())
+    lines: list[str] = []
+    for name, images in splits.items():
+        reasons = faults([partial(images.content, index) for index in range(len(images))], total)
+        lines += [
+            f"{images.name(index)}: {reason}" for index, reason in enumerate(reasons) if reason
+        ]
+        whole = [index for index, reason in enumerate(reasons) if reason is None]
+        splits[name] = images.subset(np.array(whole, dtype=np.int64))
+    return replace(data, **splits, notices=(*data.notices, *left_out(lines, total)))
 
 
 def _data_set(
-    name: str, given: Mapping[str, Any], size: tuple[int, int], data_seed: int, recipe: Recipe
+    name: str, given: Mapping[str, Any], size: tuple[int, int], data_seed: int
 ) -> DataSet:
     splits = {
         split: given[known] for split, names in SPLITS.items() for known in names if known in given
@@ -195,14 +286,16 @@ def _data_set(
             f"{name} has the splits {', '.join(map(str, given)) or 'none'}, expected train (and "
             "test and validation, if there are any)"
         )
-    sets = {split: _images(f"{name} {split}", part, size, recipe) for split, part in splits.items()}
+    sets = {split: _images(f"{name} {split}", part, size) for split, part in splits.items()}
     names = _class_names(splits["train"], sets["train"])
     for split, images in sets.items():
-        if len(images) == 0 or int(images.labels.max()) >= len(names):
+        if len(images) == 0:
+            raise InputError(f"{name} {split} has no samples, expected some")
+        low, high = int(images.labels.min()), int(images.labels.max())
+        if low < 0 or high >= len(names):
             raise InputError(
-                f"{name} {split} has {len(images)} samples with labels up to "
-                f"{int(images.labels.max()) if len(images) else 'none'}, expected some, with "
-                f"labels below {len(names)}"
+                f"{name} {split} has labels from {low} to {high}, expected class indices from 0 to "
+                f"{len(names) - 1}"
             )
     if "test" not in sets:
         sets["train"], sets["test"] = hold_out_test(sets["train"], names, data_seed)
@@ -218,18 +311,33 @@ def _data_set(
     )
 
 
-def _images(name: str, dataset: Any, size: tuple[int, int], recipe: Recipe) -> DatasetImages:
-    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+def _is_map_style(dataset: Any) -> bool:
+    return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+
+
+def _images(name: str, dataset: Any, size: tuple[int, int]) -> DatasetImages:
+    if not _is_map_style(dataset):
         raise InputError(
             f"{name} is a {type(dataset).__name__}, expected a map-style dataset, with a length "
             "and samples by index"
         )
-    columns = _columns(name, dataset)
     try:
-        labels = torch.as_tensor(np.asarray(_labels(dataset, columns[1])).astype(np.int64))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the labels of {name} are no class indices: {error}") from None
-    return DatasetImages(dataset, columns, np.arange(len(dataset)), labels, size, recipe)
+        columns = _columns(name, dataset)
+        labels = np.asarray(_labels(dataset, columns[1]))
+        if labels.ndim != 1 or not np.array_equal(labels, labels.astype(np.int64)):
+            raise ValueError(
+                f"an array {labels.shape} of {labels.dtype}, expected whole numbers (N,)"
+            )
+        if len(dataset) and encoded(first := dataset[0][columns[0]]) is None:
+            as_pil(first)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{name} is no dataset of images and class indices: {reason}") from error
+    return DatasetImages(
+        dataset, columns, np.arange(len(dataset)), torch.from_numpy(labels.astype(np.int64)), size
+    )
 
 
 def _columns(name: str, dataset: Any) -> tuple[str | int, str | int]:
@@ -254,8 +362,13 @@ def _columns(name: str, dataset: Any) -> tuple[str | int, str | int]:
 def _labels(dataset: Any, column: str | int) -> Any:
     """All labels, without decoding an image where the dataset allows."""
     for attribute in ("targets", "labels"):
-        if isinstance(column, int) and len(getattr(dataset, attribute, ())) == len(dataset):
-            return getattr(dataset, attribute)
+        known = getattr(dataset, attribute, ())
+        if isinstance(column, int) and len(known) == len(dataset):
+            # Not if samples have other labels, as those that a target_transform makes.
+            looked_at = np.unique(np.linspace(0, len(dataset) - 1, 8).astype(int)).tolist()
+            same = all(int(known[index]) == int(dataset[index][column]) for index in looked_at)
+            if same and getattr(dataset, "target_transform", None) is None:
+                return known
     if isinstance(column, str) and column in getattr(dataset, "column_names", ()):
         return dataset[column]
     return [dataset[index][column] for index in range(len(dataset))]

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from attention_transfer.config import Interpolation
+
 __all__ = [
     "MOST_PIXELS",
     "Box",
@@ -35,6 +37,9 @@ FORMATS = tuple(
 """PIL's names. Others (EPS, which is run by another program) are not opened."""
 
 
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
 class BrokenImageError(Exception):
     """A file that is no whole image, and why."""
 
@@ -52,7 +57,7 @@ def decode(
     content: bytes,
     size: tuple[int, int],
     box: Box | None = None,
-    resample: Image.Resampling = Image.Resampling.BILINEAR,
+    interpolation: Interpolation = "bilinear",
 ) -> NDArray[np.uint8]:
     """The pixels of an encoded image.
 
@@ -63,7 +68,7 @@ def decode(
         content: of the file.
         size: height and width of the result.
         box: the part to take; None: all of it. In pixels of the turned image.
-        resample: the filter of resizing; it is wide enough not to alias.
+        interpolation: the filter of resizing; it is wide enough not to alias.
 
     Returns:
         (H, W, 3).
@@ -72,24 +77,37 @@ def decode(
         BrokenImageError: it is no image, is damaged, or has more than MOST_PIXELS pixels.
     """
     with _told(), _opened(content) as image:
-        return fitted(image, size, box, resample)
+        whole = turned_size(image)
+        box = box or Box(0, 0, whole[1], whole[0])
+        fineness = min((box.right - box.left) / size[1], (box.bottom - box.top) / size[0])
+        return fitted(image, size, box, interpolation, fineness)
 
 
 def fitted(
     image: Image.Image,
     size: tuple[int, int],
-    box: Box | None = None,
-    resample: Image.Resampling = Image.Resampling.BILINEAR,
+    box: Box,
+    interpolation: Interpolation = "bilinear",
+    fineness: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """The same of an image that PIL has opened."""
-    height, width = size
+    """The same of an image that PIL has opened.
+
+    Args:
+        image: opened, and perhaps decoded.
+        size: height and width of the result.
+        box: the part to take, in pixels of the turned image.
+        interpolation: the filter of resizing.
+        fineness: pixels of the image for each of the result's. A JPEG is decoded at a half, a
+            quarter or an eighth of its size where that is enough, which changes the image: leave
+            it at 1 for an image that is to be used again.
+    """
     whole_height, whole_width = turned_size(image)
-    box = box or Box(0, 0, whole_width, whole_height)
-    _draft(image, min((box.right - box.left) / width, (box.bottom - box.top) / height))
+    _draft(image, fineness)
     pixels = _as_rgb(ImageOps.exif_transpose(image))
     across, down = pixels.width / whole_width, pixels.height / whole_height
     part = (box.left * across, box.top * down, box.right * across, box.bottom * down)
-    return np.asarray(pixels.resize((width, height), resample, part, reducing_gap=3.0))
+    resample = _FILTERS[interpolation]
+    return np.asarray(pixels.resize((size[1], size[0]), resample, part, reducing_gap=3.0))
 
 
 def image_size(source: bytes | Path) -> tuple[int, int]:
@@ -140,7 +158,8 @@ def turned_size(image: Image.Image) -> tuple[int, int]:
 def _draft(image: Image.Image, fineness: float) -> None:
     """Has a JPEG decoded at a half, a quarter or an eighth of its size where that is enough."""
     step = max(power for power in (1, 2, 4, 8) if power == 1 or power <= fineness)
-    image.draft(None, (image.width // step, image.height // step))
+    if step > 1:
+        image.draft(None, (image.width // step, image.height // step))
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from attention_transfer.config import Interpolation
 from attention_transfer.data.decoding import BrokenImageError, decode, image_size, read
 from attention_transfer.data.images import View
 from attention_transfer.data.views import Recipe, centre
@@ -29,7 +29,7 @@ class FileImages:
     size: tuple[int, int]
     """Height and width of what is made of them."""
     recipe: Recipe = field(default_factory=Recipe)
-    resample: Image.Resampling = Image.Resampling.BILINEAR
+    interpolation: Interpolation = "bilinear"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -38,6 +38,10 @@ class FileImages:
         """The images at some indices, in that order."""
         paths = tuple(self.paths[index] for index in indices)
         return replace(self, paths=paths, labels=self.labels[torch.from_numpy(indices)])
+
+    def resized(self, size: tuple[int, int], interpolation: Interpolation) -> "FileImages":
+        """The same, decoded to another height and width."""
+        return replace(self, size=size, interpolation=interpolation)
 
     def name(self, index: int) -> str:
         """Its path."""
@@ -66,9 +70,9 @@ class FileImages:
             content = read(path)
             whole = image_size(content)
             if view is None:
-                return decode(content, self.size, centre(whole, self.size), self.resample)
+                return decode(content, self.size, centre(whole, self.size), self.interpolation)
             box = self.recipe.box(whole, self.size, view, index)
-            cropped = decode(content, self.size, box, self.resample)
+            cropped = decode(content, self.size, box, self.interpolation)
         except BrokenImageError as error:
             raise TrainingError(
                 f"{path} can no longer be decoded ({error}); mend or remove it, then resume"

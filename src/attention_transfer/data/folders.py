@@ -3,19 +3,18 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from attention_transfer.data.decoding import BrokenImageError, decode, image_size, read
+from attention_transfer.data.broken import faults, left_out
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from attention_transfer.data.listed_splits import listed_splits
 from attention_transfer.data.splitting import hold_out_test
-from attention_transfer.data.views import Recipe
 from attention_transfer.errors import InputError
 
 __all__ = ["SUFFIXES", "folder_data"]
@@ -30,19 +29,11 @@ SUFFIXES = frozenset(
 """Of files that are taken for images."""
 
 SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
+    "train": ("train", "training", "train_set", "training_set"),
+    "validation": ("val", "valid", "validation", "val_set", "validation_set"),
+    "test": ("test", "testing", "test_set", "testing_set"),
 }
-"""Names of the folders of each split."""
-
-"""Of each class's images, where there is no test split."""
-
-MOST_CHECKED = 50_000
-"""Files that are decoded before training; of larger sets the headers alone are read."""
-
-ALWAYS_SKIPPED, SKIPPED_SHARE = 5, 0.01
-"""Broken images that are left out without an error: so many, or that share of the set."""
+"""Names of the folders of each split; each has subfolders, the classes."""
 
 
 @dataclass
@@ -56,9 +47,7 @@ class _Found:
     strays: list[str] = field(default_factory=list)
 
 
-def folder_data(
-    folder: Path, size: tuple[int, int], *, data_seed: int = 0, recipe: Recipe | None = None
-) -> DataSet:
+def folder_data(folder: Path, size: tuple[int, int], *, data_seed: int = 0) -> DataSet:
     """The images under a folder.
 
     Either a subfolder for each class, of which a fifth of the images is held out for the test, the
@@ -73,7 +62,6 @@ def folder_data(
         folder: the folder.
         size: height and width to bring the images to.
         data_seed: of the split.
-        recipe: of the training views.
 
     Returns:
         The sets; validation is empty unless there is a folder for it and for the test.
@@ -87,12 +75,8 @@ def folder_data(
     found = _splits(folder)
     classes = found["train"].classes
     notices = [notice for split in found.values() for notice in _stray_notices(split)]
-    broken = _broken(found)
-    notices += _skipped_notices(found, broken)
-    sets = {
-        name: _images(split, broken[name], size, recipe or Recipe())
-        for name, split in found.items()
-    }
+    notices += _without_broken(found)
+    sets = {name: _images(split, size) for name, split in found.items()}
     for name, images in sets.items():
         notices += _check_classes(images, classes, name, folder)
     if "test" not in sets:
@@ -118,11 +102,20 @@ def _splits(folder: Path) -> dict[str, _Found]:
             split: _Found(listed.folder, listed.classes, files)
             for split, files in listed.files.items()
         }
-    there = {entry.name.lower(): entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
+    there = {
+        entry.name.lower(): entry
+        for entry in sorted(folder.iterdir())
+        if entry.is_dir() and _class_names(entry)
+    }
     named = {
         split: there[name] for split, names in SPLITS.items() for name in names if name in there
     }
     if "train" not in named:
+        if named:
+            raise InputError(
+                f"{folder} has the splits {', '.join(place.name for place in named.values())} and "
+                "no train; add one, or give a folder whose subfolders are the classes"
+            )
         return {"train": _listed(folder, _class_names(folder))}
     if "test" not in named and "validation" in named:
         named["test"] = named.pop("validation")
@@ -180,59 +173,6 @@ def _stray(entry: Path) -> bool:
     return entry.is_file() and _seen(entry.name)
 
 
-def _broken(found: dict[str, _Found]) -> dict[str, dict[str, str]]:
-    """By split and path, why a file is no whole image."""
-    whole = sum(len(split.files) for split in found.values()) <= MOST_CHECKED
-    check = _decoded if whole else _opened
-    broken: dict[str, dict[str, str]] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, split in found.items():
-            paths = [path for path, _ in split.files]
-            reasons = pool.map(check, [split.folder / path for path in paths])
-            broken[name] = {
-                path: reason for path, reason in zip(paths, reasons, strict=True) if reason
-            }
-    return broken
-
-
-def _decoded(path: Path) -> str | None:
-    """Why a file is no whole image; None: it is one."""
-    try:
-        decode(read(path), (8, 8))
-    except BrokenImageError as error:
-        return str(error)
-    return None
-
-
-def _opened(path: Path) -> str | None:
-    try:
-        image_size(path)
-    except BrokenImageError as error:
-        return str(error)
-    return None
-
-
-def _skipped_notices(found: dict[str, _Found], broken: dict[str, dict[str, str]]) -> Iterator[str]:
-    """The broken images, one a line.
-
-    Raises:
-        InputError: there are too many.
-    """
-    total = sum(len(split.files) for split in found.values())
-    lines = [
-        f"{found[name].folder / path}: {reason}"
-        for name, reasons in broken.items()
-        for path, reason in reasons.items()
-    ]
-    if len(lines) > max(ALWAYS_SKIPPED, SKIPPED_SHARE * total):
-        raise InputError(
-            f"{len(lines)} of {total} images are broken, expected at most "
-            f"{ALWAYS_SKIPPED} or {SKIPPED_SHARE:.0%}: {'; '.join(lines[:5])}; mend or remove them"
-        )
-    for line in lines:
-        yield f"left out, broken: {line}"
-
-
 def _stray_notices(split: _Found) -> Iterator[str]:
     if split.strays:
         shown = ", ".join(split.strays[:5])
@@ -242,16 +182,28 @@ def _stray_notices(split: _Found) -> Iterator[str]:
         )
 
 
-def _images(
-    split: _Found, broken: dict[str, str], size: tuple[int, int], recipe: Recipe
-) -> FileImages:
-    whole = [(path, label) for path, label in split.files if path not in broken]
+def _without_broken(found: dict[str, _Found]) -> list[str]:
+    """Takes the files that are no whole images out of the splits, and tells of them."""
+    total = sum(len(split.files) for split in found.values())
+    lines = []
+    for split in found.values():
+        paths = [split.folder / path for path, _ in split.files]
+        reasons = faults([partial(Path, path) for path in paths], total)
+        lines += [
+            f"{path}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason
+        ]
+        split.files = [
+            file for file, reason in zip(split.files, reasons, strict=True) if reason is None
+        ]
+    return left_out(lines, total)
+
+
+def _images(split: _Found, size: tuple[int, int]) -> FileImages:
     return FileImages(
         split.folder,
-        tuple(path for path, _ in whole),
-        torch.tensor([label for _, label in whole], dtype=torch.int64),
+        tuple(path for path, _ in split.files),
+        torch.tensor([label for _, label in split.files], dtype=torch.int64),
         size,
-        recipe,
     )
 
 

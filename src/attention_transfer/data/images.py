@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attention_transfer.config import Interpolation
 from attention_transfer.data.randomness import integers, uniform
 
 __all__ = [
@@ -50,6 +51,9 @@ class Images(Protocol):
 
     def subset(self, indices: NDArray[np.int64]) -> Self:
         """The images at some indices, in that order."""
+
+    def resized(self, size: tuple[int, int], interpolation: Interpolation) -> Self:
+        """The same, decoded to another height and width; images in memory stay as they are."""
 
     def name(self, index: int) -> str:
         """What to call a sample in front of people."""
@@ -116,6 +120,10 @@ class ImageSet:
         boxes = None if self.boxes is None else self.boxes[chosen]
         return ImageSet(self.images[chosen], self.labels[chosen], boxes, self.augmentation)
 
+    def resized(self, size: tuple[int, int], interpolation: Interpolation) -> "ImageSet":
+        """The same: it is in memory."""
+        return self
+
     def name(self, index: int) -> str:
         """Its number."""
         return f"sample {index}"
@@ -151,8 +159,8 @@ class DataSet:
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height, width of an image."""
-        return 3, *self.train.size
+        """Channels, height, width of an image, as it is judged."""
+        return 3, *self.test.size
 
 
 def _reflected(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """The networks: the paper's wide ResNets and NINs, and how users name them."""
 
 from attention_transfer.models.card import InputSpec, ModelCard
+from attention_transfer.models.heads import logit_layers
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.registry import (
     LoadedModel,
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "load_run",
     "load_weights",
+    "logit_layers",
     "outline",
     "own_input_size",
 ]

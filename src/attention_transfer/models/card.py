@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from attention_transfer.config import Count, Positive
+from attention_transfer.config import Count, Interpolation, Positive
 from attention_transfer.errors import InputError
 
 __all__ = ["InputSpec", "ModelCard", "first_problems"]
@@ -21,7 +21,7 @@ class InputSpec(NamedTuple):
     """Channels, height, width."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ModelCard:
     std: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
     data: str
     """What it was trained on."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     schema_version: Literal[1] = 1
 
     @property

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.models.card import InputSpec, ModelCard, first_problems
+from attention_transfer.models.heads import replace_head
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.wide_resnet import WideResNet
 from attention_transfer.models.zoo import (
@@ -28,7 +30,6 @@ from attention_transfer.models.zoo import (
     TimmModel,
     TorchvisionModel,
     ZooModel,
-    replace_head,
 )
 
 __all__ = [
@@ -115,7 +116,8 @@ def load(
         trained: True takes a zoo's bare name with its pretrained weights, and refuses the name of
             a network that has none.
         seed: of the random initialisation.
-        image_size: height and width of the images, for a network that is made for one size.
+        image_size: height and width of the images that a network which is to learn will get;
+            ``trained`` networks get them in their own.
 
     Raises:
         InputError: an unknown model; no trained weights where they are needed; weights that do
@@ -123,10 +125,12 @@ def load(
     """
     if os.path.isdir(model):
         found = load_run(Path(model))
-        if not trained and found.card is not None and found.card.classes != classes:
+        if trained or found.card is None:
+            return found
+        if found.card.classes != classes:
             with _seeded(seed):
-                replace_head(found.network, classes)
-        return found
+                replace_head(found.network, classes, found.card.input_size)
+        return replace(found, input=_sized(found.card.input, image_size))
     name, _, weights = model.partition("@")
     with _seeded(seed):
         return _load_named(name, weights, classes, trained, image_size)
@@ -150,16 +154,19 @@ def _load_named(
         size = None if trained else image_size
         network = zoo.build(None if trained else classes, size, pretrained=True)
         return LoadedModel(name, network, input=_sized(zoo.input(), size))
-    network = _fitting(name, Path(weights), classes, trained, image_size)
-    return LoadedModel(name, network, input=zoo.input() if zoo and zoo.has_pretrained else None)
+    size = None if trained else image_size
+    network = _fitting(name, Path(weights), classes, trained, size)
+    spec = _sized(zoo.input(), size) if zoo and zoo.has_pretrained else None
+    return LoadedModel(name, network, input=spec)
 
 
-def outline(model: str, image_size: ImageSize | None = None) -> Outline:
+def outline(model: str, image_size: ImageSize | None = None, *, values: bool = False) -> Outline:
     """A MODEL's structure, without weights and almost without memory (on torch's meta device).
 
     Args:
         model: see the module's docstring; what comes after ``@`` does not matter.
         image_size: height and width of its images; by default its own.
+        values: with random weights in memory, for a network that looks at values.
 
     Raises:
         InputError: an unknown model.
@@ -172,7 +179,7 @@ def outline(model: str, image_size: ImageSize | None = None) -> Outline:
     own = own_input_size(model)
     size = image_size or own[1:]
     try:
-        with torch.device("meta"):
+        with torch.device("cpu" if values else "meta"):
             network = build(name, classes, size)
     except InputError as error:
         if error.__cause__ is None:
@@ -226,7 +233,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     if problems:
         raise InputError(
             f"{path} does not fit {type(network).__name__}: {first_problems(problems)}; "
-            "give weights of the same architecture and class count"
+            "give weights of the same architecture, class count and input size"
         )
     network.load_state_dict(weights)
 
@@ -251,7 +258,7 @@ def _misfits(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
         *(
             f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
             for name in own
-            if name in weights and weights[name].shape != own[name].shape
+            if name in weights and not is_lazy(own[name]) and weights[name].shape != own[name].shape
         ),
     ]
 
@@ -261,12 +268,13 @@ def _fitting(
 ) -> nn.Module:
     """A network with the weights of a file, which may be for the zoo's own classes."""
     network = build(name, classes, image_size)
-    if _zoo(name) is not None and _misfits(network, _read_weights(path)):
+    zoo = _zoo(name)
+    if zoo is not None and _misfits(network, _read_weights(path)):
         own = build(name, None, image_size)
         if not _misfits(own, _read_weights(path)):
             load_weights(own, path)
             if not trained:
-                replace_head(own, classes)
+                replace_head(own, classes, (3, *(image_size or zoo.input().size[1:])))
             return own
     load_weights(network, path)
     return network

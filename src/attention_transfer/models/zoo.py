@@ -16,8 +16,9 @@ from torch import nn
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.factories import imported
 from attention_transfer.models.card import InputSpec
+from attention_transfer.models.heads import replace_head
 
-__all__ = ["Factory", "TimmModel", "TorchvisionModel", "ZooModel", "replace_head"]
+__all__ = ["Factory", "TimmModel", "TorchvisionModel", "ZooModel"]
 
 ImageSize = tuple[int, int]
 """Height and width."""
@@ -137,7 +138,7 @@ class TorchvisionModel(ZooModel):
                 f"torchvision:{self.name}", lambda: builder(weights="DEFAULT", **options)
             )
             if classes is not None:
-                replace_head(network, classes)
+                replace_head(network, classes, self.input().size)
         else:
             if classes is not None:
                 options["num_classes"] = classes
@@ -201,23 +202,6 @@ def _built(name: str, build: Callable[[], Any]) -> nn.Module:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{name} could not be built: {type(error).__name__}: {reason}") from error
-
-
-def replace_head(network: nn.Module, classes: int) -> None:
-    """Puts a new last layer, the last linear one or convolution, in place of one that tells other
-    classes apart.
-    """
-    name, head = [
-        (name, module)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    ][-1]
-    parent, _, attribute = name.rpartition(".")
-    if isinstance(head, nn.Linear):
-        fresh: nn.Module = nn.Linear(head.in_features, classes, head.bias is not None)
-    else:
-        fresh = nn.Conv2d(head.in_channels, classes, head.kernel_size)  # type: ignore[arg-type]
-    setattr(network.get_submodule(parent), attribute, fresh)
 
 
 def _from_hub(create: Callable[[], Any]) -> nn.Module:

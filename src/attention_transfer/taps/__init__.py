@@ -7,7 +7,7 @@ height and width are in it.
 
 from attention_transfer.taps.capture import Taps
 from attention_transfer.taps.layout import Layout
-from attention_transfer.taps.modules import evaluating, structure_copy, unwrapped
+from attention_transfer.taps.modules import declared_points, evaluating, structure_copy, unwrapped
 from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
 from attention_transfer.taps.survey import attention_points
 
@@ -18,6 +18,7 @@ __all__ = [
     "Taps",
     "Unreadable",
     "attention_points",
+    "declared_points",
     "evaluating",
     "structure_copy",
     "unwrapped",

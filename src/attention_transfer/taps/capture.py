@@ -45,7 +45,7 @@ class Taps:
         self.points = list(dict.fromkeys(points))
         self._network = unwrapped(network)
         self._layouts: dict[tuple[int, ...], dict[str, Layout]] = {}
-        modules = dict(self._network.named_modules())
+        modules = dict(self._network.named_modules(remove_duplicate=False))
         for point in self.points:
             if not point or module_of(point) not in modules:
                 known = [name for name in modules if name]

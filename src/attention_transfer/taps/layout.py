@@ -16,8 +16,8 @@ __all__ = ["Axes", "Grid", "Layout", "LayoutReader", "surely_channels_first"]
 Axes = Literal["NCHW", "NHWC", "NLC", "NCL"]
 Grid = tuple[int, int]
 
-MOST_EXTRA_TOKENS = 17
-"""A class token and sixteen registers."""
+EXTRA_TOKENS = (1, 2, 4, 5, 8, 9, 16, 17)
+"""Class, distillation and register tokens, as networks have them; other counts are no grid's."""
 
 
 class Layout(NamedTuple):
@@ -57,7 +57,7 @@ class LayoutReader:
     """Recognises layouts in one pass of a network, given its outputs in the order they are made.
 
     Height and width follow the image's. Tokens are as many as a grid seen before has places (the
-    patch embedding's, as a rule) or that grid halved, plus the extra ones.
+    patch embedding's, as a rule) or that grid halved, plus the extra ones, which come first.
 
     Args:
         batch: how many images the pass has.
@@ -94,15 +94,24 @@ class LayoutReader:
         return found
 
     def _map(self, shape: tuple[int, ...], elementwise: bool) -> Layout | str:
-        _, *sizes = shape
-        for axes, grid in (("NCHW", (sizes[1], sizes[2])), ("NHWC", (sizes[0], sizes[1]))):
-            if not follows_image(grid, self.image) or (elementwise and not self._pooled(grid)):
-                continue
-            if grid[0] == grid[1] and grid[0] in self.token_counts:
+        for layout in self.maps(shape, elementwise):
+            height, width = layout.grid
+            if height == width and height in self.token_counts:
                 return "it holds weights between tokens"
-            self._see(grid)
-            return Layout("NCHW" if axes == "NCHW" else "NHWC", grid)
+            self._see(layout.grid)
+            return layout
         return "no two of its axes follow the image's height and width"
+
+    def maps(self, shape: tuple[int, ...], elementwise: bool = False) -> list[Layout]:
+        """The ways to read an output with four axes as a feature map, channels first first."""
+        _, first, second, third = shape
+        layouts = [Layout("NCHW", (second, third)), Layout("NHWC", (first, second))]
+        return [
+            layout
+            for layout in layouts
+            if follows_image(layout.grid, self.image)
+            and not (elementwise and not self._pooled(layout.grid))
+        ]
 
     def _tokens(self, shape: tuple[int, ...]) -> Layout | str:
         _, first, last = shape
@@ -119,8 +128,12 @@ class LayoutReader:
         """The grid of so many tokens, and how many are extra."""
         seen = [grid for grid in reversed(self.grids) if grid[0] * grid[1] > 1]
         for height, width in seen:
+            if count - height * width in (0, self.extra_tokens):
+                return (height, width), count - height * width
+        square = self.image[0] == self.image[1] and math.isqrt(count) ** 2 == count
+        for height, width in seen:
             extra = count - height * width
-            if 0 <= extra <= min(MOST_EXTRA_TOKENS, height * width):
+            if extra in EXTRA_TOKENS and extra <= height * width and not square:
                 return (height, width), extra
         for grid in seen:
             while grid[0] * grid[1] > 1:

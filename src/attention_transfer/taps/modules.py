@@ -7,7 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "module_of", "outputs_of", "structure_copy", "unwrapped"]
+__all__ = [
+    "declared_points",
+    "evaluating",
+    "module_of",
+    "outputs_of",
+    "structure_copy",
+    "unwrapped",
+]
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -38,6 +45,13 @@ def evaluating(network: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def declared_points(network: nn.Module) -> tuple[str, ...]:
+    """The points a network offers by itself: names in its attribute ``attention_points``."""
+    declared = getattr(network, "attention_points", ())
+    named = isinstance(declared, list | tuple) and all(isinstance(name, str) for name in declared)
+    return tuple(declared) if named else ()
 
 
 def module_of(point: str) -> str:

@@ -1,5 +1,6 @@
 """Which points to read attention at, where nobody says: the last of each stage."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def recommended(points: Sequence[AttentionPoint], tree: Tree) -> set[str]:
 
 
 def _at_equal_depths(points: Sequence[AttentionPoint], tree: Tree) -> set[str]:
-    """Of the longest series of like blocks, the last of each quarter."""
+    """Of the series of like blocks that does most, the last of each quarter."""
     series: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     series["", ""] = {points[-1].name: 0.0}
     for point in points:
@@ -107,7 +108,7 @@ def _at_equal_depths(points: Sequence[AttentionPoint], tree: Tree) -> set[str]:
             seen = tree.seen[module_of(name)]
             if not tree.is_trunk(name):
                 kind = type(seen.module).__name__
-                series[name.rpartition(".")[0], kind][point.name] = seen.share
+                series[re.sub(r"\d+", "*", name), kind][point.name] = seen.share
     shares = max(series.values(), key=lambda shares: (len(shares) > 1, sum(shares.values())))
     names = list(shares)
     count = min(BLOCKS, len(names))

@@ -2,8 +2,10 @@
 nothing: on fake tensors, which have shapes and no values.
 """
 
+import logging
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attention_transfer.errors import InputError
 from attention_transfer.taps.layout import Layout, LayoutReader
 from attention_transfer.taps.modules import (
+    declared_points,
     evaluating,
     module_of,
     outputs_of,
@@ -28,6 +31,9 @@ __all__ = ["attention_points"]
 
 BATCH = 3
 """Images in the pass: few networks have this many windows or heads."""
+
+_BY_AXES = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm, nn.MaxPool2d)
+"""Types of modules that work along certain axes."""
 
 REORDERING = ("Unroll",)
 """Types of modules after which tokens are no longer in the image's order (Hiera's)."""
@@ -79,8 +85,16 @@ def _copy_or_itself(network: nn.Module) -> nn.Module:
 class _Output:
     """One output of one module. Holds on to the tensor, so that no other gets its identity."""
 
-    def __init__(self, name: str, value: object, layout: Layout | str, flops: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        value: object,
+        layout: Layout | str,
+        other_layout: Layout | None,
+        flops: int,
+    ) -> None:
         self.name, self.value, self.layout, self.flops = name, value, layout, flops
+        self.other_layout = other_layout
         version = value._version if isinstance(value, Tensor) else 0
         self.identity = id(value), version
 
@@ -109,6 +123,7 @@ class _Recorder:
             stack.enter_context(evaluating(self.network))
             stack.enter_context(torch.no_grad())
             if fake:
+                stack.enter_context(_quiet("torch._subclasses.fake_tensor"))
                 stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             self.counter = stack.enter_context(FlopCounterMode(display=False))
             for name, module in self.network.named_modules():
@@ -143,8 +158,14 @@ class _Recorder:
             if type(module).__name__ in REORDERING:
                 self.reordered = type(module).__name__
             for point, value in outputs_of(name, output) if self.calls[name] == 1 else ():
-                layout = self._layout(value, _keeps_shape(module, given, value))
-                self.outputs.append(_Output(point, value, layout, flops))
+                keeps_shape = _keeps_shape(module, given, value)
+                layout = self._layout(value, keeps_shape)
+                other = None
+                if isinstance(layout, Layout) and layout.kind == "feature map":
+                    assert isinstance(value, Tensor)
+                    _, *others = self.reader.maps(tuple(value.shape), keeps_shape)
+                    other = others[0] if others else None
+                self.outputs.append(_Output(point, value, layout, other, flops))
 
         return hook
 
@@ -157,6 +178,17 @@ class _Recorder:
         if self.reordered and isinstance(layout, Layout) and layout.kind == "tokens":
             return f"{self.reordered} put its tokens into another order than the image's"
         return layout
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Without what a logger has to say; the failures it writes about are dealt with."""
+    disabled = logging.getLogger(logger).disabled
+    logging.getLogger(logger).disabled = True
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).disabled = disabled
 
 
 def _keeps_shape(module: nn.Module, given: tuple[object, ...], value: object) -> bool:
@@ -172,8 +204,10 @@ def _keeps_shape(module: nn.Module, given: tuple[object, ...], value: object) ->
 
 def _table(seen: _Recorder) -> PointTable:
     network, input_size = seen.network, seen.input_size
-    modules = dict(network.named_modules())
+    modules = dict(network.named_modules(remove_duplicate=False))
+    other_names = _other_names(modules)
     total = max(seen.flops, 1)
+    _settle_axes(seen.outputs, modules)
     once = [output for output in seen.outputs if seen.calls[module_of(output.name)] == 1]
     points = [
         AttentionPoint(
@@ -188,17 +222,18 @@ def _table(seen: _Recorder) -> PointTable:
             depth=first.flops / total,
             aliases=names[1:],
         )
-        for first, names in _by_tensor(once)
+        for first, names in _by_tensor(once, other_names)
         if isinstance(first.layout, Layout) and isinstance(first.value, Tensor)
     ]
     stages = {name: point.stage for point in points for name in (point.name, *point.aliases)}
     known = {
         name: ModuleSeen(modules[name], stages.get(name), share / total)
-        for name, share in seen.shares.items()
+        for first, share in seen.shares.items()
+        for name in (first, *other_names.get(first, ()))
     }
     tree = Tree(known, points)
     points = [_named(point, modules, tree) for point in points]
-    chosen = set(getattr(network, "attention_points", ())) or recommended(points, tree)
+    chosen = set(declared_points(network)) or recommended(points, tree)
     points = [
         replace(point, recommended=not chosen.isdisjoint((point.name, *point.aliases)))
         for point in points
@@ -211,13 +246,56 @@ def _table(seen: _Recorder) -> PointTable:
     return PointTable(tuple(points), tuple(unreadable), input_size, parameters, seen.flops // BATCH)
 
 
-def _by_tensor(outputs: list[_Output]) -> Iterator[tuple[_Output, tuple[str, ...]]]:
+def _settle_axes(outputs: list[_Output], modules: dict[str, nn.Module]) -> None:
+    """Decides where an output's shape fits both orders of the axes (96 channels on 96x96): they
+    are as in the other outputs of the network, or of its modules of the same type if it has both.
+    """
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for output in outputs:
+        module = modules[module_of(output.name)]
+        if output.other_layout is not None and isinstance(module, _BY_AXES):
+            if isinstance(module, nn.Linear | nn.LayerNorm):
+                output.layout = output.other_layout
+            output.other_layout = None
+        if isinstance(output.layout, Layout) and output.other_layout is None:
+            kinds[type(module).__name__].add(output.layout.axes)
+    mixed = any("NHWC" in axes for axes in kinds.values())
+    for output in outputs:
+        if output.other_layout is None or not mixed:
+            continue
+        known = kinds[type(modules[module_of(output.name)]).__name__]
+        if known == {"NHWC"}:
+            output.layout = output.other_layout
+        elif known != {"NCHW"}:
+            output.layout = (
+                "channels first and channels last both fit its shape; give another input size"
+            )
+
+
+def _other_names(modules: dict[str, nn.Module]) -> dict[str, list[str]]:
+    """Modules that stand in the network under several names: the first, and the others."""
+    first: dict[int, str] = {}
+    others: dict[str, list[str]] = defaultdict(list)
+    for name, module in modules.items():
+        known = first.setdefault(id(module), name)
+        if known != name:
+            others[known].append(name)
+    return others
+
+
+def _by_tensor(
+    outputs: list[_Output], other_names: dict[str, list[str]]
+) -> Iterator[tuple[_Output, tuple[str, ...]]]:
     """Outputs that are the same tensor, unchanged, together: the first of them, and all names."""
     groups: dict[tuple[int, int], list[_Output]] = {}
     for output in outputs:
         groups.setdefault(output.identity, []).append(output)
     for group in groups.values():
-        yield group[0], tuple(output.name for output in group)
+        names = [output.name for output in group]
+        for name in list(names):
+            module, hash_, key = name.partition("#")
+            names += [f"{other}{hash_}{key}" for other in other_names.get(module, ())]
+        yield group[0], tuple(names)
 
 
 def _named(point: AttentionPoint, modules: dict[str, nn.Module], tree: Tree) -> AttentionPoint:
@@ -233,7 +311,8 @@ def _reasons(seen: _Recorder, modules: dict[str, nn.Module]) -> Iterator[tuple[s
             yield output.name, f"it runs {calls} times in one pass"
         elif isinstance(output.layout, str):
             yield output.name, output.layout
+    others = {name for names in _other_names(modules).values() for name in names}
     for name, module in modules.items():
         holder = isinstance(module, nn.ModuleList | nn.ModuleDict)
-        if name and name not in seen.calls and not holder:
+        if name and name not in seen.calls and name not in others and not holder:
             yield name, "it did not run"

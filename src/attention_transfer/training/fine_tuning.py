@@ -1,6 +1,7 @@
 """Training a network by parts: what keeps its weights, and what learns slowly."""
 
 import fnmatch
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -8,7 +9,7 @@ from torch import nn
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.transfer import Transfer
 
-__all__ = ["freeze", "last_layer", "parameter_groups"]
+__all__ = ["freeze", "parameter_groups"]
 
 
 def freeze(network: nn.Module, patterns: str) -> list[nn.Module]:
@@ -46,31 +47,19 @@ def freeze(network: nn.Module, patterns: str) -> list[nn.Module]:
     return frozen
 
 
-def last_layer(network: nn.Module) -> nn.Module:
-    """The layer that gives the logits: the last linear layer or convolution.
-
-    Raises:
-        InputError: there is none.
-    """
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    if not layers:
-        raise InputError(
-            f"{type(network).__name__} has no linear layer or convolution, so no last one to learn "
-            "faster than the rest; leave backbone_lr at 1"
-        )
-    return layers[-1]
-
-
-def parameter_groups(transfer: Transfer, backbone_lr: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    transfer: Transfer, backbone_lr: float, heads: Iterable[nn.Module] = ()
+) -> list[dict[str, Any]]:
     """Parameters for an optimizer, each group with its share ``scale`` of the learning rate.
 
     Args:
         transfer: whose student trains, and whose terms.
-        backbone_lr: the share for the student but for its last layer.
+        backbone_lr: the share for the student but for its last layers.
+        heads: those.
     """
     if backbone_lr == 1:
         return [{"params": list(transfer.parameters()), "scale": 1.0}]
-    last = set(last_layer(transfer.student).parameters())
+    last = {parameter for head in heads for parameter in head.parameters()}
     backbone = [parameter for parameter in transfer.student.parameters() if parameter not in last]
     rest = set(transfer.parameters()) - set(backbone)
     return [

@@ -1,15 +1,18 @@
 """Evaluating a MODEL on DATA, each as users write it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from attention_transfer.config import EvaluateConfig, height_and_width
-from attention_transfer.data import DataSet, load_data, resolve_workers
+from attention_transfer.data import DataSet, as_input, load_data, resolve_workers
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, load, load_run, own_input_size
 from attention_transfer.training.evaluation import Evaluation, evaluate
 from attention_transfer.training.machine import resolve_precision
-from attention_transfer.training.preparation import model_normalization
+from attention_transfer.training.preparation import model_normalization, try_out
 from attention_transfer.training.run import Run
 
 __all__ = ["evaluate_model"]
@@ -43,9 +46,18 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
         own_size=own_input_size(config.model)[1:],
     )
     model = load(config.model, len(data.class_names), trained=True)
+    if model.card is not None and model.card.class_names != data.class_names:
+        raise InputError(
+            f"{config.model} was trained to tell {_few(model.card.class_names)} apart, {data.name} "
+            f"has {_few(data.class_names)}; evaluate it on data of its own classes"
+        )
+    images = data.validation if config.split == "validation" else data.test
+    if model.input is not None:
+        images = images.resized(images.size, model.input.interpolation)
+    try_out(model, data, as_input(images.pixels(np.arange(1))))
     evaluation = evaluate(
         model.network,
-        data.validation if config.split == "validation" else data.test,
+        images,
         model_normalization(model, data),
         classes=len(data.class_names),
         batch_size=config.batch_size,
@@ -53,3 +65,7 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
         workers=resolve_workers(config.workers, data.test),
     )
     return model, data, evaluation
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

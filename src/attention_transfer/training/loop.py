@@ -148,7 +148,7 @@ class _Fit:
         self.config, self.data = prepared.config, prepared.data
         self.transfer = prepared.transfer.to(accelerator.device)
         self.optimizer = torch.optim.SGD(
-            parameter_groups(self.transfer, self.config.backbone_lr),
+            parameter_groups(self.transfer, self.config.backbone_lr, prepared.heads),
             lr=self.config.lr,
             momentum=self.config.momentum,
             nesterov=self.config.nesterov and self.config.momentum > 0,

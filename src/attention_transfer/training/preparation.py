@@ -1,19 +1,21 @@
 """From a configuration to data, networks and the objective. Nothing is written."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import DistillConfig, TrainConfig, height_and_width
 from attention_transfer.data import Augmented, DataSet, as_input, load_data
 from attention_transfer.errors import InputError
-from attention_transfer.models import LoadedModel, ModelCard, load, own_input_size
-from attention_transfer.training.fine_tuning import freeze, last_layer
+from attention_transfer.models import LoadedModel, ModelCard, load, logit_layers, own_input_size
+from attention_transfer.taps import evaluating
+from attention_transfer.training.fine_tuning import freeze
 from attention_transfer.training.machine import resolve_precision
 from attention_transfer.transfer import (
     ActivationAttention,
@@ -25,10 +27,11 @@ from attention_transfer.transfer import (
     Normalization,
     Term,
     Transfer,
+    as_logits,
     distillation_terms,
 )
 
-__all__ = ["Prepared", "count_flops", "model_normalization", "prepare", "terms_of"]
+__all__ = ["Prepared", "count_flops", "model_normalization", "prepare", "terms_of", "try_out"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Prepared:
     precision: str
     frozen: list[nn.Module]
     """Modules of the student that keep their weights and stay in eval mode."""
+    heads: list[nn.Module]
+    """Layers of the student that give its logits, where they learn faster than the rest."""
 
     @property
     def normalization(self) -> Normalization:
@@ -84,7 +89,6 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             image_size=None if config.image_size is None else height_and_width(config.image_size),
             own_size=own_input_size(_student_of(config))[1:],
         )
-    data = _augmented(data, config)
     classes = len(data.class_names)
     settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
     teachers = []
@@ -94,8 +98,14 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             for name in config.teacher.split(",")
         ]
     student = load(_student_of(config), classes, trained=False, **settings)
+    data = _augmented(_decoded_for(data, student, teachers), config)
+    example = as_input(data.train.pixels(np.arange(1)))
+    for teacher in teachers:
+        try_out(teacher, data, example)
+    _check_student(student, data, example, config.batch_size)
+    heads = []
     if config.backbone_lr != 1:
-        last_layer(student.network)
+        heads = list(logit_layers(student.network, data.input_size).values())
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
     networks = [teacher.network for teacher in teachers]
     if config.channels_last:
@@ -107,11 +117,84 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             student.network,
             networks or None,
             terms,
-            example_input=as_input(data.train.pixels(np.arange(1))),
+            example_input=example,
             student_normalization=model_normalization(student, data),
             teacher_normalization=[model_normalization(teacher, data) for teacher in teachers],
         )
-    return Prepared(config, data, student, teachers, transfer, precision, frozen)
+    return Prepared(config, data, student, teachers, transfer, precision, frozen, heads)
+
+
+def _decoded_for(data: DataSet, student: LoadedModel, teachers: list[LoadedModel]) -> DataSet:
+    """Images to train on that are as fine as the finest network's, in the student's shape; those to
+    judge it on as fine as its own. Both by the student's interpolation.
+    """
+    height, width = data.input_size[1:]
+    finer = max(
+        [1.0]
+        + [
+            max(teacher.input.size[1] / height, teacher.input.size[2] / width)
+            for teacher in teachers
+            if teacher.input is not None
+        ]
+    )
+    finest = round(height * finer), round(width * finer)
+    by = "bilinear" if student.input is None else student.input.interpolation
+    return replace(
+        data,
+        train=data.train.resized(finest, by),
+        validation=data.validation.resized((height, width), by),
+        test=data.test.resized((height, width), by),
+    )
+
+
+def try_out(model: LoadedModel, data: DataSet, images: Tensor) -> object:
+    """What a network puts out for images.
+
+    Raises:
+        InputError: it does not run on them.
+    """
+    given = model_normalization(model, data)(images)
+    try:
+        with evaluating(model.network), torch.no_grad():
+            return model.network(given)
+    except Exception as error:
+        height, width = given.shape[-2:]
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{model.name} does not run on images {height}x{width} ({type(error).__name__}: "
+            f"{reason}); give another --image-size, or another network"
+        ) from error
+
+
+def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_size: int) -> None:
+    """Whether it can be trained on the data and written down.
+
+    Raises:
+        InputError: it cannot.
+    """
+    logits = as_logits(try_out(student, data, images))
+    classes = len(data.class_names)
+    if logits.shape[1] != classes:
+        raise InputError(
+            f"{student.name} tells {logits.shape[1]} classes apart and the data have {classes}; "
+            "let its factory take num_classes"
+        )
+    for name, value in student.network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{student.name} keeps {name}, a {type(value).__name__}, which a safetensors file "
+                "cannot hold; make it a buffer, or leave it out of the state"
+            )
+    if batch_size > 1:
+        return
+    try:
+        with torch.no_grad():
+            copy.deepcopy(student.network).train()(model_normalization(student, data)(images))
+    except ValueError as error:
+        raise InputError(
+            f"{student.name} cannot be trained on one image at a time ({error}); give a "
+            "--batch-size of at least 2"
+        ) from error
 
 
 def _augmented(data: DataSet, config: TrainConfig | DistillConfig) -> DataSet:
@@ -200,14 +283,9 @@ def model_normalization(model: LoadedModel, data: DataSet) -> Normalization:
     data set's own normalisation.
     """
     if model.input is None:
-        return Normalization(data.mean, data.std)
+        return Normalization(data.mean, data.std, data.input_size[1:])
     size = model.input.size[1:]
-    return Normalization(
-        model.input.mean,
-        model.input.std,
-        None if size == data.input_size[1:] else size,
-        model.input.interpolation,
-    )
+    return Normalization(model.input.mean, model.input.std, size, model.input.interpolation)
 
 
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from attention_transfer.config import DistillConfig
 from attention_transfer.models import LoadedModel
@@ -117,9 +117,10 @@ def _network_record(models: Sequence[LoadedModel], prepared: Prepared) -> dict[s
     data_size = prepared.data.input_size
     digest = hashlib.sha256()
     for model in models:
-        for name, tensor in sorted(model.network.state_dict().items()):
+        state = model.network.state_dict()
+        for name in sorted(name for name, value in state.items() if isinstance(value, Tensor)):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
     return {
         "name": ",".join(model.name for model in models),
         "parameters": sum(parameter_count(model.network) for model in models),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import nn
 
@@ -159,7 +160,11 @@ class Run:
 
     def write_model(self, network: nn.Module, card: ModelCard) -> None:
         """The network's weights, in float32, and how to build it."""
-        weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+        # Copies: a module may stand under several names, and a file has no shared memory.
+        weights = {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format)
+            for name, tensor in network.state_dict().items()
+        }
         (self.folder / "model.safetensors").write_bytes(save(weights))
         card.write(self.folder / "model.json")
 

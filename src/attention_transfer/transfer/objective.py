@@ -121,6 +121,11 @@ class Transfer(nn.Module):
         self.student_normalization = _normalization(student_normalization)
         self.terms = _named(terms)
         teachers = _each(teacher, teacher_normalization)
+        if any(network is student for network, _ in teachers):
+            raise InputError(
+                "student and teacher are one network, which could only stay as it is; give two, "
+                "such as copy.deepcopy(student)"
+            )
         self.pairings = self._resolve(teachers, example_input)
         both = [pair for pairing in self.pairings.values() for pair in pairing.pairs]
         self._taps = Taps(student, [pair.student for pair in both])
@@ -276,6 +281,11 @@ class Transfer(nn.Module):
     def _check_learnable(self, example: Tensor) -> None:
         """Points in a frozen part of the student could never attend otherwise."""
         learns = {parameter.requires_grad for parameter in self.student.parameters()}
+        if learns == {False}:
+            raise InputError(
+                "no parameter of the student asks for a gradient, so it could not learn; "
+                "student.requires_grad_() lets it"
+            )
         if learns != {True, False}:
             return
         network = structure_copy(unwrapped(self.student), frozen=False)

@@ -2,13 +2,20 @@
 
 import fnmatch
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
 
 from attention_transfer.errors import InputError, nearest
-from attention_transfer.taps import AttentionPoint, PointTable, attention_points, unwrapped
+from attention_transfer.taps import (
+    AttentionPoint,
+    PointTable,
+    attention_points,
+    declared_points,
+    unwrapped,
+)
 
 __all__ = ["Pair", "Pairing", "Pairs", "Side", "match_stages", "resolve_pairs"]
 
@@ -67,8 +74,8 @@ class Side:
 
     @property
     def declared(self) -> tuple[str, ...]:
-        """The points a network offers by itself, in its attribute ``attention_points``."""
-        return tuple(getattr(self.network, "attention_points", ()))
+        """The points the network offers by itself."""
+        return declared_points(self.network)
 
     @property
     def points(self) -> PointTable:
@@ -148,6 +155,9 @@ def resolve_pairs(pairs: Pairs, student: Side, *teachers: Side) -> Pairing:
                 f"and {len(theirs)} teacher points ({', '.join(theirs)}), expected as many"
             )
         resolved += [Pair(*both) for both in zip(ours, theirs, strict=True)]
+    repeated = [pair for pair, count in Counter(resolved).items() if count > 1]
+    if repeated:
+        raise InputError(f"the pair {repeated[0]} is given more than once; give each pair once")
     if not resolved:
         raise InputError("no pairs were given; expected pairs='auto' or at least one pair")
     return Pairing(resolved)

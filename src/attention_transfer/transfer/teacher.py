@@ -1,12 +1,13 @@
 """The teacher, frozen, and each network's own input normalisation."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attention_transfer.config import Interpolation
 from attention_transfer.errors import InputError
 from attention_transfer.losses import summed_cross_entropy
 from attention_transfer.maps import promoted
@@ -40,7 +41,7 @@ class Normalization(NamedTuple):
     std: Sequence[float]
     size: tuple[int, int] | None = None
     """Height and width; None: as the images come."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) at the size, minus the mean, over the standard deviation."""
