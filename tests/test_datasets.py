@@ -1,5 +1,6 @@
 """One's own datasets and Hugging Face's: every kind of sample, and what is none."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.data import View, batches, load_data
-from attention_transfer.data.datasets import as_pil
+from attention_transfer.data.datasets import DatasetImages, as_pil
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.factories import imported
 from test_folders import CLASSES, fill
@@ -59,6 +60,37 @@ def failing(): raise RuntimeError("no disk")
 def odd(): return [1.5] * 8, [2.5] * 8
 def endless(): return iter(()), iter(())
 def broken(): return Pairs(36, broken=(7,)), Pairs(12)
+def alone(): return Pairs()
+
+
+class Turned(Pairs):
+    """Its samples have other labels than its attribute."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image, 2 - label
+
+
+class Changed(Pairs):
+    """Images as somebody's transform leaves them."""
+
+    def __init__(self, change, labels=None):
+        super().__init__()
+        self.change = change
+        if labels is not None:
+            self.targets = labels
+
+    def __getitem__(self, index):
+        return self.change(PIXELS[index]), self.targets[index]
+
+
+def turned(): return Turned()
+def normalised(): return Changed(lambda image: torch.from_numpy(image).permute(2, 0, 1) / 128 - 1)
+def unscaled(): return Changed(lambda image: image.astype(np.float32))
+def deep(): return Changed(lambda image: image.astype(np.uint16) * 257)
+def negative(): return Changed(lambda image: image, [-1, 0, 1] * 12)
+def one_hot(): return Changed(lambda image: image, np.eye(3)[np.arange(36) % 3])
+def raises(): return Changed(lambda image: 1 / 0)
 
 
 class Small(nn.Module):
@@ -135,6 +167,11 @@ def test_every_kind_of_image_is_understood(image: object) -> None:
         ("theirs.work:odd", r"a sample of .* is a float, expected \(image, label\)"),
         ("theirs.work:endless", "expected a map-style dataset"),
         ("theirs.work:pears", "did you mean pair"),
+        ("theirs.work:normalised", r"values go from -1 to .* before they are normalised"),
+        ("theirs.work:unscaled", "values go from 0 to 2.*, expected 0 to 1"),
+        ("theirs.work:negative", "has labels from -1 to 1"),
+        ("theirs.work:one_hot", "is no dataset of images and class indices"),
+        ("theirs.work:raises", "ZeroDivisionError: division by zero"),
         ("theirs.play:pair", "cannot import 'theirs.play'"),
         ("imagenet:theirs", "not laid out as ImageNet"),
         ("hf:./nowhere", "cannot be had"),
@@ -169,6 +206,38 @@ def test_a_dataset_without_a_test_split_is_shared_out_by_class() -> None:
     assert other.test.indices.tolist() != data.test.indices.tolist()
 
 
+def test_labels_are_those_of_the_samples() -> None:
+    data = load_data("theirs.work:turned", image_size=(16, 16))
+    for part in (data.train, data.test):
+        assert part.labels.tolist() == [2 - index % 3 for index in part.indices.tolist()]
+
+
+def test_sixteen_bits_and_a_dataset_alone() -> None:
+    """Deep pixels are scaled; a single dataset is shared out."""
+    deep, plain = (
+        load_data(f"theirs.work:{name}", image_size=(16, 16)) for name in ("deep", "alone")
+    )
+    everything = np.arange(len(plain.test))
+    assert torch.equal(deep.test.pixels(everything), plain.test.pixels(everything))
+
+
+def test_a_view_does_not_depend_on_those_asked_for_before(tmp_path: Path) -> None:
+    """An opened JPEG is not decoded at a half of its size for good."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((800, 600)).save(tmp_path / "a.jpg")
+
+    def opened() -> DatasetImages:
+        samples = [(Image.open(tmp_path / "a.jpg"), 0)]
+        return DatasetImages(samples, (0, 1), np.arange(1), torch.zeros(1).long(), (32, 32))
+
+    indices, views = np.arange(1), [View(0, number) for number in range(3)]
+    forth, back = opened(), opened()
+    first = [forth.pixels(indices, view) for view in views]
+    second = [back.pixels(indices, view) for view in reversed(views)]
+    assert all(torch.equal(*pair) for pair in zip(first, reversed(second), strict=True))
+    assert forth.dataset[0][0].size == (800, 600)
+
+
 def test_a_folder_in_imagenets_layout(tmp_path: Path) -> None:
     for number, split in enumerate(("train", "val")):
         fill(tmp_path / "images" / split, 4, start=50 * number)
@@ -183,6 +252,12 @@ def test_a_dataset_of_hugging_faces_library(
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for number, split in enumerate(("train", "test")):
         fill(tmp_path / "images" / split, 4, start=50 * number)
+    shutil.copytree(tmp_path / "images", tmp_path / "spoilt")
+    whole = (tmp_path / "spoilt" / "train" / "cat" / "01.png").read_bytes()
+    (tmp_path / "spoilt" / "train" / "cat" / "01.png").write_bytes(whole[: len(whole) // 2])
+    spoilt = load_data(f"hf:{tmp_path / 'spoilt'}", validation=0.25, image_size=(24, 32))
+    assert [len(part) for part in (spoilt.train, spoilt.validation, spoilt.test)] == [8, 3, 12]
+    assert spoilt.notices[0].startswith("left out, broken: sample 5 of Dataset")
     data = load_data(f"hf:{tmp_path / 'images'}", validation=0.25, image_size=(24, 32))
     assert data.class_names == CLASSES
     assert [len(part) for part in (data.train, data.validation, data.test)] == [9, 3, 12]

@@ -81,6 +81,11 @@ def test_the_last_pairs_are_those_of_the_top(teacher: Run) -> None:
     assert transfer.pairings["activation_attention"].pairs == [("group3", "group3")]
 
 
+def test_features_that_cannot_change_learn_no_attention(teacher: Run) -> None:
+    with pytest.raises(InputError, match="backbone_lr 0"):
+        at.distill(teacher=str(teacher.folder), student="wrn-10-1", backbone_lr=0, **SMALL)
+
+
 def test_weights_for_other_classes_get_a_new_last_layer(teacher: Run, tmp_path: Path) -> None:
     """Of a run and of a zoo's file alike; a teacher keeps its own."""
     network = at.models.build("timm:resnet10t", classes=None)

@@ -141,6 +141,18 @@ def test_classes_that_cannot_be_learned_are_refused(
     assert not Path("runs").exists()
 
 
+def test_splits_without_one_to_train_on_are_refused(tmp_path: Path) -> None:
+    for split in ("val", "test"):
+        fill(tmp_path / split, 3)
+    with pytest.raises(InputError, match="has the splits val, test and no train"):
+        folder_data(tmp_path, (16, 16))
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    data = folder_data(fill(tmp_path, classes=("car", "plane", "train")), (16, 16))
+    assert data.class_names == ("car", "plane", "train")
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no folder"):
         load_data(f"folder:{tmp_path}/nothing")

@@ -141,7 +141,7 @@ class RunConfig(Config):
     freeze: str | None = Field(
         None, description="modules of the network that keep their weights, such as conv1,layer[12]"
     )
-    backbone_lr: Positive = Field(
+    backbone_lr: NonNegative = Field(
         1.0, description="learning rate of all but the last layer, as a share of lr"
     )
     clip_gradient: Positive | None = Field(

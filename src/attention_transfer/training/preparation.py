@@ -80,6 +80,11 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     """
     precision = resolve_precision(config.precision)
     terms = terms_of(config)
+    if config.backbone_lr == 0 and any(term.wanted_pairs is not None for term in terms):
+        raise InputError(
+            "with backbone_lr 0 the student's features stay as they are, so nothing could be "
+            "transferred to them; give a rate above 0, or --attention none"
+        )
     if data is None:
         data = load_data(
             config.data,

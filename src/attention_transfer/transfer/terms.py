@@ -406,7 +406,8 @@ def check_classes(term: str, observation: Observation) -> None:
     if tuple(logits.shape) != theirs:
         raise InputError(
             f"{term} compares logits of the same classes, got student {tuple(logits.shape)} and "
-            f"teacher {theirs or 'without logits'}; use a teacher of the same classes, or drop "
+            f"teacher {theirs or 'none, or of several teachers different ones'}; use a teacher of "
+            "the same classes that puts out a tensor (N, classes), or drop "
             "this term (activation attention needs no classes in common)"
         )
 
