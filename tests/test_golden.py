@@ -47,9 +47,9 @@ def authors_formula(seen: Observation) -> dict[str, float]:
     assert seen.labels is not None
     assert seen.teacher_logits is not None
     attention = 0.0
-    for _, student, teacher in seen.pairs:
+    for pair in seen.pairs:
         maps = []
-        for features in (student, teacher):
+        for features in (pair.student, pair.teacher):
             flat = features.detach().double().pow(2).mean(1).flatten(1)
             maps.append(flat / flat.pow(2).sum(1, keepdim=True).sqrt())
         attention += (maps[0] - maps[1]).pow(2).mean().item()

@@ -1,24 +1,22 @@
 """The heart: terms over taps, the objective that sums them, the frozen teacher, pairing."""
 
 from attention_transfer.transfer.attention import attention_maps
+from attention_transfer.transfer.feature_terms import ActivationAttention, FullActivation
 from attention_transfer.transfer.gradient_terms import (
     FlipSymmetry,
     GradientAttention,
     InputGradientNorm,
 )
+from attention_transfer.transfer.logit_terms import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    KnowledgeDistillation,
+    distillation_terms,
+)
 from attention_transfer.transfer.objective import Transfer, TransferOutput
 from attention_transfer.transfer.pairing import Pair
 from attention_transfer.transfer.teacher import FrozenTeacher, Normalization, as_logits
-from attention_transfer.transfer.terms import (
-    ActivationAttention,
-    BinaryCrossEntropy,
-    CrossEntropy,
-    FullActivation,
-    KnowledgeDistillation,
-    Observation,
-    Term,
-    distillation_terms,
-)
+from attention_transfer.transfer.terms import Observation, Term
 
 __all__ = [
     "ActivationAttention",

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from attention_transfer import losses, maps
 from attention_transfer.errors import InputError
+from attention_transfer.transfer.logit_terms import check_classes
 from attention_transfer.transfer.terms import (
     Observation,
     PairedMaps,
     Term,
     check_choice,
-    check_classes,
     check_power,
     check_weight,
 )
