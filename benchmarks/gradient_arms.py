@@ -6,11 +6,13 @@ The weight of each gradient arm is the one of least mean validation error among 
 that the table does not use. Then every arm is trained with ``--seed`` 0, 1, ...; the test images
 are read once by each run, at its end. Augmentation is a random crop alone. Most digits do not stay
 themselves when flipped, so flip symmetry is asked of those that do, upside-down: 0, 1, 3 and 8.
-Finished runs in the folder are used again, so an interrupted table goes on where it was.
+Finished runs in the folder are used again and others resumed, so an interrupted table goes on where
+it was.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +24,7 @@ from rich.console import Console
 from attention_transfer.config import DistillConfig, TrainConfig
 from attention_transfer.data import load_data
 from attention_transfer.experiments.demo import packaged_teacher
-from attention_transfer.training import Run, RunProgress, run
+from attention_transfer.training import Run, RunProgress, resume, run
 from attention_transfer.training.machine import describe_machine, package_versions
 
 UPSIDE_DOWN = {"flip_axis": "vertical", "flip_classes": "0,1,3,8"}
@@ -149,11 +151,16 @@ class Comparison:
 
 
 def trained(config: TrainConfig | DistillConfig) -> Run:
-    """A finished run, from its folder if it is there."""
+    """A finished run: from its folder, from its last epoch, or from the start."""
     assert config.out is not None
+    progress = RunProgress(Console(stderr=True))
     if (config.out / "record.json").exists():
         return Run(config.out)
-    return run(config, RunProgress(Console(stderr=True)), load_data("cluttered-digits"))
+    if any(config.out.glob("checkpoints/*")):
+        return resume(config.out, progress)
+    if config.out.exists():
+        shutil.rmtree(config.out)  # interrupted in its first epoch
+    return run(config, progress, load_data("cluttered-digits"))
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
