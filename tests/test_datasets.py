@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -263,6 +264,21 @@ def test_a_dataset_of_hugging_faces_library(
     assert [len(part) for part in (data.train, data.validation, data.test)] == [9, 3, 12]
     local = load_data(f"folder:{tmp_path / 'images'}", validation=0.25, image_size=(24, 32))
     assert torch.equal(data.test.pixels(np.arange(12)), local.test.pixels(np.arange(12)))
+
+
+def test_arrays_of_hugging_faces_library_are_no_broken_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 12, 12, 3), dtype=np.uint8)
+    features = datasets.Features(
+        {"image": datasets.Array3D((12, 12, 3), "uint8"), "label": datasets.Value("int64")}
+    )
+    samples = {"image": list(images), "label": [index % 3 for index in range(30)]}
+    whole = datasets.Dataset.from_dict(samples, features).with_format("numpy")
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name: {"train": whole})
+    data = load_data("hf:someone/arrays:small", image_size=(12, 12))
+    assert data.notices == ()
+    assert len(data.train) + len(data.validation) + len(data.test) == 30
 
 
 def test_networks_of_ones_own_teach_and_learn(tmp_path: Path) -> None:

@@ -127,6 +127,8 @@ def test_auto_joins_what_meets_the_same_point_of_the_student() -> None:
     assert resolve_pairs("auto-1", *sides).pairs == pairing.pairs[-1:]
     (pair,) = resolve_pairs("group?:0.group?+0.group?", *sides).pairs[2:]
     assert pair.teacher_points == ("0.group3", "0.group3")
+    (pair,) = resolve_pairs("group3:00.group3+1.late", *sides).pairs
+    assert pair.teacher_points == ("0.group3", "1.late")
     (pair,) = resolve_pairs("group3:group2+group3", *sides[:2]).pairs
     assert pair.teacher_points == ("group2", "group3")
 
@@ -197,6 +199,11 @@ def test_cross_entropy_refuses_labels_of_several_classes(labels: Tensor) -> None
         at.Transfer(network(0), terms=[at.CrossEntropy()])(IMAGES, labels)
     with pytest.raises(InputError, match="use CrossEntropy"):
         at.Transfer(network(0), terms=[at.BinaryCrossEntropy()])(IMAGES, LABELS)
+
+
+def test_a_folder_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a,b").mkdir()
+    assert at.models.several(str(tmp_path / "a,b")) == [str(tmp_path / "a,b")]
 
 
 def test_a_run_with_two_teachers(tmp_path: Path) -> None:

@@ -188,7 +188,8 @@ class DistillConfig(RunConfig):
     )
     pairs: str = Field(
         "auto",
-        description="auto, auto-N (its last N), or student.layer:teacher.layer,... with * and ?",
+        description="auto, auto-N (its last N), or student.layer:teacher.layer,... with * and ?; "
+        "teacher.a+teacher.b for the mean of their maps",
     )
     kd_alpha: float | None = Field(
         None,

@@ -33,24 +33,13 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Looks and prints; no weights are loaded."""
     config = config_from(arguments, PointsConfig)
-    from attention_transfer.models import outline
-    from attention_transfer.transfer.pairing import Side, resolve_pairs
+    from attention_transfer.models import several
+    from attention_transfer.transfer.pairing import resolve_pairs
 
     size = None if config.image_size is None else height_and_width(config.image_size)
-    outlined = [(config.model, size)]
-    if config.pair is not None:
-        outlined += [(name.strip(), None) for name in config.pair.split(",")]
-    names, sides = [], []
-    for model, image_size in outlined:
-        found = outline(model, image_size)
-        side = Side(found.network, found.input_size)
-        try:
-            _ = side.points
-        except InputError:  # it looks at values, which an outline has not
-            found = outline(model, image_size, values=True)
-            side = Side(found.network, found.input_size)
-        names.append(found.name)
-        sides.append(side)
+    teachers = [] if config.pair is None else several(config.pair)
+    found = [_surveyed(config.model, size), *(_surveyed(teacher, None) for teacher in teachers)]
+    names, sides = [name for name, _ in found], [side for _, side in found]
     pairing = None if config.pair is None else resolve_pairs("auto", *sides)
     if arguments.json:
         print_json(_document(names, sides, pairing))
@@ -61,6 +50,21 @@ def run(arguments: Namespace) -> int:
     if pairing is not None:
         _print_pairs(where, names, sides, pairing)
     return 0
+
+
+def _surveyed(model: str, size: tuple[int, int] | None) -> "tuple[str, Side]":
+    """A network's name, and its points."""
+    from attention_transfer.models import outline
+    from attention_transfer.transfer.pairing import Side
+
+    found = outline(model, size)
+    side = Side(found.network, found.input_size)
+    try:
+        _ = side.points
+    except InputError:  # it may look at values, which an outline has not
+        found = outline(model, size, values=True)
+        side = Side(found.network, found.input_size)
+    return found.name, side
 
 
 def _print_points(where: "Console", name: str, points: "PointTable") -> None:

@@ -25,15 +25,12 @@ from attention_transfer.data.decoding import (
     turned_size,
 )
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet, View
-from attention_transfer.data.splitting import hold_out_test
+from attention_transfer.data.splitting import by_split, hold_out_test
 from attention_transfer.data.views import Recipe, centre
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.factories import imported
 
 __all__ = ["DatasetImages", "factory_data", "hugging_face_data"]
-
-SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
-_KNOWN = {name for names in SPLITS.values() for name in names}
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,11 @@ class DatasetImages:
             TrainingError: a sample cannot be had.
         """
         return torch.from_numpy(np.stack([self._one(int(index), view) for index in indices]))
+
+    @property
+    def in_files(self) -> bool:
+        """Whether images come as what their files hold."""
+        return isinstance(self._given(0), Mapping)
 
     def content(self, index: int) -> bytes:
         """What an image's file holds.
@@ -187,7 +189,6 @@ def factory_data(name: str, size: tuple[int, int], *, data_seed: int = 0) -> Dat
         name: of the factory.
         size: height and width to bring the images to.
         data_seed: of the test split, where there is none.
-        recipe: of the training views.
 
     Raises:
         InputError: it cannot be imported, or gives something else.
@@ -218,7 +219,6 @@ def hugging_face_data(name: str, size: tuple[int, int], *, data_seed: int = 0) -
         name: on the hub, or a path; with a configuration's name after a colon, if it has several.
         size: height and width to bring the images to.
         data_seed: of the test split, where the dataset has none.
-        recipe: of the training views.
 
     Raises:
         InputError: the extra ``datasets`` is not installed, the dataset cannot be had, or it has
@@ -239,11 +239,8 @@ def hugging_face_data(name: str, size: tuple[int, int], *, data_seed: int = 0) -
             f"the dataset {name!r} cannot be had ({type(error).__name__}: {reason}); check its "
             "name and the network"
         ) from None
-    undecoded = {
-        split: _undecoded(datasets, part) for split, part in splits.items() if split in _KNOWN
-    }
-    found = _data_set(name, undecoded or splits, size, data_seed)
-    return _without_broken(found)
+    undecoded = {split: _undecoded(datasets, part) for split, part in splits.items()}
+    return _without_broken(_data_set(name, undecoded, size, data_seed))
 
 
 def _undecoded(library: Any, dataset: Any) -> Any:
@@ -260,7 +257,9 @@ def _without_broken(data: DataSet) -> DataSet:
     Raises:
         InputError: there are too many.
     """
-    splits = {name: getattr(data, name) for name in SPLITS}
+    splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    if not splits["train"].in_files:
+        return data
     total = sum(len(images) for images in splits.values())
     lines: list[str] = []
     for name, images in splits.items():
@@ -276,11 +275,7 @@ def _without_broken(data: DataSet) -> DataSet:
 def _data_set(
     name: str, given: Mapping[str, Any], size: tuple[int, int], data_seed: int
 ) -> DataSet:
-    splits = {
-        split: given[known] for split, names in SPLITS.items() for known in names if known in given
-    }
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
+    splits = by_split(given)
     if "train" not in splits:
         raise InputError(
             f"{name} has the splits {', '.join(map(str, given)) or 'none'}, expected train (and "
@@ -362,8 +357,10 @@ def _columns(name: str, dataset: Any) -> tuple[str | int, str | int]:
 def _labels(dataset: Any, column: str | int) -> Any:
     """All labels, without decoding an image where the dataset allows."""
     for attribute in ("targets", "labels"):
-        known = getattr(dataset, attribute, ())
-        if isinstance(column, int) and len(known) == len(dataset):
+        known = getattr(dataset, attribute, None)
+        if isinstance(column, int) and isinstance(known, Sequence | np.ndarray | Tensor):
+            if len(known) != len(dataset):
+                continue
             # Not if samples have other labels, as those that a target_transform makes.
             looked_at = np.unique(np.linspace(0, len(dataset) - 1, 8).astype(int)).tolist()
             same = all(int(known[index]) == int(dataset[index][column]) for index in looked_at)

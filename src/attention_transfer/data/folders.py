@@ -14,7 +14,7 @@ from attention_transfer.data.broken import faults, left_out
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from attention_transfer.data.listed_splits import listed_splits
-from attention_transfer.data.splitting import hold_out_test
+from attention_transfer.data.splitting import by_split, hold_out_test
 from attention_transfer.errors import InputError
 
 __all__ = ["SUFFIXES", "folder_data"]
@@ -27,13 +27,6 @@ SUFFIXES = frozenset(
     )
 )
 """Of files that are taken for images."""
-
-SPLITS = {
-    "train": ("train", "training", "train_set", "training_set"),
-    "validation": ("val", "valid", "validation", "val_set", "validation_set"),
-    "test": ("test", "testing", "test_set", "testing_set"),
-}
-"""Names of the folders of each split; each has subfolders, the classes."""
 
 
 @dataclass
@@ -107,9 +100,7 @@ def _splits(folder: Path) -> dict[str, _Found]:
         for entry in sorted(folder.iterdir())
         if entry.is_dir() and _class_names(entry)
     }
-    named = {
-        split: there[name] for split, names in SPLITS.items() for name in names if name in there
-    }
+    named = by_split(there)
     if "train" not in named:
         if named:
             raise InputError(
@@ -117,8 +108,6 @@ def _splits(folder: Path) -> dict[str, _Found]:
                 "no train; add one, or give a folder whose subfolders are the classes"
             )
         return {"train": _listed(folder, _class_names(folder))}
-    if "test" not in named and "validation" in named:
-        named["test"] = named.pop("validation")
     classes = _class_names(named["train"])
     for split, place in named.items():
         unknown = sorted(set(_class_names(place)) - set(classes))

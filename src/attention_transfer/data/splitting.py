@@ -1,6 +1,8 @@
-"""Shares of a set that are held out: the same share of each class, chosen by a seed."""
+"""Which images are trained on and which judged: by the names of splits, or shares that are held
+out, the same of each class, chosen by a seed.
+"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -12,11 +14,34 @@ from attention_transfer.data.images import DataSet, Images
 from attention_transfer.data.randomness import permutation
 from attention_transfer.errors import InputError
 
-__all__ = ["hold_out_test", "hold_out_validation"]
+__all__ = ["by_split", "hold_out_test", "hold_out_validation"]
+
+NAMES = {
+    "train": ("train", "training", "train_set", "training_set"),
+    "validation": ("val", "valid", "validation", "val_set", "validation_set"),
+    "test": ("test", "testing", "test_set", "testing_set"),
+}
+"""What people call each split."""
 
 TEST_SHARE = 0.2
 
 Kind = TypeVar("Kind", bound=Images)
+Part = TypeVar("Part")
+
+
+def by_split(parts: Mapping[str, Part]) -> dict[str, Part]:
+    """The parts of a set that are splits, as train, validation and test. With one of the last two,
+    it is the test.
+
+    >>> by_split({"training": 1, "val": 2, "notes": 3})
+    {'train': 1, 'test': 2}
+    """
+    found = {
+        split: parts[name] for split, names in NAMES.items() for name in names if name in parts
+    }
+    if "test" not in found and "validation" in found:
+        found["test"] = found.pop("validation")
+    return found
 
 
 def hold_out_validation(data: DataSet, share: float, data_seed: int) -> DataSet:

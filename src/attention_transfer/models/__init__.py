@@ -12,6 +12,7 @@ from attention_transfer.models.registry import (
     load_weights,
     outline,
     own_input_size,
+    several,
 )
 from attention_transfer.models.wide_resnet import WideResNet
 
@@ -29,4 +30,5 @@ __all__ = [
     "logit_layers",
     "outline",
     "own_input_size",
+    "several",
 ]

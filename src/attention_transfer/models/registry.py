@@ -41,6 +41,7 @@ __all__ = [
     "load_weights",
     "outline",
     "own_input_size",
+    "several",
 ]
 
 EXAMPLES = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "nin-thin", "nin-wide")
@@ -140,6 +141,7 @@ def _load_named(
     name: str, weights: str, classes: int, trained: bool, image_size: ImageSize | None
 ) -> LoadedModel:
     zoo = _zoo(name)
+    size = None if trained else image_size
     if isinstance(zoo, Factory) and weights in ("", "random"):
         return LoadedModel(name, zoo.build(classes))
     if weights == "random" or (not weights and not trained):
@@ -151,13 +153,20 @@ def _load_named(
                 f"'attention-transfer train --model {name}'), {name}@FILE.safetensors, "
                 f"or {name}@random if you mean an untrained network"
             )
-        size = None if trained else image_size
         network = zoo.build(None if trained else classes, size, pretrained=True)
         return LoadedModel(name, network, input=_sized(zoo.input(), size))
-    size = None if trained else image_size
     network = _fitting(name, Path(weights), classes, trained, size)
     spec = _sized(zoo.input(), size) if zoo and zoo.has_pretrained else None
     return LoadedModel(name, network, input=spec)
+
+
+def several(models: str) -> list[str]:
+    """MODELs that are separated by commas; a folder may have some in its name.
+
+    >>> several("wrn-16-2, timm:resnet34")
+    ['wrn-16-2', 'timm:resnet34']
+    """
+    return [models] if os.path.isdir(models) else [name.strip() for name in models.split(",")]
 
 
 def outline(model: str, image_size: ImageSize | None = None, *, values: bool = False) -> Outline:

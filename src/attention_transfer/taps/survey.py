@@ -240,7 +240,7 @@ def _table(seen: _Recorder) -> PointTable:
     ]
     unreadable = [
         Unreadable(name, type(modules[module_of(name)]).__name__, reason)
-        for name, reason in _reasons(seen, modules)
+        for name, reason in _reasons(seen, modules, other_names)
     ]
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return PointTable(tuple(points), tuple(unreadable), input_size, parameters, seen.flops // BATCH)
@@ -293,8 +293,8 @@ def _by_tensor(
     for group in groups.values():
         names = [output.name for output in group]
         for name in list(names):
-            module, hash_, key = name.partition("#")
-            names += [f"{other}{hash_}{key}" for other in other_names.get(module, ())]
+            module, mark, key = name.partition("#")
+            names += [f"{other}{mark}{key}" for other in other_names.get(module, ())]
         yield group[0], tuple(names)
 
 
@@ -304,14 +304,16 @@ def _named(point: AttentionPoint, modules: dict[str, nn.Module], tree: Tree) -> 
     return replace(point, name=name, module=kind, aliases=tuple(aliases))
 
 
-def _reasons(seen: _Recorder, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str]]:
+def _reasons(
+    seen: _Recorder, modules: dict[str, nn.Module], other_names: dict[str, list[str]]
+) -> Iterator[tuple[str, str]]:
     for output in seen.outputs:
         calls = seen.calls[module_of(output.name)]
         if calls > 1:
             yield output.name, f"it runs {calls} times in one pass"
         elif isinstance(output.layout, str):
             yield output.name, output.layout
-    others = {name for names in _other_names(modules).values() for name in names}
+    others = {name for names in other_names.values() for name in names}
     for name, module in modules.items():
         holder = isinstance(module, nn.ModuleList | nn.ModuleDict)
         if name and name not in seen.calls and name not in others and not holder:

@@ -48,7 +48,7 @@ def freeze(network: nn.Module, patterns: str) -> list[nn.Module]:
 
 
 def parameter_groups(
-    transfer: Transfer, backbone_lr: float, heads: Iterable[nn.Module] = ()
+    transfer: Transfer, backbone_lr: float, heads: Iterable[nn.Module]
 ) -> list[dict[str, Any]]:
     """Parameters for an optimizer, each group with its share ``scale`` of the learning rate.
 

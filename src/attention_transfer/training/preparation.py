@@ -13,7 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from attention_transfer.config import DistillConfig, TrainConfig, height_and_width
 from attention_transfer.data import Augmented, DataSet, as_input, load_data
 from attention_transfer.errors import InputError
-from attention_transfer.models import LoadedModel, ModelCard, load, logit_layers, own_input_size
+from attention_transfer.models import (
+    LoadedModel,
+    ModelCard,
+    load,
+    logit_layers,
+    own_input_size,
+    several,
+)
 from attention_transfer.taps import evaluating
 from attention_transfer.training.fine_tuning import freeze
 from attention_transfer.training.machine import resolve_precision
@@ -99,8 +106,7 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     teachers = []
     if isinstance(config, DistillConfig):
         teachers = [
-            load(name.strip(), classes, trained=True, **settings)
-            for name in config.teacher.split(",")
+            load(name, classes, trained=True, **settings) for name in several(config.teacher)
         ]
     student = load(_student_of(config), classes, trained=False, **settings)
     data = _augmented(_decoded_for(data, student, teachers), config)

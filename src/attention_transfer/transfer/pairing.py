@@ -183,7 +183,7 @@ def _points_of_one(pattern: str, teachers: Sequence[Side]) -> list[str]:
             f"got the teacher point {pattern!r}, expected one that begins with the number of its "
             f"teacher, 0 to {len(teachers) - 1}, such as 0.{pattern}"
         )
-    return [f"{number}.{found}" for found in teachers[int(number)].matching(name)]
+    return [f"{int(number)}.{found}" for found in teachers[int(number)].matching(name)]
 
 
 def _automatic(student: Side, teachers: Sequence[Side]) -> Pairing:
