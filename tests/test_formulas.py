@@ -311,13 +311,6 @@ def test_nothing_flows_to_the_teacher() -> None:
         assert teacher.grad is None
 
 
-def test_agreement_is_the_cosine() -> None:
-    student, teacher = features(3, 4, 4).abs(), features(3, 4, 4, seed=1).abs()
-    a, b = reference_normalized(student.numpy()), reference_normalized(teacher.numpy())
-    assert maps.agreement(student, teacher).item() == pytest.approx((a * b).sum(axis=1).mean())
-    assert maps.agreement(student, 3 * student).item() == pytest.approx(1)
-
-
 def test_a_second_derivative_of_the_fused_map_is_refused() -> None:
     a = features(1, 2, 2, 2).requires_grad_()
     (gradient,) = torch.autograd.grad(maps.normalized_map(a)[:, 0].sum(), a, create_graph=True)

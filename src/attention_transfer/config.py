@@ -17,6 +17,7 @@ __all__ = [
     "DemoConfig",
     "DistillConfig",
     "EvaluateConfig",
+    "MapsConfig",
     "PointsConfig",
     "RunConfig",
     "TrainConfig",
@@ -60,6 +61,12 @@ def _as_size(size: object) -> object:
     return str(size) if isinstance(size, int) and not isinstance(size, bool) else size
 
 
+def _as_several(values: object) -> object:
+    """One of something that may be several, as a configuration file gives it."""
+    return (values,) if isinstance(values, str) else values
+
+
+Several = Annotated[tuple[str, ...], BeforeValidator(_as_several), Field(min_length=1)]
 ImageSize = Annotated[
     str, BeforeValidator(_as_size), Field(pattern=r"^[1-9]\d{0,4}(x[1-9]\d{0,4})?$")
 ]
@@ -113,6 +120,11 @@ class RunConfig(Config):
     workers: Workers | None = Field(
         None, description="processes that decode images in files; default: by the cores"
     )
+    masks: Path | None = Field(
+        None,
+        description="folder of object masks (cat/1.png for cat/1.jpg, white: the object), to "
+        "measure how much attention is on the object",
+    )
     randaugment: int | None = Field(
         None, ge=0, le=30, description="magnitude of two random operations an image; none: off"
     )
@@ -154,6 +166,13 @@ class RunConfig(Config):
         description="fp32, bf16, fp16 (GPU only); auto: bf16 where the machine is fast at it",
     )
     channels_last: bool = Field(True, description="memory format of images and features")
+    probes: int = Field(
+        32, ge=0, description="validation images on which attention is followed and kept; 0: none"
+    )
+    probe_every: Count | None = Field(
+        None, description="epochs between two looks at them; default: a twelfth of the run"
+    )
+    report: bool = Field(True, description="write report.html at the end")
     out: Path | None = Field(None, description="the run's folder; default: a new one in runs/")
 
 
@@ -265,6 +284,40 @@ class PointsConfig(Config):
     image_size: ImageSize | None = Field(
         None, description="N or HxW, of the network's images; default: its own"
     )
+
+
+class MapsConfig(Config):
+    """Pictures of where networks look."""
+
+    models: Several = Field(
+        description="networks: runs' folders, NAME@FILE.safetensors, or a zoo's names, such as "
+        "timm:resnet34, with their pretrained weights"
+    )
+    images: Several = Field(description="files, folders, or patterns with *, ? and **")
+    out: Path | None = Field(
+        None, description="folder for the pictures; default: a new one in runs/"
+    )
+    image_size: ImageSize | None = Field(
+        None, description="N or HxW, to bring images to; default: each network's own"
+    )
+    points: str = Field(
+        "low,middle,top",
+        description="where to look, by commas: low, middle, top, all, or names with * and ?",
+    )
+    attention: Literal["activation", "gradient"] = Field(
+        "activation",
+        description="of activations at the points, or of the loss's gradient at the image",
+    )
+    map: Literal["sum", "max"] = Field("sum", description="over channels: F_sum or F_max")
+    power: Positive = Field(2.0, description="p > 0 in |A|^p")
+    scale: Literal["shared", "each"] = Field(
+        "shared", description="one scale for all maps, or each map from none to its own most"
+    )
+    crop: bool = Field(
+        False, description="the middle of an image, as when networks are judged; else all of it"
+    )
+    per_image: bool = Field(False, description="a file for each image, such as for slides")
+    format: Literal["png", "svg", "pdf"] = Field("png", description="of the pictures")
 
 
 class DemoConfig(Config):

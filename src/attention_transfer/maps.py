@@ -22,7 +22,6 @@ from torch.nn import functional
 __all__ = [
     "MapKind",
     "activation_map",
-    "agreement",
     "common_size",
     "mean_map",
     "normalize",
@@ -186,25 +185,6 @@ def mean_map(maps: Sequence[Tensor]) -> Tensor:
     size = common_size(*(map_.shape[-2:] for map_ in maps))
     vectors = [normalize(resize(map_, size)) for map_ in maps]
     return torch.stack(vectors).mean(dim=0).view(-1, *size)
-
-
-def agreement(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """How alike two networks look: the cosine of their normalised maps, batch mean.
-
-    Args:
-        student_map: (N, H, W), non-negative as F is.
-        teacher_map: (N, H', W'), of the same images; compared at :func:`common_size`.
-
-    Returns:
-        A scalar, at least float32: 1 for maps equal up to scale, 0 for maps that share no place.
-
-    Example:
-        >>> agreement(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[4.0, 3.0]]]))
-        tensor(0.9600)
-    """
-    size = common_size(student_map.shape[-2:], teacher_map.shape[-2:])
-    student, teacher = (normalize(resize(maps, size)) for maps in (student_map, teacher_map))
-    return (student * teacher).sum(dim=1).mean()
 
 
 def _check(features: Tensor, kind: str, power: float) -> None:

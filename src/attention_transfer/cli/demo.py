@@ -21,12 +21,14 @@ def run(arguments: Namespace) -> int:
     from dataclasses import asdict
 
     from attention_transfer.experiments.demo import run_demo
+    from attention_transfer.report.page import write_report
     from attention_transfer.report.pictures import draw_attention
     from attention_transfer.training import RunProgress
 
     where = console(arguments.json)
     result = run_demo(config, RunProgress(where))
     picture = draw_attention(result.attention, result.folder / "attention.png")
+    page = write_report([result.folder])
     if arguments.json:
         print_json(
             {
@@ -35,6 +37,7 @@ def run(arguments: Namespace) -> int:
                 "settings": result.settings,
                 "folder": str(result.folder),
                 "picture": str(picture),
+                "report": str(page),
             }
         )
         return 0
@@ -44,6 +47,7 @@ def run(arguments: Namespace) -> int:
     ]
     print_line(where, "")
     print_table(where, ["network", "test error %", "parameters", "training seconds"], rows)
-    for text in ("", result.sentence, result.settings, f"where they look: {picture}"):
+    where_they_look = f"where they look: {picture}"
+    for text in ("", result.sentence, result.settings, where_they_look, f"report: {page}"):
         print_line(where, text)
     return 0

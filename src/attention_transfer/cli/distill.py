@@ -21,6 +21,6 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Distils and reports."""
     config = config_from(arguments, DistillConfig)
-    from attention_transfer import training
+    from attention_transfer import api
 
-    return report_run(lambda progress: training.run(config, progress), arguments.json)
+    return report_run(lambda progress: api.run(config, progress), arguments.json)

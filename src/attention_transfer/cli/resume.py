@@ -18,6 +18,6 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Resumes and reports."""
     folder = arguments.folder
-    from attention_transfer import training
+    from attention_transfer import api
 
-    return report_run(lambda progress: training.resume(folder, progress), arguments.json)
+    return report_run(lambda progress: api.resume(folder, progress), arguments.json)

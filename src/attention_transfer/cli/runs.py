@@ -23,8 +23,9 @@ def report_run(work: "Callable[[RunProgress], Run]", as_json: bool) -> int:
     if not PartialState().is_main_process:
         return 0
     record = finished.record
+    page = str(finished.folder / "report.html") if finished.config.report else None
     if as_json:
-        print_json({"folder": str(finished.folder), **record})
+        print_json({"folder": str(finished.folder), "report": page, **record})
         return 0
     final, student = record["final"], record["student"]
     row = [
@@ -37,4 +38,6 @@ def report_run(work: "Callable[[RunProgress], Run]", as_json: bool) -> int:
     columns = ["network", "test error %", "validation error %", "parameters", "seconds"]
     print_table(where, columns, [row])
     print_line(where, f"the run is in {finished.folder}")
+    if page is not None:
+        print_line(where, f"report: {page}")
     return 0

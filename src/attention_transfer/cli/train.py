@@ -21,6 +21,6 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Trains and reports."""
     config = config_from(arguments, TrainConfig)
-    from attention_transfer import training
+    from attention_transfer import api
 
-    return report_run(lambda progress: training.run(config, progress), arguments.json)
+    return report_run(lambda progress: api.run(config, progress), arguments.json)

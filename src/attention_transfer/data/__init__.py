@@ -49,6 +49,7 @@ def load_data(
     download: bool = False,
     image_size: tuple[int, int] | None = None,
     own_size: tuple[int, int] = (224, 224),
+    masks: Path | None = None,
 ) -> DataSet:
     """DATA as users write it, with a validation split held out of the training images.
 
@@ -62,6 +63,7 @@ def load_data(
         download: fetch what is missing.
         image_size: height and width to bring images in files to.
         own_size: the same, where nobody says.
+        masks: a folder with masks of the objects, laid out as the images in a folder are.
 
     Raises:
         InputError: an unknown name, or images that cannot be had.
@@ -102,4 +104,8 @@ def load_data(
     if image_size not in (None, found.train.size):
         height, width = found.train.size
         raise InputError(f"{name} images are {height}x{width}; leave out the image size")
+    if masks is not None:
+        from attention_transfer.data.masks import with_masks
+
+        found = with_masks(found, Path(folder).expanduser(), masks)
     return found if len(found.validation) else hold_out_validation(found, validation, data_seed)

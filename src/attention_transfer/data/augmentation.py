@@ -69,6 +69,10 @@ class Augmented:
         """The same, decoded to another height and width."""
         return replace(self, images=self.images.resized(size, interpolation))
 
+    def masks(self, indices: NDArray[np.int64]) -> Tensor | None:
+        """Of the images as they are judged."""
+        return self.images.masks(indices)
+
     def name(self, index: int) -> str:
         """What to call a sample in front of people."""
         return self.images.name(index)

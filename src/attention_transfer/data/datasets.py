@@ -63,6 +63,10 @@ class DatasetImages:
         """The same, decoded to another height and width."""
         return replace(self, size=size, interpolation=interpolation)
 
+    def masks(self, indices: NDArray[np.int64]) -> Tensor | None:
+        """Not known."""
+        return None
+
     def name(self, index: int) -> str:
         """Its number in the dataset."""
         return f"sample {self.indices[index]} of {type(self.dataset).__name__}"

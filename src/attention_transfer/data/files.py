@@ -30,6 +30,8 @@ class FileImages:
     """Height and width of what is made of them."""
     recipe: Recipe = field(default_factory=Recipe)
     interpolation: Interpolation = "bilinear"
+    mask_root: Path | None = None
+    """Of masks: PNG files, white where the object is, under the images' own paths."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,6 +56,36 @@ class FileImages:
             TrainingError: a file cannot be decoded, though it could when it was checked.
         """
         return torch.from_numpy(np.stack([self._one(int(index), view) for index in indices]))
+
+    def masks(self, indices: NDArray[np.int64]) -> Tensor | None:
+        """(n, H, W) bool: the white parts of the masks, as the images are judged.
+
+        Raises:
+            TrainingError: a mask cannot be decoded.
+        """
+        if self.mask_root is None:
+            return None
+        return torch.from_numpy(np.stack([self._mask(int(index)) for index in indices]))
+
+    def mask_path(self, index: int) -> Path | None:
+        """Where an image's mask is, if it has one."""
+        if self.mask_root is None:
+            return None
+        path = (self.mask_root / self.paths[index]).with_suffix(".png")
+        return path if path.is_file() else None
+
+    def _mask(self, index: int) -> NDArray[np.bool_]:
+        path = self.mask_path(index)
+        if path is None:
+            return np.zeros(self.size, dtype=bool)
+        try:
+            content = read(path)
+            box = centre(image_size(content), self.size)
+            return decode(content, self.size, box)[..., 0] > 127
+        except BrokenImageError as error:
+            raise TrainingError(
+                f"the mask {path} cannot be decoded ({error}); mend or remove it"
+            ) from None
 
     @property
     def fingerprint(self) -> str:

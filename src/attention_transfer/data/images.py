@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attention_transfer.config import Interpolation
 from attention_transfer.data.randomness import integers, uniform
+from attention_transfer.measures import box_masks
 
 __all__ = [
     "Augmentation",
@@ -60,6 +61,11 @@ class Images(Protocol):
 
     def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
         """(n, H, W, 3) uint8: a view of each image, or without one the image as it is judged."""
+
+    def masks(self, indices: NDArray[np.int64]) -> Tensor | None:
+        """(n, H, W) bool: where each image's object is, as it is judged; none of it where that is
+        not known. None if it is known of no image.
+        """
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,12 @@ class ImageSet:
         """(n, H, W, 3) uint8: a view of each image, or the image as it is."""
         chosen = self.images[torch.from_numpy(indices)]
         return chosen if view is None else self.augmentation(chosen, indices, view)
+
+    def masks(self, indices: NDArray[np.int64]) -> Tensor | None:
+        """(n, H, W) bool: the insides of the boxes, where they are known."""
+        if self.boxes is None:
+            return None
+        return box_masks(self.boxes[torch.from_numpy(indices)], self.size)
 
     @property
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.taps import evaluating
 from attention_transfer.transfer import Normalization, as_logits
 
-__all__ = ["Evaluation", "calibration_error", "confusion_matrix", "evaluate", "judge"]
+__all__ = ["Evaluation", "calibration_error", "confusion_matrix", "evaluate", "judge", "predict"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,34 @@ def evaluate(
     workers: int = 0,
 ) -> Evaluation:
     """Runs a network over images in eval mode and judges it.
+
+    Arguments and errors are those of :func:`predict`.
+    """
+    logits = predict(
+        network,
+        images,
+        normalization,
+        classes=classes,
+        batch_size=batch_size,
+        precision=precision,
+        device=device,
+        workers=workers,
+    )
+    return judge(logits, images.labels)
+
+
+def predict(
+    network: nn.Module,
+    images: Images,
+    normalization: Normalization | None,
+    *,
+    classes: int | None = None,
+    batch_size: int = 256,
+    precision: str = "fp32",
+    device: torch.device | None = None,
+    workers: int = 0,
+) -> Tensor:
+    """A network's logits (N, classes) of images, in eval mode.
 
     Args:
         network: gives logits (N, classes).
@@ -86,7 +114,7 @@ def evaluate(
             "the network puts out values that are not finite: its training diverged, or its "
             "weights are damaged; train it again with a lower --lr"
         )
-    return judge(found, images.labels)
+    return found
 
 
 def judge(logits: Tensor, labels: Tensor) -> Evaluation:

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from attention_transfer import maps
 from attention_transfer.config import DistillConfig, TrainConfig
 from attention_transfer.data import (
     Batch,
     DataSet,
+    Images,
     View,
     batch_bounds,
     batches,
@@ -27,20 +26,20 @@ from attention_transfer.data import (
 )
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.training.checkpoints import load_last_checkpoint, save_checkpoint
-from attention_transfer.training.evaluation import Evaluation, evaluate
+from attention_transfer.training.evaluation import judge, predict
 from attention_transfer.training.fine_tuning import parameter_groups
 from attention_transfer.training.machine import keep_freed_memory
-from attention_transfer.training.preparation import Prepared, prepare
-from attention_transfer.training.progress import RunProgress
+from attention_transfer.training.preparation import Prepared, model_normalization, prepare
+from attention_transfer.training.probes import Probes, probed_epochs
+from attention_transfer.training.progress import Moment, RunProgress
 from attention_transfer.training.record import introduction, make_record
 from attention_transfer.training.run import Run, new_folder
 from attention_transfer.training.schedule import learning_rate_factor
-from attention_transfer.transfer import TransferOutput
+from attention_transfer.training.totals import Totals
+from attention_transfer.training.tracking import Tracking
+from attention_transfer.transfer import Normalization, TransferOutput
 
 __all__ = ["resume", "run"]
-
-AGREEMENT_EVERY = 8
-"""Steps between two looks at how well the attention maps agree; they cost 1 % of a step."""
 
 
 def run(
@@ -101,36 +100,6 @@ def _accelerator() -> Accelerator:
     return Accelerator(cpu=not accelerators, mixed_precision="no")
 
 
-@dataclass
-class _Totals:
-    """Sums over the images of an epoch."""
-
-    images: int = 0
-    wrong: Tensor | float = 0.0
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    compared: int = 0
-    agreement: dict[str, Tensor] = field(default_factory=dict)
-    seconds_waiting: float = 0.0
-
-    def add(self, out: TransferOutput, batch: Batch, labels: Tensor, step: int) -> None:
-        """Counts one step's share of this process."""
-        count = len(labels)
-        self.images += count
-        true = labels if labels.dim() == 1 else labels.argmax(dim=1)
-        self.wrong += (out.logits.detach().argmax(dim=1) != true).sum()
-        for name, value in out.terms.items():
-            _add(self.terms, name, value * count)
-        if step % AGREEMENT_EVERY == 0:
-            self.compared += count
-            for pairs in out.maps.values():
-                for pair, (student, teacher) in pairs.items():
-                    _add(self.agreement, pair, maps.agreement(student, teacher) * count)
-
-
-def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    sums[name] = sums[name] + value if name in sums else value
-
-
 class _Fit:
     """One run, from its first step or a checkpoint to its record."""
 
@@ -138,13 +107,8 @@ class _Fit:
         self, prepared: Prepared, run: Run, accelerator: Accelerator, progress: RunProgress
     ) -> None:
         keep_freed_memory()
-        progress = progress if accelerator.is_main_process else RunProgress()
-        self.prepared, self.run, self.accelerator, self.progress = (
-            prepared,
-            run,
-            accelerator,
-            progress,
-        )
+        self.prepared, self.run, self.accelerator = prepared, run, accelerator
+        self.progress = progress if accelerator.is_main_process else RunProgress()
         self.config, self.data = prepared.config, prepared.data
         self.transfer = prepared.transfer.to(accelerator.device)
         self.optimizer = torch.optim.SGD(
@@ -165,35 +129,65 @@ class _Fit:
             len(self.data.train), self.config.batch_size, accelerator.num_processes
         )
         self.steps_an_epoch = len(bounds)
+        self.probes: Probes | None = None
+        if self.config.probes and accelerator.is_main_process:
+            self.probes = Probes(prepared, run.attention)
+            self.probed = probed_epochs(self.config.epochs, self.config.probe_every)
+        trackers = self.config.track if accelerator.is_main_process else None
+        self.tracking = Tracking(trackers, run.folder, self.progress.say)
 
     def finish(self) -> Run:
         """Trains the epochs that are left, reads the test split once, writes model and record."""
-        what = self.prepared.student.name
+        with self.tracking:
+            self._train()
+            self._conclude()
+        self.accelerator.wait_for_everyone()
+        return self.run
+
+    def _train(self) -> None:
         for line in introduction(self.prepared):
             self.progress.say(line)
         left = self.config.epochs - self.epoch
-        self.progress.begin(what, left * len(self.data.train))
+        self.progress.begin(self.prepared.student.name, left * len(self.data.train))
         try:
+            if self.probes:
+                self.probes.begin()
+            if self.epoch == 0:
+                self.tracking.add({"epoch": 0, "step": 0, "probes": self._look()})
             while self.epoch < self.config.epochs:
                 self._train_epoch()
         except KeyboardInterrupt:
             raise Interrupted(self._how_to_go_on()) from None
         finally:
             self.progress.end()
-        validation, test = self._evaluate("validation"), self._evaluate("test")
-        if self.accelerator.is_main_process:
-            self.run.write_model(self.prepared.student.network, self.prepared.card)
-            self.run.write_record(
-                make_record(
-                    self.prepared,
-                    best=self.best,
-                    evaluations={"validation": validation, "test": test},
-                    seconds=self.seconds,
-                    processes=self.accelerator.num_processes,
-                )
+
+    def _conclude(self) -> None:
+        """Reads the test split, writes model and record."""
+        validation, test = self._predict("validation"), self._predict("test")
+        teacher_test_error = self._teacher_test_error()
+        if not self.accelerator.is_main_process:
+            return
+        if self.probes:
+            self.probes.end()
+        self.run.write_predictions(test, self.data.test.labels)
+        self.run.write_model(self.prepared.student.network, self.prepared.card)
+        evaluations = {
+            "validation": judge(validation, self.data.validation.labels),
+            "test": judge(test, self.data.test.labels),
+        }
+        self.run.write_record(
+            make_record(
+                self.prepared,
+                best=self.best,
+                evaluations=evaluations,
+                teacher_test_error=teacher_test_error,
+                attention=self.probes.summary() if self.probes else None,
+                seconds=self.seconds,
+                processes=self.accelerator.num_processes,
             )
-        self.accelerator.wait_for_everyone()
-        return self.run
+        )
+        step = self.epoch * self.steps_an_epoch
+        self.tracking.add({"step": step, "test_error": evaluations["test"].error})
 
     def restore(self, epoch: int, state: dict[str, Any]) -> None:
         """Puts everything back as it was after an epoch.
@@ -216,7 +210,7 @@ class _Fit:
 
     def _train_epoch(self) -> None:
         began = time.perf_counter()
-        totals = _Totals()
+        totals = Totals()
         self.transfer.student.train()
         for module in self.prepared.frozen:
             module.eval()
@@ -228,11 +222,13 @@ class _Fit:
             if step is None or batch is None:
                 break
             self._step(step, batch, totals)
-            self.progress.step(batch.total, totals.images / (time.perf_counter() - began))
+            rate = totals.images * self.accelerator.num_processes / (time.perf_counter() - began)
+            self.progress.step(batch.total, self._moment(step, totals, rate))
         seconds = time.perf_counter() - began
         self.seconds += seconds
         self.epoch += 1
         row = self._row(totals, seconds)
+        row["probes"] = self._look()
         if row["validation_error"] < self.best["validation_error"]:
             self.best = {"epoch": self.epoch, "validation_error": row["validation_error"]}
         if self.accelerator.is_main_process:
@@ -248,9 +244,16 @@ class _Fit:
                     "best": self.best,
                 },
             )
+        self.tracking.add(row)
         self.progress.epoch(row, self.config.epochs)
 
-    def _step(self, step: int, batch: Batch, totals: _Totals) -> None:
+    def _look(self) -> dict[str, dict[str, float]]:
+        """Keeps and measures attention on the probes, after the epochs at which it is looked at."""
+        if self.probes is None or self.epoch not in self.probed:
+            return {}
+        return self.probes.look(self.epoch)
+
+    def _step(self, step: int, batch: Batch, totals: Totals) -> None:
         device = self.accelerator.device
         images, labels = (part.to(device, non_blocking=True) for part in batch[:2])
         if not self.config.channels_last:
@@ -311,40 +314,63 @@ class _Fit:
             "gradient with --clip-gradient"
         )
 
-    def _row(self, totals: _Totals, seconds: float) -> dict[str, Any]:
+    def _moment(self, step: int, totals: Totals, rate: float) -> Moment:
+        return Moment(
+            epoch=self.epoch + 1,
+            epochs=self.config.epochs,
+            step=step + 1,
+            steps=self.steps_an_epoch,
+            images_per_second=rate,
+            lr=self._lr,
+            images=totals.images,
+            wrong=totals.wrong,
+            terms=totals.last_terms,
+            agreement=totals.last_agreement,
+        )
+
+    @property
+    def _lr(self) -> float:
+        return float(self.optimizer.param_groups[-1]["lr"])
+
+    def _row(self, totals: Totals, seconds: float) -> dict[str, Any]:
         """An epoch's line in metrics.jsonl."""
-        device = self.accelerator.device
-        measures = [totals.images, totals.compared, totals.wrong]
-        measures += [*totals.terms.values(), *totals.agreement.values()]
-        sums = torch.stack([torch.as_tensor(value, device=device).float() for value in measures])
-        images, compared, errors, *means = self.accelerator.reduce(sums, "sum").tolist()
-        terms = zip(totals.terms, means, strict=False)
-        agreement = zip(totals.agreement, means[len(totals.terms) :], strict=True)
-        validation = self._evaluate("validation")
+        validation = judge(self._predict("validation"), self.data.validation.labels)
         left = self.config.epochs - self.epoch
         return {
             "epoch": self.epoch,
             "step": self.epoch * self.steps_an_epoch,
-            "lr": self.optimizer.param_groups[-1]["lr"],
-            "terms": {name: total / images for name, total in terms},
-            "train_error": 100 * errors / images,
+            "lr": self._lr,
+            **totals.row(self.accelerator, seconds),
             "validation_error": validation.error,
             "validation_loss": validation.loss,
-            "attention_agreement": {pair: total / compared for pair, total in agreement},
-            "images_per_second": images / seconds,
-            "seconds": seconds,
-            "seconds_waiting_for_data": totals.seconds_waiting,
             "seconds_left": left * seconds,
         }
 
-    def _evaluate(self, split: str) -> Evaluation:
-        return evaluate(
-            self.prepared.student.network,
-            getattr(self.data, split),
-            self.prepared.normalization,
+    def _predict(self, split: str) -> Tensor:
+        student = self.prepared.student.network
+        return self._logits(student, getattr(self.data, split), self.prepared.normalization)
+
+    def _teacher_test_error(self) -> float | None:
+        """Percent; None without a teacher that tells the data's classes apart."""
+        logits = []
+        for teacher in self.prepared.teachers:
+            own = model_normalization(teacher, self.data)
+            images = self.data.test.resized(own.size or self.data.test.size, own.interpolation)
+            try:
+                logits.append(self._logits(teacher.network, images, own))
+            except InputError:
+                return None
+        return judge(torch.stack(logits).mean(0), self.data.test.labels).error if logits else None
+
+    def _logits(self, network: nn.Module, images: Images, own: Normalization) -> Tensor:
+        return predict(
+            network,
+            images,
+            own,
+            classes=len(self.data.class_names),
             precision=self.prepared.precision,
             device=self.accelerator.device,
-            workers=resolve_workers(self.config.workers, self.data.train),
+            workers=resolve_workers(self.config.workers, images),
         )
 
 

@@ -100,6 +100,7 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             download=config.download,
             image_size=None if config.image_size is None else height_and_width(config.image_size),
             own_size=own_input_size(_student_of(config))[1:],
+            masks=config.masks,
         )
     classes = len(data.class_names)
     settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}

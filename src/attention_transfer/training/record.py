@@ -69,6 +69,8 @@ def make_record(
     *,
     best: Mapping[str, float],
     evaluations: Mapping[str, Evaluation],
+    teacher_test_error: float | None,
+    attention: Mapping[str, Any] | None,
     seconds: float,
     processes: int,
 ) -> dict[str, Any]:
@@ -94,7 +96,12 @@ def make_record(
             },
         },
         "student": _network_record([prepared.student], prepared),
-        "teacher": _network_record(prepared.teachers, prepared) if prepared.teachers else None,
+        "teacher": {
+            **_network_record(prepared.teachers, prepared),
+            "test_error": teacher_test_error,
+        }
+        if prepared.teachers
+        else None,
         "pairs": [asdict(pair) for pair in prepared.transfer.pair_descriptions],
         "final": {
             f"{split}_{figure}": value
@@ -102,6 +109,7 @@ def make_record(
             for figure, value in asdict(evaluation).items()
         },
         "best_on_validation": dict(best),
+        "attention": attention,
         "seconds": seconds,
         "images_per_second": images / seconds,
     }

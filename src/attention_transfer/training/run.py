@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from attention_transfer.config import (
     DistillConfig,
@@ -66,7 +67,8 @@ class Run:
 
     ``config.yaml`` the whole configuration, ``record.json`` figures and what they depend on,
     ``metrics.jsonl`` a line an epoch, ``model.safetensors`` and ``model.json`` the network,
-    ``checkpoints/`` what resuming needs.
+    ``predictions.npz`` its answers on the test images, ``attention/`` raw maps, ``report.html``
+    all of it to look at, ``checkpoints/`` what resuming needs.
     """
 
     folder: Path
@@ -118,6 +120,11 @@ class Run:
         return self.folder / "checkpoints"
 
     @property
+    def attention(self) -> Path:
+        """The folder of raw attention maps."""
+        return self.folder / "attention"
+
+    @property
     def record(self) -> dict[str, Any]:
         """The figures of a finished run.
 
@@ -167,6 +174,16 @@ class Run:
         }
         (self.folder / "model.safetensors").write_bytes(save(weights))
         card.write(self.folder / "model.json")
+
+    def write_predictions(self, logits: Tensor, labels: Tensor) -> None:
+        """The network's answers on the test images, with their probabilities."""
+        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        np.savez_compressed(
+            self.folder / "predictions.npz",
+            labels=labels.numpy(),
+            predicted=predicted.numpy(),
+            confidence=confidence.numpy(),
+        )
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """The figures, written last: a folder with a record is a finished run."""

@@ -1,0 +1,41 @@
+"""write one HTML page about runs: figures, curves, and where their networks look"""
+
+from argparse import Namespace
+from pathlib import Path
+
+from attention_transfer.cli.arguments import Parser
+from attention_transfer.cli.output import console, print_json
+from attention_transfer.terminal import print_line
+
+EXAMPLES = (
+    "report runs/student",
+    "report runs/alone runs/at runs/at-kd --out report.html",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """The flags."""
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="folders of finished runs"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        default=None,
+        help="the page (default: report.html in the run's folder, or where several lie together)",
+    )
+    parser.add_json()
+
+
+def run(arguments: Namespace) -> int:
+    """Writes the page, says where it is."""
+    from attention_transfer.report.page import write_report
+
+    page = write_report(arguments.runs, arguments.out)
+    if arguments.json:
+        runs = [str(folder) for folder in arguments.runs]
+        print_json({"report": str(page), "bytes": page.stat().st_size, "runs": runs})
+    else:
+        print_line(console(False), f"report: {page}")
+    return 0

@@ -1,0 +1,40 @@
+"""The command that repeats a run."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from attention_transfer.config import Config, DistillConfig, TrainConfig
+
+__all__ = ["command_of"]
+
+
+def command_of(settings: Mapping[str, Any]) -> str:
+    """The command line of a run, with the settings that are not the defaults.
+
+    Args:
+        settings: of a run's ``config.yaml``.
+
+    Example:
+        >>> command_of({"model": "wrn-16-1", "epochs": 3, "nesterov": False, "lr": 0.4})
+        'attention-transfer train --model wrn-16-1 --epochs 3 --no-nesterov'
+    """
+    kind: type[Config] = TrainConfig if "model" in settings else DistillConfig
+    name = "train" if kind is TrainConfig else "distill"
+    return " ".join(["attention-transfer", name, *_flags(settings, kind)])
+
+
+def _flags(settings: Mapping[str, Any], kind: type[Config]) -> Iterator[str]:
+    first = [name for name, field in kind.model_fields.items() if field.is_required()]
+    for name in [*first, *(name for name in kind.model_fields if name not in first)]:
+        field = kind.model_fields[name]
+        if name not in settings or name == "out":
+            continue
+        value = settings[name]
+        if not field.is_required() and value == field.default:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            yield flag if value else f"--no-{flag[2:]}"
+        else:
+            yield f"{flag} {shlex.quote('none' if value is None else str(value))}"
