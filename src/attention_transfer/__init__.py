@@ -12,15 +12,16 @@ Convolutional Neural Networks via Attention Transfer*, ICLR 2017.
     out = transfer(images, labels)
     out.loss.backward()
 
-``at.maps`` and ``at.losses`` are the formulas, ``at.models`` and ``at.data`` what is trained and
-on what, ``at.train`` and ``at.distill`` whole runs.
+``at.maps``, ``at.losses`` and ``at.measures`` are the formulas (``at.metrics`` the measures over a
+data set), ``at.models`` and ``at.data`` what is trained and on what, ``at.train`` and
+``at.distill`` whole runs.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attention_transfer import data, losses, maps, models
+    from attention_transfer import data, losses, maps, measures, metrics, models
     from attention_transfer.errors import InputError, TrainingError
     from attention_transfer.taps import AttentionPoint, PointTable, attention_points
     from attention_transfer.training import Run, distill, resume, train
@@ -72,12 +73,14 @@ __all__ = [
     "distillation_terms",
     "losses",
     "maps",
+    "measures",
+    "metrics",
     "models",
     "resume",
     "train",
 ]
 
-_MODULES = ("data", "losses", "maps", "models")
+_MODULES = ("data", "losses", "maps", "measures", "metrics", "models")
 _HOMES = {
     "errors": ("InputError", "TrainingError"),
     "taps": ("AttentionPoint", "PointTable", "attention_points"),
