@@ -1,0 +1,152 @@
+"""Folders of runs with figures and maps that are known, made without training anything."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from attention_transfer.config import DistillConfig, TrainConfig
+
+EPOCHS = (0, 2, 4)
+PROBES, EXAMPLES = 6, 12
+GRIDS = ((8, 8), (4, 4))
+POINTS = ("low:low", "top:top")
+
+
+def spots(count: int, grid: tuple[int, int], shift: int) -> NDArray[np.float32]:
+    """Maps that are 1 at one place each and 0 elsewhere; the place moves on with a shift."""
+    maps = np.zeros((count, *grid), dtype=np.float32)
+    places = (np.arange(count) + shift) % (grid[0] * grid[1])
+    maps.reshape(count, -1)[np.arange(count), places] = 1
+    return maps
+
+
+def made_run(
+    folder: Path,
+    *,
+    teacher: str | None = None,
+    classes: tuple[str, ...] = ("cat", "dog", "owl"),
+    wrong: tuple[int, ...] = (1,),
+    images: int = 100,
+    data: str = "pets",
+    probes: bool = True,
+    size: int = 16,
+    **settings: Any,
+) -> Path:
+    """A finished run.
+
+    Args:
+        folder: of the run.
+        teacher: its name, if the run has one.
+        classes: their names.
+        wrong: test images that are answered wrongly, with the next class.
+        images: of the test.
+        data: the set's name, which also tells its test images from another's.
+        probes: whether maps were kept.
+        size: of the images that were kept.
+        settings: of the configuration.
+    """
+    kind = TrainConfig if teacher is None else DistillConfig
+    names = (
+        {"model": "wrn-10-1"} if teacher is None else {"teacher": teacher, "student": "wrn-10-1"}
+    )
+    config = kind.checked({**names, "epochs": 4, "data": data, "out": folder, **settings})
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    labels = np.arange(images) % len(classes)
+    predicted = labels.copy()
+    predicted[list(wrong)] = (predicted[list(wrong)] + 1) % len(classes)
+    confusion = np.zeros((len(classes), len(classes)), dtype=int)
+    np.add.at(confusion, (labels, predicted), 1)
+    confidence = np.full(images, 0.9, dtype=np.float32)
+    np.savez(folder / "predictions.npz", labels=labels, predicted=predicted, confidence=confidence)
+    points = list(POINTS if teacher else ("low", "top"))
+    error = 100 * len(wrong) / images
+    record: dict[str, Any] = {
+        "schema_version": 1,
+        "config": config.model_dump(mode="json"),
+        "versions": {"torch": "2.0"},
+        "data": {"name": data, "notices": [], "test": {"images": images, "fingerprint": data}},
+        "student": network("wrn-10-1", 77_850),
+        "teacher": teacher and {**network("wrn-16-2", 691_674), "test_error": 2.0},
+        "final": {
+            "validation_error": error,
+            "test_error": error,
+            "test_images": images,
+            "test_confusion": confusion.tolist(),
+        },
+        "best_on_validation": {"epoch": 4, "validation_error": error},
+        "attention": {"points": points} if probes else None,
+        "seconds": 48.0,
+        "images_per_second": 1000.0,
+    }
+    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "model.json").write_text(json.dumps({"class_names": classes}))
+    (folder / "model.safetensors").write_bytes(bytes(320_000))
+    rows = [row(epoch, points, error, teacher is not None) for epoch in range(1, 5)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    if probes:
+        keep_maps(folder / "attention", teacher is not None, classes, labels, predicted, size)
+    return folder
+
+
+def network(name: str, parameters: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "parameters": parameters,
+        "flops": 25_000_000,
+        "weights_fingerprint": f"{name} {parameters}",
+    }
+
+
+def row(epoch: int, points: list[str], error: float, taught: bool) -> dict[str, Any]:
+    """An epoch's line of figures."""
+    measures = {"student_entropy": 0.5, "inside": 0.25, "pointing": 0.75}
+    if taught:
+        measures |= {"cosine": epoch / 4, "rank_correlation": 0.5, "teacher_entropy": 0.25}
+    terms = {"cross_entropy": 1 / epoch} | ({"activation_attention": 2 / epoch} if taught else {})
+    return {
+        "epoch": epoch,
+        "terms": terms,
+        "train_error": error + 4 - epoch,
+        "validation_error": error + 4 - epoch,
+        "seconds_waiting_for_data": 0.1,
+        "probes": dict.fromkeys(points, measures),
+    }
+
+
+def keep_maps(
+    folder: Path,
+    taught: bool,
+    classes: tuple[str, ...],
+    labels: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    size: int,
+) -> None:
+    """Raw maps: the teacher's are at the image's own place, the student's come nearer to it."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+
+    def pictures(count: int) -> dict[str, Any]:
+        return {
+            "images": generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8),
+            "labels": labels[:count],
+            "names": np.array([f"sample {index}" for index in range(count)]),
+            "indices": np.arange(count),
+        }
+
+    def of(name: str, count: int, shift: int) -> dict[str, Any]:
+        maps = {f"{name}/{at}": spots(count, grid, shift) for at, grid in enumerate(GRIDS)}
+        return {**maps, f"{name}/logits": 4 * np.eye(len(classes))[predicted[:count]]}
+
+    np.savez(folder / "probes.npz", **pictures(PROBES))
+    for epoch in EPOCHS:
+        np.savez(folder / f"epoch-{epoch:04d}.npz", **of("student", PROBES, 4 - epoch))
+    examples = {**pictures(EXAMPLES), **of("student", EXAMPLES, 1)}
+    if taught:
+        np.savez(folder / "teacher.npz", **of("teacher", PROBES, 0))
+        examples |= of("teacher", EXAMPLES, 0)
+    np.savez(folder / "examples.npz", **examples)

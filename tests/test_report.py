@@ -1,0 +1,394 @@
+"""The report: figures against oracles, what it says, and what it refuses."""
+
+import base64
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import binomtest
+
+import attention_transfer as at
+from attention_transfer.cli import COMMANDS, main
+from attention_transfer.cli.arguments import Parser, config_from
+from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.report.commands import command_of
+from attention_transfer.report.comparison import changes, grouped, headline, interval, warnings_of
+from attention_transfer.report.confusion import confusion
+from attention_transfer.report.plots import Line, curves
+from attention_transfer.report.records import read_runs
+from attention_transfer.report.sheets import colour_table, coloured, map_sheet, shrunk
+from attention_transfer.report.viewer import viewer
+from made_runs import EPOCHS, PROBES, made_run, spots
+
+HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+
+
+class _Text(HTMLParser):
+    """The tags of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page_of(*folders: Path) -> str:
+    return at.write_report(list(folders)).read_text(encoding="utf-8")
+
+
+def pixels_of(address: str) -> np.ndarray[Any, Any]:
+    data = base64.b64decode(address.partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    return made_run(tmp_path / "alone", wrong=tuple(range(12)))
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> Path:
+    return made_run(tmp_path / "at", teacher="runs/teacher", wrong=tuple(range(9, 15)))
+
+
+@given(st.integers(1, 5000), st.data())
+def test_the_interval_is_wilsons(images: int, data: st.DataObject) -> None:
+    wrong = data.draw(st.integers(0, images))
+    oracle = binomtest(wrong, images).proportion_ci(method="wilson")
+    low, high = interval(100 * wrong / images, images, z=1.959963984540054)
+    assert (low, high) == pytest.approx((100 * oracle.low, 100 * oracle.high), abs=1e-9)
+
+
+def test_the_sentence_says_what_was_gained(alone: Path, taught: Path) -> None:
+    assert headline(grouped(read_runs([alone, taught]))) == (
+        "Alone, wrn-10-1 is wrong on 12.0 % of 100 unseen test images of pets; taught by wrn-16-2, "
+        "with AT on 6.0 % (50 % fewer mistakes)."
+    )
+    assert "wrn-10-1 alone is wrong on 12.0 %" in headline(grouped(read_runs([alone])))
+    assert "wrn-10-1 with AT is wrong on 6.0 %" in headline(grouped(read_runs([taught])))
+
+
+def test_seeds_are_one_line_with_their_spread(tmp_path: Path) -> None:
+    seeds = [
+        made_run(tmp_path / f"seed-{seed}", seed=seed, wrong=tuple(range(count)))
+        for seed, count in enumerate((10, 12, 17))
+    ]
+    other = made_run(tmp_path / "longer", epochs=8)
+    groups = grouped(read_runs([*seeds, other]))
+    assert [len(group.runs) for group in groups] == [3, 1]
+    assert groups[0].error == pytest.approx(13.0)
+    assert groups[0].spread == f"± {np.std([10, 12, 17], ddof=1):.2f} over 3 seeds"
+    assert len({group.label for group in groups}) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({"kd_alpha": 0.9}, "AT + KD"),
+        ({"attention": "none", "kd_alpha": 0.9}, "KD"),
+        ({"attention": "none", "gradient_beta": 0.1}, "gradient AT"),
+        (
+            {"attention": "none", "flip_symmetry": 0.1, "input_gradient_norm": 1.0},
+            "flip symmetry + min-l2",
+        ),
+        ({"attention": "none", "full_activation": 1.0}, "F-ActT"),
+    ],
+)
+def test_methods_have_their_names(settings: dict[str, Any], method: str, tmp_path: Path) -> None:
+    (group,) = grouped(read_runs([made_run(tmp_path / "run", teacher="t", **settings)]))
+    assert group.label == f"wrn-10-1 with {method}"
+
+
+def test_changed_answers_are_counted(alone: Path, taught: Path) -> None:
+    (found,) = changes(grouped(read_runs([alone, taught])))
+    assert (found.images, found.mended, found.broken) == (100, 9, 3)
+    assert found.examples == [(index, True) for index in range(9)]  # twelve were kept
+    text = _Text(page_of(alone, taught)).text
+    assert "teaching mended 9 that the student alone got wrong, and broke 3" in text
+
+
+@pytest.mark.parametrize("teacher", [None, "runs/my teacher"])
+def test_the_command_repeats_the_run(teacher: str | None, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "lr": 0.05,
+        "nesterov": False,
+        "seed": 3,
+        "freeze": "conv1,layer[12]",
+    }
+    if teacher:
+        settings |= {"kd_alpha": 0.5, "pairs": "auto-2"}
+    (run,) = read_runs([made_run(tmp_path / "run", teacher=teacher, **settings)])
+    name, *arguments = shlex.split(command_of(run.config))[1:]
+    parser = Parser(name, "", ())
+    COMMANDS[name].add_arguments(parser)
+    kind = DistillConfig if teacher else TrainConfig
+    again = config_from(parser.parse(arguments), kind)
+    assert again == kind.checked(run.config).replace(out=None)
+
+
+def test_a_sheet_holds_each_map_at_its_place() -> None:
+    looks = [spots(3, (2, 4), shift) for shift in (0, 5)]
+    sheet = map_sheet(looks, np.array([1.0, 2.0, 0.5]))
+    pixels = pixels_of(str(sheet["data"]))
+    assert pixels.shape == (4, 12)
+    assert (sheet["height"], sheet["width"]) == (2, 4)
+    for row, maps in enumerate(looks):
+        for column, map_ in enumerate(maps):
+            part = pixels[2 * row : 2 * row + 2, 4 * column : 4 * column + 4]
+            white = (255, 128, 255)[column]
+            assert np.array_equal(part, np.where(map_ > 0, white, 0))
+
+
+def test_colours_run_from_least_to_most_attention() -> None:
+    table = np.array(colour_table()).reshape(256, 3)
+    light = table @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(light) > -1).all()
+    assert light[-1] - light[0] > 200
+    pixels = pixels_of(coloured(np.array([[0.0, 1.0], [2.0, 9.0]]), most=2.0))
+    assert np.array_equal(pixels[1, 0], table[255])
+    assert np.array_equal(pixels[1, 1], table[255])
+    assert np.array_equal(pixels[0, 0], table[0])
+    assert np.array_equal(pixels[0, 1], table[128])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_large_maps_are_averaged_and_of_unit_length(scale: float) -> None:
+    maps = np.random.default_rng(0).random((2, 64, 96)) * scale
+    small = shrunk(maps)
+    assert small.shape == (2, 21, 32)
+    assert np.linalg.norm(small.reshape(2, -1), axis=1) == pytest.approx([1, 1], rel=1e-5)
+    blocks = shrunk(maps[:, :, :64]).astype(np.float64)
+    oracle = maps[:, :, :64].reshape(2, 32, 2, 32, 2).mean(axis=(2, 4))
+    oracle /= np.linalg.norm(oracle.reshape(2, -1), axis=1)[:, None, None]
+    assert blocks == pytest.approx(oracle, rel=1e-4, abs=1e-7)
+    assert not shrunk(np.zeros((1, 4, 4))).any()
+
+
+def test_the_viewers_maps_come_nearer_to_the_teachers(taught: Path) -> None:
+    found = viewer(grouped(read_runs([taught])), ["cat", "dog", "owl"])
+    assert found is not None
+    (run,) = found["runs"]
+    assert run["epochs"] == list(EPOCHS)
+    for point, (height, width) in zip(run["points"], ((8, 8), (4, 4)), strict=True):
+        sheet = pixels_of(point["sheet"]["data"])
+        assert sheet.shape == (3 * height, PROBES * width)
+        teacher = pixels_of(point["teacher_sheet"]["data"])
+        assert np.array_equal(sheet[2 * height :], teacher)
+        assert not np.array_equal(sheet[:height], teacher)
+        assert point["agreement"] == [[0.0] * PROBES, [0.0] * PROBES, [1.0] * PROBES]
+    assert [answer[0] for answer in run["answers"][-1]] == [0, 1, 2, 0, 1, 2]
+    assert viewer(grouped(read_runs([made_run(taught.parent / "none", probes=False)])), []) is None
+
+
+def test_confusion_of_few_and_of_many_classes() -> None:
+    final = {"test_confusion": [[8, 2], [0, 5]], "test_error": 13.3}
+    found = confusion("a", final, ["x", "y"])
+    assert [[cell["count"] for cell in row["cells"]] for row in found["rows"]] == [[8, 2], [0, 5]]
+    assert found["pairs"] == [{"true": "x", "taken": "y", "count": 2, "of": 10}]
+    many = np.eye(30, dtype=int) * 4
+    many[7, 9] = 3
+    found = confusion(
+        "a", {"test_confusion": many.tolist(), "test_error": 1}, list(map(str, range(30)))
+    )
+    assert found["rows"] == []
+    assert found["pairs"] == [{"true": "7", "taken": "9", "count": 3, "of": 7}]
+
+
+def test_plots_have_no_styles_and_no_scripts() -> None:
+    svg = curves({"$a_1$ <b>": [Line("x", 7, [1, 2], [3, 4])]}, x="epoch", y="loss")
+    tags = _Text(svg).tags
+    assert not any("style" in attributes for _, attributes in tags)
+    assert not {"style", "script"} & {tag for tag, _ in tags}
+    assert "$a_1$ <b>" in _Text(svg).text
+    assert any(attributes.get("class") == "series series-1" for _, attributes in tags)
+
+
+def test_the_page_needs_nothing_but_itself(alone: Path, taught: Path) -> None:
+    page = page_of(alone, taught)
+    found = _Text(page)
+    for tag, attributes in found.tags:
+        for name in ("src", "href", "xlink:href"):
+            address = attributes.get(name)
+            assert address is None or address.startswith(("data:", "#")), (tag, address)
+        assert "style" not in attributes
+        assert not any(name.startswith("on") for name in attributes)
+    (policy,) = [
+        str(attributes["content"])
+        for tag, attributes in found.tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    nonce = re.findall(r"script-src 'nonce-([^']+)'", policy)[0]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    scripts = [attributes for tag, attributes in found.tags if tag in ("script", "style")]
+    assert all(attributes["nonce"] == nonce for attributes in scripts)
+    assert nonce not in page_of(alone, taught)
+    for figure in ("12.0 %", "6.0 %", "77,850", "25 M", "0.32 MB", "48 s", "1,000", "2.0 %"):
+        assert figure in found.text, figure
+    assert "attention-transfer distill --teacher runs/teacher" in found.text
+
+
+def test_names_of_all_kinds_stay_text(tmp_path: Path) -> None:
+    classes = (HOSTILE, "\u05d0\u05d1\u05d2 \u202e evil", "zero\u200bwidth\x1b[31m")
+    run = made_run(tmp_path / "a<b>&c", teacher=HOSTILE, classes=classes, data=HOSTILE)
+    page = page_of(run)
+    assert HOSTILE not in page
+    found = _Text(page)
+    assert [tag for tag, _ in found.tags].count("script") == 2  # the data's and our own
+    assert not any(attributes.get("src") == "x" for _, attributes in found.tags)
+    assert r"zero\u200bwidth\x1b[31m" in found.text
+    assert "\u05d0\u05d1\u05d2 \\u202e evil" in found.text
+    data = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert json.loads(data[0])["classes"][0] == HOSTILE
+
+
+def test_a_thousand_classes_and_three_runs_fit(tmp_path: Path) -> None:
+    classes = tuple(f"class number {index}" for index in range(1000))
+    runs = [
+        made_run(
+            tmp_path / f"run-{number}",
+            teacher="t",
+            classes=classes,
+            images=2000,
+            size=128,
+            lr=0.1 + number,
+        )
+        for number in range(3)
+    ]
+    page = at.write_report(runs)
+    assert page.stat().st_size < 5_000_000
+    assert "1000 classes are too many for a matrix" in page.read_text(encoding="utf-8")
+
+
+def test_runs_of_different_data_are_kept_apart(alone: Path, tmp_path: Path) -> None:
+    text = _Text(page_of(alone, made_run(tmp_path / "digits", data="digits"))).text
+    assert "judged on 2 different sets of test images, whose errors cannot be compared" in text
+    assert text.count("The runs") == 2
+
+
+def test_a_run_without_probes_says_so(taught: Path, tmp_path: Path) -> None:
+    bare = made_run(tmp_path / "bare", probes=False)
+    text = _Text(page_of(taught, bare)).text
+    assert "bare kept no attention maps" in text
+    assert "Watch attention move" in text
+    assert "Watch attention move" not in _Text(page_of(bare)).text
+
+
+def test_warnings_of_a_run(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run")
+    record = json.loads((folder / "record.json").read_text())
+    record["data"]["notices"] = ["left out, broken: a.png"]
+    record["best_on_validation"] = {"epoch": 2, "validation_error": -5.0}
+    record["seconds"] = 4.0
+    (folder / "record.json").write_text(json.dumps(record))
+    found = list(warnings_of(read_runs([folder])))
+    assert found[0] == "run: left out, broken: a.png"
+    assert "worse on validation (1.0 %) than those after epoch 2" in found[1]
+    assert "waited for data 10 % of its time" in found[2]
+    assert len(found) == 3
+
+
+def test_a_demo_stands_for_its_runs(tmp_path: Path) -> None:
+    for name in ("alone", "at"):
+        made_run(tmp_path / "demo" / name, teacher="t" if name == "at" else None)
+    (tmp_path / "demo" / "demo.json").write_text("{}")
+    assert [run.name for run in read_runs([tmp_path / "demo"])] == ["alone", "at"]
+    assert at.write_report([tmp_path / "demo"]) == tmp_path / "demo" / "report.html"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "match"),
+    [
+        ("record.json", "{", "record.json is damaged"),
+        ("record.json", "[]", "holds a list"),
+        ("record.json", "{}", "no record of a run"),
+        ("metrics.jsonl", "no", "metrics.jsonl is damaged"),
+        ("attention/epoch-0002.npz", "PK", "epoch-0002.npz is damaged"),
+        ("model.json", "3", "model.json is damaged"),
+    ],
+)
+def test_damaged_files_are_named(
+    file: str, content: str, match: str, taught: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (taught / file).write_text(content)
+    assert main(["report", str(taught)]) == 2
+    assert match in capsys.readouterr().err
+    assert not (taught / "report.html").exists()
+
+
+def test_a_pickle_in_an_array_file_is_not_run(taught: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (Path("sentinel"),))
+
+    np.savez(taught / "predictions.npz", labels=np.array([Payload()], dtype=object))
+    assert zipfile.is_zipfile(taught / "predictions.npz")
+    with pytest.raises(at.InputError, match=r"predictions\.npz is damaged"):
+        at.write_report([taught])
+    assert not Path("sentinel").exists()
+
+
+def test_what_is_no_finished_run_is_refused(
+    tmp_path: Path, alone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (alone / "record.json").unlink()
+    for folder, said in (
+        ("missing", "there is no folder"),
+        ("empty", "holds no run (no config.yaml)"),
+        ("alone", "is not finished (no record.json); go on with it: attention-transfer resume"),
+    ):
+        assert main(["report", str(tmp_path / folder)]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    with pytest.raises(at.InputError, match="got no runs"):
+        at.write_report([])
+
+
+def test_a_page_that_cannot_be_written_is_said(
+    taught: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(taught), "--out", "/dev/null/page.html"]) == 2
+    assert "cannot write /dev/null/page.html" in capsys.readouterr().err
+
+
+def test_the_command_prints_one_document(
+    alone: Path, taught: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(alone), str(taught), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    page = Path(document["report"])
+    assert page == alone.parent / "report.html"
+    assert document["bytes"] == page.stat().st_size
+    assert main(["report", str(alone), "--out", "here.html"]) == 0
+    assert capsys.readouterr().out == "report: here.html\n"
+    assert Path("here.html").is_file()
+
+
+def test_writing_a_report_imports_no_torch(taught: Path) -> None:
+    code = (
+        "import sys; from attention_transfer.cli import main; "
+        f"code = main(['report', {str(taught)!r}]); sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
