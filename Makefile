@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+AXE = $(VENV)/node_modules/axe-core/axe.min.js
 
-.PHONY: demo test benchmark clean
+.PHONY: demo test browser benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/attention-transfer demo
 
-test: $(VENV)/installed
+test: $(VENV)/installed browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -17,6 +18,13 @@ test: $(VENV)/installed
 
 benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/step.py
+
+# What the report is opened with in the tests; without it those tests are left out (not where CI is set).
+browser: $(VENV)/installed
+	@command -v chromium > /dev/null || { apt-get -qq update && apt-get -qq install --yes chromium; } \
+		|| echo "no Chromium: install it, or the tests of the report in a browser are left out"
+	@test -f $(AXE) || npm install --silent --no-fund --prefix $(VENV) axe-core@4.14.1 \
+		|| echo "no axe-core: install npm, or the test of the report's accessibility is left out"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
