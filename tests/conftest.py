@@ -51,7 +51,13 @@ def data() -> DataSet:
     return small_data()
 
 
-SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 10, "lr": 0.05, "precision": "fp32"}
+SMALL: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 10,
+    "lr": 0.05,
+    "precision": "fp32",
+    "report": False,
+}
 """Settings of runs on small images."""
 
 

@@ -262,14 +262,14 @@ def test_a_terminal_gets_a_bar_with_the_rate_and_the_time_left(data: DataSet) ->
 TWO_PROCESSES = """
 import sys
 import torch
-from attention_transfer import training
+import attention_transfer as at
 from attention_transfer.training import preparation
 sys.path.insert(0, {tests!r})
 from conftest import small_data
 torch.set_default_dtype(torch.float64)
 torch.Tensor.float = torch.Tensor.double
 preparation.load_data = lambda *_, **__: small_data()
-training.distill(
+at.distill(
     teacher={teacher!r}, student="nin-thin-nobn", out={out!r}, epochs=1, batch_size=9,
     lr=0.005, precision="fp32", beta=10, full_activation=0.1, kd_alpha=0.5,
 )
