@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,7 +29,8 @@ from attention_transfer.report.comparison import changes, grouped, headline, int
 from attention_transfer.report.confusion import confusion
 from attention_transfer.report.plots import Line, curves
 from attention_transfer.report.records import read_runs
-from attention_transfer.report.sheets import colour_table, coloured, map_sheet, shrunk
+from attention_transfer.report.relative_maps import cosines, shrunk
+from attention_transfer.report.sheets import colour_table, coloured, map_sheet
 from attention_transfer.report.viewer import viewer
 from made_runs import EPOCHS, PROBES, made_run, spots
 
@@ -171,16 +173,22 @@ def test_colours_run_from_least_to_most_attention() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_large_maps_are_averaged_and_of_unit_length(scale: float) -> None:
+def test_large_maps_are_averaged_and_of_one_scale(scale: float) -> None:
     maps = np.random.default_rng(0).random((2, 64, 96)) * scale
     small = shrunk(maps)
     assert small.shape == (2, 21, 32)
-    assert np.linalg.norm(small.reshape(2, -1), axis=1) == pytest.approx([1, 1], rel=1e-5)
-    blocks = shrunk(maps[:, :, :64]).astype(np.float64)
-    oracle = maps[:, :, :64].reshape(2, 32, 2, 32, 2).mean(axis=(2, 4))
-    oracle /= np.linalg.norm(oracle.reshape(2, -1), axis=1)[:, None, None]
-    assert blocks == pytest.approx(oracle, rel=1e-4, abs=1e-7)
+    assert np.square(small).mean(axis=(1, 2)) == pytest.approx([1, 1])
+    oracle = maps[:, :, :64].reshape(2, 32, 2, 32, 2).mean(axis=(2, 4)) / scale
+    oracle /= np.sqrt(np.square(oracle).mean(axis=(1, 2), keepdims=True))
+    assert shrunk(maps[:, :, :64]) == pytest.approx(oracle, rel=1e-5)
     assert not shrunk(np.zeros((1, 4, 4))).any()
+
+
+def test_cosines_are_the_measures() -> None:
+    generator = np.random.default_rng(0)
+    student, teacher = generator.random((3, 8, 4)), generator.random((3, 4, 8))
+    oracle = at.measures.cosine(torch.from_numpy(student), torch.from_numpy(teacher))
+    assert cosines(student, teacher) == pytest.approx(oracle.numpy(), rel=1e-5)
 
 
 def test_the_viewers_maps_come_nearer_to_the_teachers(taught: Path) -> None:

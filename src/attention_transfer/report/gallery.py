@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from attention_transfer.report.comparison import Changes, Group
 from attention_transfer.report.records import Attention
-from attention_transfer.report.sheets import coloured, photograph, shrunk
+from attention_transfer.report.relative_maps import cosines, shrunk
+from attention_transfer.report.sheets import coloured, photograph
 from attention_transfer.report.viewer import probabilities
 
 __all__ = ["disagreements", "pictures_of_changes"]
@@ -25,19 +26,17 @@ def disagreements(groups: Sequence[Group], names: Sequence[str]) -> list[dict[st
         if kept is None or not kept.of_examples("teacher"):
             continue
         student, teacher = (shrunk(kept.of_examples(who)[-1]) for who in ("student", "teacher"))
-        if student.shape != teacher.shape:
-            continue
-        cosines = (student * teacher).sum(axis=(1, 2))
-        worst = np.argsort(cosines, kind="stable")[:SHOWN]
+        alike = cosines(student, teacher)
+        worst = np.argsort(alike, kind="stable")[:SHOWN]
         found.append(
             {
                 "label": group.label,
                 "point": kept.points[-1],
-                "median": f"{np.median(cosines):.2f}",
+                "median": f"{np.median(alike):.2f}",
                 "images": [
                     {
                         **_image(kept, int(place), names),
-                        "cosine": f"{cosines[place]:.2f}",
+                        "cosine": f"{alike[place]:.2f}",
                         "maps": _maps({"teacher": teacher, "student": student}, int(place)),
                     }
                     for place in worst
@@ -67,7 +66,7 @@ def pictures_of_changes(changes: Changes, names: Sequence[str]) -> list[dict[str
 
 def _levels(
     before: Attention | None, after: Attention, place: int
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
+) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """The top-level maps of the student alone, the student taught, and the teacher."""
     if before is not None and before.of_examples("student") and _same(before, after, place):
         yield "alone", shrunk(before.of_examples("student")[-1])
@@ -84,14 +83,11 @@ def _same(before: Attention | None, after: Attention, place: int) -> bool:
     return bool(place < len(indices[0]) and indices[0][place] == indices[1][place])
 
 
-def _maps(maps: dict[str, NDArray[np.float32]], place: int) -> list[dict[str, str]]:
+def _maps(maps: dict[str, NDArray[np.float64]], place: int) -> list[dict[str, str]]:
     """One image's maps on one scale."""
     chosen = {name: found[place] for name, found in maps.items()}
-    most = max(float(found.max()) * np.sqrt(found.size) for found in chosen.values())
-    return [
-        {"name": name, "data": coloured(found * np.sqrt(found.size), most)}
-        for name, found in chosen.items()
-    ]
+    most = max(float(found.max()) for found in chosen.values())
+    return [{"name": name, "data": coloured(found, most)} for name, found in chosen.items()]
 
 
 def _image(kept: Attention, place: int, names: Sequence[str]) -> dict[str, Any]:

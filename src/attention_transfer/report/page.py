@@ -25,7 +25,7 @@ from attention_transfer.report.comparison import (
 )
 from attention_transfer.report.confusion import confusion
 from attention_transfer.report.gallery import disagreements, pictures_of_changes
-from attention_transfer.report.plots import Line, curves
+from attention_transfer.report.plots import SERIES, Line, curves
 from attention_transfer.report.records import RunRecord, read_runs
 from attention_transfer.report.viewer import viewer
 from attention_transfer.terminal import printable
@@ -243,7 +243,7 @@ def _plots(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
 def _plot(
     title: str, panels: dict[str, list[Line]], y: str, groups: Sequence[Group]
 ) -> dict[str, Any]:
-    keys = {line.label: line.series % 6 for lines in panels.values() for line in lines}
+    keys = {line.label: line.series % SERIES for lines in panels.values() for line in lines}
     shown = {printable(name): lines for name, lines in panels.items()}
     return {
         "title": title,

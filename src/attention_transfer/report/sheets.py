@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["COLOURS", "Sheet", "colour_table", "coloured", "map_sheet", "photograph", "shrunk"]
+from attention_transfer.report.relative_maps import Maps
+
+__all__ = ["COLOURS", "Sheet", "colour_table", "coloured", "map_sheet", "photograph"]
 
 COLOURS = "inferno"
 """Perceptually uniform, and told apart by colour-blind people."""
 
-LARGEST = 32
-"""Cells of a map's side as the page shows it."""
-
-Maps = NDArray[np.floating]
 Sheet = dict[str, str | int]
 """``data`` the picture's address, ``height`` and ``width`` of one map in it."""
 
@@ -26,7 +24,7 @@ def map_sheet(looks: Sequence[Maps], most: NDArray[np.floating]) -> Sheet:
     """Maps (N, H, W) of several looks in one grey picture: a row for each look, a column an image.
 
     Args:
-        looks: normalised maps.
+        looks: relative maps.
         most: (N,) the value of each image that is white.
     """
     rows = [
@@ -36,29 +34,6 @@ def map_sheet(looks: Sequence[Maps], most: NDArray[np.floating]) -> Sheet:
     height, width = looks[0].shape[1:]
     picture = Image.fromarray(np.concatenate(rows).astype(np.uint8))
     return {"data": _address(picture, "PNG", optimize=True), "height": height, "width": width}
-
-
-def shrunk(maps: Maps, largest: int = LARGEST) -> NDArray[np.float32]:
-    """Maps (N, H, W) as unit vectors (as the loss compares them), no side longer than a number of
-    cells; larger ones are averaged.
-
-    >>> shrunk(np.ones((1, 4, 4)), largest=2).tolist()
-    [[[0.5, 0.5], [0.5, 0.5]]]
-    """
-    height, width = maps.shape[1:]
-    scale = min(1.0, largest / max(height, width))
-    if scale < 1:
-        size = max(1, round(scale * width)), max(1, round(scale * height))
-        resized = [
-            Image.fromarray(one.astype(np.float32)).resize(size, Image.Resampling.BOX)
-            for one in maps
-        ]
-        maps = np.stack([np.asarray(one) for one in resized])
-    flat = maps.reshape(len(maps), -1).astype(np.float64)
-    flat = flat / np.maximum(np.abs(flat).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    norms = np.linalg.norm(flat, axis=1, keepdims=True)
-    vectors = flat / np.where(norms > 0, norms, 1)
-    return np.asarray(vectors.reshape(maps.shape), dtype=np.float32)
 
 
 def coloured(attention: NDArray[np.floating], most: float) -> str:

@@ -8,14 +8,8 @@ from numpy.typing import NDArray
 
 from attention_transfer.report.comparison import Group
 from attention_transfer.report.records import Attention
-from attention_transfer.report.sheets import (
-    LARGEST,
-    Sheet,
-    colour_table,
-    map_sheet,
-    photograph,
-    shrunk,
-)
+from attention_transfer.report.relative_maps import LARGEST, cosines, shrunk
+from attention_transfer.report.sheets import Sheet, colour_table, map_sheet, photograph
 
 __all__ = ["probabilities", "viewer"]
 
@@ -98,15 +92,10 @@ def _point(kept: Attention, number: int, name: str, images: int, side: int) -> d
         "teacher": teacher or None,
         "sheet": sheet,
         "teacher_sheet": None if target is None else map_sheet([target], most),
-        "agreement": None if target is None else [_agreement(look, target) for look in looks],
+        "agreement": None
+        if target is None
+        else [cosines(look, target).round(3).tolist() for look in looks],
     }
-
-
-def _agreement(look: NDArray[np.float32], target: NDArray[np.float32]) -> list[float] | None:
-    """The cosine of each image's maps; None where their sizes differ."""
-    if look.shape != target.shape:
-        return None
-    return [round(float(cosine), 3) for cosine in (look * target).sum(axis=(1, 2))]
 
 
 def _answers(kept: Attention, epoch: int, images: int) -> list[list[float]] | None:

@@ -130,7 +130,7 @@
       if (teacher) drawMap(part("teacher"), teacher, place.teacher_sheet, 0, chosen, data.colours, under);
       const after = current.epochs[look];
       const truth = data.classes[data.images[chosen].label];
-      const agreement = place.agreement && place.agreement[look] ? place.agreement[look][chosen] : null;
+      const agreement = place.agreement ? place.agreement[look][chosen] : null;
       const answer = current.answers[look] ? current.answers[look][chosen] : null;
       part("epoch-shown").textContent = `${after} of ${current.epochs[current.epochs.length - 1]}`;
       epoch.setAttribute("aria-valuetext", `after epoch ${after}`);
