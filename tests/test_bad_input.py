@@ -16,9 +16,8 @@ from attention_transfer.cli.output import console, print_table
 from attention_transfer.config import (
     DistillConfig,
     TrainConfig,
-    read_config_file,
-    write_config_file,
 )
+from attention_transfer.config_files import read_config_file, write_config_file
 from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError
 from attention_transfer.models import ModelCard, build

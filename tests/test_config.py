@@ -15,9 +15,8 @@ from attention_transfer.config import (
     DistillConfig,
     EvaluateConfig,
     TrainConfig,
-    read_config_file,
-    write_config_file,
 )
+from attention_transfer.config_files import read_config_file, write_config_file
 from attention_transfer.errors import InputError
 
 FILE = Path("settings.yaml")

@@ -8,7 +8,8 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from attention_transfer.config import AnyConfig, Config, read_config_file
+from attention_transfer.config import AnyConfig, Config
+from attention_transfer.config_files import read_config_file
 from attention_transfer.errors import InputError, nearest
 
 __all__ = ["Parser", "config_from"]
@@ -52,7 +53,10 @@ class Parser(argparse.ArgumentParser):
         for name in positional:
             field = config.model_fields[name]
             self.add_argument(
-                name, metavar=name.upper(), nargs="?", help=_escaped(field.description or "")
+                name,
+                metavar=name.upper().removesuffix("S"),
+                nargs="*" if _several(field) else "?",
+                help=_escaped(field.description or ""),
             )
         self.add_argument(
             "--config",
@@ -79,6 +83,11 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(
                 flag, dest=name, action=argparse.BooleanOptionalAction, help=description
             )
+        elif _several(field):
+            metavar = name.upper().removesuffix("S")
+            self.add_argument(
+                flag, dest=name, metavar=metavar, nargs="+", action="extend", help=description
+            )
         else:
             self.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=description)
 
@@ -100,6 +109,10 @@ def config_from(parsed: argparse.Namespace, config: type[AnyConfig]) -> AnyConfi
 
 def _optional(field: FieldInfo) -> bool:
     return type(None) in get_args(field.annotation)
+
+
+def _several(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is tuple
 
 
 def _default(field: FieldInfo) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attention_transfer.config import read_config_file
+from attention_transfer.config_files import read_config_file
 from attention_transfer.errors import InputError
 
 __all__ = ["Arrays", "Attention", "RunRecord", "read_runs"]

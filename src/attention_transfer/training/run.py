@@ -18,9 +18,8 @@ from attention_transfer.config import (
     DistillConfig,
     RunConfig,
     TrainConfig,
-    read_config_file,
-    write_config_file,
 )
+from attention_transfer.config_files import read_config_file, write_config_file
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, ModelCard, load_run
 
