@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -73,7 +74,13 @@ def run(
     if accelerator.is_main_process:
         Run.create(config.out, config)
     accelerator.wait_for_everyone()
-    return _Fit(prepared, Run(config.out), accelerator, progress or RunProgress()).finish()
+    fit = _Fit(prepared, Run(config.out), accelerator, progress or RunProgress())
+    try:
+        fit.tracking.start()
+    except (InputError, KeyboardInterrupt):
+        shutil.rmtree(config.out, ignore_errors=True)  # which was empty before, or not there
+        raise
+    return fit.finish()
 
 
 def resume(folder: str | Path, progress: RunProgress | None = None) -> Run:
@@ -91,6 +98,7 @@ def resume(folder: str | Path, progress: RunProgress | None = None) -> Run:
     epoch, state = load_last_checkpoint(interrupted.checkpoints)
     fit = _Fit(prepare(config), interrupted, _accelerator(), progress or RunProgress())
     fit.restore(epoch, state)
+    fit.tracking.start()
     return fit.finish()
 
 
@@ -133,8 +141,9 @@ class _Fit:
         if self.config.probes and accelerator.is_main_process:
             self.probes = Probes(prepared, run.attention)
             self.probed = probed_epochs(self.config.epochs, self.config.probe_every)
-        trackers = self.config.track if accelerator.is_main_process else None
-        self.tracking = Tracking(trackers, run.folder, self.progress.say)
+        self.tracking = Tracking(
+            self.config, run.folder, self.progress.say, active=accelerator.is_main_process
+        )
 
     def finish(self) -> Run:
         """Trains the epochs that are left, reads the test split once, writes model and record."""

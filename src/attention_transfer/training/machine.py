@@ -31,7 +31,11 @@ PACKAGES = (
     "pillow",
 )
 
-EXTRAS = {"datasets": ("datasets",), "demo": ("mlxtend", "scikit-learn")}
+EXTRAS = {
+    "datasets": ("datasets",),
+    "demo": ("mlxtend", "scikit-learn"),
+    "trackers": ("tensorboard", "wandb", "trackio", "mlflow"),
+}
 """Extra -> the packages it brings."""
 
 

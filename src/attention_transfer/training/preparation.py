@@ -24,6 +24,7 @@ from attention_transfer.models import (
 from attention_transfer.taps import evaluating
 from attention_transfer.training.fine_tuning import freeze
 from attention_transfer.training.machine import resolve_precision
+from attention_transfer.training.tracking import check_installed
 from attention_transfer.transfer import (
     ActivationAttention,
     CrossEntropy,
@@ -86,6 +87,7 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
         InputError: whatever would not fit.
     """
     precision = resolve_precision(config.precision)
+    check_installed(config)
     terms = terms_of(config)
     if config.backbone_lr == 0 and any(term.wanted_pairs is not None for term in terms):
         raise InputError(

@@ -1,14 +1,14 @@
-"""What a person sees while a run goes on: a bar with rates on a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on: a live panel on a terminal, plain lines everywhere."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from attention_transfer.terminal import print_line, printable
+from attention_transfer.terminal import print_line
+from attention_transfer.training.live_view import LiveView, Moment
 
-__all__ = ["RunProgress"]
+__all__ = ["Moment", "RunProgress"]
 
 
 class RunProgress:
@@ -20,8 +20,7 @@ class RunProgress:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console
-        self._bar: Progress | None = None
-        self._task: Any = None
+        self._view: LiveView | None = None
         self._what = ""
 
     def say(self, text: str) -> None:
@@ -30,27 +29,21 @@ class RunProgress:
             print_line(self._console, text)
 
     def begin(self, what: str, images: int) -> None:
-        """A run of a number of images (over all epochs) starts."""
+        """A run of a number of images (over all epochs that are left) starts."""
         self._what = what
         if self._console is not None and self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}% {task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(printable(what), total=images, rate="")
+            self._view = LiveView(self._console, what, images)
+            self._view.start()
 
-    def step(self, images: int, rate: float) -> None:
-        """Some more images are done, at a rate of images per second."""
-        if self._bar is not None:
-            self._bar.update(self._task, advance=images, rate=f"{rate:.0f} images/s")
+    def step(self, images: int, moment: Moment) -> None:
+        """Some more images are done."""
+        if self._view is not None:
+            self._view.step(images, moment)
 
     def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
         """An epoch is done."""
+        if self._view is not None:
+            self._view.epoch(row["epoch"], row["validation_error"])
         terms = " ".join(f"{name} {value:.4f}" for name, value in row["terms"].items())
         self.say(
             f"{self._what} epoch {row['epoch']}/{epochs}: {terms} | "
@@ -61,6 +54,6 @@ class RunProgress:
 
     def end(self) -> None:
         """The run is over, or was broken off."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._view is not None:
+            self._view.stop()
+            self._view = None
