@@ -208,7 +208,7 @@ def warnings_of(runs: Iterable[RunRecord]) -> Iterator[str]:
         for notice in run.record["data"].get("notices", ()):
             yield f"{run.name}: {notice}"
         if run.attention is None:
-            yield f"{run.name} kept no attention maps (probes 0), so none are shown of it"
+            yield f"{run.name} kept no attention maps (--probes), so none are shown of it"
         yield from _of_training(run)
 
 

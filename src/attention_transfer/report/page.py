@@ -215,7 +215,7 @@ def _plots(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
         ]
         for title, key in (("validation", "validation_error"), ("training", "train_error"))
     }
-    yield _plot("Errors by epoch", errors, "error, %", groups)
+    yield _plot("Errors by epoch", errors, "error, %")
     agreement = {
         point: [
             Line(group.label, number, *_followed(group, point, "cosine"))
@@ -226,23 +226,19 @@ def _plots(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     }
     agreement = {point: lines for point, lines in agreement.items() if lines}
     if agreement:
-        yield _plot("Agreement of student and teacher by epoch", agreement, "cosine", groups)
+        yield _plot("Agreement of student and teacher by epoch", agreement, "cosine")
+    names = list(dict.fromkeys(name for group in groups for name in _terms(group)))
     terms = {
-        group.label: [
-            Line(name, index, *_term(group, name)) for index, name in enumerate(_terms(group))
-        ]
+        group.label: [Line(name, names.index(name), *_term(group, name)) for name in _terms(group)]
         for group in groups
         if len(_terms(group)) > 1
     }
-    for label, lines in terms.items():
-        yield _plot(
-            f"Terms of {label} by epoch", {"weighted, as they are summed": lines}, "loss", groups
-        )
+    if terms:
+        yield _plot("Terms of the loss by epoch, weighted as they are summed", terms, "loss")
 
 
-def _plot(
-    title: str, panels: dict[str, list[Line]], y: str, groups: Sequence[Group]
-) -> dict[str, Any]:
+def _plot(title: str, panels: dict[str, list[Line]], y: str) -> dict[str, Any]:
+    """A figure, the key to its colours, and its last values for those who cannot see it."""
     keys = {line.label: line.series % SERIES for lines in panels.values() for line in lines}
     shown = {printable(name): lines for name, lines in panels.items()}
     return {

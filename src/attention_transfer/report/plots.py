@@ -40,16 +40,13 @@ class Line(NamedTuple):
     y: Sequence[float]
 
 
-def curves(
-    panels: dict[str, list[Line]], *, x: str, y: str, logarithmic: bool = False, columns: int = 3
-) -> str:
+def curves(panels: dict[str, list[Line]], *, x: str, y: str, columns: int = 3) -> str:
     """Curves side by side on one scale, as an ``<svg>`` to put into a page.
 
     Args:
         panels: title -> its curves.
         x: what the horizontal axis is.
         y: what the vertical axis is.
-        logarithmic: whether the vertical axis is.
         columns: panels in a row.
     """
     rows = -(-len(panels) // columns)
@@ -59,7 +56,7 @@ def curves(
         figure = Figure(figsize=(3.4 * across + 0.6, 2.5 * rows + 0.3), layout="constrained")
         grid = figure.subplots(rows, across, squeeze=False, sharex=True, sharey=True)
         for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
-            _draw(axes, title, lines, logarithmic)
+            _draw(axes, title, lines)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         figure.supxlabel(x, fontsize=11)
@@ -69,7 +66,7 @@ def curves(
     return _for_a_page(file.getvalue())
 
 
-def _draw(axes: Axes, title: str, lines: Iterable[Line], logarithmic: bool) -> None:
+def _draw(axes: Axes, title: str, lines: Iterable[Line]) -> None:
     axes.set_title(title, fontsize=11, parse_math=False)
     for line in lines:
         dash = _DASHES[line.series // SERIES % len(_DASHES)]
@@ -77,8 +74,6 @@ def _draw(axes: Axes, title: str, lines: Iterable[Line], logarithmic: bool) -> N
         (drawn,) = axes.plot(line.x, line.y, dash, marker=marker, linewidth=1.8)
         drawn.set_gid(f"series-{line.series % SERIES}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    if logarithmic:
-        axes.set_yscale("log")
 
 
 def _for_a_page(svg: str) -> str:
