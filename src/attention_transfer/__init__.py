@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         attention_maps,
         distillation_terms,
     )
+    from attention_transfer.viewing import show
 
 __all__ = [
     "ActivationAttention",
@@ -77,6 +78,7 @@ __all__ = [
     "metrics",
     "models",
     "resume",
+    "show",
     "train",
 ]
 
@@ -84,6 +86,7 @@ _MODULES = ("data", "losses", "maps", "measures", "metrics", "models")
 _HOMES = {
     "errors": ("InputError", "TrainingError"),
     "taps": ("AttentionPoint", "PointTable", "attention_points"),
+    "viewing": ("show",),
     "training": ("Run", "distill", "resume", "train"),
 }
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from attention_transfer.cli import demo, distill, doctor, evaluate, points, resume, train
+from attention_transfer.cli import demo, distill, doctor, evaluate, maps, points, resume, train
 from attention_transfer.cli.arguments import Parser
 from attention_transfer.errors import InputError, Interrupted, TrainingError, nearest
 from attention_transfer.terminal import printable
@@ -19,6 +19,7 @@ COMMANDS: dict[str, ModuleType] = {
     "resume": resume,
     "evaluate": evaluate,
     "points": points,
+    "maps": maps,
     "doctor": doctor,
 }
 

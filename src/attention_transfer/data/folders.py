@@ -17,7 +17,7 @@ from attention_transfer.data.listed_splits import listed_splits
 from attention_transfer.data.splitting import by_split, hold_out_test
 from attention_transfer.errors import InputError
 
-__all__ = ["SUFFIXES", "folder_data"]
+__all__ = ["SUFFIXES", "files_under", "folder_data"]
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -128,7 +128,7 @@ def _listed(folder: Path, classes: list[str]) -> _Found:
     found = _Found(folder, classes)
     found.strays += [entry.name for entry in sorted(folder.iterdir()) if _stray(entry)]
     for label, name in enumerate(classes):
-        for path in _files_under(folder / name):
+        for path in files_under(folder / name):
             relative = path.relative_to(folder).as_posix()
             if path.suffix.lower() in SUFFIXES:
                 found.files.append((relative, label))
@@ -137,7 +137,7 @@ def _listed(folder: Path, classes: list[str]) -> _Found:
     return found
 
 
-def _files_under(folder: Path) -> Iterator[Path]:
+def files_under(folder: Path) -> Iterator[Path]:
     """Files at any depth, links followed, each folder once."""
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):

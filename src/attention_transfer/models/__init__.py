@@ -15,6 +15,7 @@ from attention_transfer.models.registry import (
     several,
 )
 from attention_transfer.models.wide_resnet import WideResNet
+from attention_transfer.models.zoo import imagenet_classes, own_input
 
 __all__ = [
     "InputSpec",
@@ -24,11 +25,13 @@ __all__ = [
     "Outline",
     "WideResNet",
     "build",
+    "imagenet_classes",
     "load",
     "load_run",
     "load_weights",
     "logit_layers",
     "outline",
+    "own_input",
     "own_input_size",
     "several",
 ]

@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.models.card import InputSpec, ModelCard, first_problems
-from attention_transfer.models.heads import replace_head
+from attention_transfer.models.heads import logit_layers, replace_head
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.wide_resnet import WideResNet
 from attention_transfer.models.zoo import (
@@ -102,7 +102,7 @@ def build(name: str, classes: int | None, image_size: ImageSize | None = None) -
 
 def load(
     model: str,
-    classes: int,
+    classes: int | None,
     *,
     trained: bool,
     seed: int = 0,
@@ -113,7 +113,8 @@ def load(
     Args:
         model: see the module's docstring.
         classes: how many classes a new network is to tell apart. Weights for other classes keep
-            theirs if ``trained``, and get a new last layer if not.
+            theirs if ``trained``, and get a new last layer if not. None: as many as there are
+            weights for, or as many as the network tells apart by itself.
         trained: True takes a zoo's bare name with its pretrained weights, and refuses the name of
             a network that has none.
         seed: of the random initialisation.
@@ -128,7 +129,7 @@ def load(
         found = load_run(Path(model))
         if trained or found.card is None:
             return found
-        if found.card.classes != classes:
+        if classes is not None and found.card.classes != classes:
             with _seeded(seed):
                 replace_head(found.network, classes, found.card.input_size)
         return replace(found, input=_sized(found.card.input, image_size))
@@ -138,7 +139,7 @@ def load(
 
 
 def _load_named(
-    name: str, weights: str, classes: int, trained: bool, image_size: ImageSize | None
+    name: str, weights: str, classes: int | None, trained: bool, image_size: ImageSize | None
 ) -> LoadedModel:
     zoo = _zoo(name)
     size = None if trained else image_size
@@ -147,6 +148,9 @@ def _load_named(
     if weights == "random" or (not weights and not trained):
         return LoadedModel(name, build(name, classes, image_size))
     if weights in ("", "pretrained"):
+        if zoo is None:
+            with torch.device("meta"):
+                build(name, classes)  # refuses an unknown name
         if zoo is None or not zoo.has_pretrained:
             raise InputError(
                 f"{name} has no pretrained weights; give the folder of a run (train one with "
@@ -273,20 +277,29 @@ def _misfits(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
 
 
 def _fitting(
-    name: str, path: Path, classes: int, trained: bool, image_size: ImageSize | None
+    name: str, path: Path, classes: int | None, trained: bool, image_size: ImageSize | None
 ) -> nn.Module:
     """A network with the weights of a file, which may be for the zoo's own classes."""
     network = build(name, classes, image_size)
     zoo = _zoo(name)
-    if zoo is not None and _misfits(network, _read_weights(path)):
+    if classes is None and _misfits(network, _read_weights(path)):
+        network = build(name, _classes_of(path, network, own_input_size(name)), image_size)
+    elif zoo is not None and _misfits(network, _read_weights(path)):
         own = build(name, None, image_size)
         if not _misfits(own, _read_weights(path)):
             load_weights(own, path)
-            if not trained:
+            if not trained and classes is not None:
                 replace_head(own, classes, (3, *(image_size or zoo.input().size[1:])))
             return own
     load_weights(network, path)
     return network
+
+
+def _classes_of(path: Path, network: nn.Module, size: tuple[int, int, int]) -> int | None:
+    """How many classes a file has weights for in the layer that gives a network's logits."""
+    weights = _read_weights(path)
+    heads = [f"{name}.weight" for name in logit_layers(network, size)]
+    return next((len(weights[head]) for head in heads if head in weights), None)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import socket
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from functools import cache
 from typing import Any, cast
 from urllib.parse import urlparse
 from urllib.request import getproxies
@@ -18,7 +19,7 @@ from attention_transfer.factories import imported
 from attention_transfer.models.card import InputSpec
 from attention_transfer.models.heads import replace_head
 
-__all__ = ["Factory", "TimmModel", "TorchvisionModel", "ZooModel"]
+__all__ = ["Factory", "TimmModel", "TorchvisionModel", "ZooModel", "imagenet_classes", "own_input"]
 
 ImageSize = tuple[int, int]
 """Height and width."""
@@ -86,15 +87,9 @@ class TimmModel(ZooModel):
 
     def input(self) -> InputSpec:
         import timm
-        from timm.data.config import resolve_data_config
 
         settings = timm.get_pretrained_cfg(self.name, allow_unregistered=True)
-        settings_known = vars(settings) if settings else {}
-        found: dict[str, Any] = resolve_data_config(pretrained_cfg=settings_known)  # type: ignore[no-untyped-call]
-        cubic = found["interpolation"] == "bicubic"
-        return InputSpec(
-            found["input_size"], found["mean"], found["std"], "bicubic" if cubic else "bilinear"
-        )
+        return _timm_input(vars(settings) if settings else {})
 
     def _takes_size(self) -> bool:
         """Whether the network is made for one input size, to be told when it is built."""
@@ -182,6 +177,42 @@ class Factory(ZooModel):
 
     def input(self) -> InputSpec:
         return InputSpec((3, 224, 224), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def own_input(network: nn.Module) -> InputSpec | None:
+    """What the images of a network of timm's must be like, which it says itself; None of others.
+
+    Example:
+        >>> import timm
+        >>> own_input(timm.create_model("mobilenetv3_small_050")).size, own_input(nn.Identity())
+        ((3, 224, 224), None)
+    """
+    settings = getattr(network, "pretrained_cfg", None)
+    return _timm_input(settings) if isinstance(settings, dict) else None
+
+
+@cache
+def imagenet_classes() -> tuple[str, ...]:
+    """ImageNet's 1,000 classes as people call them, in the order of the zoos' logits.
+
+    >>> imagenet_classes()[985]
+    'daisy'
+    """
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo()
+    names = (info.index_to_description(index) for index in range(info.num_classes()))  # type: ignore[no-untyped-call]
+    return tuple(name.partition(",")[0] for name in names)
+
+
+def _timm_input(settings: dict[str, Any]) -> InputSpec:
+    from timm.data.config import resolve_data_config
+
+    found: dict[str, Any] = resolve_data_config(pretrained_cfg=settings)  # type: ignore[no-untyped-call]
+    cubic = found["interpolation"] == "bicubic"
+    return InputSpec(
+        found["input_size"], found["mean"], found["std"], "bicubic" if cubic else "bilinear"
+    )
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -1,6 +1,6 @@
 """The heart: terms over taps, the objective that sums them, the frozen teacher, pairing."""
 
-from attention_transfer.transfer.attention import attention_maps
+from attention_transfer.transfer.attention import Attention, attention_maps, attention_of
 from attention_transfer.transfer.feature_terms import ActivationAttention, FullActivation
 from attention_transfer.transfer.gradient_terms import (
     FlipSymmetry,
@@ -20,6 +20,7 @@ from attention_transfer.transfer.terms import Observation, Term
 
 __all__ = [
     "ActivationAttention",
+    "Attention",
     "BinaryCrossEntropy",
     "CrossEntropy",
     "FlipSymmetry",
@@ -36,5 +37,6 @@ __all__ = [
     "TransferOutput",
     "as_logits",
     "attention_maps",
+    "attention_of",
     "distillation_terms",
 ]

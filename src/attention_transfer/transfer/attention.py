@@ -1,7 +1,7 @@
 """A network's attention maps, for looking at."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,14 @@ from attention_transfer.transfer.gradients import check_images
 from attention_transfer.transfer.pairing import Side
 from attention_transfer.transfer.teacher import Normalization, input_gradient, input_size, observe
 
-__all__ = ["attention_maps"]
+__all__ = ["Attention", "attention_maps", "attention_of"]
+
+
+class Attention(NamedTuple):
+    """A network's maps by point, each (N, H, W), and what it put out."""
+
+    maps: dict[str, Tensor]
+    output: object
 
 
 def attention_maps(
@@ -63,13 +70,27 @@ def attention_maps(
         >>> attention_maps(network, torch.rand(2, 3, 8, 8), attention="gradient")["input"].shape
         torch.Size([2, 8, 8])
     """
+    return attention_of(model, images, points, attention, map, power, normalization, labels).maps
+
+
+def attention_of(
+    model: nn.Module,
+    images: Tensor,
+    points: Sequence[str] | None = None,
+    attention: Literal["activation", "gradient"] = "activation",
+    map: MapKind = "sum",
+    power: float = 2.0,
+    normalization: Normalization | tuple[Sequence[float], Sequence[float]] | None = None,
+    labels: Tensor | None = None,
+) -> Attention:
+    """The maps of :func:`attention_maps`, and the output of the pass they were read in."""
     if attention not in ("activation", "gradient"):
         raise InputError(f'attention must be "activation" or "gradient", got {attention!r}')
     if attention == "gradient":
         if points is not None:
             raise InputError(f"gradient attention is read at the images, got points {points}")
-        gradient = _input_gradient(model, images, normalization, labels)
-        return {"input": activation_map(gradient, map, power)}
+        gradient, logits = _input_gradient(model, images, normalization, labels)
+        return Attention({"input": activation_map(gradient, map, power)}, logits)
     if labels is not None:
         raise InputError('activation attention needs no labels; did you mean attention="gradient"?')
     own = Normalization(*normalization) if normalization is not None else None
@@ -77,8 +98,9 @@ def attention_maps(
         points = Side(model, input_size(images, own)).recommended
     taps = Taps(model, points)
     with evaluating(model), torch.no_grad():
-        features = observe(model, taps, images, own).features
-    return {point: activation_map(features[point], map, power) for point in taps.points}
+        seen = observe(model, taps, images, own)
+    maps = {point: activation_map(seen.features[point], map, power) for point in taps.points}
+    return Attention(maps, seen.output)
 
 
 def _input_gradient(
@@ -86,11 +108,12 @@ def _input_gradient(
     images: Tensor,
     normalization: Normalization | tuple[Sequence[float], Sequence[float]] | None,
     labels: Tensor | None,
-) -> Tensor:
-    """J, (N, C, H, W)."""
+) -> tuple[Tensor, Tensor]:
+    """J, (N, C, H, W), and the logits."""
     check_images(images)
     images = images.detach().clone().requires_grad_()
     own = Normalization(*normalization) if normalization is not None else None
     with evaluating(model), torch.enable_grad():
         logits = observe(model, Taps(model, []), images, own).logits
-    return input_gradient(logits, logits.argmax(dim=1) if labels is None else labels, images)
+    labels = logits.argmax(dim=1) if labels is None else labels
+    return input_gradient(logits, labels, images), logits.detach()

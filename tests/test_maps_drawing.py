@@ -1,0 +1,255 @@
+"""Attention in pictures: at the right place, in the right colours, in words that fit."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+import attention_transfer as at
+from attention_transfer.report.lettering import quiet_about_glyphs, shortened, text_width, wrapped
+from attention_transfer.report.maps import Cell, Column, Place, Row, draw_maps, relative
+from attention_transfer.viewing.networks import distinct
+
+GOLDEN = Path(__file__).parent / "golden" / "maps.png"
+INFERNO = matplotlib.colormaps["inferno"]
+
+
+class Red(nn.Module):
+    """Attends to what is red, and to nothing else."""
+
+    attention_points = ("stage",)
+
+    def __init__(self, grid: tuple[int, int], strength: float = 1.0) -> None:
+        super().__init__()
+        self.stage, self.strength = nn.AdaptiveAvgPool2d(grid), strength
+        self.classifier = nn.Linear(1, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        red = (images[:, :1] - images[:, 1:2]).relu() * self.strength
+        return self.classifier(self.stage(red).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+def painted(height: int, width: int, top: int, left: int, side: int) -> Tensor:
+    """(1, 3, H, W) grey, with a red square."""
+    image = torch.full((1, 3, height, width), 0.5)
+    image[:, 0, top : top + side, left : left + side] = 1.0
+    image[:, 1:, top : top + side, left : left + side] = 0.0
+    return image
+
+
+def rendered(figure: Figure) -> NDArray[np.uint8]:
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return np.asarray(Image.open(png).convert("RGB"))
+
+
+def inside(figure: Figure, axes: Axes) -> NDArray[np.uint8]:
+    """The pixels of a picture in the figure."""
+    dots = rendered(figure)
+    box = axes.get_window_extent()
+    left, right = round(box.x0), round(box.x1)
+    return dots[len(dots) - round(box.y1) : len(dots) - round(box.y0), left:right]
+
+
+def pictures(figure: Figure) -> list[list[Axes]]:
+    """Axes with pictures, by rows: image, map on it, map alone, ...; without the scale."""
+    images, found = [axes for axes in figure.axes if axes.images][:-1], []
+    left = min(axes.get_position().x0 for axes in images)
+    for axes in images:
+        if axes.get_position().x0 == left:
+            found.append([])
+        found[-1].append(axes)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("size", "square", "grid"),
+    [
+        ((48, 48), (0, 0, 12), (8, 8)),
+        ((48, 48), (36, 36, 12), (8, 8)),
+        ((40, 80), (20, 40, 20), (4, 8)),
+        ((80, 40), (60, 0, 20), (8, 4)),
+    ],
+)
+def test_a_map_lies_exactly_where_the_network_looks(
+    size: tuple[int, int], square: tuple[int, int, int], grid: tuple[int, int]
+) -> None:
+    figure = at.show(Red(grid), painted(*size, *square))
+    ((image, over, alone),) = pictures(figure)
+    drawn = inside(figure, alone).astype(int)
+    assert inside(figure, image).shape == inside(figure, over).shape == drawn.shape
+    assert drawn.shape[1] / drawn.shape[0] == pytest.approx(size[1] / size[0], rel=0.01)
+    y, x = (np.arange(length) + 0.5 for length in drawn.shape[:2])
+    rows, columns = y * size[0] / drawn.shape[0], x * size[1] / drawn.shape[1]
+    top, left, side = square
+    expected = np.outer(
+        (rows >= top) & (rows < top + side), (columns >= left) & (columns < left + side)
+    )
+    colours = np.where(expected[..., None], INFERNO(1.0)[:3], INFERNO(0.0)[:3]) * 255
+    assert (abs(drawn - colours).max(axis=-1) < 3).mean() > 0.99  # but for an edge, by a dot
+    lit = inside(figure, over).sum(axis=-1)
+    assert lit[expected].mean() > 1.5 * lit[~expected].mean()
+    share = lit[expected].sum() / lit.sum()
+    assert share > 1.5 * expected.mean()
+
+
+def test_the_image_shows_through_the_map() -> None:
+    stripes = painted(48, 48, 0, 0, 48)
+    stripes[:, :, ::8] *= 0.2
+    figure = at.show(Red((6, 6)), stripes)
+    ((_, over, _),) = pictures(figure)
+    rows = inside(figure, over).mean(axis=(1, 2))
+    assert rows.max() - rows.min() > 15
+
+
+def test_all_maps_of_a_figure_share_a_scale_and_strength_does_not_matter() -> None:
+    wide = painted(48, 48, 0, 0, 24)
+    narrow = painted(48, 48, 0, 0, 36)
+    images = torch.cat([wide, narrow])
+    figure = at.show({"weak": Red((8, 8), 1e-6), "strong": Red((8, 8), 1e6)}, images)
+    rows = pictures(figure)
+    limits = {axes.images[0].norm.vmax for row in rows for axes in row[2::2]}
+    assert limits == {4.0}  # a quarter of the image has all: 4 times an even spread
+    for row, spread in zip(rows, (4.0, 16 / 9), strict=True):
+        for alone in row[2::2]:
+            seen = inside(figure, alone)[10, 10]
+            assert abs(seen - 255 * np.array(INFERNO(spread / 4)[:3])).max() < 3
+    figure = at.show(Red((8, 8)), images, scale="each")
+    for row in pictures(figure):
+        assert abs(inside(figure, row[2])[10, 10] - 255 * np.array(INFERNO(1.0)[:3])).max() < 3
+
+
+def test_a_map_of_a_part_is_drawn_on_that_part() -> None:
+    """Networks of different shapes see different middles of one image: each map at its own."""
+    image = painted(80, 160, 10, 70, 20)
+    square = at.Normalization((0.0,) * 3, (1.0,) * 3, size=(40, 40))
+    figure = at.show(Red((40, 40)), image, normalization=square, crop=True)
+    ((whole, _, alone),) = pictures(figure)
+    assert inside(figure, whole).shape == inside(figure, alone).shape
+    drawn = inside(figure, alone).sum(axis=-1) > 400
+    centres = [float(found.mean()) for found in np.nonzero(drawn)]
+    # The middle 70x70 of 80x160 begins at (5, 45); the square's middle is at (20, 80).
+    assert centres[0] / drawn.shape[0] == pytest.approx((20 - 5) / 70, abs=0.02)
+    assert centres[1] / drawn.shape[1] == pytest.approx((80 - 45) / 70, abs=0.02)
+
+
+def example() -> Figure:
+    """Without networks: two images, four columns, a map of a part."""
+    y, x = np.mgrid[:24, :36] / 24
+    pixels = (255 * np.stack([y, x / 1.5, 1 - y], axis=-1)).astype(np.uint8)
+    hill = np.exp(-8 * ((y - 0.3) ** 2 + (x - 1.0) ** 2))
+    maps = [
+        relative(hill),
+        relative(hill[::3, ::3]),
+        relative(1 - hill[::6, ::6]),
+        np.zeros((2, 3)),
+    ]
+    cells = [Cell(found) for found in maps[:3]]
+    part = Cell(maps[1], Place(0.25, 0.0, 0.75, 1.0))
+    columns = [Column(group, name) for group in ("low level", "top level") for name in "ab"]
+    rows = [
+        Row("wide", pixels, (24, 36), [("a", "cat, 90 %"), ("b", "dog, 20 %")], [*cells, part]),
+        Row("tall", pixels.transpose(1, 0, 2), (36, 24), [], [part, *cells]),
+        Row("line", pixels, (1, 1000), [], [Cell(found) for found in maps]),
+    ]
+    return draw_maps(columns, rows, 3.0, "A picture.", cell_width=0.5)
+
+
+def test_a_picture_is_the_golden_one(pytestconfig: pytest.Config) -> None:
+    """In the pictures; what letters look like is matplotlib's own affair."""
+    figure = example()
+    if pytestconfig.getoption("--update-golden"):
+        Image.fromarray(rendered(figure)).save(GOLDEN, optimize=True)
+    drawn, golden = rendered(figure), np.asarray(Image.open(GOLDEN).convert("RGB"))
+    assert drawn.shape == golden.shape
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        rows = slice(len(drawn) - round(box.y1), len(drawn) - round(box.y0))
+        columns = slice(round(box.x0), round(box.x1))
+        difference = drawn[rows, columns].astype(int) - golden[rows, columns]
+        assert abs(difference).mean() < 3
+
+
+def test_pictures_and_words_do_not_overlap() -> None:
+    long = "a very long name of a network " * 9
+    networks = {long: Red((8, 8)), long + "b": Red((8, 8)), "\u202e<b>$x$\n": Red((8, 8))}
+    images = [painted(40, 40, 0, 0, 9), painted(4, 4000, 0, 0, 4), painted(4000, 4, 0, 0, 4)]
+    own = at.Normalization((0.0,) * 3, (1.0,) * 3, size=(32, 32))
+    figure = at.show(
+        networks,
+        images,
+        normalization=own,
+        names=["an image " * 40, "$\\frac{", "\u05e9\u05dc\u65e5\x07"],
+    )
+    figure.savefig("maps.svg")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    with quiet_about_glyphs():
+        boxes = [text.get_window_extent(renderer) for text in figure.texts if text.get_text()]
+    boxes += [axes.get_window_extent(renderer) for axes in figure.axes]
+    edge = figure.bbox
+    for number, box in enumerate(boxes):
+        assert box.x0 >= -1
+        assert box.x1 <= edge.x1 + 1
+        assert box.y0 >= -1
+        assert not any(box.padded(-1.5).overlaps(other.padded(-1.5)) for other in boxes[:number])
+
+
+def test_a_notebook_shows_a_figure_by_itself_and_pyplot_knows_nothing_of_it() -> None:
+    from matplotlib import pyplot as plt
+
+    before = plt.get_fignums()
+    figure = at.show(Red((8, 8)), painted(16, 16, 0, 0, 4))
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert plt.get_fignums() == before
+    with matplotlib.rc_context({"text.usetex": True, "savefig.facecolor": "black"}):
+        assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("value", [0.0, float("inf"), float("nan")])
+def test_maps_without_a_scale_are_drawn(value: float) -> None:
+    cells = [Cell(relative(np.full((3, 3), value)))]
+    row = Row("a", np.zeros((8, 8, 3), np.uint8), (8, 8), [], cells)
+    for limit in (2.0, None):
+        rendered(draw_maps([Column("a", "b")], [row], limit))
+
+
+def test_many_columns_go_on_below() -> None:
+    columns = [Column("all", f"point {number}") for number in range(30)]
+    row = Row("a", np.zeros((8, 8, 3), np.uint8), (8, 8), [], [Cell(np.ones((2, 2)))] * 30)
+    figure = draw_maps(columns, [row], 2.0)
+    assert [len(found) for found in pictures(figure)] == [1 + 2 * 10] * 3
+    shown = [text.get_text() for text in figure.texts]
+    assert all(shown.count(f"point {number}") == 1 for number in range(30))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=60), st.floats(0.5, 3.0))
+def test_any_text_fits_its_room(text: str, width: float) -> None:
+    assert text_width(shortened(text, width, 8.0), 8.0) <= width
+    lines = wrapped(text, width, 8.0, lines=3).split("\n")
+    assert len(lines) <= 3
+    assert all(line.isprintable() and text_width(line, 8.0) <= width for line in lines)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "a (2)"]), st.sampled_from(["", "x", "y"]))))
+def test_no_two_networks_have_one_name(pairs: list[tuple[str, str]]) -> None:
+    found = distinct([name for name, _ in pairs], [whole for _, whole in pairs])
+    assert len(set(found)) == len(found) == len(pairs)
+
+
+@given(st.lists(st.floats(0.01, 1e6), min_size=4, max_size=4), st.floats(1e-6, 1e6))
+def test_a_relative_map_has_the_mean_one_and_no_scale(values: list[float], factor: float) -> None:
+    attention = np.array(values).reshape(2, 2)
+    assert relative(attention).mean() == pytest.approx(1)
+    np.testing.assert_allclose(relative(factor * attention), relative(attention), rtol=1e-9)
