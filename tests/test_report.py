@@ -207,6 +207,20 @@ def test_the_viewers_maps_come_nearer_to_the_teachers(taught: Path) -> None:
     assert viewer(grouped(read_runs([made_run(taught.parent / "none", probes=False)])), []) is None
 
 
+def test_the_student_alone_is_shown_beside_the_teacher_of_the_others(
+    alone: Path, taught: Path
+) -> None:
+    found = viewer(grouped(read_runs([alone, taught])), ["cat", "dog", "owl"])
+    assert found is not None
+    assert [run["label"] for run in found["runs"]] == ["wrn-10-1 with AT", "wrn-10-1 alone"]
+    places = [run["points"][1] for run in found["runs"]]
+    assert places[0]["teacher_sheet"] == places[1]["teacher_sheet"]
+    assert [place["teacher"] for place in places] == ["top", "top"]
+    (by_itself,) = viewer(grouped(read_runs([alone])), ["cat", "dog", "owl"])["runs"]  # type: ignore[index]
+    assert by_itself["points"][1]["teacher_sheet"] is None
+    assert by_itself["points"][1]["agreement"] is None
+
+
 def test_confusion_of_few_and_of_many_classes() -> None:
     final = {"test_confusion": [[8, 2], [0, 5]], "test_error": 13.3}
     found = confusion("a", final, ["x", "y"])

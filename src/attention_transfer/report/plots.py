@@ -88,6 +88,9 @@ def _for_a_page(svg: str) -> str:
                 parent.remove(child)
     for element in root.iter():
         _plain(element, used)
+    for marker in root.iterfind(f".//{{{_SVG}}}g[@class]//{{{_SVG}}}defs/*"):
+        for colour in ("fill", "stroke"):  # a marker has the colour of its curve
+            marker.attrib.pop(colour, None)
     root.set("class", "plot")
     for side in ("width", "height"):
         points = float(root.get(side, "0").removesuffix("pt"))

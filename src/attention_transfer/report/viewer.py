@@ -1,15 +1,15 @@
 """What the page's viewer shows: probe images, and each run's maps of them epoch by epoch."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attention_transfer.report.comparison import Group
 from attention_transfer.report.records import Attention
-from attention_transfer.report.relative_maps import LARGEST, cosines, shrunk
-from attention_transfer.report.sheets import Sheet, colour_table, map_sheet, photograph
+from attention_transfer.report.relative_maps import LARGEST, Maps, cosines, shrunk
+from attention_transfer.report.sheets import colour_table, map_sheet, photograph
 
 __all__ = ["probabilities", "viewer"]
 
@@ -36,6 +36,8 @@ def viewer(groups: Sequence[Group], class_names: Sequence[str]) -> dict[str, Any
         if np.array_equal(kept.probes["images"], first["images"])
     ]
     images, side = _affordable([kept for _, kept in same], len(first["images"]))
+    targets = _targets([kept for _, kept in same])
+    taught_first = sorted(same, key=lambda shown: not shown[1].teacher)
     return {
         "colours": colour_table(),
         "classes": list(class_names),
@@ -45,7 +47,7 @@ def viewer(groups: Sequence[Group], class_names: Sequence[str]) -> dict[str, Any
                 first["images"][:images], first["labels"], first["names"], strict=False
             )
         ],
-        "runs": [_run(group.label, kept, images, side) for group, kept in same],
+        "runs": [_run(group.label, kept, targets, images, side) for group, kept in taught_first],
     }
 
 
@@ -67,34 +69,63 @@ def _cells(maps: NDArray[np.float32], side: int) -> int:
     return int(min(maps.shape[1], side) * min(maps.shape[2], side))
 
 
-def _run(label: str, kept: Attention, images: int, side: int) -> dict[str, Any]:
+class _Target(NamedTuple):
+    """The teacher's maps that a place of the student is compared with."""
+
+    name: str
+    maps: Maps
+
+
+def _targets(kept: Sequence[Attention]) -> dict[str, _Target]:
+    """By the student's place; a student alone is compared with the teacher that another run had."""
+    found: dict[str, _Target] = {}
+    for run in kept:
+        for pair, maps in zip(run.points, run.teacher, strict=False):
+            student, _, teacher = pair.partition(":")
+            found.setdefault(student, _Target(teacher, maps))
+    return found
+
+
+def _own(kept: Attention, targets: dict[str, _Target], number: int) -> tuple[str, _Target | None]:
+    """A place of a student, and its own teacher's maps or else those that another run had."""
+    student, _, teacher = kept.points[number].partition(":")
+    if kept.teacher:
+        return student, _Target(teacher, kept.teacher[number])
+    return student, targets.get(student)
+
+
+def _run(
+    label: str, kept: Attention, targets: dict[str, _Target], images: int, side: int
+) -> dict[str, Any]:
     return {
         "label": label,
         "epochs": kept.epochs,
         "answers": [_answers(kept, epoch, images) for epoch in kept.epochs],
         "points": [
-            _point(kept, number, name, images, side) for number, name in enumerate(kept.points)
+            _point(
+                *_own(kept, targets, number),
+                [shrunk(kept.student[epoch][number][:images], side) for epoch in kept.epochs],
+                side,
+            )
+            for number in range(len(kept.points))
         ],
     }
 
 
-def _point(kept: Attention, number: int, name: str, images: int, side: int) -> dict[str, Any]:
-    """One place of the student, and the teacher's that it is compared with."""
-    looks = [shrunk(kept.student[epoch][number][:images], side) for epoch in kept.epochs]
-    target = shrunk(kept.teacher[number][:images], side) if kept.teacher else None
-    shared = [look.max(axis=(1, 2)) for look in (looks[-1], target) if look is not None]
-    most = np.maximum.reduce([*shared, np.full(len(looks[-1]), 1e-12)])
-    student, _, teacher = name.partition(":")
-    sheet: Sheet = map_sheet(looks, most)
+def _point(student: str, target: _Target | None, looks: list[Maps], side: int) -> dict[str, Any]:
+    """One place of the student through the epochs, and the teacher's that it is compared with."""
+    images = len(looks[-1])
+    teacher = None if target is None else shrunk(target.maps[:images], side)
+    shared = [maps.max(axis=(1, 2)) for maps in (looks[-1], teacher) if maps is not None]
+    most = np.maximum.reduce([*shared, np.full(images, 1e-12)])
     return {
-        "name": name,
         "student": student,
-        "teacher": teacher or None,
-        "sheet": sheet,
-        "teacher_sheet": None if target is None else map_sheet([target], most),
+        "teacher": None if target is None else target.name,
+        "sheet": map_sheet(looks, most),
+        "teacher_sheet": None if teacher is None else map_sheet([teacher], most),
         "agreement": None
-        if target is None
-        else [cosines(look, target).round(3).tolist() for look in looks],
+        if teacher is None
+        else [cosines(look, teacher).round(3).tolist() for look in looks],
     }
 
 
