@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attention_transfer import data, losses, maps, measures, metrics, models
+    from attention_transfer.api import distill, resume, train
     from attention_transfer.errors import InputError, TrainingError
+    from attention_transfer.report.page import write_report
     from attention_transfer.taps import AttentionPoint, PointTable, attention_points
-    from attention_transfer.training import Run, distill, resume, train
+    from attention_transfer.training import Run
     from attention_transfer.transfer import (
         ActivationAttention,
         BinaryCrossEntropy,
@@ -80,14 +82,17 @@ __all__ = [
     "resume",
     "show",
     "train",
+    "write_report",
 ]
 
 _MODULES = ("data", "losses", "maps", "measures", "metrics", "models")
 _HOMES = {
     "errors": ("InputError", "TrainingError"),
     "taps": ("AttentionPoint", "PointTable", "attention_points"),
+    "training": ("Run",),
     "viewing": ("show",),
-    "training": ("Run", "distill", "resume", "train"),
+    "api": ("distill", "resume", "train"),
+    "report.page": ("write_report",),
 }
 
 

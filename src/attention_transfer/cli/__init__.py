@@ -5,7 +5,17 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from attention_transfer.cli import demo, distill, doctor, evaluate, maps, points, resume, train
+from attention_transfer.cli import (
+    demo,
+    distill,
+    doctor,
+    evaluate,
+    maps,
+    points,
+    report,
+    resume,
+    train,
+)
 from attention_transfer.cli.arguments import Parser
 from attention_transfer.errors import InputError, Interrupted, TrainingError, nearest
 from attention_transfer.terminal import printable
@@ -20,6 +30,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "points": points,
     "maps": maps,
+    "report": report,
     "doctor": doctor,
 }
 
