@@ -17,10 +17,15 @@ from attention_transfer.terminal import printable
 
 __all__ = ["LiveView", "Moment"]
 
-DRAWN_A_SECOND = 3
+DRAWN_A_SECOND = 2
 
-WIDE = 76
-"""Columns at which terms and agreement stand side by side."""
+WIDE, WIDEST = 72, 100
+"""Columns at which terms and agreement stand side by side, and at most."""
+
+MARGIN = 4
+"""Columns left free at the right, where a terminal writes ^C: in a full line it would begin a
+new one, and a line of the panel would stay behind.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class LiveView:
         self.first: tuple[float, int] | None = None
         """When the first step, the slowest, was done; and how many images it had."""
         self.moment: Moment | None = None
-        self.validation = "not known yet"
+        self.validation = "no validation error yet"
         self._live = Live(self, console=console, refresh_per_second=DRAWN_A_SECOND, transient=True)
 
     def start(self) -> None:
@@ -81,15 +86,17 @@ class LiveView:
         self.moment = moment
         self.first = self.first or (self.clock(), self.done)
 
-    def epoch(self, number: int, validation_error: float) -> None:
+    def epoch(self, validation_error: float) -> None:
         """An epoch is done."""
-        self.validation = f"{validation_error:.1f} % (epoch {number})"
+        self.validation = f"last validation error {validation_error:.1f} %"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The panel at the width there is."""
-        wide = options.max_width >= WIDE
-        title = Text(printable(self.what), overflow="ellipsis", no_wrap=True)
-        yield Panel(Group(*self._lines(wide)), title=title, title_align="left")
+        width = min(WIDEST, options.max_width - MARGIN)
+        title = Text(printable(self.what))
+        title.truncate(width - 6, overflow="ellipsis")  # a longer one would widen the panel
+        lines = Group(*self._lines(wide=width >= WIDE))
+        yield Panel(lines, title=title, title_align="left", width=width)
 
     def _lines(self, wide: bool) -> Iterator[RenderableType]:
         moment, separator = self.moment, "  ·  " if wide else "\n"
@@ -102,9 +109,7 @@ class LiveView:
         yield Text(f"{where}{separator}{clocks}")
         yield Text(f"{moment.images_per_second:.0f} images/s{separator}lr {moment.lr:.4g}")
         error = 100 * float(moment.wrong) / max(1, moment.images)
-        yield Text(
-            f"train error {error:.1f} % so far{separator}validation error {self.validation}\n"
-        )
+        yield Text(f"train error {error:.1f} % so far{separator}{self.validation}\n")
         parts = [_figures("term", moment.terms, ".4g")]
         if moment.agreement:
             parts.append(_figures("attention agreement", moment.agreement, ".3f"))

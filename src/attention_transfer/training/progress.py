@@ -43,7 +43,7 @@ class RunProgress:
     def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
         """An epoch is done."""
         if self._view is not None:
-            self._view.epoch(row["epoch"], row["validation_error"])
+            self._view.epoch(row["validation_error"])
         terms = " ".join(f"{name} {value:.4f}" for name, value in row["terms"].items())
         self.say(
             f"{self._what} epoch {row['epoch']}/{epochs}: {terms} | "

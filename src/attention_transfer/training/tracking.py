@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout, suppress
@@ -95,7 +96,9 @@ class Tracking:
             InputError: one does not start; none is left open.
         """
         path = self.folder / "trackers.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known: dict[str, str] = {}
+        with suppress(OSError, ValueError):  # a new run, or a damaged file
+            known = json.loads(path.read_text(encoding="utf-8"))
         try:
             for name in self.names:
                 self._start(name, known)
@@ -151,7 +154,7 @@ class Tracking:
                 self.trackers.remove(tracker)
                 self.say(f"{tracker.name} fails and is left out from here on: {_reason(error)}")
                 with suppress(Exception):
-                    tracker.finish()
+                    _finish(tracker, failed=True)
 
     def _close(self, failed: bool) -> None:
         with redirect_stdout(sys.stderr):
@@ -233,14 +236,20 @@ def _allowed(name: str) -> str:
 
 
 def _finish(tracker: GeneralTracker, failed: bool) -> None:
-    if failed and tracker.name == "wandb":
-        tracker.tracker.finish(exit_code=1)
-    if failed and tracker.name == "mlflow":
+    """Closes one; those that can show it are told whether the run failed."""
+    if tracker.name == "wandb":
+        tracker.tracker.finish(exit_code=int(failed))
+    elif tracker.name == "mlflow":
         import mlflow
 
-        mlflow.end_run("FAILED")
-    tracker.finish()
+        mlflow.end_run("FAILED" if failed else "FINISHED")
+    elif tracker.name == "trackio":
+        import trackio
+
+        trackio.finish()  # where the run's own is called, it is called and heard again at exit
+    else:
+        tracker.finish()
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200)
