@@ -62,6 +62,8 @@ def test_a_run_leaves_everything_it_knows(teacher: Run) -> None:
         "metrics.jsonl",
         "model.safetensors",
         "model.json",
+        "predictions.npz",
+        "attention",
         "checkpoints",
     }
     kept = sorted(path.name for path in teacher.checkpoints.iterdir())
@@ -249,7 +251,7 @@ def test_evaluating_a_run_repeats_its_figures_on_its_own_data(
     assert "class 0" in capsys.readouterr().out
 
 
-def test_a_terminal_gets_a_bar_with_the_rate_and_the_time_left(data: DataSet) -> None:
+def test_a_terminal_gets_a_panel_with_the_rate_and_the_time_left(data: DataSet) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
     at.train(model="wrn-10-1", out="shown", progress=RunProgress(console), **SMALL)

@@ -67,7 +67,8 @@ class Run:
     ``config.yaml`` the whole configuration, ``record.json`` figures and what they depend on,
     ``metrics.jsonl`` a line an epoch, ``model.safetensors`` and ``model.json`` the network,
     ``predictions.npz`` its answers on the test images, ``attention/`` raw maps, ``report.html``
-    all of it to look at, ``checkpoints/`` what resuming needs.
+    all of it to look at, ``checkpoints/`` what resuming needs, ``tensorboard/`` and
+    ``trackers.json`` what experiment trackers do.
     """
 
     folder: Path
