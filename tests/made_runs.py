@@ -28,6 +28,7 @@ def made_run(
     folder: Path,
     *,
     teacher: str | None = None,
+    student: str = "wrn-10-1",
     classes: tuple[str, ...] = ("cat", "dog", "owl"),
     wrong: tuple[int, ...] = (1,),
     images: int = 100,
@@ -41,6 +42,7 @@ def made_run(
     Args:
         folder: of the run.
         teacher: its name, if the run has one.
+        student: its name.
         classes: their names.
         wrong: test images that are answered wrongly, with the next class.
         images: of the test.
@@ -50,9 +52,7 @@ def made_run(
         settings: of the configuration.
     """
     kind = TrainConfig if teacher is None else DistillConfig
-    names = (
-        {"model": "wrn-10-1"} if teacher is None else {"teacher": teacher, "student": "wrn-10-1"}
-    )
+    names = {"model": student} if teacher is None else {"teacher": teacher, "student": student}
     config = kind.checked({**names, "epochs": 4, "data": data, "out": folder, **settings})
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -70,7 +70,7 @@ def made_run(
         "config": config.model_dump(mode="json"),
         "versions": {"torch": "2.0"},
         "data": {"name": data, "notices": [], "test": {"images": images, "fingerprint": data}},
-        "student": network("wrn-10-1", 77_850),
+        "student": network(student, 77_850),
         "teacher": teacher and {**network("wrn-16-2", 691_674), "test_error": 2.0},
         "final": {
             "validation_error": error,

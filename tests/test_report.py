@@ -25,13 +25,17 @@ from attention_transfer.cli import COMMANDS, main
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.config import DistillConfig, TrainConfig
 from attention_transfer.report.commands import command_of
-from attention_transfer.report.comparison import changes, grouped, headline, interval, warnings_of
+from attention_transfer.report.comparison import changes, headline
 from attention_transfer.report.confusion import confusion
+from attention_transfer.report.groups import grouped, interval
 from attention_transfer.report.plots import Line, curves
 from attention_transfer.report.records import read_runs
 from attention_transfer.report.relative_maps import cosines, shrunk
 from attention_transfer.report.sheets import colour_table, coloured, map_sheet
 from attention_transfer.report.viewer import viewer
+from attention_transfer.report.warnings import warnings_of
+from attention_transfer.training import Run
+from conftest import SMALL
 from made_runs import EPOCHS, PROBES, made_run, spots
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
@@ -118,6 +122,128 @@ def test_seeds_are_one_line_with_their_spread(tmp_path: Path) -> None:
 def test_methods_have_their_names(settings: dict[str, Any], method: str, tmp_path: Path) -> None:
     (group,) = grouped(read_runs([made_run(tmp_path / "run", teacher="t", **settings)]))
     assert group.label == f"wrn-10-1 with {method}"
+
+
+def test_each_student_is_beside_itself_alone(tmp_path: Path) -> None:
+    """Not beside another network, and with its own teacher."""
+    runs = [
+        made_run(tmp_path / "small", wrong=(1, 2)),
+        made_run(tmp_path / "large", student="wrn-40-1", wrong=(1, 2, 3, 4)),
+        made_run(tmp_path / "small-at", teacher="t", wrong=(1,)),
+        made_run(tmp_path / "large-at", teacher="t", student="wrn-40-1", wrong=(1, 2, 3)),
+        made_run(tmp_path / "other", teacher="t", student="nin-thin", wrong=(1,)),
+    ]
+    groups = grouped(read_runs(runs))
+    assert headline(groups) == (
+        "Alone, wrn-10-1 is wrong on 2.0 % of 100 unseen test images of pets; taught by wrn-16-2, "
+        "with AT on 1.0 % (50 % fewer mistakes). Alone, wrn-40-1 is wrong on 4.0 %; taught by "
+        "wrn-16-2, with AT on 3.0 % (25 % fewer mistakes). Taught by wrn-16-2, nin-thin with AT is "
+        "wrong on 1.0 %."
+    )
+    assert [(found.alone.student, found.mended) for found in changes(groups)] == [
+        ("wrn-10-1", 1),
+        ("wrn-40-1", 1),
+    ]
+
+
+def test_an_unequal_length_is_said(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / "a", epochs=4), made_run(tmp_path / "b", teacher="t", epochs=40)]
+    (warning,) = warnings_of(grouped(read_runs(runs)))
+    assert "trained for 4 epochs and wrn-10-1 with AT for 40" in warning
+
+
+def test_labels_say_what_differs(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / str(beta), teacher="t", beta=beta) for beta in (10, 1000)]
+    labels = [group.label for group in grouped(read_runs(runs))]
+    assert labels == ["wrn-10-1 with AT, beta 10.0", "wrn-10-1 with AT, beta 1000.0"]
+
+
+def test_one_seed_run_twice_is_no_spread_over_seeds(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / name) for name in "ab"]
+    (group,) = grouped(read_runs(runs))
+    assert group.spread == "± 0.00 over 2 runs"
+
+
+def test_maps_of_other_functions_and_images_are_not_compared(tmp_path: Path) -> None:
+    alone, taught = made_run(tmp_path / "a"), made_run(tmp_path / "b", teacher="t")
+    record = json.loads((taught / "record.json").read_text())
+    record["attention"] |= {"map": "max", "power": 4.0}
+    (taught / "record.json").write_text(json.dumps(record))
+    found = viewer(grouped(read_runs([alone, taught])), ["cat", "dog", "owl"])
+    assert found is not None
+    assert found["runs"][1]["label"] == "wrn-10-1 alone"
+    assert found["runs"][1]["points"][0]["teacher"] is None
+    larger = made_run(tmp_path / "c", size=20)
+    found = viewer(grouped(read_runs([larger, taught])), ["cat", "dog", "owl"])
+    assert found is not None
+    assert [run["label"] for run in found["runs"]] == ["wrn-10-1 with AT"]
+    assert found["left_out"] == ["wrn-10-1 alone"]
+    assert "Left out, since they kept other images" in _Text(page_of(larger, taught)).text
+
+
+def test_cosines_do_not_depend_on_how_small_maps_are_shown(
+    taught: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def agreement() -> list[list[float]]:
+        found = viewer(grouped(read_runs([taught])), ["cat", "dog", "owl"])
+        assert found is not None
+        point = found["runs"][0]["points"][0]
+        sizes.append(point["sheet"]["height"])
+        shown: list[list[float]] = point["agreement"]
+        return shown
+
+    sizes: list[int] = []
+    whole = agreement()
+    monkeypatch.setattr("attention_transfer.report.viewer._affordable", lambda *_: (6, 2))
+    assert agreement() == whole
+    assert sizes == [8, 2]
+
+
+def test_maps_that_are_not_finite_leave_a_page(taught: Path) -> None:
+    for path in taught.glob("attention/*.npz"):
+        with np.load(path) as found:
+            arrays = {name: found[name].copy() for name in found.files}
+        for name in arrays:
+            if "/" in name:
+                arrays[name].reshape(-1)[:3] = [np.nan, np.inf, -np.inf]
+        np.savez(path, **arrays)
+    data = re.findall(r'type="application/json"[^>]*>(.*?)</script>', page_of(taught), re.DOTALL)
+    json.loads(data[0], parse_constant=lambda name: pytest.fail(name))
+
+
+def test_runs_of_other_classes_are_kept_apart(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / "a"), made_run(tmp_path / "b", classes=("x", "y", "z", "w", "v"))]
+    assert "judged on 2 different sets" in _Text(page_of(*runs)).text
+
+
+def test_the_top_is_the_coarsest_map_whatever_the_order(taught: Path) -> None:
+    (run,) = read_runs([taught])
+    kept = run.attention
+    assert kept is not None
+    assert kept.top == "top"
+    kept.points.reverse()
+    for maps in kept.student.values():
+        maps.reverse()
+    assert kept.top == "top"
+    assert kept.place("low") == 1
+    assert kept.place("other") is None
+
+
+def test_runs_may_be_given_in_any_form(taught: Path, alone: Path) -> None:
+    for runs in (str(taught), taught, Run(taught), [Run(alone), str(taught)]):
+        assert at.write_report(runs).is_file()
+
+
+def test_a_report_that_fails_costs_no_run(
+    monkeypatch: pytest.MonkeyPatch, small_runs: None
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("attention_transfer.api.write_report", full)
+    with pytest.warns(UserWarning, match=r"is finished, .* attention-transfer report run"):
+        run = at.train(model="wrn-10-1", out="run", **{**SMALL, "epochs": 1, "report": True})
+    assert run.test_error >= 0
 
 
 def test_changed_answers_are_counted(alone: Path, taught: Path) -> None:
@@ -221,18 +347,22 @@ def test_the_student_alone_is_shown_beside_the_teacher_of_the_others(
     assert by_itself["points"][1]["agreement"] is None
 
 
-def test_confusion_of_few_and_of_many_classes() -> None:
-    final = {"test_confusion": [[8, 2], [0, 5]], "test_error": 13.3}
-    found = confusion("a", final, ["x", "y"])
-    assert [[cell["count"] for cell in row["cells"]] for row in found["rows"]] == [[8, 2], [0, 5]]
-    assert found["pairs"] == [{"true": "x", "taken": "y", "count": 2, "of": 10}]
-    many = np.eye(30, dtype=int) * 4
-    many[7, 9] = 3
-    found = confusion(
-        "a", {"test_confusion": many.tolist(), "test_error": 1}, list(map(str, range(30)))
-    )
+def test_confusion_of_few_and_of_many_classes(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / f"seed-{seed}", seed=seed, wrong=(seed,)) for seed in range(2)]
+    (group,) = grouped(read_runs(runs))
+    found = confusion(group, ["cat", "dog", "owl"])
+    counts = [[cell["count"] for cell in row["cells"]] for row in found["rows"]]
+    assert counts == [[67, 1, 0], [0, 65, 1], [0, 0, 66]]  # of both runs
+    assert found["pairs"] == [
+        {"true": "cat", "taken": "dog", "count": 1, "of": 68},
+        {"true": "dog", "taken": "owl", "count": 1, "of": 66},
+    ]
+    classes = tuple(str(index) for index in range(30))
+    large = made_run(tmp_path / "large", classes=classes, wrong=(7, 37, 67))
+    (group,) = grouped(read_runs([large]))
+    found = confusion(group, classes)
     assert found["rows"] == []
-    assert found["pairs"] == [{"true": "7", "taken": "9", "count": 3, "of": 7}]
+    assert found["pairs"] == [{"true": "7", "taken": "8", "count": 3, "of": 4}]
 
 
 def test_plots_have_no_styles_and_no_scripts() -> None:
@@ -320,12 +450,15 @@ def test_warnings_of_a_run(tmp_path: Path) -> None:
     record = json.loads((folder / "record.json").read_text())
     record["data"]["notices"] = ["left out, broken: a.png"]
     record["best_on_validation"] = {"epoch": 2, "validation_error": -5.0}
-    record["seconds"] = 4.0
+    record["seconds"] = 40.0
     (folder / "record.json").write_text(json.dumps(record))
-    found = list(warnings_of(read_runs([folder])))
-    assert found[0] == "run: left out, broken: a.png"
+    figures = (folder / "metrics.jsonl").read_text()
+    waiting = figures.replace('waiting_for_data": 0.1', 'waiting_for_data": 2.5')
+    (folder / "metrics.jsonl").write_text(waiting)
+    found = list(warnings_of(grouped(read_runs([folder]))))
+    assert found[0] == "left out, broken: a.png"
     assert "worse on validation (1.0 %) than those after epoch 2" in found[1]
-    assert "waited for data 10 % of its time" in found[2]
+    assert "waited for data 25 % of its time" in found[2]
     assert len(found) == 3
 
 
@@ -342,7 +475,9 @@ def test_a_demo_stands_for_its_runs(tmp_path: Path) -> None:
     [
         ("record.json", "{", "record.json is damaged"),
         ("record.json", "[]", "holds a list"),
-        ("record.json", "{}", "no record of a run"),
+        ("record.json", "{}", r"no whole record of a run (data"),
+        ("metrics.jsonl", '{"epoch": 1}', "terms"),
+        ("predictions.npz", "PK", "remove {folder}/predictions.npz to do without it"),
         ("metrics.jsonl", "no", "metrics.jsonl is damaged"),
         ("attention/epoch-0002.npz", "PK", "epoch-0002.npz is damaged"),
         ("model.json", "3", "model.json is damaged"),
@@ -353,7 +488,7 @@ def test_damaged_files_are_named(
 ) -> None:
     (taught / file).write_text(content)
     assert main(["report", str(taught)]) == 2
-    assert match in capsys.readouterr().err
+    assert match.format(folder=taught) in capsys.readouterr().err
     assert not (taught / "report.html").exists()
 
 
@@ -392,6 +527,9 @@ def test_a_page_that_cannot_be_written_is_said(
 ) -> None:
     assert main(["report", str(taught), "--out", "/dev/null/page.html"]) == 2
     assert "cannot write /dev/null/page.html" in capsys.readouterr().err
+    assert main(["report", str(taught), "--out", str(taught)]) == 2
+    assert "a folder; give a file" in capsys.readouterr().err
+    assert not list(taught.parent.glob(".*partial"))
 
 
 def test_the_command_prints_one_document(

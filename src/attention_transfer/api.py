@@ -1,5 +1,6 @@
 """Whole runs from Python: what the commands ``train``, ``distill`` and ``resume`` do."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def resume(folder: str | Path, progress: RunProgress | None = None) -> Run:
 
 
 def _reported(finished: Run) -> Run:
+    """The run with its report; a page that cannot be made is said, and costs no run."""
     if finished.config.report and PartialState().is_main_process:
-        write_report([finished.folder])
+        try:
+            write_report(finished)
+        except Exception as error:
+            warnings.warn(
+                f"the run is finished, but its report could not be written ({error}); try again: "
+                f"attention-transfer report {finished.folder}",
+                stacklevel=3,
+            )
     return finished

@@ -23,7 +23,8 @@ def report_run(work: "Callable[[RunProgress], Run]", as_json: bool) -> int:
     if not PartialState().is_main_process:
         return 0
     record = finished.record
-    page = str(finished.folder / "report.html") if finished.config.report else None
+    written = finished.folder / "report.html"
+    page = str(written) if written.is_file() else None
     if as_json:
         print_json({"folder": str(finished.folder), "report": page, **record})
         return 0

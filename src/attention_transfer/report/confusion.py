@@ -1,10 +1,12 @@
 """Which classes are taken for which."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from attention_transfer.report.groups import Group
 
 __all__ = ["confusion"]
 
@@ -14,22 +16,18 @@ MOST_CLASSES = 20
 MOST_PAIRS = 15
 
 
-def confusion(label: str, final: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The matrix of test images, if it is small enough to read, and the pairs mistaken most.
-
-    Args:
-        label: whose.
-        final: the figures of a run, with ``test_confusion``: images by true class (rows) and
-            predicted class (columns).
-        names: of the classes.
+def confusion(group: Group, names: Sequence[str]) -> dict[str, Any]:
+    """The matrix of a group's answers to the test images, its runs added up, if it is small enough
+    to read; and the pairs mistaken most.
     """
-    counts = np.array(final["test_confusion"], dtype=np.int64)
+    matrices = [np.array(run.final["test_confusion"], dtype=np.int64) for run in group.runs]
+    counts = np.sum(matrices, axis=0)
     return {
-        "label": label,
+        "label": group.label,
         "rows": _rows(counts, names) if len(counts) <= MOST_CLASSES else [],
         "names": list(names),
         "pairs": _most_mistaken(counts, names),
-        "error": f"{final['test_error']:.1f}",
+        "error": group.shown_error,
     }
 
 

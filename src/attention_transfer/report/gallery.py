@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from attention_transfer.report.comparison import Changes, Group
+from attention_transfer.report.comparison import Changes
+from attention_transfer.report.groups import Group
 from attention_transfer.report.records import Attention
-from attention_transfer.report.relative_maps import cosines, shrunk
+from attention_transfer.report.relative_maps import Maps, cosines, shrunk
 from attention_transfer.report.sheets import coloured, photograph
 from attention_transfer.report.viewer import probabilities
 
@@ -22,33 +22,33 @@ def disagreements(groups: Sequence[Group], names: Sequence[str]) -> list[dict[st
     """For each taught group, the test images whose top-level maps are least alike."""
     found = []
     for group in groups:
-        kept = group.first.attention
+        kept = group.attention
         if kept is None or not kept.of_examples("teacher"):
             continue
-        student, teacher = (shrunk(kept.of_examples(who)[-1]) for who in ("student", "teacher"))
+        student, teacher = (_top(kept, who, kept.top) for who in ("student", "teacher"))
+        assert student is not None
+        assert teacher is not None
         alike = cosines(student, teacher)
-        worst = np.argsort(alike, kind="stable")[:SHOWN]
-        found.append(
+        images = [
             {
-                "label": group.label,
-                "point": kept.points[-1],
-                "median": f"{np.median(alike):.2f}",
-                "images": [
-                    {
-                        **_image(kept, int(place), names),
-                        "cosine": f"{alike[place]:.2f}",
-                        "maps": _maps({"teacher": teacher, "student": student}, int(place)),
-                    }
-                    for place in worst
-                ],
+                **_image(kept, int(place), names),
+                "answers": [_answer("student", kept, int(place), names)],
+                "cosine": f"{alike[place]:.2f}",
+                "maps": _maps([("teacher", teacher), ("student", student)], int(place)),
             }
+            for place in np.argsort(alike, kind="stable")[:SHOWN]
+        ]
+        point = kept.points[kept.place(kept.top) or 0]
+        median = f"{np.median(alike):.2f}"
+        found.append(
+            {"label": group.shown_label, "point": point, "median": median, "images": images}
         )
     return found
 
 
 def pictures_of_changes(changes: Changes, names: Sequence[str]) -> list[dict[str, Any]]:
     """Images whose answer changed, mended ones first, with the maps before and after."""
-    after, before = changes.taught.first.attention, changes.alone.first.attention
+    after, before = changes.taught.attention, changes.alone.attention
     if after is None:
         return []
     mended = [place for place, is_mended in changes.examples if is_mended]
@@ -57,22 +57,35 @@ def pictures_of_changes(changes: Changes, names: Sequence[str]) -> list[dict[str
         {
             **_image(after, place, names),
             "mended": place in mended,
-            "before": _answer_of(before if _same(before, after, place) else None, place, names),
-            "maps": _maps(dict(_levels(before, after, place)), place),
+            "answers": [
+                _answer("alone", before if _same(before, after, place) else None, place, names),
+                _answer("taught", after, place, names),
+            ],
+            "cosine": None,
+            "maps": _maps(list(_before_and_after(before, after, place)), place),
         }
         for place in [*mended[:SHOWN], *broken[:SHOWN]]
     ]
 
 
-def _levels(
+def _before_and_after(
     before: Attention | None, after: Attention, place: int
-) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """The top-level maps of the student alone, the student taught, and the teacher."""
-    if before is not None and before.of_examples("student") and _same(before, after, place):
-        yield "alone", shrunk(before.of_examples("student")[-1])
-    yield "taught", shrunk(after.of_examples("student")[-1])
-    if after.of_examples("teacher"):
-        yield "teacher", shrunk(after.of_examples("teacher")[-1])
+) -> Iterator[tuple[str, Maps]]:
+    """The maps at the taught student's top level: alone, taught, and the teacher's."""
+    if before is not None and before.function == after.function and _same(before, after, place):
+        alone = _top(before, "student", after.top)
+        if alone is not None:
+            yield "alone", alone
+    for name, network in (("taught", "student"), ("teacher", "teacher")):
+        maps = _top(after, network, after.top)
+        if maps is not None:
+            yield name, maps
+
+
+def _top(kept: Attention, network: str, student: str) -> Maps | None:
+    """A network's maps of the test images at a place of the student."""
+    number, maps = kept.place(student), kept.of_examples(network)
+    return maps[number] if maps and number is not None else None
 
 
 def _same(before: Attention | None, after: Attention, place: int) -> bool:
@@ -83,11 +96,11 @@ def _same(before: Attention | None, after: Attention, place: int) -> bool:
     return bool(place < len(indices[0]) and indices[0][place] == indices[1][place])
 
 
-def _maps(maps: dict[str, NDArray[np.float64]], place: int) -> list[dict[str, str]]:
+def _maps(maps: Sequence[tuple[str, Maps]], place: int) -> list[dict[str, str]]:
     """One image's maps on one scale."""
-    chosen = {name: found[place] for name, found in maps.items()}
-    most = max(float(found.max()) for found in chosen.values())
-    return [{"name": name, "data": coloured(found, most)} for name, found in chosen.items()]
+    chosen = [(name, shrunk(found[place : place + 1])[0]) for name, found in maps]
+    most = max(float(found.max()) for _, found in chosen)
+    return [{"name": name, "data": coloured(found, most)} for name, found in chosen]
 
 
 def _image(kept: Attention, place: int, names: Sequence[str]) -> dict[str, Any]:
@@ -96,14 +109,20 @@ def _image(kept: Attention, place: int, names: Sequence[str]) -> dict[str, Any]:
         "data": photograph(examples["images"][place]),
         "name": str(examples["names"][place]),
         "truth": names[int(examples["labels"][place])],
-        "answer": _answer_of(kept, place, names),
     }
 
 
-def _answer_of(kept: Attention | None, place: int, names: Sequence[str]) -> str:
-    """What the student said, and how sure it was."""
+def _answer(who: str, kept: Attention | None, place: int, names: Sequence[str]) -> dict[str, Any]:
+    """What a student said, how sure it was, and whether that is right."""
     logits = None if kept is None else kept.examples.get("student/logits")
-    if logits is None or place >= len(logits):
-        return "?"
+    if kept is None or logits is None:
+        return {"who": who, "said": "?", "sure": "", "right": False}
     chances = probabilities(logits[place : place + 1])[0]
-    return f"{names[int(chances.argmax())]} ({chances.max():.0%})"
+    best = int(chances.argmax())
+    right = best == int(kept.examples["labels"][place])
+    return {
+        "who": who,
+        "said": names[best],
+        "sure": f"({100 * chances[best]:.0f} %)",
+        "right": right,
+    }

@@ -3,10 +3,11 @@
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,32 +15,36 @@ from markupsafe import Markup
 
 from attention_transfer.errors import InputError
 from attention_transfer.report.commands import command_of
-from attention_transfer.report.comparison import (
-    Changes,
-    Group,
-    changes,
-    grouped,
-    headline,
-    interval,
-    warnings_of,
-)
+from attention_transfer.report.comparison import Changes, changes, headline
 from attention_transfer.report.confusion import confusion
+from attention_transfer.report.figures import attention_in_numbers, learning_curves
 from attention_transfer.report.gallery import disagreements, pictures_of_changes
-from attention_transfer.report.plots import SERIES, Line, curves
+from attention_transfer.report.groups import Group, grouped, interval
 from attention_transfer.report.records import RunRecord, read_runs
 from attention_transfer.report.viewer import viewer
+from attention_transfer.report.warnings import warnings_of
 from attention_transfer.terminal import printable
 
 __all__ = ["write_report"]
 
 
-def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+class _InFolder(Protocol):
+    """A run, such as ``at.Run``."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+AnyRun = str | os.PathLike[str] | _InFolder
+
+
+def write_report(runs: AnyRun | Sequence[AnyRun], out: str | Path | None = None) -> Path:
     """Writes one self-contained page about finished runs.
 
     It reads records and raw maps alone: nothing is trained, loaded or fetched.
 
     Args:
-        runs: folders of finished runs, or of demos.
+        runs: folders of finished runs, or of demos; or runs as ``at.distill`` gives them.
         out: the file; by default ``report.html`` in the run's folder, or where several runs lie
             together.
 
@@ -49,19 +54,30 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     Raises:
         InputError: a folder that holds no finished run, or a page that cannot be written.
     """
-    if not runs:
+    given = runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
+    folders = [_folder(run) for run in given]
+    if not folders:
         raise InputError("got no runs, expected at least one run's folder")
-    found = read_runs(runs)
-    path = out or _common(runs) / "report.html"
-    text = _rendered(found)
+    text = _rendered(read_runs(folders))
+    path = Path(out) if out else _common(folders) / "report.html"
+    if path.is_dir():
+        raise InputError(
+            f"cannot write {path}: it is a folder; give a file, such as {path / 'report.html'}"
+        )
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from None
     return path
+
+
+def _folder(run: AnyRun) -> Path:
+    return Path(run) if isinstance(run, str | os.PathLike) else run.folder
 
 
 def _common(runs: Sequence[Path]) -> Path:
@@ -80,6 +96,7 @@ def _rendered(runs: Sequence[RunRecord]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["shown"] = printable
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     sections = [_section(number, runs) for number, runs in enumerate(_by_data(runs))]
     return environment.get_template("report.html.j2").render(
         sections=sections,
@@ -97,10 +114,10 @@ def _file(environment: Environment, name: str) -> Markup:
 
 
 def _by_data(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Runs that were judged on the same test images, together."""
-    sets: dict[tuple[str, str], list[RunRecord]] = {}
+    """Runs that were judged on the same test images of the same classes, together."""
+    sets: dict[tuple[object, ...], list[RunRecord]] = {}
     for run in runs:
-        sets.setdefault(run.data, []).append(run)
+        sets.setdefault((run.data, *run.class_names), []).append(run)
     return list(sets.values())
 
 
@@ -136,15 +153,20 @@ def _section(number: int, runs: Sequence[RunRecord]) -> _Section:
         groups=groups,
         rows=[*_teacher_rows(groups), *(_row(group) for group in groups)],
         runs=list(runs),
-        warnings=list(warnings_of(runs)),
-        plots=list(_plots(groups)),
+        warnings=list(warnings_of(groups)),
+        plots=list(learning_curves(groups)),
         viewer=viewer(groups, [printable(name) for name in names]),
         disagreements=disagreements(groups, names),
         changes=[(found, pictures_of_changes(found, names)) for found in changes(groups)],
-        agreement=[row for group in groups for row in _agreement(group)],
-        confusion=[confusion(group.label, group.first.final, names) for group in groups],
-        commands=[(run.name, command_of(run.config)) for run in runs],
+        agreement=[row for group in groups for row in attention_in_numbers(group)],
+        confusion=[confusion(group, names) for group in groups],
+        commands=[(run.name, command_of(_as_run(run))) for run in runs],
     )
+
+
+def _as_run(run: RunRecord) -> dict[str, Any]:
+    """The configuration with the precision that auto meant then."""
+    return run.config | {"precision": run.record.get("precision", run.config.get("precision"))}
 
 
 def _teacher_rows(groups: Sequence[Group]) -> Iterator[dict[str, str]]:
@@ -205,103 +227,3 @@ def _duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _plots(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
-    """Learning curves: errors, agreement of attention, and every term."""
-    errors = {
-        title: [
-            Line(group.label, number, *_means(group, key)) for number, group in enumerate(groups)
-        ]
-        for title, key in (("validation", "validation_error"), ("training", "train_error"))
-    }
-    yield _plot("Errors by epoch", errors, "error, %")
-    agreement = {
-        point: [
-            Line(group.label, number, *_followed(group, point, "cosine"))
-            for number, group in enumerate(groups)
-            if _followed(group, point, "cosine")[0]
-        ]
-        for point in dict.fromkeys(point for group in groups for point in _points(group))
-    }
-    agreement = {point: lines for point, lines in agreement.items() if lines}
-    if agreement:
-        yield _plot("Agreement of student and teacher by epoch", agreement, "cosine")
-    names = list(dict.fromkeys(name for group in groups for name in _terms(group)))
-    terms = {
-        group.label: [Line(name, names.index(name), *_term(group, name)) for name in _terms(group)]
-        for group in groups
-        if len(_terms(group)) > 1
-    }
-    if terms:
-        yield _plot("Terms of the loss by epoch, weighted as they are summed", terms, "loss")
-
-
-def _plot(title: str, panels: dict[str, list[Line]], y: str) -> dict[str, Any]:
-    """A figure, the key to its colours, and its last values for those who cannot see it."""
-    keys = {line.label: line.series % SERIES for lines in panels.values() for line in lines}
-    shown = {printable(name): lines for name, lines in panels.items()}
-    return {
-        "title": title,
-        "svg": Markup(curves(shown, x="epoch", y=y)),
-        "keys": list(keys.items()),
-        "last": [
-            (name, line.label, line.y[-1])
-            for name, lines in panels.items()
-            for line in lines
-            if line.y
-        ],
-    }
-
-
-def _means(group: Group, key: str) -> tuple[list[float], list[float]]:
-    """A figure of the epochs, as the mean of the group's runs."""
-    length = min(len(run.metrics) for run in group.runs)
-    rows = [[float(run.metrics[epoch][key]) for run in group.runs] for epoch in range(length)]
-    return list(range(1, length + 1)), [float(np.mean(row)) for row in rows]
-
-
-def _points(group: Group) -> list[str]:
-    kept = group.first.attention
-    return [] if kept is None else kept.points
-
-
-def _followed(group: Group, point: str, measure: str) -> tuple[list[float], list[float]]:
-    """A measure of the probes' attention, at the epochs where it was looked at."""
-    found = [
-        (float(row["epoch"]), float(row["probes"][point][measure]))
-        for row in group.first.metrics
-        if measure in row.get("probes", {}).get(point, {})
-    ]
-    return [epoch for epoch, _ in found], [value for _, value in found]
-
-
-def _terms(group: Group) -> list[str]:
-    return list(group.first.metrics[0]["terms"]) if group.first.metrics else []
-
-
-def _term(group: Group, name: str) -> tuple[list[float], list[float]]:
-    values = [float(row["terms"][name]) for row in group.first.metrics]
-    return list(range(1, len(values) + 1)), values
-
-
-_MEASURES = (
-    "cosine",
-    "rank_correlation",
-    "student_entropy",
-    "teacher_entropy",
-    "inside",
-    "pointing",
-)
-
-
-def _agreement(group: Group) -> Iterator[dict[str, Any]]:
-    """What the group's attention is like at the end, point by point."""
-    for point in _points(group):
-        last = {name: _followed(group, point, name)[1][-1:] for name in _MEASURES}
-        if any(last.values()):
-            yield {
-                "label": group.label,
-                "point": point,
-                **{name: f"{value[0]:.2f}" if value else "–" for name, value in last.items()},
-            }

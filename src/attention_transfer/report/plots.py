@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["SERIES", "Line", "curves"]
+__all__ = ["DASHES", "SERIES", "Line", "curves"]
 
 SERIES = 6
 """Colours that the page has; after those they begin again, with another dash."""
@@ -19,6 +19,7 @@ SERIES = 6
 PIXELS_A_POINT = 1.2
 
 _DASHES = ("-", "--", ":")
+DASHES = len(_DASHES)
 _SVG = "http://www.w3.org/2000/svg"
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -69,7 +70,7 @@ def curves(panels: dict[str, list[Line]], *, x: str, y: str, columns: int = 3) -
 def _draw(axes: Axes, title: str, lines: Iterable[Line]) -> None:
     axes.set_title(title, fontsize=11, parse_math=False)
     for line in lines:
-        dash = _DASHES[line.series // SERIES % len(_DASHES)]
+        dash = _DASHES[line.series // SERIES % DASHES]
         marker = "." if len(line.x) < 20 else ""
         (drawn,) = axes.plot(line.x, line.y, dash, marker=marker, linewidth=1.8)
         drawn.set_gid(f"series-{line.series % SERIES}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, PositiveInt, TypeAdapter, ValidationError
 
 from attention_transfer.config_files import read_config_file
 from attention_transfer.errors import InputError
@@ -34,11 +35,25 @@ class Attention:
     """The teacher's maps of the probes; empty without a teacher that is compared."""
     examples: Arrays
     """Test images, with the maps and logits of both networks at the end."""
+    function: tuple[str, float]
+    """F over channels, and its power."""
 
     @property
     def epochs(self) -> list[int]:
         """After which the probes were looked at."""
         return sorted(self.student)
+
+    @property
+    def top(self) -> str:
+        """The student's place with the coarsest map, the last of them."""
+        sizes = [maps[0].size for maps in self.student[self.epochs[-1]]]
+        last = max(number for number, size in enumerate(sizes) if size == min(sizes))
+        return self.points[last].partition(":")[0]
+
+    def place(self, student: str) -> int | None:
+        """Where a place of the student stands among the points."""
+        names = [point.partition(":")[0] for point in self.points]
+        return names.index(student) if student in names else None
 
     def of_examples(self, network: str) -> list[NDArray[np.float32]]:
         """A network's maps of the test images, for each point; empty if there are none."""
@@ -97,8 +112,9 @@ class RunRecord:
     def class_names(self) -> list[str]:
         """Of the card; numbers without one."""
         path = self.folder / "model.json"
-        if path.is_file():
-            return [str(name) for name in _json(path)["class_names"]]
+        names = _json(path).get("class_names") if path.is_file() else None
+        if isinstance(names, list):
+            return [str(name) for name in names]
         return [str(number) for number in range(len(self.final["test_confusion"]))]
 
     @cached_property
@@ -118,8 +134,11 @@ class RunRecord:
         looks = {
             int(path.stem.removeprefix("epoch-")): _arrays(path)
             for path in sorted(folder.glob("epoch-*.npz"))
+            if path.stem.removeprefix("epoch-").isdecimal()
         }
         teacher, examples = folder / "teacher.npz", folder / "examples.npz"
+        if not looks:
+            return None
         return Attention(
             points=[str(point) for point in kept["points"]],
             probes=_arrays(folder / "probes.npz"),
@@ -131,7 +150,64 @@ class RunRecord:
             },
             teacher=_maps(_arrays(teacher), "teacher", count) if teacher.is_file() else [],
             examples=_arrays(examples) if examples.is_file() else {},
+            function=(kept.get("map", "sum"), kept.get("power", 2.0)),
         )
+
+
+class _Network(BaseModel):
+    name: str
+    parameters: int
+    flops: int
+    weights_fingerprint: str
+
+
+class _Test(BaseModel):
+    fingerprint: str
+
+
+class _Data(BaseModel):
+    name: str
+    test: _Test
+
+
+class _Final(BaseModel):
+    validation_error: float
+    test_error: float
+    test_images: PositiveInt
+    test_confusion: list[list[int]]
+
+
+class _Best(BaseModel):
+    epoch: int
+    validation_error: float
+
+
+class _Kept(BaseModel):
+    points: list[str]
+
+
+class _Record(BaseModel):
+    """What the page needs of a record.json; there may be more."""
+
+    data: _Data
+    student: _Network
+    teacher: _Network | None
+    final: _Final
+    best_on_validation: _Best
+    attention: _Kept | None = None
+    versions: dict[str, str | None]
+    seconds: float
+    images_per_second: float
+
+
+class _Row(BaseModel):
+    """What it needs of a line of metrics.jsonl."""
+
+    epoch: int
+    terms: dict[str, float]
+    train_error: float
+    validation_error: float
+    probes: dict[str, dict[str, float]] = {}
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
@@ -171,11 +247,13 @@ def _read(folder: Path) -> RunRecord:
         _lines(folder / "metrics.jsonl"),
     )
     try:
-        _ = run.student, run.teacher, run.test_error, run.data, run.record["seconds"]
-    except (KeyError, TypeError, ValueError) as error:
+        _Record.model_validate(run.record)
+        TypeAdapter(list[_Row]).validate_python(run.metrics)
+    except ValidationError as error:
+        fault = error.errors()[0]
         raise InputError(
-            f"{folder / 'record.json'} is no record of a run ({type(error).__name__}: {error}); "
-            "train it again"
+            f"{folder} holds no whole record of a run ({'.'.join(map(str, fault['loc']))}: "
+            f"{fault['msg']}); train it again"
         ) from None
     return run
 
@@ -207,8 +285,9 @@ def _arrays(path: Path) -> Arrays:
             return {name: found[name] for name in found.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
         raise InputError(
-            f"{path} is damaged ({type(error).__name__}); remove the folder {path.parent.name} to "
-            "do without its maps, or train again"
+            f"{path} is damaged ({type(error).__name__}); remove "
+            f"{path.parent if path.parent.name == 'attention' else path} to do without it, or "
+            "train again"
         ) from None
 
 

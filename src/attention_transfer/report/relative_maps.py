@@ -15,12 +15,14 @@ Maps = NDArray[np.floating]
 
 def relative(maps: Maps) -> NDArray[np.float64]:
     """Maps over their own root mean square, so that networks and sizes can be compared; unit
-    vectors, times the root of the number of places. Zero maps stay zero.
+    vectors, times the root of the number of places. Zero maps stay zero; values that are not finite
+    count as zero.
 
     >>> relative(np.array([[[3.0, 4.0, 0.0, 0.0]]])).tolist()
     [[[1.2, 1.6, 0.0, 0.0]]]
     """
     flat = maps.reshape(len(maps), -1).astype(np.float64)
+    flat = np.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0)
     flat = flat / np.maximum(np.abs(flat).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     strength = np.sqrt(np.square(flat).mean(axis=1, keepdims=True))
     return np.asarray((flat / np.where(strength > 0, strength, 1)).reshape(maps.shape))

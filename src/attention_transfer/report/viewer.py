@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attention_transfer.report.comparison import Group
+from attention_transfer.report.groups import Group
 from attention_transfer.report.records import Attention
 from attention_transfer.report.relative_maps import LARGEST, Maps, cosines, shrunk
 from attention_transfer.report.sheets import colour_table, map_sheet, photograph
@@ -23,31 +23,33 @@ FEWEST, SMALLEST = 4, 8
 def viewer(groups: Sequence[Group], class_names: Sequence[str]) -> dict[str, Any] | None:
     """The viewer's data, for JSON; None if no run kept maps.
 
-    Images are those of the first run with maps; runs that kept others are left out.
+    Images are those of the first taught run with maps; a run that kept others is left out.
     """
-    shown = [(group, group.first.attention) for group in groups]
-    with_maps = [(group, kept) for group, kept in shown if kept is not None and kept.epochs]
-    if not with_maps:
+    shown = [(group, kept) for group in groups if (kept := group.attention) is not None]
+    if not shown:
         return None
-    first = with_maps[0][1].probes
+    shown.sort(key=lambda found: not found[1].teacher)
+    first = shown[0][1].probes
     same = [
         (group, kept)
-        for group, kept in with_maps
+        for group, kept in shown
         if np.array_equal(kept.probes["images"], first["images"])
     ]
     images, side = _affordable([kept for _, kept in same], len(first["images"]))
     targets = _targets([kept for _, kept in same])
-    taught_first = sorted(same, key=lambda shown: not shown[1].teacher)
     return {
         "colours": colour_table(),
         "classes": list(class_names),
+        "left_out": [
+            group.shown_label for group, _ in shown if group not in [one for one, _ in same]
+        ],
         "images": [
             {"data": photograph(pixels), "label": int(label), "name": str(name)}
             for pixels, label, name in zip(
                 first["images"][:images], first["labels"], first["names"], strict=False
             )
         ],
-        "runs": [_run(group.label, kept, targets, images, side) for group, kept in taught_first],
+        "runs": [_run(group.shown_label, kept, targets, images, side) for group, kept in same],
     }
 
 
@@ -76,56 +78,52 @@ class _Target(NamedTuple):
     maps: Maps
 
 
-def _targets(kept: Sequence[Attention]) -> dict[str, _Target]:
-    """By the student's place; a student alone is compared with the teacher that another run had."""
-    found: dict[str, _Target] = {}
+_Targets = dict[tuple[str, tuple[str, float]], _Target]
+"""By the student's place, and the function F of the maps."""
+
+
+def _targets(kept: Sequence[Attention]) -> _Targets:
+    """A student alone is compared with the teacher that another run had."""
+    found: _Targets = {}
     for run in kept:
         for pair, maps in zip(run.points, run.teacher, strict=False):
             student, _, teacher = pair.partition(":")
-            found.setdefault(student, _Target(teacher, maps))
+            found.setdefault((student, run.function), _Target(teacher, maps))
     return found
 
 
-def _own(kept: Attention, targets: dict[str, _Target], number: int) -> tuple[str, _Target | None]:
-    """A place of a student, and its own teacher's maps or else those that another run had."""
-    student, _, teacher = kept.points[number].partition(":")
-    if kept.teacher:
-        return student, _Target(teacher, kept.teacher[number])
-    return student, targets.get(student)
-
-
-def _run(
-    label: str, kept: Attention, targets: dict[str, _Target], images: int, side: int
-) -> dict[str, Any]:
+def _run(label: str, kept: Attention, targets: _Targets, images: int, side: int) -> dict[str, Any]:
     return {
         "label": label,
         "epochs": kept.epochs,
         "answers": [_answers(kept, epoch, images) for epoch in kept.epochs],
         "points": [
-            _point(
-                *_own(kept, targets, number),
-                [shrunk(kept.student[epoch][number][:images], side) for epoch in kept.epochs],
-                side,
-            )
-            for number in range(len(kept.points))
+            _point(kept, number, targets, images, side) for number in range(len(kept.points))
         ],
     }
 
 
-def _point(student: str, target: _Target | None, looks: list[Maps], side: int) -> dict[str, Any]:
+def _point(
+    kept: Attention, number: int, targets: _Targets, images: int, side: int
+) -> dict[str, Any]:
     """One place of the student through the epochs, and the teacher's that it is compared with."""
-    images = len(looks[-1])
+    student, _, own = kept.points[number].partition(":")
+    target = targets.get((student, kept.function))
+    if kept.teacher:
+        target = _Target(own, kept.teacher[number])
+    looks = [kept.student[epoch][number][:images] for epoch in kept.epochs]
+    small = [shrunk(look, side) for look in looks]
     teacher = None if target is None else shrunk(target.maps[:images], side)
-    shared = [maps.max(axis=(1, 2)) for maps in (looks[-1], teacher) if maps is not None]
-    most = np.maximum.reduce([*shared, np.full(images, 1e-12)])
+    shared = [maps.max(axis=(1, 2)) for maps in (small[-1], teacher) if maps is not None]
+    most = np.maximum.reduce([*shared, np.full(len(small[-1]), 1e-12)])
     return {
         "student": student,
         "teacher": None if target is None else target.name,
-        "sheet": map_sheet(looks, most),
+        "sheet": map_sheet(small, most),
         "teacher_sheet": None if teacher is None else map_sheet([teacher], most),
         "agreement": None
-        if teacher is None
-        else [cosines(look, teacher).round(3).tolist() for look in looks],
+        if target is None
+        else [cosines(look, target.maps[:images]).round(3).tolist() for look in looks],
     }
 
 
@@ -147,6 +145,7 @@ def probabilities(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     >>> probabilities(np.zeros((1, 2))).tolist()
     [[0.5, 0.5]]
     """
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    finite = np.nan_to_num(logits.astype(np.float64), posinf=0, neginf=0)
+    powers = np.exp(finite - finite.max(axis=1, keepdims=True))
     shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return shares

@@ -4,7 +4,7 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const theme = document.getElementById("theme");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
-  const named = () => theme.setAttribute("aria-pressed", String(isDark()));
+  const named = () => { theme.textContent = isDark() ? "Light theme" : "Dark theme"; };
   theme.hidden = false;
   theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; named(); });
   dark.addEventListener("change", named);
@@ -134,7 +134,7 @@
       const answer = current.answers[look] ? current.answers[look][chosen] : null;
       part("epoch-shown").textContent = `${after} of ${current.epochs[current.epochs.length - 1]}`;
       epoch.setAttribute("aria-valuetext", `after epoch ${after}`);
-      part("image-name").textContent = `image: ${truth}`;
+      part("image-name").textContent = `true class: ${truth}`;
       part("student-name").textContent = `student, ${place.student}`;
       part("teacher-name").textContent = `teacher, ${place.teacher}`;
       const said = [`After epoch ${after}`];
