@@ -253,3 +253,25 @@ def test_a_relative_map_has_the_mean_one_and_no_scale(values: list[float], facto
     attention = np.array(values).reshape(2, 2)
     assert relative(attention).mean() == pytest.approx(1)
     np.testing.assert_allclose(relative(factor * attention), relative(attention), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"map": "avg"}, "unknown map 'avg'"),
+        ({"power": -1.0}, "power must be"),
+        ({"scale": "nope"}, "unknown scale 'nope'"),
+        ({"attention": "both"}, "unknown attention 'both'"),
+        ({"points": []}, "got no points"),
+    ],
+)
+def test_what_cannot_be_shown_is_said(wrong: dict[str, object], match: str) -> None:
+    with pytest.raises(at.InputError, match=match):
+        at.show(Red((4, 4)), torch.rand(1, 3, 8, 8), **wrong)  # type: ignore[arg-type]
+
+
+def test_a_runs_folder_may_be_a_path() -> None:
+    from attention_transfer.experiments.demo import packaged_teacher
+
+    figure = at.show(packaged_teacher(), torch.rand(1, 3, 32, 32), points="top")
+    assert any("demo_teacher" in text.get_text() for text in figure.findobj(matplotlib.text.Text))

@@ -24,8 +24,8 @@ from attention_transfer.transfer import Normalization
 
 __all__ = ["Network", "Networks", "Viewed", "distinct", "from_model", "networks_of"]
 
-Network = nn.Module | LoadedModel | Run | str
-"""A module, what ``at.models.load`` gives, a run, or a MODEL as users write it."""
+Network = nn.Module | LoadedModel | Run | str | Path
+"""A module, what ``at.models.load`` gives, a run or its folder, or a MODEL as users write it."""
 
 Networks = Network | Sequence[Network] | Mapping[str, Network]
 
@@ -70,8 +70,8 @@ def networks_of(networks: Networks) -> list[Viewed]:
 
 
 def _viewed(network: Network) -> Viewed:
-    if isinstance(network, str):
-        return from_model(network)
+    if isinstance(network, str | Path):
+        return from_model(str(network))
     if isinstance(network, Run):
         return from_model(str(network.folder))
     if isinstance(network, LoadedModel):

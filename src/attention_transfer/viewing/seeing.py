@@ -16,6 +16,7 @@ from attention_transfer.errors import InputError
 from attention_transfer.maps import MapKind, promoted
 from attention_transfer.transfer import Attention, attention_of
 from attention_transfer.transfer.pairing import Side
+from attention_transfer.transfer.terms import check_choice, check_power
 from attention_transfer.viewing.images import Picture
 from attention_transfer.viewing.networks import Viewed
 from attention_transfer.viewing.spots import GRADIENT, Spot, chosen_spots
@@ -60,6 +61,9 @@ class Look:
         map: ``"sum"`` or ``"max"``.
         power: p > 0 in abs(A)^p.
         crop: the middle of an image instead of all of it.
+
+    Raises:
+        InputError: an unknown attention or map, a power that is not above 0, or no points.
     """
 
     points: str | Sequence[str] = "low,middle,top"
@@ -67,6 +71,13 @@ class Look:
     map: MapKind = "sum"
     power: float = 2.0
     crop: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("attention", self.attention, ("activation", "gradient"))
+        check_choice("map", self.map, ("sum", "max"))
+        check_power(self.power)
+        if not self.points:
+            raise InputError("got no points, expected low, middle, top, all, or modules' names")
 
     def spots(self, networks: Sequence[Viewed], pictures: Sequence[Picture]) -> list[list[Spot]]:
         """Where each network is looked at; a network that takes images of any size is taken to get

@@ -8,6 +8,7 @@ from attention_transfer.errors import InputError
 from attention_transfer.maps import MapKind
 from attention_transfer.report.maps import MapsFigure, draw_maps
 from attention_transfer.transfer import Normalization
+from attention_transfer.transfer.terms import check_choice
 from attention_transfer.viewing.images import Images, pictures_of
 from attention_transfer.viewing.networks import Networks, Viewed, networks_of
 from attention_transfer.viewing.seeing import Look
@@ -56,13 +57,15 @@ def show(
         scale: ``"shared"`` by all maps, or ``"each"`` from none to its own most.
 
     Raises:
-        InputError: a network or an image that cannot be had, or points that there are not.
+        InputError: a network or an image that cannot be had, points that there are not, or an
+            argument that is none of those above.
 
     Example:
         >>> network = at.models.build("wrn-10-1", classes=10)
         >>> figure = at.show(network, torch.rand(2, 3, 32, 32), points="middle,top")
         >>> figure.savefig("maps.png")
     """
+    check_choice("scale", scale, ("shared", "each"))
     own = None if normalization is None else Normalization(*normalization)
     viewed = [_told(network, own, class_names) for network in networks_of(networks)]
     look = Look(points, attention, map, power, crop)
