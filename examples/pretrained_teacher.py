@@ -16,13 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import save_file
 
 import attention_transfer as at
-from attention_transfer.models import LoadedModel
 
 MODEL = "timm:tf_efficientnet_lite0"
 
@@ -34,8 +31,10 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     weights = convert(out / "weights.safetensors")
-    model = at.models.load(f"{MODEL}@{weights}", classes=1000, trained=True)
-    print(f"{draw(model, photographs(), out / 'attention.png')}")
+    pictures = photographs()
+    figure = at.show(f"{MODEL}@{weights}", list(pictures.values()), names=list(pictures), crop=True)
+    figure.savefig(out / "attention.png")
+    print(out / "attention.png")
 
 
 def convert(file: Path) -> Path:
@@ -55,54 +54,12 @@ def convert(file: Path) -> Path:
 
 
 def photographs() -> dict[str, NDArray[np.uint8]]:
-    """The largest middle square of each."""
+    """By name, (H, W, 3)."""
     from skimage.data import chelsea
     from sklearn.datasets import load_sample_images
 
     china, flower = load_sample_images().images
-    pictures = {"china": china, "flower": flower, "cat": chelsea()}
-    return {name: middle(picture) for name, picture in pictures.items()}
-
-
-def middle(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The largest square in the middle."""
-    height, width = picture.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return picture[top : top + side, left : left + side]
-
-
-def draw(model: LoadedModel, pictures: dict[str, NDArray[np.uint8]], file: Path) -> Path:
-    """Each photograph, and the attention on it at every recommended point."""
-    assert model.input is not None
-    height, width = model.input.size[1:]
-    own = at.Normalization(model.input.mean, model.input.std)
-    images = torch.stack(
-        [
-            torch.from_numpy(np.array(Image.fromarray(picture).resize((width, height)))) / 255
-            for picture in pictures.values()
-        ]
-    ).permute(0, 3, 1, 2)
-    maps = at.attention_maps(model.network, images, normalization=own)
-    with torch.no_grad():
-        chances = model.network.eval()(own(images)).softmax(dim=1)
-    figure = Figure(figsize=(2 + 2 * len(maps), 2.2 * len(pictures)), layout="constrained")
-    grid = figure.subplots(len(pictures), 1 + len(maps))
-    for row, name in enumerate(pictures):
-        probability, answer = chances[row].max(dim=0)
-        grid[row, 0].imshow(images[row].permute(1, 2, 0))
-        grid[row, 0].set_title(f"{name}: class {int(answer)}, {probability:.0%}", fontsize=8)
-        for column, (point, attention) in enumerate(maps.items(), start=1):
-            size = (-0.5, width - 0.5, height - 0.5, -0.5)
-            grid[row, column].imshow(images[row].permute(1, 2, 0))
-            grid[row, column].imshow(attention[row], cmap="inferno", alpha=0.75, extent=size)
-            grid[row, column].set_title(
-                f"{point} ({attention.shape[1]}x{attention.shape[2]})", fontsize=8
-            )
-    for axes in grid.flat:
-        axes.set_axis_off()
-    figure.savefig(file, dpi=110)
-    return file
+    return {"china": china, "flower": flower, "cat": chelsea()}
 
 
 if __name__ == "__main__":

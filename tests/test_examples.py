@@ -1,6 +1,7 @@
 """The files in examples/ do what they say."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import attention_transfer as at
+from attention_transfer.experiments.demo import packaged_teacher
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -48,3 +51,17 @@ def test_a_teacher_from_a_package_works_offline_and_looks_at_the_object(tmp_path
     tower, blossom = shares[0, :, :4], shares[1, 1:6, 1:6]
     assert float(tower.sum()) > 0.75
     assert float(blossom.sum()) > 0.75
+
+
+def test_the_papers_figure_is_drawn_from_runs(tmp_path: Path) -> None:
+    """Of runs that are there already; the picture in the docs is one of such, and small."""
+    for name in ("alone", "at", "nin-thin"):
+        shutil.copytree(packaged_teacher(), tmp_path / "runs" / name)
+    command = [sys.executable, str(EXAMPLES / "paper_figure.py")]
+    command += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "docs" / "figure.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
+    assert "training" not in done.stdout
+    for picture in (tmp_path / "docs" / "figure.png", EXAMPLES.parent / "docs/paper_figure.png"):
+        assert picture.stat().st_size < 700_000
+        with Image.open(picture) as opened:
+            assert opened.width > 1_000

@@ -369,6 +369,7 @@ WAYS: dict[str, Callable[[NDArray[np.uint8]], object]] = {
     "a Path in a list": lambda pixels: [Path("photos/b.png")],
     "PIL's": lambda pixels: Image.open("photos/b.png"),
     "an array": lambda pixels: pixels,
+    "an array that is not to be written": lambda pixels: np.broadcast_to(pixels, pixels.shape),
     "an array of several": lambda pixels: pixels[None],
     "an array of shares": lambda pixels: pixels / 255,
     "a tensor": lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255,

@@ -213,7 +213,7 @@ def _of_array(pixels: NDArray[Any]) -> Iterator[Picture]:
         pixels = pixels[..., None]
     if pixels.ndim not in (3, 4) or pixels.shape[-1] not in (1, 3):
         raise InputError(f"got an array {pixels.shape}, expected pixels (H, W, 3)")
-    values = torch.from_numpy(np.ascontiguousarray(pixels))
+    values = torch.from_numpy(np.array(pixels))
     yield from _of_tensor(values.movedim(-1, -3))
 
 
