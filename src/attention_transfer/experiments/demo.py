@@ -16,10 +16,9 @@ import torch
 from attention_transfer.config import DemoConfig, DistillConfig, TrainConfig
 from attention_transfer.data import DataSet, ImageSet, as_input, load_data
 from attention_transfer.models import LoadedModel, load_run
-from attention_transfer.training import Run, RunProgress, evaluate, new_folder, run
+from attention_transfer.training import Run, RunProgress, new_folder, run
 from attention_transfer.training.machine import resolve_precision
 from attention_transfer.training.preparation import model_normalization
-from attention_transfer.training.record import parameter_count
 from attention_transfer.training.run import writing_to
 from attention_transfer.transfer import attention_maps
 
@@ -93,7 +92,7 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     for name, asked in student_configs(config, teacher).items():
         progress.say(f"{name}: {STUDENT}, {asked.epochs} epochs")
         runs[name] = run(asked.replace(out=folder / name), progress, data)
-    arms = [_teacher_arm(teacher, data)]
+    arms = [_teacher_arm(teacher, runs["at"])]
     arms += [_arm(name, finished) for name, finished in runs.items()]
     networks = {"teacher": teacher, "alone": runs["alone"].folder, "at": runs["at"].folder}
     attention = folder / "attention.npz"
@@ -127,12 +126,11 @@ def _arm(name: str, finished: Run) -> Arm:
     return Arm(name, finished.test_error, record["student"]["parameters"], record["seconds"])
 
 
-def _teacher_arm(folder: Path, data: DataSet) -> Arm:
-    """The teacher, judged on this demo's test images."""
-    teacher = load_run(folder)
-    evaluation = evaluate(teacher.network, data.test, model_normalization(teacher, data))
+def _teacher_arm(folder: Path, finished: Run) -> Arm:
+    """The teacher, judged on this demo's test images when a student of its was."""
+    teacher = finished.record["teacher"]
     seconds = Run(folder).record["seconds"]
-    return Arm("teacher", evaluation.error, parameter_count(teacher.network), seconds)
+    return Arm("teacher", teacher["test_error"], teacher["parameters"], seconds)
 
 
 def _sentence(arms: list[Arm]) -> str:

@@ -1,6 +1,6 @@
 """Whole runs: a network alone, or a student from a teacher."""
 
-from attention_transfer.training.evaluation import Evaluation, evaluate
+from attention_transfer.training.evaluation import Evaluation
 from attention_transfer.training.judging import evaluate_model
 from attention_transfer.training.loop import resume, run
 from attention_transfer.training.progress import RunProgress
@@ -10,7 +10,6 @@ __all__ = [
     "Evaluation",
     "Run",
     "RunProgress",
-    "evaluate",
     "evaluate_model",
     "new_folder",
     "resume",

@@ -13,7 +13,7 @@ from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.taps import evaluating
 from attention_transfer.transfer import Normalization, as_logits
 
-__all__ = ["Evaluation", "calibration_error", "confusion_matrix", "evaluate", "judge", "predict"]
+__all__ = ["Evaluation", "calibration_error", "confusion_matrix", "judge", "predict"]
 
 
 @dataclass(frozen=True)
@@ -31,34 +31,6 @@ class Evaluation:
     """Expected calibration error over 15 bins of confidence, in percent."""
     confusion: list[list[int]]
     """Images by true class (rows) and predicted class (columns)."""
-
-
-def evaluate(
-    network: nn.Module,
-    images: Images,
-    normalization: Normalization | None,
-    *,
-    classes: int | None = None,
-    batch_size: int = 256,
-    precision: str = "fp32",
-    device: torch.device | None = None,
-    workers: int = 0,
-) -> Evaluation:
-    """Runs a network over images in eval mode and judges it.
-
-    Arguments and errors are those of :func:`predict`.
-    """
-    logits = predict(
-        network,
-        images,
-        normalization,
-        classes=classes,
-        batch_size=batch_size,
-        precision=precision,
-        device=device,
-        workers=workers,
-    )
-    return judge(logits, images.labels)
 
 
 def predict(

@@ -10,7 +10,7 @@ from attention_transfer.config import EvaluateConfig, height_and_width
 from attention_transfer.data import DataSet, as_input, load_data, resolve_workers
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, load, load_run, own_input_size
-from attention_transfer.training.evaluation import Evaluation, evaluate
+from attention_transfer.training.evaluation import Evaluation, judge, predict
 from attention_transfer.training.machine import resolve_precision
 from attention_transfer.training.preparation import model_normalization, try_out
 from attention_transfer.training.run import Run
@@ -55,7 +55,7 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
     if model.input is not None:
         images = images.resized(images.size, model.input.interpolation)
     try_out(model, data, as_input(images.pixels(np.arange(1))))
-    evaluation = evaluate(
+    logits = predict(
         model.network,
         images,
         model_normalization(model, data),
@@ -64,7 +64,7 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
         precision=precision,
         workers=resolve_workers(config.workers, data.test),
     )
-    return model, data, evaluation
+    return model, data, judge(logits, images.labels)
 
 
 def _few(names: Sequence[str]) -> str:
