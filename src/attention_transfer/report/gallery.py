@@ -123,6 +123,6 @@ def _answer(who: str, kept: Attention | None, place: int, names: Sequence[str]) 
     return {
         "who": who,
         "said": names[best],
-        "sure": f"({100 * chances[best]:.0f} %)",
+        "sure": f"({100 * chances[best]:.0f}\N{NO-BREAK SPACE}%)",
         "right": right,
     }
