@@ -208,7 +208,8 @@ def test_maps_that_are_not_finite_leave_a_page(taught: Path) -> None:
                 arrays[name].reshape(-1)[:3] = [np.nan, np.inf, -np.inf]
         np.savez(path, **arrays)
     data = re.findall(r'type="application/json"[^>]*>(.*?)</script>', page_of(taught), re.DOTALL)
-    json.loads(data[0], parse_constant=lambda name: pytest.fail(name))
+    shown = json.loads(data[0], parse_constant=lambda name: pytest.fail(name))
+    assert len(shown["runs"][0]["points"]) == 2
 
 
 def test_runs_of_other_classes_are_kept_apart(tmp_path: Path) -> None:
