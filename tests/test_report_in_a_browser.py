@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright import sync_api
 
 import attention_transfer as at
 from made_runs import EPOCHS, made_run
-
-sync_api = pytest.importorskip("playwright.sync_api")
 
 HOSTILE = "<img src=x onerror=document.title='broken'></script><script>alert(2)</script>"
 FLAGS = [
