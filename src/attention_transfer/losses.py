@@ -16,7 +16,9 @@ from attention_transfer.maps import common_size, normalize, promoted, resize
 __all__ = [
     "GradientForm",
     "TransferForm",
+    "attention_distance",
     "attention_transfer",
+    "check_transfer",
     "effective_weight",
     "full_activation_transfer",
     "half_norm",
@@ -65,10 +67,7 @@ def attention_transfer(
         >>> attention_transfer(student, teacher, form="paper")
         tensor(0.1414)
     """
-    if form not in get_args(TransferForm):
-        raise ValueError(f"form must be one of {', '.join(get_args(TransferForm))}, got {form!r}")
-    if not norm >= 1:
-        raise ValueError(f"norm must be at least 1, got {norm}")
+    check_transfer(form, norm)
     if student_map.dim() == 2 and student_map.shape == teacher_map.shape:
         student_map, teacher_map = student_map.unsqueeze(1), teacher_map.unsqueeze(1)
     if student_map.dim() != 3 or teacher_map.dim() != 3 or len(student_map) != len(teacher_map):
@@ -79,11 +78,27 @@ def attention_transfer(
     size = common_size(student_map.shape[-2:], teacher_map.shape[-2:])
     student = normalize(resize(student_map, size))
     teacher = normalize(resize(teacher_map.detach(), size))
-    difference = student - teacher
+    return attention_distance(student - teacher, form, norm)
+
+
+def attention_distance(difference: Tensor, form: TransferForm, norm: float = 2.0) -> Tensor:
+    """The loss of :func:`attention_transfer` from differences (N, L) of normalised maps.
+
+    >>> attention_distance(torch.tensor([[-0.2, 0.2]]), form="code")
+    tensor(0.0400)
+    """
     if form == "code":
         return difference.square().mean()
     distance: Tensor = torch.linalg.vector_norm(difference, norm, dim=1).mean() / 2
     return distance if form == "paper" else distance / difference.shape[1]
+
+
+def check_transfer(form: str, norm: float) -> None:
+    """Raises a ValueError unless the form is known and the norm is one."""
+    if form not in get_args(TransferForm):
+        raise ValueError(f"form must be one of {', '.join(get_args(TransferForm))}, got {form!r}")
+    if not norm >= 1:
+        raise ValueError(f"norm must be at least 1, got {norm}")
 
 
 def effective_weight(beta: float, form: TransferForm, size: tuple[int, int]) -> tuple[float, str]:

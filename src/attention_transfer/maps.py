@@ -23,12 +23,15 @@ __all__ = [
     "MapKind",
     "activation_map",
     "common_size",
+    "features_gradient",
     "mean_map",
+    "moderate",
     "normalize",
     "normalized_map",
     "promoted",
     "resize",
     "scale_free_map",
+    "scaled_map",
 ]
 
 MapKind = Literal["sum", "max"]
@@ -109,7 +112,6 @@ def scale_free_map(features: Tensor, kind: MapKind = "sum", power: float = 2.0) 
         >>> scale_free_map(torch.full((1, 1, 1, 2), 1e30))
         tensor([[[1., 1.]]])
     """
-    _check(features, kind, power)
     result: Tensor = _ScaleFreeMap.apply(features, kind, power)
     return result
 
@@ -243,6 +245,59 @@ def _power_slope(values: Tensor, power: float) -> Tensor:
     return slope if power >= 1 else slope.masked_fill_(values == 0, 0)
 
 
+def scaled_map(
+    features: Tensor, kind: MapKind = "sum", power: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    """F(A / s), as in :func:`scale_free_map` but outside of autograd, and the divisors s.
+
+    Returns:
+        maps (N, H, W) and divisors (N, 1, 1, 1), in at least float32.
+    """
+    _check(features, kind, power)
+    squares = _scaled_square_sum(features) if kind == "sum" and power == 2 else None
+    return squares or _scaled_map(features, kind, power)
+
+
+def features_gradient(
+    features: Tensor, divisors: Tensor, upstream: Tensor, kind: MapKind, power: float
+) -> Tensor:
+    """The gradient at the features of sum(upstream * F(A / s)), s a constant: one pass over them.
+
+    Args:
+        features: (N, C, H, W).
+        divisors: s, (N, 1, 1, 1), of :func:`scaled_map`.
+        upstream: (N, H, W), in the divisors' dtype.
+        kind: of F.
+        power: of F.
+
+    Returns:
+        (N, C, H, W) in the features' dtype and memory format.
+    """
+    result = torch.empty_like(features)
+    slope = upstream.unsqueeze(1)
+    plain = kind == "sum" and power == 2 and features.dtype != torch.float16
+    if plain and moderate(divisors):
+        factors = 2 / divisors.square()
+        for images, above, factor, below in _in_parts(
+            features, slope, factors, result, elements=2**20
+        ):
+            # bfloat16 has float32's range: the slope is rounded as the product is.
+            torch.mul(images, (above * factor).to(images.dtype), out=below)
+        return result
+    factors = power / divisors
+    for images, above, factor, divisor, below in _in_parts(
+        features, slope, factors, divisors, result
+    ):
+        values = images.to(divisor.dtype, copy=True).div_(divisor)
+        above = above * factor
+        if kind == "max":
+            winners = values.abs() == values.abs().amax(dim=1, keepdim=True)
+            # Ties share the gradient, as in torch.amax.
+            above = above * winners / winners.sum(dim=1, keepdim=True)
+        below.copy_(_power_slope(values, power).mul_(above))
+    return result
+
+
 def _scaled_square_sum(features: Tensor) -> tuple[Tensor, Tensor] | None:
     """F_sum^2 with each image divided by the largest norm over channels, and that divisor.
 
@@ -256,10 +311,20 @@ def _scaled_square_sum(features: Tensor) -> tuple[Tensor, Tensor] | None:
             torch.linalg.vector_norm(images.to(dtype), dim=1, out=norm)
         else:  # over channels far apart in memory, PyTorch's norm is fifty times slower than this
             torch.sum(images.to(dtype).square(), dim=1, out=norm).sqrt_()
-    scales = norms.amax(dim=(1, 2), keepdim=True)
-    if not bool(((scales > 1e-15) & (scales < 1e15)).all()):
+    divisors = norms.amax(dim=(1, 2), keepdim=True)
+    if not moderate(divisors):
         return None
-    return norms.div_(scales).square_(), scales.unsqueeze(1)
+    return norms.div_(divisors).square_(), divisors.unsqueeze(1)
+
+
+def moderate(magnitudes: Tensor) -> bool:
+    """Whether squares of what has these magnitudes neither overflow nor vanish in float32.
+
+    >>> moderate(torch.tensor([1.0, 1e20]))
+    False
+    """
+    least, most = magnitudes.aminmax()
+    return float(least) > 1e-15 and float(most) < 1e15
 
 
 def _scaled_map(features: Tensor, kind: MapKind, power: float) -> tuple[Tensor, Tensor]:
@@ -267,45 +332,41 @@ def _scaled_map(features: Tensor, kind: MapKind, power: float) -> tuple[Tensor, 
     count, _, height, width = features.shape
     dtype = torch.promote_types(features.dtype, torch.float32)
     maps = features.new_empty((count, height, width), dtype=dtype)
-    scales = features.new_empty((count, 1, 1, 1), dtype=dtype)
-    for images, map_, scale in _in_parts(features, maps, scales):
+    divisors = features.new_empty((count, 1, 1, 1), dtype=dtype)
+    for images, map_, divisor in _in_parts(features, maps, divisors):
         values = images.to(dtype, copy=True)
-        values.div_(scale.copy_(_largest_magnitude(values)))
+        values.div_(divisor.copy_(_largest_magnitude(values)))
         map_.copy_(activation_map(values, kind, power))
-    return maps, scales
+    return maps, divisors
 
 
 class _ScaleFreeMap(torch.autograd.Function):
     """F(A / s), with the backward pass written by hand: autograd's would keep several
-    float32 copies of the features, and lose their memory format. A few images are worked on at
-    a time, in place, so that the float32 values never leave the processor's cache.
+    float32 copies of the features, and lose their memory format.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, features: Tensor, kind: MapKind, power: float) -> Tensor:
-        found = _scaled_square_sum(features) if kind == "sum" and power == 2 else None
-        maps, scales = found or _scaled_map(features, kind, power)
-        ctx.save_for_backward(features, scales)
+        maps, divisors = scaled_map(features, kind, power)
+        ctx.save_for_backward(features, divisors)
         ctx.kind, ctx.power = kind, power  # type: ignore[attr-defined]
         return maps
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        features, scales = ctx.saved_tensors
-        result = torch.empty_like(features)
-        upstream = gradient.unsqueeze(1) * ctx.power / scales
-        for images, scale, above, below in _in_parts(features, scales, upstream, result):
-            values = images.to(scale.dtype, copy=True).div_(scale)
-            if ctx.kind == "max":
-                winners = values.abs() == values.abs().amax(dim=1, keepdim=True)
-                # Ties share the gradient, as in torch.amax.
-                above = above * winners / winners.sum(dim=1, keepdim=True)
-            below.copy_(_power_slope(values, ctx.power).mul_(above))
-        return result, None, None
+        return features_gradient(*ctx.saved_tensors, gradient, ctx.kind, ctx.power), None, None
 
 
-def _in_parts(features: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Features and what belongs to them, split along N into parts of about 2 MB in float32."""
-    images = max(1, 2**19 // max(1, features[:1].numel()))
-    return zip(*(torch.split(tensor, images) for tensor in (features, *others)), strict=True)
+def _in_parts(
+    features: Tensor, *others: Tensor, elements: int = 2**18
+) -> Iterator[tuple[Tensor, ...]]:
+    """Features and what belongs to them, split along N on a CPU, so that what is computed of a
+    part in float32 stays in its caches, and the memory it takes is little.
+    """
+    images = len(features)
+    if features.device.type == "cpu":
+        images = elements // max(1, features[:1].numel())
+    return zip(
+        *(torch.split(tensor, max(1, images)) for tensor in (features, *others)), strict=True
+    )

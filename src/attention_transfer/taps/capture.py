@@ -3,7 +3,8 @@
 A tap is a forward hook that lives as long as a ``with`` block.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -14,6 +15,12 @@ from attention_transfer.taps.modules import module_of, outputs_of, unwrapped
 from attention_transfer.taps.survey import attention_points
 
 __all__ = ["Taps"]
+
+Reader = Callable[[str, Tensor], None]
+
+
+class _AllRead(BaseException):
+    """Ends a pass of which nothing more is wanted."""
 
 
 class Taps:
@@ -58,6 +65,52 @@ class Taps:
         self._outputs: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._handles: list[RemovableHandle] = []
+
+    def knows(self, input_size: tuple[int, int, int]) -> bool:
+        """Whether a pass on images (C, H, W) was seen before, which :meth:`reading` needs."""
+        return input_size in self._layouts
+
+    @contextmanager
+    def reading(self, images: Tensor, read: Reader, *, to_the_end: bool) -> Iterator[None]:
+        """Hands each feature map on as soon as its module has put it out, and keeps none.
+
+        Args:
+            images: (N, C, H, W), as the network will be given them in the block; of a known size.
+            read: called with a point and its features (N, C, H, W), which may be overwritten later
+                in the pass.
+            to_the_end: whether the block is to go on when the last point has been read; if not,
+                what comes after the network's call in the block is left out as well.
+        """
+        layouts = self._layouts[tuple(images.shape[1:])]
+        left = set(self.points)
+
+        def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+            def read_outputs(module: nn.Module, _: object, output: object) -> None:
+                outputs = dict(outputs_of(name, output))
+                for point in (point for point in self.points if module_of(point) == name):
+                    found = _tensor(point, module, outputs)
+                    read(point, layouts[point].read(found))
+                    left.discard(point)
+                if not left and not to_the_end:
+                    raise _AllRead
+
+            return read_outputs
+
+        handles = [
+            module.register_forward_hook(hook(name)) for name, module in self._modules.items()
+        ]
+        try:
+            yield
+        except _AllRead:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._refuse_silent(left)
+
+    def overwritten(self, point: str) -> bool:
+        """Whether a point's features must be copied to be kept."""
+        return point in self._copied
 
     def feature_maps(self, outputs: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
         """What was captured, as feature maps (N, C, H, W): channels last and tokens included.
@@ -118,14 +171,7 @@ class Taps:
         return hook
 
     def _capture(self, point: str, module: nn.Module, outputs: dict[str, object]) -> None:
-        output = outputs.get(point)
-        if not isinstance(output, Tensor):
-            tensors = [name for name, part in outputs.items() if isinstance(part, Tensor)]
-            raise InputError(
-                f"point {point!r} ({type(module).__name__}) puts out "
-                f"{'no tensor' if point in outputs else 'several values'}, expected one tensor; "
-                + (f"choose one of {', '.join(tensors)}" if tensors else "choose another point")
-            )
+        output = _tensor(point, module, outputs)
         if point in self._features:
             raise InputError(
                 f"point {point!r} ran more than once in one pass, so its attention is not "
@@ -137,13 +183,7 @@ class Taps:
 
     def _check(self) -> None:
         """Every tap fired, and no uncopied output was overwritten."""
-        silent = [point for point in self.points if point not in self._features]
-        if silent:
-            raise InputError(
-                f"no output was seen at point {silent[0]!r}: the network did not run it, or was "
-                "compiled before it was tapped; choose a point that runs, or pass the network "
-                "as it was before torch.compile"
-            )
+        self._refuse_silent(set(self.points) - set(self._features))
         for point, output in self._outputs.items():
             # Tensors of inference mode have no version: never trusted, always copied.
             overwritten = output.is_inference() or output._version != self._versions[point]
@@ -155,3 +195,30 @@ class Taps:
                 )
             if not overwritten:
                 self._copied.discard(point)
+
+    def _refuse_silent(self, silent: set[str]) -> None:
+        """Raises an InputError if there are points that were not seen."""
+        for point in self.points:
+            if point in silent:
+                raise InputError(
+                    f"no output was seen at point {point!r}: the network did not run it, or was "
+                    "compiled before it was tapped; choose a point that runs, or pass the network "
+                    "as it was before torch.compile"
+                )
+
+
+def _tensor(point: str, module: nn.Module, outputs: dict[str, object]) -> Tensor:
+    """The output of a point.
+
+    Raises:
+        InputError: it is no tensor.
+    """
+    output = outputs.get(point)
+    if isinstance(output, Tensor):
+        return output
+    tensors = [name for name, part in outputs.items() if isinstance(part, Tensor)]
+    raise InputError(
+        f"point {point!r} ({type(module).__name__}) puts out "
+        f"{'no tensor' if point in outputs else 'several values'}, expected one tensor; "
+        + (f"choose one of {', '.join(tensors)}" if tensors else "choose another point")
+    )

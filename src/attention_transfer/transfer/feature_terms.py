@@ -7,9 +7,10 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
-from attention_transfer import losses, maps
+from attention_transfer import fused, losses, maps
 from attention_transfer.errors import InputError
 from attention_transfer.transfer.pairing import Pairs
+from attention_transfer.transfer.targets import MapFunction
 from attention_transfer.transfer.terms import (
     Observation,
     PairedMaps,
@@ -48,6 +49,7 @@ class ActivationAttention(Term):
     norm: float = 2.0
     schedule: BetaSchedule = "constant"
     name: ClassVar[str] = "activation_attention"
+    needs_teacher_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_weight("beta", self.beta)
@@ -62,6 +64,10 @@ class ActivationAttention(Term):
     def wanted_pairs(self) -> Pairs:
         return self.pairs
 
+    @property
+    def teacher_map(self) -> MapFunction:
+        return MapFunction(self.map, self.power)
+
     def check(self, observation: Observation) -> None:
         for seen in observation.pairs:
             if seen.map_size == (1, 1):
@@ -74,16 +80,13 @@ class ActivationAttention(Term):
 
     def value(self, observation: Observation) -> Tensor:
         total = maps.promoted(observation.logits).new_zeros(())
-        for pair, student_features, teachers_features in observation.pairs:
-            student = maps.scale_free_map(student_features, self.map, self.power)
-            teacher = maps.mean_map(
-                [
-                    maps.scale_free_map(features, self.map, self.power)
-                    for features in teachers_features
-                ]
+        for pair, features, teachers in observation.pairs:
+            teacher = maps.mean_map(teachers)
+            loss, student = fused.attention_transfer(
+                features, teacher, self.map, self.power, self.form, self.norm
             )
-            observation.maps[str(pair)] = PairedMaps(student.detach(), teacher)
-            total = total + losses.attention_transfer(student, teacher, self.form, self.norm)
+            observation.maps[str(pair)] = PairedMaps(student, teacher)
+            total = total + loss
         return total
 
     def weight_at(self, progress: float) -> float:
@@ -112,6 +115,7 @@ class FullActivation(Term):
     beta: float = 1.0
     pairs: Pairs = "auto"
     name: ClassVar[str] = "full_activation"
+    needs_teacher_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_weight("beta", self.beta)

@@ -18,6 +18,7 @@ from attention_transfer.transfer.differentiability import (
 )
 from attention_transfer.transfer.gradients import InputGradients
 from attention_transfer.transfer.pairing import Pairing, Side, resolve_pairs
+from attention_transfer.transfer.targets import Reading, Targets, Wanted
 from attention_transfer.transfer.teacher import (
     FrozenTeacher,
     FrozenTeachers,
@@ -48,7 +49,7 @@ class TransferOutput:
     maps: dict[str, dict[str, PairedMaps]]
     """Term -> "student point:teacher point" -> both attention maps, (N, H, W), detached."""
     teacher_logits: Tensor | None
-    """The teacher's, or None without a teacher that has some."""
+    """The teacher's, where a term needs them."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class Transfer(nn.Module):
         both = [pair for pairing in self.pairings.values() for pair in pairing.pairs]
         self._taps = Taps(student, [pair.student for pair in both])
         self.teacher = _frozen(teachers, [point for pair in both for point in pair.teacher_points])
+        self._wanted = self._wanted_of_teacher()
         self.term_modules = nn.ModuleDict()
         self.pair_descriptions: list[PairDescription] = []
         self._twice_differentiable = False
@@ -137,7 +139,11 @@ class Transfer(nn.Module):
             self._try(example_input)
 
     def forward(
-        self, images: Tensor, labels: Tensor | None = None, progress: float = 0.0
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        progress: float = 0.0,
+        targets: Targets | None = None,
     ) -> TransferOutput:
         """The terms of one batch.
 
@@ -145,33 +151,51 @@ class Transfer(nn.Module):
             images: (N, C, H, W), given to both networks (each normalises for itself if told to).
             labels: (N,) class indices, where a term needs them.
             progress: the share of training that is done, 0 to 1, for weights with a schedule.
+            targets: the teacher's answers for these images, if they are known: of :meth:`targets`,
+                or from a cache. Then the teacher is not run.
         """
+        if targets is None:
+            targets = self.targets(images, labels)
         if self._needs_gradients:
             compiling = torch.compiler.is_compiling()
-            out: TransferOutput = self._with_gradients(images, labels, progress, compiling)
+            out: TransferOutput = self._with_gradients(images, labels, progress, targets, compiling)
             return out
-        teacher = None if self.teacher is None else self.teacher(images)
         student = observe(self.student, self._taps, images, self.student_normalization)
         with torch.autocast(images.device.type, enabled=False):
-            return self._sum(student, teacher, labels, None, progress)
+            return self._sum(student, targets, labels, None, progress)
+
+    def targets(self, images: Tensor, labels: Tensor | None = None) -> Targets:
+        """What the teacher answers for a batch, as far as the terms need it; without such terms it
+        is not run.
+
+        Example:
+            >>> student, teacher = nn.Sequential(nn.Conv2d(3, 4, 1)), nn.Sequential(nn.Conv2d(3, 8, 1))
+            >>> transfer = at.Transfer(student, teacher, [at.ActivationAttention(pairs="0:0")])
+            >>> images = torch.rand(2, 3, 8, 8)
+            >>> targets = transfer.targets(images)
+            >>> [tuple(reading.shape) for reading in targets.readings.values()]
+            [(2, 8, 8)]
+            >>> out = transfer(images, targets=targets)  # the teacher does not run
+        """
+        if self.teacher is None or not self._wanted:
+            return Targets()
+        return self.teacher.targets(images, labels, self._wanted)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _with_gradients(
-        self, images: Tensor, labels: Tensor | None, progress: float, compiling: bool
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        progress: float,
+        targets: Targets,
+        compiling: bool,
     ) -> TransferOutput:
         """The same with gradients at the images; eager: a compiled graph has no second one."""
         self._check_gradients(images, compiling)
         gradients = InputGradients(self.student, self.student_normalization, images, labels)
-        teacher = self.teacher
-        if teacher is None:
-            seen = None
-        elif any(term.needs_teacher_gradient for term in self.terms.values()):
-            seen = teacher.with_gradient(images, labels)
-        else:
-            seen = teacher(images)
         student = gradients.observe(self._taps)
         with torch.autocast(images.device.type, enabled=False):
-            return self._sum(student, seen, labels, gradients, progress)
+            return self._sum(student, targets, labels, gradients, progress)
 
     @property
     def _needs_gradients(self) -> bool:
@@ -194,7 +218,7 @@ class Transfer(nn.Module):
     def _sum(
         self,
         student: Seen,
-        teacher: Seen | None,
+        targets: Targets,
         labels: Tensor | None,
         gradients: InputGradients | None,
         progress: float,
@@ -203,7 +227,7 @@ class Transfer(nn.Module):
         weighted: dict[str, Tensor] = {}
         maps: dict[str, dict[str, PairedMaps]] = {}
         for name, term in self.terms.items():
-            observation = self._observation(name, student, teacher, labels, gradients)
+            observation = self._observation(name, student, targets, labels, gradients)
             term.check(observation)
             raw[name] = term.value(observation)
             weighted[name] = raw[name] * term.weight_at(progress)
@@ -215,7 +239,7 @@ class Transfer(nn.Module):
             raw_terms={name: value.detach() for name, value in raw.items()},
             logits=student.logits,
             maps=maps,
-            teacher_logits=_logits_of(teacher),
+            teacher_logits=targets.logits,
         )
 
     def _resolve(
@@ -238,22 +262,43 @@ class Transfer(nn.Module):
             if pairs is not None
         }
 
+    def _wanted_of_teacher(self) -> Wanted:
+        """What the terms need of the teacher, each thing once."""
+        readings = {
+            Reading(point, self.terms[name].teacher_map): None
+            for name, pairing in self.pairings.items()
+            for pair in pairing.pairs
+            for point in pair.teacher_points
+        }
+        learning = [term for term in self.terms.values() if term.needs_teacher]
+        return Wanted(
+            tuple(readings),
+            any(term.needs_teacher_logits for term in learning),
+            any(term.needs_teacher_gradient for term in learning),
+        )
+
     def _observation(
         self,
         name: str,
         student: Seen,
-        teacher: Seen | None,
+        targets: Targets,
         labels: Tensor | None = None,
         gradients: InputGradients | None = None,
+        whole: bool = False,
     ) -> Observation:
+        """What a term sees; of the teacher whole features, if asked for, instead of maps."""
         observation = Observation(
-            student.logits, labels, _logits_of(teacher), input_gradients=gradients
+            student.logits,
+            labels,
+            targets.logits,
+            input_gradients=gradients,
+            teacher_gradient=targets.gradient,
         )
-        if teacher is not None:
-            observation.teacher_gradient = teacher.gradient
+        map_function = None if whole else self.terms[name].teacher_map
         for pair in self.pairings[name].pairs if name in self.pairings else []:
-            assert teacher is not None
-            theirs = tuple(teacher.features[point] for point in pair.teacher_points)
+            theirs = tuple(
+                targets.read(Reading(point, map_function)) for point in pair.teacher_points
+            )
             observation.pairs.append(PairFeatures(pair, student.features[pair.student], theirs))
         if name in self.term_modules:
             modules = self.term_modules[name]
@@ -269,9 +314,13 @@ class Transfer(nn.Module):
         with evaluating(self.student):
             student = observe(self.student, self._taps, example, self.student_normalization)
         self._check_learnable(example)
-        teacher = None if self.teacher is None else self.teacher(example)
+        targets = Targets()
+        if self.teacher is not None:
+            seen = self.teacher(example)
+            features = {Reading(point): value for point, value in seen.features.items()}
+            targets = Targets(features, seen.output if isinstance(seen.output, Tensor) else None)
         for name, term in self.terms.items():
-            observation = self._observation(name, student, teacher)
+            observation = self._observation(name, student, targets, whole=True)
             term.check(observation)
             modules = term.make_modules(observation.pairs)
             if len(modules):
@@ -304,11 +353,6 @@ class Transfer(nn.Module):
         if self.teacher is not None:
             self.teacher.network._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-
-
-def _logits_of(teacher: Seen | None) -> Tensor | None:
-    """The teacher's logits; a teacher of features alone has none."""
-    return teacher.output if teacher and isinstance(teacher.output, Tensor) else None
 
 
 def _normalization(given: MeanAndDeviation | None) -> Normalization | None:

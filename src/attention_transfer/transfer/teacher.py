@@ -1,6 +1,7 @@
 """The teacher, frozen, and each network's own input normalisation."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from attention_transfer.errors import InputError
 from attention_transfer.losses import summed_cross_entropy
 from attention_transfer.maps import promoted
 from attention_transfer.taps import Taps, unwrapped
+from attention_transfer.transfer.targets import Reading, Targets, Wanted
 
 __all__ = [
     "FrozenTeacher",
@@ -68,8 +70,6 @@ class Seen(NamedTuple):
 
     output: object
     features: dict[str, Tensor]
-    gradient: Tensor | None = None
-    """J, the loss's gradient at the images, where it was asked for."""
 
     @property
     def logits(self) -> Tensor:
@@ -174,14 +174,57 @@ class FrozenTeacher:
         self.network.eval()
         return observe(self.network, self._taps, images, self.normalization)
 
-    def with_gradient(self, images: Tensor, labels: Tensor | None) -> Seen:
-        """The same, with the gradient of the summed cross-entropy at the images; all constants."""
-        images = images.detach().requires_grad_()
-        with torch.enable_grad():
-            seen = self.observe(images)
-        gradient = input_gradient(seen.logits, labels, images)
-        features = {point: feature.detach() for point, feature in seen.features.items()}
-        return Seen(seen.logits.detach(), features, gradient)
+    def targets(self, images: Tensor, labels: Tensor | None, wanted: Wanted) -> Targets:
+        """What is wanted of it, and no more: maps are taken as soon as their features are there,
+        which are dropped at once, and a pass ends with the last layer that somebody asked for.
+
+        Args:
+            images: (N, C, H, W).
+            labels: of :func:`attention_transfer.losses.summed_cross_entropy`, for the gradient.
+            wanted: what; its points are among this teacher's.
+        """
+        self.learn(images)
+        if wanted.gradient:
+            images = images.detach().requires_grad_()
+            with torch.enable_grad():
+                readings, output = self.read(images, wanted)
+            gradient = input_gradient(as_logits(output), labels, images)
+            return Targets(readings, as_logits(output).detach(), gradient)
+        whole = any(reading.map is None for reading in wanted.readings)
+        with torch.no_grad() if whole else torch.inference_mode():
+            readings, output = self.read(images, wanted)
+        if not whole:  # out of inference mode, for graphs that keep them
+            readings = {reading: value.clone() for reading, value in readings.items()}
+            output = output.clone() if isinstance(output, Tensor) else output
+        return Targets(readings, output if isinstance(output, Tensor) else None)
+
+    @torch.no_grad()
+    def learn(self, images: Tensor) -> None:
+        """Finds out how to read each point, by one pass on images of a size that is new."""
+        if not self._taps.knows(input_size(images, self.normalization)):
+            self.observe(images)
+
+    def read(self, images: Tensor, wanted: Wanted) -> tuple[dict[Reading, Tensor], object]:
+        """The readings, detached, and the output, or None of a pass that ended before it."""
+        self.network.eval()
+        given = images if self.normalization is None else self.normalization(images)
+        readings: dict[Reading, Tensor] = {}
+        output: object = None
+
+        def read(point: str, features: Tensor) -> None:
+            features = features.detach()
+            for reading in wanted.readings:
+                if reading.point == point and reading.map is not None:
+                    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+                        readings[reading] = reading.map(features)
+                elif reading.point == point:
+                    copied = self._taps.overwritten(point)
+                    readings[reading] = features.clone() if copied else features
+
+        to_the_end = wanted.logits or wanted.gradient
+        with self._taps.reading(given, read, to_the_end=to_the_end):
+            output = self.network(given)
+        return readings, output if to_the_end else None
 
 
 class FrozenTeachers(FrozenTeacher):
@@ -223,14 +266,40 @@ class FrozenTeachers(FrozenTeacher):
     def observe(self, images: Tensor) -> Seen:
         """One pass of each."""
         seen = [member.observe(images) for member in self.members]
-        outputs = [answer.output for answer in seen]
-        logits = [output for output in outputs if isinstance(output, Tensor)]
-        same = len(logits) == len(outputs) and len({output.shape for output in logits}) == 1
-        return Seen(
-            torch.stack([promoted(output) for output in logits]).mean(dim=0) if same else outputs,
-            {
-                f"{number}.{name}": features
-                for number, answer in enumerate(seen)
-                for name, features in answer.features.items()
-            },
-        )
+        features = {
+            f"{number}.{name}": features
+            for number, answer in enumerate(seen)
+            for name, features in answer.features.items()
+        }
+        return Seen(_mean_output([answer.output for answer in seen]), features)
+
+    def learn(self, images: Tensor) -> None:
+        """Of each."""
+        for member in self.members:
+            member.learn(images)
+
+    def read(self, images: Tensor, wanted: Wanted) -> tuple[dict[Reading, Tensor], object]:
+        """Of each."""
+        readings: dict[Reading, Tensor] = {}
+        outputs = []
+        for number, member in enumerate(self.members):
+            own = {
+                Reading(reading.point.removeprefix(f"{number}."), reading.map): reading
+                for reading in wanted.readings
+                if reading.point.startswith(f"{number}.")
+            }
+            asked = replace(wanted, readings=tuple(own))
+            if not asked:
+                continue
+            found, output = member.read(images, asked)
+            readings |= {own[reading]: value for reading, value in found.items()}
+            outputs.append(output)
+        return readings, _mean_output(outputs)
+
+
+def _mean_output(outputs: list[object]) -> object:
+    """The mean of logits of the same classes; others as they are."""
+    logits = [output for output in outputs if isinstance(output, Tensor)]
+    if len(logits) < len(outputs) or len({output.shape for output in logits}) != 1:
+        return outputs
+    return torch.stack([promoted(output) for output in logits]).mean(dim=0)

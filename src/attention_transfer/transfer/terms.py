@@ -16,6 +16,7 @@ from attention_transfer import maps
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.transfer.gradients import InputGradients
 from attention_transfer.transfer.pairing import Pair, Pairs
+from attention_transfer.transfer.targets import MapFunction
 
 __all__ = [
     "Observation",
@@ -29,7 +30,11 @@ __all__ = [
 
 
 class PairFeatures(NamedTuple):
-    """The features (N, C, H, W) at both ends of a pair; the teacher's need no gradient."""
+    """The features (N, C, H, W) at both ends of a pair; the teacher's need no gradient.
+
+    For a term that says its ``teacher_map``, the teacher's end is attention maps (N, H, W): of the
+    features, nothing else is kept.
+    """
 
     pair: Pair
     student: Tensor
@@ -92,6 +97,8 @@ class Term(ABC):
     name: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
     needs_input_gradient: ClassVar[bool] = False
+    needs_teacher_logits: ClassVar[bool] = True
+    """Where it is false of every term, the teacher's pass ends at its last tapped layer."""
     needs_teacher_gradient: ClassVar[bool] = False
 
     @abstractmethod
@@ -105,6 +112,11 @@ class Term(ABC):
     @property
     def wanted_pairs(self) -> Pairs | None:
         """The pairs of layers the term compares, or None if it compares none."""
+        return None
+
+    @property
+    def teacher_map(self) -> MapFunction | None:
+        """What is taken of the teacher's features as soon as they are there; None: all of them."""
         return None
 
     def check(self, observation: Observation) -> None:

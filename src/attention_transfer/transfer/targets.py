@@ -1,0 +1,76 @@
+"""What terms want to know of a teacher, and its answers: all that a student needs of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from attention_transfer import maps
+from attention_transfer.errors import InputError
+
+__all__ = ["MapFunction", "Reading", "Targets", "Wanted"]
+
+
+class MapFunction(NamedTuple):
+    """F, which makes an attention map of features: see
+    :func:`attention_transfer.maps.activation_map`.
+
+    >>> str(MapFunction("sum", 2.0))
+    'sum 2'
+    """
+
+    kind: maps.MapKind = "sum"
+    power: float = 2.0
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, H, W), up to a factor per image."""
+        return maps.scale_free_map(features, self.kind, self.power)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.power:g}"
+
+
+class Reading(NamedTuple):
+    """What is read at a teacher's point: its attention map by F, or the features themselves."""
+
+    point: str
+    map: MapFunction | None = None
+
+    def __str__(self) -> str:
+        return f"{self.point} ({self.map or 'whole activations'})"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a teacher."""
+
+    readings: tuple[Reading, ...] = ()
+    logits: bool = False
+    gradient: bool = False
+    """J, the gradient of the summed cross-entropy at the images."""
+
+    def __bool__(self) -> bool:
+        return bool(self.readings) or self.logits or self.gradient
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A teacher's answers for a batch; constants, whichever pass or file they come from."""
+
+    readings: Mapping[Reading, Tensor] = field(default_factory=dict)
+    """Maps (N, H, W), each image's at a scale of its own, or features (N, C, H, W)."""
+    logits: Tensor | None = None
+    gradient: Tensor | None = None
+    """J, (N, C, H, W)."""
+
+    def read(self, reading: Reading) -> Tensor:
+        """One of the readings.
+
+        Raises:
+            InputError: it is not among them.
+        """
+        if reading not in self.readings:
+            known = ", ".join(map(str, self.readings)) or "nothing"
+            raise InputError(f"the teacher's targets hold {known}, expected {reading} as well")
+        return self.readings[reading]
