@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
 from attention_transfer.losses import TransferForm, attention_distance, check_transfer
 from attention_transfer.maps import (

@@ -355,7 +355,8 @@ class _ScaleFreeMap(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return features_gradient(*ctx.saved_tensors, gradient, ctx.kind, ctx.power), None, None
+        features, divisors = ctx.saved_tensors
+        return features_gradient(features, divisors, gradient, ctx.kind, ctx.power), None, None
 
 
 def _in_parts(

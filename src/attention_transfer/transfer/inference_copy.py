@@ -43,8 +43,10 @@ def inference_copy(network: nn.Module, points: Sequence[str], example: Tensor) -
     folded = copy.deepcopy(plain)
     found = _foldable(folded, {module_of(point) for point in points}, example)
     for convolution, norm in found.items():
-        fused = fuse_conv_bn_eval(folded.get_submodule(convolution), folded.get_submodule(norm))
-        _replace(folded, convolution, fused)
+        before, after = folded.get_submodule(convolution), folded.get_submodule(norm)
+        assert isinstance(before, nn.Conv2d)
+        assert isinstance(after, nn.BatchNorm2d)
+        _replace(folded, convolution, fuse_conv_bn_eval(before, after))
         _replace(folded, norm, nn.Identity())
     if not found or not _agree(plain, folded, points, example):
         return plain

@@ -169,7 +169,7 @@ class Transfer(nn.Module):
         is not run.
 
         Example:
-            >>> student, teacher = nn.Sequential(nn.Conv2d(3, 4, 1)), nn.Sequential(nn.Conv2d(3, 8, 1))
+            >>> student, teacher = (nn.Sequential(nn.Conv2d(3, width, 1)) for width in (4, 8))
             >>> transfer = at.Transfer(student, teacher, [at.ActivationAttention(pairs="0:0")])
             >>> images = torch.rand(2, 3, 8, 8)
             >>> targets = transfer.targets(images)
