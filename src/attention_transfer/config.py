@@ -104,8 +104,8 @@ class Config(BaseModel):
         return self.checked({**self.model_dump(), **changes})
 
 
-class RunConfig(Config):
-    """What training one network and distilling a student have in common."""
+class ImagesConfig(Config):
+    """Which images networks are shown, and how they are computed with."""
 
     data: str = Field(
         "cluttered-digits",
@@ -117,11 +117,6 @@ class RunConfig(Config):
     )
     workers: Workers | None = Field(
         None, description="processes that decode images in files; default: by the cores"
-    )
-    masks: Path | None = Field(
-        None,
-        description="folder of object masks (cat/1.png for cat/1.jpg, white: the object), to "
-        "measure how much attention is on the object",
     )
     randaugment: int | None = Field(
         None, ge=0, le=30, description="magnitude of two random operations an image; none: off"
@@ -136,6 +131,22 @@ class RunConfig(Config):
     download: bool = Field(False, description="download the data if they are missing")
     validation: float = Field(
         0.1, gt=0, lt=1, description="share of the training images held out for validation"
+    )
+    data_seed: Seed = Field(0, description="of the scenes, the validation split, augmentation")
+    precision: Precision = Field(
+        "auto",
+        description="fp32, bf16, fp16 (GPU only); auto: bf16 where the machine is fast at it",
+    )
+    channels_last: bool = Field(True, description="memory format of images and features")
+
+
+class RunConfig(ImagesConfig):
+    """What training one network and distilling a student have in common."""
+
+    masks: Path | None = Field(
+        None,
+        description="folder of object masks (cat/1.png for cat/1.jpg, white: the object), to "
+        "measure how much attention is on the object",
     )
     epochs: Count = Field(15, description="passes over the training images")
     batch_size: Count = Field(64, description="images a step, over all processes")
@@ -158,12 +169,9 @@ class RunConfig(Config):
         None, description="largest l2 norm of the gradient; none: not clipped"
     )
     seed: Seed = Field(0, description="of the initialisation and the order of the images")
-    data_seed: Seed = Field(0, description="of the scenes, the validation split, augmentation")
-    precision: Precision = Field(
-        "auto",
-        description="fp32, bf16, fp16 (GPU only); auto: bf16 where the machine is fast at it",
+    compile: bool = Field(
+        False, description="compile the networks' passes; pays in long runs (torch.compile)"
     )
-    channels_last: bool = Field(True, description="memory format of images and features")
     probes: int = Field(
         32, ge=0, description="validation images on which attention is followed and kept; 0: none"
     )

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from attention_transfer.losses import TransferForm, attention_distance, check_transfer
 from attention_transfer.maps import (
@@ -104,7 +103,6 @@ class _AttentionTransfer(torch.autograd.Function):
         return loss, student_map
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         features, divisors, slope = ctx.saved_tensors
         result = features_gradient(features, divisors, slope * gradient, ctx.kind, ctx.power)

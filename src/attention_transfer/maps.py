@@ -16,8 +16,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
+
+from attention_transfer.errors import InputError
 
 __all__ = [
     "MapKind",
@@ -254,7 +256,9 @@ def scaled_map(
         maps (N, H, W) and divisors (N, 1, 1, 1), in at least float32.
     """
     _check(features, kind, power)
-    squares = _scaled_square_sum(features) if kind == "sum" and power == 2 else None
+    squares = None
+    if kind == "sum" and power == 2 and not torch.compiler.is_compiling():
+        squares = _scaled_square_sum(features)
     return squares or _scaled_map(features, kind, power)
 
 
@@ -271,8 +275,18 @@ def features_gradient(
         power: of F.
 
     Returns:
-        (N, C, H, W) in the features' dtype and memory format.
+        (N, C, H, W) in the features' dtype and memory format. Differentiating it raises an
+        InputError.
     """
+    with torch.no_grad():
+        gradient = _features_gradient(features, divisors, upstream, kind, power)
+    twice = torch.is_grad_enabled() and features.requires_grad
+    return _Gradient.apply(gradient, features) if twice else gradient
+
+
+def _features_gradient(
+    features: Tensor, divisors: Tensor, upstream: Tensor, kind: MapKind, power: float
+) -> Tensor:
     result = torch.empty_like(features)
     slope = upstream.unsqueeze(1)
     plain = kind == "sum" and power == 2 and features.dtype != torch.float16
@@ -353,10 +367,24 @@ class _ScaleFreeMap(torch.autograd.Function):
         return maps
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         features, divisors = ctx.saved_tensors
         return features_gradient(features, divisors, gradient, ctx.kind, ctx.power), None, None
+
+
+class _Gradient(torch.autograd.Function):
+    """A gradient that cannot be differentiated again, and says so."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, gradient: Tensor, features: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise InputError(
+            "this attention map has no second derivative, got a backward pass through its "
+            "gradient; use maps.activation_map and losses.attention_transfer, which have any number"
+        )
 
 
 def _in_parts(
@@ -366,7 +394,7 @@ def _in_parts(
     part in float32 stays in its caches, and the memory it takes is little.
     """
     images = len(features)
-    if features.device.type == "cpu":
+    if features.device.type == "cpu" and not torch.compiler.is_compiling():
         images = elements // max(1, features[:1].numel())
     return zip(
         *(torch.split(tensor, max(1, images)) for tensor in (features, *others)), strict=True

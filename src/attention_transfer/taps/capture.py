@@ -84,21 +84,13 @@ class Taps:
         layouts = self._layouts[tuple(images.shape[1:])]
         left = set(self.points)
 
-        def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-            def read_outputs(module: nn.Module, _: object, output: object) -> None:
-                outputs = dict(outputs_of(name, output))
-                for point in (point for point in self.points if module_of(point) == name):
-                    found = _tensor(point, module, outputs)
-                    read(point, layouts[point].read(found))
-                    left.discard(point)
-                if not left and not to_the_end:
-                    raise _AllRead
+        def see(point: str, output: Tensor) -> None:
+            read(point, layouts[point].read(output))
+            left.discard(point)
+            if not left and not to_the_end:
+                raise _AllRead
 
-            return read_outputs
-
-        handles = [
-            module.register_forward_hook(hook(name)) for name, module in self._modules.items()
-        ]
+        handles = self.watch(see)
         try:
             yield
         except _AllRead:
@@ -107,6 +99,21 @@ class Taps:
             for handle in handles:
                 handle.remove()
         self._refuse_silent(left)
+
+    def watch(self, see: Reader) -> list[RemovableHandle]:
+        """Has every output of a point shown to somebody, as it is, until the hooks are removed."""
+
+        def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+            points = [point for point in self.points if module_of(point) == name]
+
+            def show(module: nn.Module, _: object, output: object) -> None:
+                outputs = dict(outputs_of(name, output))
+                for point in points:
+                    see(point, _tensor(point, module, outputs))
+
+            return show
+
+        return [module.register_forward_hook(hook(name)) for name, module in self._modules.items()]
 
     def overwritten(self, point: str) -> bool:
         """Whether a point's features must be copied to be kept."""
@@ -146,8 +153,7 @@ class Taps:
         if self._handles:
             raise RuntimeError("these taps are already open")
         self._features: dict[str, Tensor] = {}
-        for name, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._hook(name)))
+        self._handles = self.watch(self._capture)
         return self._features
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -161,17 +167,7 @@ class Taps:
             self._outputs.clear()
             self._versions.clear()
 
-    def _hook(self, name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(module: nn.Module, _: object, output: object) -> None:
-            outputs = dict(outputs_of(name, output))
-            for point in self.points:
-                if module_of(point) == name:
-                    self._capture(point, module, outputs)
-
-        return hook
-
-    def _capture(self, point: str, module: nn.Module, outputs: dict[str, object]) -> None:
-        output = _tensor(point, module, outputs)
+    def _capture(self, point: str, output: Tensor) -> None:
         if point in self._features:
             raise InputError(
                 f"point {point!r} ran more than once in one pass, so its attention is not "

@@ -29,7 +29,7 @@ from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.training.checkpoints import load_last_checkpoint, save_checkpoint
 from attention_transfer.training.evaluation import judge, predict
 from attention_transfer.training.fine_tuning import parameter_groups
-from attention_transfer.training.machine import keep_freed_memory
+from attention_transfer.training.machine import AUTOCAST, keep_freed_memory
 from attention_transfer.training.preparation import Prepared, model_normalization, prepare
 from attention_transfer.training.probes import Probes, probed_epochs
 from attention_transfer.training.progress import Moment, RunProgress
@@ -119,6 +119,8 @@ class _Fit:
         self.progress = progress if accelerator.is_main_process else RunProgress()
         self.config, self.data = prepared.config, prepared.data
         self.transfer = prepared.transfer.to(accelerator.device)
+        for teacher in prepared.teachers:
+            teacher.network.to(accelerator.device)
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.transfer, self.config.backbone_lr, prepared.heads),
             lr=self.config.lr,
@@ -301,7 +303,7 @@ class _Fit:
         return (self.epoch + step / self.steps_an_epoch) / self.config.epochs
 
     def _autocast(self) -> AbstractContextManager[None]:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.prepared.precision)
+        dtype = AUTOCAST.get(self.prepared.precision)
         return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
 
     def _batches(self) -> Iterator[Batch]:

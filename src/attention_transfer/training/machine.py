@@ -12,6 +12,7 @@ from attention_transfer.config import Precision
 from attention_transfer.errors import InputError
 
 __all__ = [
+    "AUTOCAST",
     "EXTRAS",
     "describe_machine",
     "keep_freed_memory",
@@ -37,6 +38,10 @@ EXTRAS = {
     "trackers": ("tensorboard", "wandb", "trackio", "mlflow"),
 }
 """Extra -> the packages it brings."""
+
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What a precision other than float32 computes in."""
 
 
 def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from attention_transfer.models import (
 )
 from attention_transfer.taps import evaluating
 from attention_transfer.training.fine_tuning import freeze
-from attention_transfer.training.machine import resolve_precision
+from attention_transfer.training.machine import AUTOCAST, resolve_precision
 from attention_transfer.training.tracking import check_installed
 from attention_transfer.transfer import (
     ActivationAttention,
@@ -36,6 +36,7 @@ from attention_transfer.transfer import (
     Term,
     Transfer,
     as_logits,
+    compiler_fault,
     distillation_terms,
 )
 
@@ -56,6 +57,8 @@ class Prepared:
     """Modules of the student that keep their weights and stay in eval mode."""
     heads: list[nn.Module]
     """Layers of the student that give its logits, where they learn faster than the rest."""
+    notices: list[str] = field(default_factory=list)
+    """What a user should know before the run."""
 
     @property
     def normalization(self) -> Normalization:
@@ -135,7 +138,15 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             student_normalization=model_normalization(student, data),
             teacher_normalization=[model_normalization(teacher, data) for teacher in teachers],
         )
-    return Prepared(config, data, student, teachers, transfer, precision, frozen, heads)
+    transfer.streamline_teacher(example, AUTOCAST.get(precision))
+    notices = []
+    if config.compile:
+        fault = compiler_fault()
+        if fault is None:
+            transfer.compile_passes()
+        else:
+            notices.append(f"nothing is compiled: no compiler works here ({fault})")
+    return Prepared(config, data, student, teachers, transfer, precision, frozen, heads, notices)
 
 
 def _decoded_for(data: DataSet, student: LoadedModel, teachers: list[LoadedModel]) -> DataSet:

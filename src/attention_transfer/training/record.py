@@ -35,6 +35,7 @@ def introduction(prepared: Prepared) -> Iterator[str]:
             f"classes, {data.name} has {len(data.class_names)}"
         )
     yield from data.notices
+    yield from prepared.notices
     for name, pairing in prepared.transfer.pairings.items():
         for whose, alone in (
             ("student", pairing.alone_in_student),

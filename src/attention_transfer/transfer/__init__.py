@@ -1,6 +1,7 @@
 """The heart: terms over taps, the objective that sums them, the frozen teacher, pairing."""
 
 from attention_transfer.transfer.attention import Attention, attention_maps, attention_of
+from attention_transfer.transfer.compiled import compiler_fault
 from attention_transfer.transfer.feature_terms import ActivationAttention, FullActivation
 from attention_transfer.transfer.gradient_terms import (
     FlipSymmetry,
@@ -15,6 +16,7 @@ from attention_transfer.transfer.logit_terms import (
 )
 from attention_transfer.transfer.objective import Transfer, TransferOutput
 from attention_transfer.transfer.pairing import Pair
+from attention_transfer.transfer.targets import MapFunction, Reading, Targets, Wanted
 from attention_transfer.transfer.teacher import FrozenTeacher, Normalization, as_logits
 from attention_transfer.transfer.terms import Observation, Term
 
@@ -29,14 +31,19 @@ __all__ = [
     "GradientAttention",
     "InputGradientNorm",
     "KnowledgeDistillation",
+    "MapFunction",
     "Normalization",
     "Observation",
     "Pair",
+    "Reading",
+    "Targets",
     "Term",
     "Transfer",
     "TransferOutput",
+    "Wanted",
     "as_logits",
     "attention_maps",
     "attention_of",
+    "compiler_fault",
     "distillation_terms",
 ]

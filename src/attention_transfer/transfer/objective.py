@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import InputError
 from attention_transfer.taps import Taps, evaluating, structure_copy, unwrapped
+from attention_transfer.transfer.compiled import CompiledPass
 from attention_transfer.transfer.differentiability import (
     check_twice_differentiable,
     is_compiled,
@@ -135,6 +136,7 @@ class Transfer(nn.Module):
         self.term_modules = nn.ModuleDict()
         self.pair_descriptions: list[PairDescription] = []
         self._twice_differentiable = False
+        self._compiled: CompiledPass | None = None
         if example_input is not None:
             self._try(example_input)
 
@@ -160,9 +162,41 @@ class Transfer(nn.Module):
             compiling = torch.compiler.is_compiling()
             out: TransferOutput = self._with_gradients(images, labels, progress, targets, compiling)
             return out
-        student = observe(self.student, self._taps, images, self.student_normalization)
+        student = self._observe_student(images)
         with torch.autocast(images.device.type, enabled=False):
             return self._sum(student, targets, labels, None, progress)
+
+    def streamline_teacher(self, example: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Has the teacher answer from a cheaper copy: its batch norms folded into convolutions, its
+        weights in the dtype of autocast, under which alone it then runs. The teacher itself stays
+        as it is, and what is done to it later is not seen.
+
+        Args:
+            example: images (N, C, H, W) on which copy and teacher must agree, or else the copy is
+                plain.
+            dtype: such as ``torch.bfloat16``; None: as they are.
+        """
+        if self.teacher is not None:
+            self.teacher.streamline(example, dtype)
+
+    def compile_passes(self) -> None:
+        """Compiles the student's and the teacher's passes from the next batch on, with their taps;
+        batches of another size than that are run as before. With gradient terms the student's is
+        left as it is: a compiled graph has no second derivative.
+        """
+        if not self._needs_gradients:
+            self._compiled = CompiledPass(
+                self.student, self._taps, lambda output, features: (output, features)
+            )
+        if self.teacher is not None:
+            self.teacher.compile_passes()
+
+    def _observe_student(self, images: Tensor) -> Seen:
+        compiled = self._compiled
+        if compiled is None or not torch.is_grad_enabled() or not compiled.takes(images):
+            return observe(self.student, self._taps, images, self.student_normalization)
+        own = self.student_normalization
+        return Seen(*compiled(images if own is None else own(images)))
 
     def targets(self, images: Tensor, labels: Tensor | None = None) -> Targets:
         """What the teacher answers for a batch, as far as the terms need it; without such terms it

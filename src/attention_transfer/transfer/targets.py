@@ -24,8 +24,8 @@ class MapFunction(NamedTuple):
     power: float = 2.0
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, H, W), up to a factor per image."""
-        return maps.scale_free_map(features, self.kind, self.power)
+        """(N, C, H, W) -> (N, H, W), up to a factor per image, a constant."""
+        return maps.scaled_map(features, self.kind, self.power)[0]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.power:g}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from attention_transfer.errors import InputError
 from attention_transfer.losses import summed_cross_entropy
 from attention_transfer.maps import promoted
 from attention_transfer.taps import Taps, unwrapped
+from attention_transfer.transfer.compiled import CompiledPass
+from attention_transfer.transfer.inference_copy import inference_copy, lower_weights
 from attention_transfer.transfer.targets import Reading, Targets, Wanted
 
 __all__ = [
@@ -163,6 +165,24 @@ class FrozenTeacher:
         self.network = network.requires_grad_(False).eval()
         self.normalization = normalization
         self._taps = Taps(network, points)
+        self._compiled: dict[Wanted, CompiledPass] | None = None
+
+    def streamline(self, example: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Answers from an inference copy from now on; the network itself stays as it is.
+
+        Args:
+            example: images (N, C, H, W) to compare both on.
+            dtype: to keep the weights in; they then run under autocast of that dtype alone.
+        """
+        given = example if self.normalization is None else self.normalization(example)
+        self.network = inference_copy(self.network, self._taps.points, given)
+        self._taps = Taps(self.network, self._taps.points)
+        if dtype is not None:
+            lower_weights(self.network, dtype)
+
+    def compile_passes(self) -> None:
+        """Compiles passes without gradients from now on, each when it is first run."""
+        self._compiled = {}
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Seen:
@@ -214,17 +234,43 @@ class FrozenTeacher:
         def read(point: str, features: Tensor) -> None:
             features = features.detach()
             for reading in wanted.readings:
-                if reading.point == point and reading.map is not None:
-                    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-                        readings[reading] = reading.map(features)
-                elif reading.point == point:
+                if reading.point == point and reading.map is None:
                     copied = self._taps.overwritten(point)
                     readings[reading] = features.clone() if copied else features
+                elif reading.point == point:
+                    readings[reading] = _read(reading, features)
 
         to_the_end = wanted.logits or wanted.gradient
+        compiled = self._compiled_pass(wanted)
+        if compiled is not None and compiled.takes(given):
+            found: tuple[dict[Reading, Tensor], object] = compiled(given)
+            return found
         with self._taps.reading(given, read, to_the_end=to_the_end):
             output = self.network(given)
         return readings, output if to_the_end else None
+
+    def _compiled_pass(self, wanted: Wanted) -> CompiledPass | None:
+        """The compiled pass that answers what is wanted; None where passes are not compiled."""
+        if self._compiled is None or wanted.gradient:
+            return None
+        if wanted not in self._compiled:
+
+            def finish(output: object, features: dict[str, Tensor]) -> Any:
+                readings = {
+                    reading: _read(reading, features[reading.point]) for reading in wanted.readings
+                }
+                return readings, output if wanted.logits else None
+
+            self._compiled[wanted] = CompiledPass(self.network, self._taps, finish)
+        return self._compiled[wanted]
+
+
+def _read(reading: Reading, features: Tensor) -> Tensor:
+    """A reading of features (N, C, H, W)."""
+    if reading.map is None:
+        return features
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        return reading.map(features)
 
 
 class FrozenTeachers(FrozenTeacher):
@@ -262,6 +308,17 @@ class FrozenTeachers(FrozenTeacher):
                 zip(networks, normalizations, strict=True)
             )
         ]
+
+    def streamline(self, example: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Each."""
+        for member in self.members:
+            member.streamline(example, dtype)
+        self.network = nn.ModuleList(member.network for member in self.members)
+
+    def compile_passes(self) -> None:
+        """Of each."""
+        for member in self.members:
+            member.compile_passes()
 
     def observe(self, images: Tensor) -> Seen:
         """One pass of each."""
