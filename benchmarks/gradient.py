@@ -39,7 +39,7 @@ from attention_transfer import (
     models,
 )
 from attention_transfer.double_backward import batch_norm
-from attention_transfer.training.machine import (
+from attention_transfer.machine import (
     describe_machine,
     keep_freed_memory,
     package_versions,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from attention_transfer import ActivationAttention, CrossEntropy, Transfer, models
-from attention_transfer.training.machine import (
+from attention_transfer.machine import (
     describe_machine,
     keep_freed_memory,
     package_versions,

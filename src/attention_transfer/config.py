@@ -14,9 +14,11 @@ from pydantic_core import PydanticCustomError
 from attention_transfer.errors import InputError, nearest
 
 __all__ = [
+    "CacheConfig",
     "DemoConfig",
     "DistillConfig",
     "EvaluateConfig",
+    "ImagesConfig",
     "MapsConfig",
     "PointsConfig",
     "RunConfig",
@@ -263,6 +265,30 @@ class DistillConfig(RunConfig):
     input_gradient_norm: NonNegative | None = Field(
         None, description="weight of the input gradient's norm, a baseline; none: off"
     )
+    cache: Path | None = Field(
+        None, description="folder of the teacher's targets, made if it is not there; none: live"
+    )
+
+
+class CacheConfig(ImagesConfig):
+    """A teacher's targets, computed once."""
+
+    cache: Path = Field(description="the cache's folder")
+    teacher: str = Field(
+        description="a run's folder, NAME or NAME@FILE.safetensors; several, by commas"
+    )
+    views: Count = Field(
+        15, description="of each training image; as many as epochs make a run the live one's equal"
+    )
+    points: str = Field("auto", description="teacher's layers whose maps are kept, by commas")
+    map: Literal["sum", "max"] = Field("sum", description="over channels: F_sum or F_max")
+    power: Positive = Field(2.0, description="p > 0 in |A|^p")
+    gradient: bool = Field(
+        False, description="keep the gradient at the image too, for gradient attention"
+    )
+    processes: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="that build at the same time"
+    )
 
 
 class EvaluateConfig(Config):
@@ -343,6 +369,9 @@ class DemoConfig(Config):
     beta: NonNegative = Field(1000.0, description="weight of attention transfer")
     seed: Seed = Field(0, description="of the initialisation and the order of the images")
     precision: Precision = Field("auto", description="fp32, bf16, fp16 (GPU only) or auto")
+    cache: Path | None = Field(
+        None, description="folder of the teacher's targets, made if it is not there; none: live"
+    )
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)

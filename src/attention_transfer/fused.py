@@ -12,15 +12,8 @@ import torch
 from torch import Tensor
 
 from attention_transfer.losses import TransferForm, attention_distance, check_transfer
-from attention_transfer.maps import (
-    MapKind,
-    common_size,
-    features_gradient,
-    moderate,
-    normalize,
-    resize,
-    scaled_map,
-)
+from attention_transfer.maps import MapKind, common_size, normalize, resize
+from attention_transfer.maps.scale_free import features_gradient, moderate, scaled_map
 
 __all__ = ["attention_transfer"]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from attention_transfer.cli import (
+    cache,
     demo,
     distill,
     doctor,
@@ -30,6 +31,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "points": points,
     "maps": maps,
+    "cache": cache,
     "report": report,
     "doctor": doctor,
 }

@@ -52,6 +52,14 @@ class Augmented:
         return self.images.fingerprint
 
     @property
+    def making(self) -> str:
+        """That of the images, and what is done to them afterwards."""
+        return (
+            f"{self.images.making}, RandAugment {self.randaugment}, erasing "
+            f"{self.random_erasing:g}, MixUp {self.mixup:g}, CutMix {self.cutmix:g}"
+        )
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return self.images.size

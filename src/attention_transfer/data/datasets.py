@@ -54,6 +54,12 @@ class DatasetImages:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def making(self) -> str:
+        """The recipe, and the size it ends at."""
+        height, width = self.size
+        return f"{self.recipe}, {self.interpolation} to {height}x{width}"
+
     def subset(self, indices: NDArray[np.int64]) -> "DatasetImages":
         """The images at some indices, in that order."""
         labels = self.labels[torch.from_numpy(indices)]

@@ -36,6 +36,12 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def making(self) -> str:
+        """The recipe, and the size it ends at."""
+        height, width = self.size
+        return f"{self.recipe}, {self.interpolation} to {height}x{width}"
+
     def subset(self, indices: NDArray[np.int64]) -> "FileImages":
         """The images at some indices, in that order."""
         paths = tuple(self.paths[index] for index in indices)

@@ -45,6 +45,10 @@ class Images(Protocol):
         """A hash of the images and labels."""
 
     @property
+    def making(self) -> str:
+        """How views are made; with the fingerprint, all that a (data seed, number) leaves open."""
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of what :meth:`pixels` gives."""
 
@@ -113,6 +117,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def making(self) -> str:
+        """The augmentation."""
+        return str(self.augmentation)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -15,10 +15,10 @@ import torch
 
 from attention_transfer.config import DemoConfig, DistillConfig, TrainConfig
 from attention_transfer.data import DataSet, ImageSet, as_input, load_data
+from attention_transfer.feeding import model_normalization
+from attention_transfer.machine import resolve_precision
 from attention_transfer.models import LoadedModel, load_run
 from attention_transfer.training import Run, RunProgress, new_folder, run
-from attention_transfer.training.machine import resolve_precision
-from attention_transfer.training.preparation import model_normalization
 from attention_transfer.training.run import writing_to
 from attention_transfer.transfer import attention_maps
 
@@ -112,7 +112,9 @@ def student_configs(config: DemoConfig, teacher: Path) -> dict[str, TrainConfig 
         "seed": config.seed,
         "precision": config.precision,
     }
-    distilled = DistillConfig(teacher=str(teacher), student=STUDENT, beta=config.beta, **common)
+    distilled = DistillConfig(
+        teacher=str(teacher), student=STUDENT, beta=config.beta, cache=config.cache, **common
+    )
     return {
         "alone": TrainConfig(model=STUDENT, **common),
         "at": distilled,

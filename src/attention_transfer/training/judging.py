@@ -9,10 +9,10 @@ import numpy as np
 from attention_transfer.config import EvaluateConfig, height_and_width
 from attention_transfer.data import DataSet, as_input, load_data, resolve_workers
 from attention_transfer.errors import InputError
+from attention_transfer.feeding import model_normalization, try_out
+from attention_transfer.machine import resolve_precision
 from attention_transfer.models import LoadedModel, load, load_run, own_input_size
 from attention_transfer.training.evaluation import Evaluation, judge, predict
-from attention_transfer.training.machine import resolve_precision
-from attention_transfer.training.preparation import model_normalization, try_out
 from attention_transfer.training.run import Run
 
 __all__ = ["evaluate_model"]

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from attention_transfer.cache import TargetCache
 from attention_transfer.config import DistillConfig, TrainConfig
 from attention_transfer.data import (
     Batch,
@@ -26,11 +27,12 @@ from attention_transfer.data import (
     resolve_workers,
 )
 from attention_transfer.errors import InputError, Interrupted, TrainingError
+from attention_transfer.feeding import model_normalization
+from attention_transfer.machine import AUTOCAST, keep_freed_memory
 from attention_transfer.training.checkpoints import load_last_checkpoint, save_checkpoint
 from attention_transfer.training.evaluation import judge, predict
 from attention_transfer.training.fine_tuning import parameter_groups
-from attention_transfer.training.machine import AUTOCAST, keep_freed_memory
-from attention_transfer.training.preparation import Prepared, model_normalization, prepare
+from attention_transfer.training.preparation import Prepared, prepare
 from attention_transfer.training.probes import Probes, probed_epochs
 from attention_transfer.training.progress import Moment, RunProgress
 from attention_transfer.training.record import introduction, make_record
@@ -38,7 +40,7 @@ from attention_transfer.training.run import Run, new_folder
 from attention_transfer.training.schedule import learning_rate_factor
 from attention_transfer.training.totals import Totals
 from attention_transfer.training.tracking import Tracking
-from attention_transfer.transfer import Normalization, TransferOutput
+from attention_transfer.transfer import Normalization, Targets, TransferOutput
 
 __all__ = ["resume", "run"]
 
@@ -143,6 +145,8 @@ class _Fit:
         if self.config.probes and accelerator.is_main_process:
             self.probes = Probes(prepared, run.attention)
             self.probed = probed_epochs(self.config.epochs, self.config.probe_every)
+        self.cache: TargetCache | None = None
+        self.seconds_building = 0.0
         self.tracking = Tracking(
             self.config, run.folder, self.progress.say, active=accelerator.is_main_process
         )
@@ -158,6 +162,9 @@ class _Fit:
     def _train(self) -> None:
         for line in introduction(self.prepared):
             self.progress.say(line)
+        if self.prepared.targets is not None:
+            say, device = self.progress.say, self.accelerator.device
+            self.cache, self.seconds_building = self.prepared.targets.whole(say, device)
         left = self.config.epochs - self.epoch
         self.progress.begin(self.prepared.student.name, left * len(self.data.train))
         try:
@@ -194,6 +201,7 @@ class _Fit:
                 teacher_test_error=teacher_test_error,
                 attention=self.probes.summary() if self.probes else None,
                 seconds=self.seconds,
+                seconds_building_cache=self.seconds_building,
                 processes=self.accelerator.num_processes,
             )
         )
@@ -229,10 +237,13 @@ class _Fit:
         while True:
             waiting = time.perf_counter()
             step, batch = next(source, (None, None))
-            totals.seconds_waiting += time.perf_counter() - waiting
             if step is None or batch is None:
                 break
-            self._step(step, batch, totals)
+            targets = None
+            if self.cache is not None:
+                targets = self.cache.read(self._view.number, batch.indices)
+            totals.seconds_waiting += time.perf_counter() - waiting
+            self._step(step, batch, targets, totals)
             rate = totals.images * self.accelerator.num_processes / (time.perf_counter() - began)
             self.progress.step(batch.total, self._moment(step, totals, rate))
         seconds = time.perf_counter() - began
@@ -264,7 +275,7 @@ class _Fit:
             return {}
         return self.probes.look(self.epoch)
 
-    def _step(self, step: int, batch: Batch, totals: Totals) -> None:
+    def _step(self, step: int, batch: Batch, targets: Targets | None, totals: Totals) -> None:
         device = self.accelerator.device
         images, labels = (part.to(device, non_blocking=True) for part in batch[:2])
         if not self.config.channels_last:
@@ -276,7 +287,8 @@ class _Fit:
         # Dropout and the like: a function of the seed and the step, as all randomness is.
         torch.manual_seed(_step_seed(self.config.seed, self.epoch, step))
         with self._autocast():
-            out: TransferOutput = self.objective(images, labels, progress)
+            known = None if targets is None else targets.to(device)
+            out: TransferOutput = self.objective(images, labels, progress, known)
         culprits = [name for name, value in out.terms.items() if not bool(value.isfinite())]
         if culprits:
             raise self._not_finite(f"the loss ({', '.join(culprits)})", step)
@@ -306,12 +318,19 @@ class _Fit:
         dtype = AUTOCAST.get(self.prepared.precision)
         return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
 
+    @property
+    def _view(self) -> View:
+        """The samples' view in this epoch; cached ones go round."""
+        targets = self.prepared.targets
+        number = self.epoch if targets is None else self.epoch % targets.views
+        return View(self.config.data_seed, number)
+
     def _batches(self) -> Iterator[Batch]:
         return batches(
             self.data.train,
             epoch_order(len(self.data.train), self.config.seed, self.epoch),
             self.config.batch_size,
-            view=View(self.config.data_seed, self.epoch),
+            view=self._view,
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
             workers=resolve_workers(self.config.workers, self.data.train),

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import DistillConfig, TrainConfig, height_and_width
-from attention_transfer.data import Augmented, DataSet, as_input, load_data
+from attention_transfer.data import DataSet, as_input, load_data
 from attention_transfer.errors import InputError
+from attention_transfer.feeding import augmented, decoded_for, model_normalization, try_out
+from attention_transfer.machine import AUTOCAST, resolve_precision
 from attention_transfer.models import (
     LoadedModel,
     ModelCard,
@@ -21,9 +23,8 @@ from attention_transfer.models import (
     own_input_size,
     several,
 )
-from attention_transfer.taps import evaluating
+from attention_transfer.training.cached_targets import CachedTargets, cached_targets
 from attention_transfer.training.fine_tuning import freeze
-from attention_transfer.training.machine import AUTOCAST, resolve_precision
 from attention_transfer.training.tracking import check_installed
 from attention_transfer.transfer import (
     ActivationAttention,
@@ -40,7 +41,7 @@ from attention_transfer.transfer import (
     distillation_terms,
 )
 
-__all__ = ["Prepared", "count_flops", "model_normalization", "prepare", "terms_of", "try_out"]
+__all__ = ["Prepared", "count_flops", "prepare", "terms_of"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Prepared:
     """Modules of the student that keep their weights and stay in eval mode."""
     heads: list[nn.Module]
     """Layers of the student that give its logits, where they learn faster than the rest."""
+    targets: CachedTargets | None
+    """The teacher's, where they come from a cache."""
     notices: list[str] = field(default_factory=list)
     """What a user should know before the run."""
 
@@ -115,7 +118,8 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             load(name, classes, trained=True, **settings) for name in several(config.teacher)
         ]
     student = load(_student_of(config), classes, trained=False, **settings)
-    data = _augmented(_decoded_for(data, student, teachers), config)
+    _check_mixing(config)
+    data = augmented(decoded_for(data, student, teachers), config)
     example = as_input(data.train.pixels(np.arange(1)))
     for teacher in teachers:
         try_out(teacher, data, example)
@@ -146,49 +150,10 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             transfer.compile_passes()
         else:
             notices.append(f"nothing is compiled: no compiler works here ({fault})")
-    return Prepared(config, data, student, teachers, transfer, precision, frozen, heads, notices)
-
-
-def _decoded_for(data: DataSet, student: LoadedModel, teachers: list[LoadedModel]) -> DataSet:
-    """Images to train on that are as fine as the finest network's, in the student's shape; those to
-    judge it on as fine as its own. Both by the student's interpolation.
-    """
-    height, width = data.input_size[1:]
-    finer = max(
-        [1.0]
-        + [
-            max(teacher.input.size[1] / height, teacher.input.size[2] / width)
-            for teacher in teachers
-            if teacher.input is not None
-        ]
+    targets = cached_targets(config, data, teachers, transfer, precision)
+    return Prepared(
+        config, data, student, teachers, transfer, precision, frozen, heads, targets, notices
     )
-    finest = round(height * finer), round(width * finer)
-    by = "bilinear" if student.input is None else student.input.interpolation
-    return replace(
-        data,
-        train=data.train.resized(finest, by),
-        validation=data.validation.resized((height, width), by),
-        test=data.test.resized((height, width), by),
-    )
-
-
-def try_out(model: LoadedModel, data: DataSet, images: Tensor) -> object:
-    """What a network puts out for images.
-
-    Raises:
-        InputError: it does not run on them.
-    """
-    given = model_normalization(model, data)(images)
-    try:
-        with evaluating(model.network), torch.no_grad():
-            return model.network(given)
-    except Exception as error:
-        height, width = given.shape[-2:]
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{model.name} does not run on images {height}x{width} ({type(error).__name__}: "
-            f"{reason}); give another --image-size, or another network"
-        ) from error
 
 
 def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_size: int) -> None:
@@ -222,29 +187,14 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_si
         ) from error
 
 
-def _augmented(data: DataSet, config: TrainConfig | DistillConfig) -> DataSet:
-    """The data with the stronger views that a configuration asks for.
-
-    Raises:
-        InputError: mixed images, which have several classes, where classes are to be chosen.
-    """
+def _check_mixing(config: TrainConfig | DistillConfig) -> None:
+    """Raises an InputError for mixed images, which have several classes, where some are chosen."""
     mixed = config.mixup > 0 or config.cutmix > 0
     if mixed and isinstance(config, DistillConfig) and config.flip_classes is not None:
         raise InputError(
             "flip_classes chooses images by class, and mixed images have several; leave out mixup "
             "and cutmix, or flip_classes"
         )
-    if config.randaugment is None and not config.random_erasing and not mixed:
-        return data
-    views = Augmented(
-        data.train,
-        len(data.class_names),
-        config.randaugment,
-        config.random_erasing,
-        config.mixup,
-        config.cutmix,
-    )
-    return replace(data, train=views)
 
 
 def _student_of(config: TrainConfig | DistillConfig) -> str:
@@ -301,16 +251,6 @@ def _gradient_terms(config: DistillConfig) -> Iterator[Term]:
         yield FlipSymmetry(config.flip_symmetry, form, config.flip_axis, chosen)
     if config.input_gradient_norm is not None:
         yield InputGradientNorm(config.input_gradient_norm, form)
-
-
-def model_normalization(model: LoadedModel, data: DataSet) -> Normalization:
-    """What a network does with images of a data set: what its trained weights need, or else the
-    data set's own normalisation.
-    """
-    if model.input is None:
-        return Normalization(data.mean, data.std, data.input_size[1:])
-    size = model.input.size[1:]
-    return Normalization(model.input.mean, model.input.std, size, model.input.interpolation)
 
 
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:

@@ -20,10 +20,11 @@ from attention_transfer import measures
 from attention_transfer.config import DistillConfig
 from attention_transfer.data import Images, as_input
 from attention_transfer.errors import InputError
+from attention_transfer.feeding import model_normalization
 from attention_transfer.maps import MapKind, activation_map, mean_map
 from attention_transfer.models import LoadedModel
 from attention_transfer.taps import Taps, evaluating
-from attention_transfer.training.preparation import Prepared, model_normalization
+from attention_transfer.training.preparation import Prepared
 from attention_transfer.transfer import Normalization, Pair, as_logits
 from attention_transfer.transfer.pairing import Side, resolve_pairs
 from attention_transfer.transfer.teacher import input_size, observe

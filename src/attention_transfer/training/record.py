@@ -1,16 +1,16 @@
 """What a run says before it starts and leaves when it is done."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from attention_transfer.cache import weights_fingerprint
 from attention_transfer.config import DistillConfig
+from attention_transfer.machine import describe_machine, package_versions
 from attention_transfer.models import LoadedModel
 from attention_transfer.training.evaluation import Evaluation
-from attention_transfer.training.machine import describe_machine, package_versions
 from attention_transfer.training.preparation import Prepared, count_flops
 
 __all__ = ["introduction", "make_record", "parameter_count"]
@@ -73,6 +73,7 @@ def make_record(
     teacher_test_error: float | None,
     attention: Mapping[str, Any] | None,
     seconds: float,
+    seconds_building_cache: float,
     processes: int,
 ) -> dict[str, Any]:
     """The contents of record.json but for its schema version."""
@@ -111,6 +112,13 @@ def make_record(
         },
         "best_on_validation": dict(best),
         "attention": attention,
+        "cache": None
+        if prepared.targets is None
+        else {
+            "folder": str(prepared.targets.folder),
+            "views": prepared.targets.views,
+            "seconds_building": seconds_building_cache,
+        },
         "seconds": seconds,
         "images_per_second": images / seconds,
     }
@@ -124,12 +132,6 @@ def parameter_count(network: nn.Module) -> int:
 def _network_record(models: Sequence[LoadedModel], prepared: Prepared) -> dict[str, Any]:
     """One network, or several teachers together."""
     data_size = prepared.data.input_size
-    digest = hashlib.sha256()
-    for model in models:
-        state = model.network.state_dict()
-        for name in sorted(name for name, value in state.items() if isinstance(value, Tensor)):
-            digest.update(name.encode())
-            digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
     return {
         "name": ",".join(model.name for model in models),
         "parameters": sum(parameter_count(model.network) for model in models),
@@ -137,5 +139,5 @@ def _network_record(models: Sequence[LoadedModel], prepared: Prepared) -> dict[s
             count_flops(model.network, model.input.size if model.input else data_size)
             for model in models
         ),
-        "weights_fingerprint": digest.hexdigest(),
+        "weights_fingerprint": weights_fingerprint([model.network for model in models]),
     }

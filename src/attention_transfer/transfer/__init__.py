@@ -14,8 +14,10 @@ from attention_transfer.transfer.logit_terms import (
     KnowledgeDistillation,
     distillation_terms,
 )
-from attention_transfer.transfer.objective import Transfer, TransferOutput
-from attention_transfer.transfer.pairing import Pair
+from attention_transfer.transfer.objective import Transfer
+from attention_transfer.transfer.output import TransferOutput
+from attention_transfer.transfer.pairing import Pair, Side
+from attention_transfer.transfer.several_teachers import frozen_teacher
 from attention_transfer.transfer.targets import MapFunction, Reading, Targets, Wanted
 from attention_transfer.transfer.teacher import FrozenTeacher, Normalization, as_logits
 from attention_transfer.transfer.terms import Observation, Term
@@ -36,6 +38,7 @@ __all__ = [
     "Observation",
     "Pair",
     "Reading",
+    "Side",
     "Targets",
     "Term",
     "Transfer",
@@ -46,4 +49,5 @@ __all__ = [
     "attention_of",
     "compiler_fault",
     "distillation_terms",
+    "frozen_teacher",
 ]

@@ -3,7 +3,6 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +17,16 @@ from attention_transfer.transfer.differentiability import (
     refuse_sharded,
 )
 from attention_transfer.transfer.gradients import InputGradients
+from attention_transfer.transfer.output import PairDescription, TransferOutput, describe
 from attention_transfer.transfer.pairing import Pairing, Side, resolve_pairs
+from attention_transfer.transfer.several_teachers import (
+    MeanAndDeviation,
+    as_normalization,
+    frozen_teacher,
+    given_teachers,
+)
 from attention_transfer.transfer.targets import Reading, Targets, Wanted
 from attention_transfer.transfer.teacher import (
-    FrozenTeacher,
-    FrozenTeachers,
     Normalization,
     Seen,
     input_size,
@@ -30,41 +34,7 @@ from attention_transfer.transfer.teacher import (
 )
 from attention_transfer.transfer.terms import Observation, PairedMaps, PairFeatures, Term
 
-__all__ = ["PairDescription", "Transfer", "TransferOutput"]
-
-MeanAndDeviation = Normalization | tuple[Sequence[float], Sequence[float]]
-
-
-@dataclass(frozen=True)
-class TransferOutput:
-    """What one batch gave."""
-
-    loss: Tensor
-    """The scalar to call ``backward()`` on: the sum of ``terms``."""
-    terms: dict[str, Tensor]
-    """Each term times its weight, detached."""
-    raw_terms: dict[str, Tensor]
-    """Each term without its weight, detached."""
-    logits: Tensor
-    """The student's, (N, classes)."""
-    maps: dict[str, dict[str, PairedMaps]]
-    """Term -> "student point:teacher point" -> both attention maps, (N, H, W), detached."""
-    teacher_logits: Tensor | None
-    """The teacher's, where a term needs them."""
-
-
-@dataclass(frozen=True)
-class PairDescription:
-    """Who meets whom in which term: features (C, H, W), and the weight on what of one image."""
-
-    term: str
-    student: str
-    teacher: str
-    student_shape: tuple[int, ...]
-    teacher_shapes: tuple[tuple[int, ...], ...]
-    """One for each of the pair's teacher points."""
-    effective_weight: float
-    unit: str
+__all__ = ["Transfer"]
 
 
 class Transfer(nn.Module):
@@ -120,9 +90,9 @@ class Transfer(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        self.student_normalization = _normalization(student_normalization)
+        self.student_normalization = as_normalization(student_normalization)
         self.terms = _named(terms)
-        teachers = _each(teacher, teacher_normalization)
+        teachers = given_teachers(teacher, teacher_normalization)
         if any(network is student for network, _ in teachers):
             raise InputError(
                 "student and teacher are one network, which could only stay as it is; give two, "
@@ -131,8 +101,9 @@ class Transfer(nn.Module):
         self.pairings = self._resolve(teachers, example_input)
         both = [pair for pairing in self.pairings.values() for pair in pairing.pairs]
         self._taps = Taps(student, [pair.student for pair in both])
-        self.teacher = _frozen(teachers, [point for pair in both for point in pair.teacher_points])
-        self._wanted = self._wanted_of_teacher()
+        points = [point for pair in both for point in pair.teacher_points]
+        self.teacher = frozen_teacher(teachers, points)
+        self.wanted = self._wanted_of_teacher()
         self.term_modules = nn.ModuleDict()
         self.pair_descriptions: list[PairDescription] = []
         self._twice_differentiable = False
@@ -211,9 +182,9 @@ class Transfer(nn.Module):
             [(2, 8, 8)]
             >>> out = transfer(images, targets=targets)  # the teacher does not run
         """
-        if self.teacher is None or not self._wanted:
+        if self.teacher is None or not self.wanted:
             return Targets()
-        return self.teacher.targets(images, labels, self._wanted)
+        return self.teacher.targets(images, labels, self.wanted)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _with_gradients(
@@ -359,7 +330,7 @@ class Transfer(nn.Module):
             modules = term.make_modules(observation.pairs)
             if len(modules):
                 self.term_modules[name] = modules.to(example.device)
-            self.pair_descriptions += [_describe(name, term, seen) for seen in observation.pairs]
+            self.pair_descriptions += [describe(name, term, seen) for seen in observation.pairs]
 
     def _check_learnable(self, example: Tensor) -> None:
         """Points in a frozen part of the student could never attend otherwise."""
@@ -389,44 +360,6 @@ class Transfer(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
-def _normalization(given: MeanAndDeviation | None) -> Normalization | None:
-    return None if given is None else Normalization(*given)
-
-
-def _each(
-    teacher: nn.Module | Sequence[nn.Module] | None,
-    normalization: MeanAndDeviation | list[MeanAndDeviation | None] | None,
-) -> list[tuple[nn.Module, Normalization | None]]:
-    """The teachers, each with its normalisation."""
-    if teacher is None:
-        return []
-    networks = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
-    if not networks:
-        raise InputError("got no teachers in the sequence, expected at least one network")
-    if not isinstance(normalization, list):
-        normalization = [normalization] * len(networks)
-    if len(normalization) != len(networks):
-        raise InputError(
-            f"got {len(normalization)} teacher normalizations for {len(networks)} teachers, "
-            "expected one for all or one for each"
-        )
-    return [
-        (network, _normalization(own)) for network, own in zip(networks, normalization, strict=True)
-    ]
-
-
-def _frozen(
-    teachers: list[tuple[nn.Module, Normalization | None]], points: list[str]
-) -> FrozenTeacher | None:
-    if not teachers:
-        return None
-    if len(teachers) == 1:
-        network, normalization = teachers[0]
-        return FrozenTeacher(network, points, normalization)
-    networks, normalizations = zip(*teachers, strict=True)
-    return FrozenTeachers(networks, points, normalizations)
-
-
 def _named(terms: Sequence[Term]) -> dict[str, Term]:
     if not terms:
         raise InputError("got no terms, expected at least one, such as CrossEntropy()")
@@ -437,10 +370,3 @@ def _named(terms: Sequence[Term]) -> dict[str, Term]:
         count = seen[term.name]
         named[term.name if count == 1 else f"{term.name}_{count}"] = term
     return named
-
-
-def _describe(name: str, term: Term, seen: PairFeatures) -> PairDescription:
-    weight, unit = term.effective_weight(seen.map_size)
-    student = tuple(seen.student.shape[1:])
-    teachers = tuple(tuple(features.shape[1:]) for features in seen.teachers)
-    return PairDescription(name, *seen.pair, student, teachers, weight, unit)

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from attention_transfer import maps
 from attention_transfer.errors import InputError
+from attention_transfer.maps.scale_free import scaled_map
 
 __all__ = ["MapFunction", "Reading", "Targets", "Wanted"]
 
@@ -25,7 +27,7 @@ class MapFunction(NamedTuple):
 
     def __call__(self, features: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, H, W), up to a factor per image, a constant."""
-        return maps.scaled_map(features, self.kind, self.power)[0]
+        return scaled_map(features, self.kind, self.power)[0]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.power:g}"
@@ -63,6 +65,17 @@ class Targets:
     logits: Tensor | None = None
     gradient: Tensor | None = None
     """J, (N, C, H, W)."""
+
+    def to(self, device: torch.device) -> "Targets":
+        """The same on a device."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        readings = {
+            reading: value.to(device, non_blocking=True) for reading, value in self.readings.items()
+        }
+        return Targets(readings, moved(self.logits), moved(self.gradient))
 
     def read(self, reading: Reading) -> Tensor:
         """One of the readings.

@@ -1,7 +1,6 @@
 """The teacher, frozen, and each network's own input normalisation."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,6 @@ from torch.nn import functional
 from attention_transfer.config import Interpolation
 from attention_transfer.errors import InputError
 from attention_transfer.losses import summed_cross_entropy
-from attention_transfer.maps import promoted
 from attention_transfer.taps import Taps, unwrapped
 from attention_transfer.transfer.compiled import CompiledPass
 from attention_transfer.transfer.inference_copy import inference_copy, lower_weights
@@ -19,7 +17,6 @@ from attention_transfer.transfer.targets import Reading, Targets, Wanted
 
 __all__ = [
     "FrozenTeacher",
-    "FrozenTeachers",
     "Normalization",
     "Seen",
     "as_logits",
@@ -271,92 +268,3 @@ def _read(reading: Reading, features: Tensor) -> Tensor:
         return features
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         return reading.map(features)
-
-
-class FrozenTeachers(FrozenTeacher):
-    """Several frozen teachers that answer as one.
-
-    Their logits are averaged, which is the geometric mean of their predictions (Hinton et al.
-    2015); teachers of different classes have none in common. Features are those of all of them,
-    under names that begin with the teacher's number, from 0.
-
-    Args:
-        networks: the teachers.
-        points: names of the modules to read, each after its teacher's number and a dot.
-        normalizations: each teacher's own.
-
-    Example:
-        >>> networks = [nn.Sequential(nn.Conv2d(3, width, 1), nn.Flatten()) for width in (4, 8)]
-        >>> teachers = FrozenTeachers(networks, ["0.0", "1.0"], [None, None])
-        >>> [features.shape[1] for features in teachers(torch.zeros(2, 3, 8, 8)).features.values()]
-        [4, 8]
-    """
-
-    def __init__(
-        self,
-        networks: Sequence[nn.Module],
-        points: Sequence[str],
-        normalizations: Sequence[Normalization | None],
-    ) -> None:
-        self.network = nn.ModuleList(networks)
-        names = [point.split(".", 1) for point in points]
-        self.members = [
-            FrozenTeacher(
-                network, [name for owner, name in names if owner == str(number)], normalization
-            )
-            for number, (network, normalization) in enumerate(
-                zip(networks, normalizations, strict=True)
-            )
-        ]
-
-    def streamline(self, example: Tensor, dtype: torch.dtype | None = None) -> None:
-        """Each."""
-        for member in self.members:
-            member.streamline(example, dtype)
-        self.network = nn.ModuleList(member.network for member in self.members)
-
-    def compile_passes(self) -> None:
-        """Of each."""
-        for member in self.members:
-            member.compile_passes()
-
-    def observe(self, images: Tensor) -> Seen:
-        """One pass of each."""
-        seen = [member.observe(images) for member in self.members]
-        features = {
-            f"{number}.{name}": features
-            for number, answer in enumerate(seen)
-            for name, features in answer.features.items()
-        }
-        return Seen(_mean_output([answer.output for answer in seen]), features)
-
-    def learn(self, images: Tensor) -> None:
-        """Of each."""
-        for member in self.members:
-            member.learn(images)
-
-    def read(self, images: Tensor, wanted: Wanted) -> tuple[dict[Reading, Tensor], object]:
-        """Of each."""
-        readings: dict[Reading, Tensor] = {}
-        outputs = []
-        for number, member in enumerate(self.members):
-            own = {
-                Reading(reading.point.removeprefix(f"{number}."), reading.map): reading
-                for reading in wanted.readings
-                if reading.point.startswith(f"{number}.")
-            }
-            asked = replace(wanted, readings=tuple(own))
-            if not asked:
-                continue
-            found, output = member.read(images, asked)
-            readings |= {own[reading]: value for reading, value in found.items()}
-            outputs.append(output)
-        return readings, _mean_output(outputs)
-
-
-def _mean_output(outputs: list[object]) -> object:
-    """The mean of logits of the same classes; others as they are."""
-    logits = [output for output in outputs if isinstance(output, Tensor)]
-    if len(logits) < len(outputs) or len({output.shape for output in logits}) != 1:
-        return outputs
-    return torch.stack([promoted(output) for output in logits]).mean(dim=0)

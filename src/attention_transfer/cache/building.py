@@ -1,0 +1,117 @@
+"""Making the shards that a cache lacks, beside anyone else who does the same."""
+
+import shutil
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from attention_transfer.cache.store import Shard, TargetCache
+from attention_transfer.data import Images, View, batches
+from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.transfer import FrozenTeacher
+
+__all__ = ["build", "check_room"]
+
+BATCH = 256
+SPARE_BYTES = 2**28
+"""Left free on a disk, beside what the cache takes."""
+
+
+def build(
+    cache: TargetCache,
+    images: Images,
+    teacher: FrozenTeacher,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    workers: int = 0,
+    done: Callable[[int, int], None] = lambda _whole, _all: None,
+) -> None:
+    """Makes every shard that is missing, each by whichever process comes to it first; returns when
+    all of them are there.
+
+    A process that ends in between leaves whole shards and nothing else that counts: whoever builds
+    next makes the rest.
+
+    Args:
+        cache: of the images' views and the teacher's answers.
+        images: its views are taken as in training.
+        teacher: whose answers they are.
+        dtype: of autocast; None: none.
+        device: to compute on.
+        workers: processes that decode ahead.
+        done: told how many of all the shards are there, after each.
+
+    Raises:
+        InputError: they would not fit on the disk, or the folder cannot be written.
+        TrainingError: the disk is full, or an image cannot be had.
+    """
+    check_room(cache)
+    device = device or torch.device("cpu")
+    total = len(cache.contents.shards)
+    while missing := cache.missing():
+        before = len(missing)
+        for shard in missing:
+            try:
+                with cache.claim(shard) as mine:
+                    if mine:
+                        rows = _rows(cache, shard, images, teacher, dtype, device, workers)
+                        cache.write(shard, rows)
+            except OSError as error:
+                raise _not_written(cache, error) from None
+            if mine:
+                done(total - len(cache.missing()), total)
+        if len(cache.missing()) == before:
+            time.sleep(0.2)  # all that is missing is in other hands
+
+
+def check_room(cache: TargetCache) -> None:
+    """Raises an InputError if what is missing would fill the disk."""
+    contents = cache.contents
+    rows = sum(contents.rows_in(shard) for shard in cache.missing())
+    wanted, free = rows * contents.row.itemsize, shutil.disk_usage(cache.folder).free
+    if rows and wanted + SPARE_BYTES > free:
+        raise InputError(
+            f"the cache needs {wanted / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free at "
+            f"{cache.folder}; give fewer --views, or a folder on another disk"
+        )
+
+
+def _rows(
+    cache: TargetCache,
+    shard: Shard,
+    images: Images,
+    teacher: FrozenTeacher,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    workers: int,
+) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+    """A shard's targets."""
+    contents = cache.contents
+    number, start = shard
+    indices = np.arange(start, start + contents.rows_in(shard))
+    seed = int(contents.made_of["data seed"])
+    rows = np.empty(len(indices), contents.row)
+    filled = 0
+    for batch in batches(images, indices, BATCH, view=View(seed, number), workers=workers):
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            targets = teacher.targets(
+                batch.images.to(device), batch.labels.to(device), contents.wanted
+            )
+        rows[filled : filled + len(batch.indices)] = contents.pack(targets)
+        filled += len(batch.indices)
+    return rows
+
+
+def _not_written(cache: TargetCache, error: OSError) -> InputError | TrainingError:
+    whole = len(cache.contents.shards) - len(cache.missing())
+    if whole == 0:
+        return InputError(
+            f"cannot write to {cache.folder}: {error.strerror}; choose another folder"
+        )
+    return TrainingError(
+        f"cannot write to {cache.folder}: {error.strerror}; {whole} of "
+        f"{len(cache.contents.shards)} shards are whole, and the same command makes the rest"
+    )

@@ -1,0 +1,119 @@
+"""What the command ``cache`` does."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from attention_transfer.cache.building import check_room
+from attention_transfer.cache.source import TargetSource, recommended_points
+from attention_transfer.cache.store import TargetCache
+from attention_transfer.config import CacheConfig, height_and_width
+from attention_transfer.data import as_input, load_data
+from attention_transfer.feeding import augmented, decoded_for, try_out
+from attention_transfer.machine import resolve_precision
+from attention_transfer.models import load, own_input_size, several
+from attention_transfer.transfer import MapFunction
+
+__all__ = ["build_cache", "target_source"]
+
+
+def target_source(config: CacheConfig) -> TargetSource:
+    """Loads and checks what a cache is made from; writes nothing.
+
+    Raises:
+        InputError: whatever would not fit.
+    """
+    names = several(config.teacher)
+    precision = resolve_precision(config.precision)
+    data = load_data(
+        config.data,
+        validation=config.validation,
+        data_seed=config.data_seed,
+        download=config.download,
+        image_size=None if config.image_size is None else height_and_width(config.image_size),
+        own_size=own_input_size(names[0])[1:],
+    )
+    classes = len(data.class_names)
+    teachers = [
+        load(name, classes, trained=True, seed=0, image_size=data.input_size[1:]) for name in names
+    ]
+    data = augmented(decoded_for(data, teachers[0], teachers[1:]), config)
+    example = as_input(data.train.pixels(np.arange(1)))
+    for teacher in teachers:
+        try_out(teacher, data, example)
+        if config.channels_last:
+            teacher.network.to(memory_format=torch.channels_last)
+    points = recommended_points(teachers, data)
+    if config.points != "auto":
+        points = [point.strip() for point in config.points.split(",")]
+    return TargetSource.of(
+        data,
+        teachers,
+        points,
+        [MapFunction(config.map, config.power)],
+        gradient=config.gradient,
+        data_seed=config.data_seed,
+        views=config.views,
+        precision=precision,
+        workers=config.workers,
+    )
+
+
+def build_cache(
+    config: CacheConfig, done: Callable[[int, int], None] = lambda _whole, _all: None
+) -> TargetCache:
+    """A whole cache: a new one, or the rest of one that was begun.
+
+    Args:
+        config: of the cache.
+        done: told how many of its shards are there, after each of this process's.
+
+    Raises:
+        InputError: bad settings, a folder with something else in it, or too small a disk.
+        TrainingError: the disk became full, or an image cannot be had.
+    """
+    source = target_source(config)
+    cache = TargetCache.create(config.cache, source.contents)
+    check_room(cache)
+    if cache.missing():
+        with _helped(config):
+            source.build(cache, done)
+    return cache
+
+
+@contextmanager
+def _helped(config: CacheConfig) -> Iterator[None]:
+    """Beside other processes, which build until nothing is missing, all with a share of the
+    threads.
+    """
+    if config.processes == 1:
+        yield
+        return
+    threads = torch.get_num_threads()
+    share = max(1, (os.cpu_count() or 1) // config.processes)
+    context = multiprocessing.get_context("spawn")
+    alone = config.replace(processes=1)
+    others = [
+        context.Process(target=_build_quietly, args=(alone, share), daemon=False)
+        for _ in range(config.processes - 1)
+    ]
+    try:
+        for other in others:
+            other.start()
+        torch.set_num_threads(share)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for other in others:
+            other.join(timeout=10)
+            other.terminate()
+            other.join()
+
+
+def _build_quietly(config: CacheConfig, threads: int) -> None:
+    torch.set_num_threads(threads)
+    build_cache(config)

@@ -1,0 +1,237 @@
+"""What a cache holds, and what it was made of."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from attention_transfer import maps
+from attention_transfer.data import Images
+from attention_transfer.transfer import MapFunction, Normalization, Reading, Targets, Wanted
+
+__all__ = ["Contents", "contents_of", "difference", "weights_fingerprint"]
+
+VERSIONS = ("attention-transfer", "torch", "torchvision", "pillow")
+"""Packages on which views or answers depend."""
+
+SHARD_BYTES = 2**25
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The targets of every sample's first views, and what they were made of.
+
+    A target of a sample's view is a row: normalised maps in float16, logits in float32, and J in
+    float16 relative to its largest magnitude, which is kept beside it.
+    """
+
+    made_of: Mapping[str, str]
+    """What decides the numbers, by name; all of it must be equal for a run to use them."""
+    wanted: Wanted
+    shapes: Mapping[Reading, tuple[int, int]]
+    """Height and width of each map."""
+    classes: int
+    input_size: tuple[int, int, int]
+    samples: int
+    views: int
+
+    @property
+    def row(self) -> np.dtype[np.void]:
+        """One target."""
+        fields: list[tuple[Any, ...]] = [
+            (str(reading), "<f2", self.shapes[reading]) for reading in self.wanted.readings
+        ]
+        if self.wanted.logits:
+            fields.append(("logits", "<f4", (self.classes,)))
+        if self.wanted.gradient:
+            fields += [("gradient", "<f2", self.input_size), ("gradient scale", "<f4")]
+        return np.dtype(fields)
+
+    @property
+    def samples_a_shard(self) -> int:
+        """Rows in a shard of about 32 MB; the last one of a view may have fewer."""
+        return max(1, min(self.samples, SHARD_BYTES // self.row.itemsize))
+
+    @property
+    def shards(self) -> list[tuple[int, int]]:
+        """(view, first sample) of every shard."""
+        starts = range(0, self.samples, self.samples_a_shard)
+        return [(view, start) for view in range(self.views) for start in starts]
+
+    @property
+    def bytes(self) -> int:
+        """Of all rows: views x samples x bytes of a row."""
+        return self.views * self.samples * self.row.itemsize
+
+    def rows_in(self, shard: tuple[int, int]) -> int:
+        """How many samples a shard has."""
+        return min(self.samples_a_shard, self.samples - shard[1])
+
+    def pack(self, targets: Targets) -> NDArray[np.void]:
+        """A batch of targets as rows."""
+        rows = np.empty(self._batch_of(targets), self.row)
+        for reading in self.wanted.readings:
+            unit = maps.normalize(targets.read(reading))
+            rows[str(reading)] = unit.view(len(rows), *self.shapes[reading]).cpu().numpy()
+        if self.wanted.logits:
+            assert targets.logits is not None
+            rows["logits"] = targets.logits.float().cpu().numpy()
+        if self.wanted.gradient:
+            assert targets.gradient is not None
+            gradient = targets.gradient.float().cpu()
+            scale = gradient.abs().amax(dim=(1, 2, 3))
+            scale = torch.where(scale > 0, scale, 1)
+            rows["gradient"] = (gradient / scale.view(-1, 1, 1, 1)).numpy()
+            rows["gradient scale"] = scale.numpy()
+        return rows
+
+    def unpack(self, rows: NDArray[np.void]) -> Targets:
+        """Rows as a batch of targets, in float32."""
+        readings = {reading: _tensor(rows[str(reading)]) for reading in self.wanted.readings}
+        logits = _tensor(rows["logits"]) if self.wanted.logits else None
+        gradient = None
+        if self.wanted.gradient:
+            scale = _tensor(rows["gradient scale"]).view(-1, 1, 1, 1)
+            gradient = _tensor(rows["gradient"]).mul_(scale)
+        return Targets(readings, logits, gradient)
+
+    def lacks(self, wanted: Wanted) -> Iterator[str]:
+        """What a run wants that is not here, by name."""
+        for reading in wanted.readings:
+            if reading not in self.wanted.readings:
+                yield f"the map of {reading}"
+        if wanted.logits and not self.wanted.logits:
+            yield "logits"
+        if wanted.gradient and not self.wanted.gradient:
+            yield "the gradient at the input (--gradient)"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values that :meth:`from_json` reads."""
+        return {
+            "made_of": dict(self.made_of),
+            "maps": [
+                {"point": point, "kind": map_.kind, "power": map_.power, "size": size}
+                for (point, map_), size in self.shapes.items()
+                if map_ is not None
+            ],
+            "logits": self.wanted.logits,
+            "gradient": self.wanted.gradient,
+            "classes": self.classes,
+            "input_size": list(self.input_size),
+            "samples": self.samples,
+            "views": self.views,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Contents":
+        """The contents that were written down.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are damaged.
+        """
+        shapes = {}
+        for one in values["maps"]:
+            height, width = one["size"]
+            map_function = MapFunction(one["kind"], float(one["power"]))
+            shapes[Reading(str(one["point"]), map_function)] = (int(height), int(width))
+        channels, height, width = map(int, values["input_size"])
+        counts = [int(values[name]) for name in ("classes", "samples", "views")]
+        if min(counts[1:]) < 1:
+            raise ValueError("there is nothing in it")
+        return cls(
+            {str(name): str(value) for name, value in values["made_of"].items()},
+            Wanted(tuple(shapes), bool(values["logits"]), bool(values["gradient"])),
+            shapes,
+            counts[0],
+            (channels, height, width),
+            counts[1],
+            counts[2],
+        )
+
+    def _batch_of(self, targets: Targets) -> int:
+        first = next(iter(targets.readings.values()), targets.logits)
+        assert first is not None
+        return len(first)
+
+
+def contents_of(
+    images: Images,
+    teachers: Sequence[tuple[nn.Module, Normalization | None]],
+    answer: Targets,
+    wanted: Wanted,
+    *,
+    data_seed: int,
+    views: int,
+    precision: str,
+) -> Contents:
+    """What a cache of a teacher's answers to the views of images will hold.
+
+    Args:
+        images: whose views they are of.
+        teachers: networks with their normalisations.
+        answer: the teacher's to one image.
+        wanted: what is to be kept.
+        data_seed: of the views.
+        views: of each sample.
+        precision: in which the teacher computes.
+    """
+    made_of = {
+        "images": images.fingerprint,
+        "views": images.making,
+        "data seed": str(data_seed),
+        "precision": precision,
+        **{f"version of {package}": version(package) for package in VERSIONS},
+    }
+    for number, (network, normalization) in enumerate(teachers):
+        name = "teacher" if len(teachers) == 1 else f"teacher {number}"
+        made_of[f"weights of the {name}"] = weights_fingerprint([network])
+        made_of[f"normalisation of the {name}"] = _text(normalization)
+    shapes = {reading: _size(answer.read(reading)) for reading in wanted.readings}
+    classes = 0 if answer.logits is None else answer.logits.shape[1]
+    input_size = (3, *images.size)
+    return Contents(made_of, wanted, shapes, classes, input_size, len(images), views)
+
+
+def difference(one: Contents, other: Contents) -> str | None:
+    """The first thing by which two caches' makings differ; None if a run may use either."""
+    for name in sorted(one.made_of.keys() | other.made_of.keys()):
+        first, second = one.made_of.get(name, "none"), other.made_of.get(name, "none")
+        if first != second:
+            return f"{name}: {first[:80]}, here {second[:80]}"
+    if one.samples != other.samples:
+        return f"samples: {one.samples}, here {other.samples}"
+    return None
+
+
+def weights_fingerprint(networks: Sequence[nn.Module]) -> str:
+    """A hash of every name and number in some networks' states."""
+    digest = hashlib.sha256()
+    for network in networks:
+        state = network.state_dict()
+        for name in sorted(name for name, value in state.items() if isinstance(value, Tensor)):
+            digest.update(name.encode())
+            digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _size(map_: Tensor) -> tuple[int, int]:
+    height, width = map_.shape[-2:]
+    return height, width
+
+
+def _text(normalization: Normalization | None) -> str:
+    if normalization is None:
+        return "none"
+    numbers = [[f"{value:.6g}" for value in part] for part in normalization[:2]]
+    return f"{numbers} {normalization.size} {normalization.interpolation}".replace("'", "")
+
+
+def _tensor(values: NDArray[Any]) -> Tensor:
+    """A field of some rows in float32, apart from them."""
+    return torch.from_numpy(values.astype(np.float32))

@@ -1,0 +1,113 @@
+"""Where a cache's targets come from: a teacher, and the views of images that it is shown."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from attention_transfer.cache.building import build
+from attention_transfer.cache.contents import Contents, contents_of
+from attention_transfer.cache.store import TargetCache
+from attention_transfer.data import DataSet, Images, as_input, resolve_workers
+from attention_transfer.feeding import model_normalization
+from attention_transfer.machine import AUTOCAST
+from attention_transfer.models import LoadedModel
+from attention_transfer.transfer import (
+    FrozenTeacher,
+    MapFunction,
+    Normalization,
+    Reading,
+    Side,
+    Wanted,
+    frozen_teacher,
+)
+
+__all__ = ["TargetSource", "recommended_points"]
+
+
+@dataclass(frozen=True)
+class TargetSource:
+    """A teacher that answers to views of images, and what is kept of its answers."""
+
+    images: Images
+    teacher: FrozenTeacher
+    contents: Contents
+    precision: str
+    workers: int | None = None
+    device: torch.device | None = None
+
+    @classmethod
+    def of(
+        cls,
+        data: DataSet,
+        teachers: Sequence[LoadedModel],
+        points: Sequence[str],
+        maps: Sequence[MapFunction],
+        *,
+        gradient: bool,
+        data_seed: int,
+        views: int,
+        precision: str,
+        workers: int | None = None,
+    ) -> "TargetSource":
+        """The source for a cache of some maps at some points, and of logits.
+
+        Args:
+            data: whose training images are shown.
+            teachers: one, or several that answer as one.
+            points: of the teacher; of several, after a teacher's number and a dot.
+            maps: taken at each point.
+            gradient: whether J is kept.
+            data_seed: of the views.
+            views: of each image.
+            precision: that the teacher computes in: fp32, bf16 or fp16.
+            workers: processes that decode ahead; None: by the cores.
+
+        Raises:
+            InputError: an unknown point.
+        """
+        networks = [(model.network, model_normalization(model, data)) for model in teachers]
+        teacher = frozen_teacher(networks, points)
+        assert teacher is not None
+        readings = [Reading(point, map_) for point in points for map_ in maps]
+        wanted = Wanted(tuple(readings), logits=True, gradient=gradient)
+        example = as_input(data.train.pixels(np.arange(1)))
+        answer = teacher.targets(example, data.train.labels[:1], wanted)
+        made_by: list[tuple[nn.Module, Normalization | None]] = [*networks]
+        contents = contents_of(
+            data.train,
+            made_by,
+            answer,
+            wanted,
+            data_seed=data_seed,
+            views=views,
+            precision=precision,
+        )
+        teacher.streamline(example, AUTOCAST.get(precision))
+        return cls(data.train, teacher, contents, precision, workers)
+
+    def build(self, cache: TargetCache, done: Callable[[int, int], None]) -> None:
+        """Makes what a cache lacks: see :func:`attention_transfer.cache.build`."""
+        build(
+            cache,
+            self.images,
+            self.teacher,
+            dtype=AUTOCAST.get(self.precision),
+            device=self.device,
+            workers=resolve_workers(self.workers, self.images),
+            done=done,
+        )
+
+
+def recommended_points(teachers: Sequence[LoadedModel], data: DataSet) -> list[str]:
+    """The points where a teacher's attention is read unless one says otherwise; of several, after a
+    teacher's number and a dot.
+    """
+    points = []
+    for number, model in enumerate(teachers):
+        size = model_normalization(model, data).size or data.train.size
+        prefix = f"{number}." if len(teachers) > 1 else ""
+        points += [f"{prefix}{name}" for name in Side(model.network, (3, *size)).recommended]
+    return points

@@ -1,0 +1,229 @@
+"""Shards on disk: each whole or absent, with its checksum, read through memory maps."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attention_transfer.cache.contents import Contents, difference
+from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.transfer import Targets
+
+__all__ = ["Shard", "TargetCache"]
+
+SCHEMA_VERSION = 1
+MANIFEST = "cache.json"
+CHECKSUM_BYTES = 32
+
+Shard = tuple[int, int]
+"""A view's number, and the first of its samples."""
+
+
+@dataclass(frozen=True)
+class TargetCache:
+    """A folder of targets: ``cache.json`` says what they are, and each ``view-*-sample-*.rows`` is
+    a part of a view, its rows followed by their SHA-256.
+    """
+
+    folder: Path
+    contents: Contents
+    _open: dict[Shard, NDArray[np.void]] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> "TargetCache":
+        """The cache in a folder, whole or in part.
+
+        Raises:
+            InputError: there is none, or what it says of itself is damaged.
+        """
+        try:
+            values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(
+                f"{folder} holds no cache of targets (no {MANIFEST}); make one with "
+                "attention-transfer cache build"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"the cache in {folder} cannot be read: {error}") from None
+        try:
+            if values["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"its schema is {values['schema_version']}, not {SCHEMA_VERSION}")
+            return cls(folder, Contents.from_json(values))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the cache in {folder} cannot be used: its {MANIFEST} is damaged or of another "
+                f"version ({error}); remove the folder and build it again"
+            ) from None
+
+    @classmethod
+    def create(cls, folder: Path, contents: Contents) -> "TargetCache":
+        """The cache of some contents in a folder, which may be there already.
+
+        Raises:
+            InputError: another one is there, or the folder cannot be written.
+        """
+        if not (folder / MANIFEST).exists():
+            _write_manifest(folder, contents)
+        cache = cls.open(folder)
+        cache.check_made_like(contents)
+        if (cache.contents.shapes, cache.contents.views) != (contents.shapes, contents.views):
+            raise InputError(
+                f"the cache in {folder} holds {_summary(cache.contents)}, and "
+                f"{_summary(contents)} were asked for; choose another folder, or remove this one: "
+                f"attention-transfer cache remove {folder}"
+            )
+        return cache
+
+    def check_made_like(self, contents: Contents) -> None:
+        """Raises an InputError, with the difference, if these are the targets of something else."""
+        found = difference(self.contents, contents)
+        if found is not None:
+            raise InputError(
+                f"the cache in {self.folder} is of something else ({found}); choose another "
+                "folder for a cache of this teacher and these images"
+            )
+
+    def read(self, view: int, indices: NDArray[np.int64]) -> Targets:
+        """The targets of some samples' view, in float32; views begin again after the last one.
+
+        Raises:
+            TrainingError: a shard is missing or damaged.
+        """
+        view %= self.contents.views
+        size = self.contents.samples_a_shard
+        rows = np.empty(len(indices), self.contents.row)
+        starts = indices // size * size
+        for start in np.unique(starts):
+            here = starts == start
+            rows[here] = self._rows((view, int(start)))[indices[here] - start]
+        return self.contents.unpack(rows)
+
+    def missing(self) -> list[Shard]:
+        """Shards that are not there, or not of their size."""
+        return [shard for shard in self.contents.shards if not self._whole(shard)]
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Files of shards that are missing or whose checksum is wrong, and what is the matter."""
+        for shard in self.contents.shards:
+            fault = self._fault(shard)
+            if fault is not None:
+                yield self.path(shard), fault
+
+    def path(self, shard: Shard) -> Path:
+        """A shard's file."""
+        view, start = shard
+        return self.folder / f"view-{view:04d}-sample-{start:09d}.rows"
+
+    @contextmanager
+    def claim(self, shard: Shard) -> Iterator[bool]:
+        """Whether this process is to make a shard: nobody else is at it, and it is not there.
+
+        The claim is a lock on the shard's partial file, which ends with the process.
+        """
+        partial = self._partial(shard)
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            mine = not self._whole(shard)
+            yield mine
+            if not mine:
+                partial.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+    def write(self, shard: Shard, rows: NDArray[np.void]) -> None:
+        """A shard that this process has claimed: under its name only when all of it is on disk."""
+        partial = self._partial(shard)
+        content = rows.tobytes()
+        with partial.open("r+b") as file:
+            file.truncate(0)
+            file.write(content)
+            file.write(hashlib.sha256(content).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(self.path(shard))
+
+    def remove(self) -> None:
+        """Deletes the cache's files, and the folder if nothing else is in it."""
+        for path in [*self.folder.glob("view-*.rows"), *self.folder.glob(".view-*.partial")]:
+            path.unlink(missing_ok=True)
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _rows(self, shard: Shard) -> NDArray[np.void]:
+        """A shard's rows, checked when they are first read; those of other views are let go."""
+        if shard not in self._open:
+            fault = self._fault(shard)
+            if fault is not None:
+                raise TrainingError(
+                    f"{self.path(shard)}: {fault}; build it again: delete the file, then "
+                    "attention-transfer cache build, or resume the run"
+                )
+            for other in [other for other in self._open if other[0] != shard[0]]:
+                del self._open[other]
+            count = self.contents.rows_in(shard)
+            self._open[shard] = np.memmap(self.path(shard), self.contents.row, "r", shape=(count,))
+        return self._open[shard]
+
+    def _fault(self, shard: Shard) -> str | None:
+        path, size = self.path(shard), self._bytes(shard)
+        if not path.exists():
+            return "is missing"
+        if path.stat().st_size != size:
+            return f"has {path.stat().st_size} bytes, expected {size}: it is cut short"
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            left = size - CHECKSUM_BYTES
+            while left > 0 and (part := file.read(min(left, 2**22))):
+                digest.update(part)
+                left -= len(part)
+            return None if file.read() == digest.digest() else "its checksum is wrong"
+
+    def _whole(self, shard: Shard) -> bool:
+        path = self.path(shard)
+        return path.exists() and path.stat().st_size == self._bytes(shard)
+
+    def _bytes(self, shard: Shard) -> int:
+        return self.contents.rows_in(shard) * self.contents.row.itemsize + CHECKSUM_BYTES
+
+    def _partial(self, shard: Shard) -> Path:
+        return self.folder / f".{self.path(shard).name}.partial"
+
+
+def _write_manifest(folder: Path, contents: Contents) -> None:
+    """Under its name only when it is whole; another process's, if that was first."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **contents.as_json()}, indent=2) + "\n"
+    partial = folder / f".{MANIFEST}.{os.getpid()}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
+            raise InputError(f"{folder} is not empty and holds no cache; choose another folder")
+        partial.write_text(text, encoding="utf-8")
+        try:
+            os.link(partial, folder / MANIFEST)
+        except FileExistsError:
+            pass
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder for the cache"
+        ) from None
+
+
+def _summary(contents: Contents) -> str:
+    names = [str(reading) for reading in contents.wanted.readings]
+    names += ["logits"] * contents.wanted.logits + ["gradients"] * contents.wanted.gradient
+    return f"{contents.views} views of {', '.join(names)}"

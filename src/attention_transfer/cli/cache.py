@@ -1,0 +1,165 @@
+"""the teacher's targets on disk: build, info, verify, remove"""
+
+import shutil
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attention_transfer.cli.arguments import Parser, config_from
+from attention_transfer.cli.output import console, print_json, print_table
+from attention_transfer.config import CacheConfig
+from attention_transfer.errors import InputError, nearest
+from attention_transfer.terminal import print_line
+
+if TYPE_CHECKING:
+    from attention_transfer.cache import Contents
+
+EXAMPLES = (
+    "cache build caches/teacher --teacher runs/teacher --views 15",
+    "cache info caches/teacher --teacher runs/teacher --views 200 --gradient",
+    "cache verify caches/teacher",
+    "cache remove caches/teacher",
+)
+
+ACTIONS = ("build", "info", "verify", "remove")
+
+
+def add_arguments(parser: Parser) -> None:
+    """The action, the folder and the flags of a new cache."""
+    parser.add_argument("action", metavar="|".join(ACTIONS), nargs="?", help="what to do")
+    parser.add_config(CacheConfig, positional=("cache",))
+
+
+def run(arguments: Namespace) -> int:
+    """Builds, tells of, checks or deletes a cache."""
+    action = vars(arguments).pop("action", None)
+    if action not in ACTIONS:
+        raise InputError(f"unknown action {action!r} of cache; {nearest(str(action), ACTIONS)}")
+    if "cache" not in arguments and "config" not in arguments:
+        raise InputError(f"cache {action} needs the cache's folder, such as caches/teacher")
+    settings = set(vars(arguments)) - {"cache", "json"}
+    if action == "build" or (action == "info" and settings):
+        config = config_from(arguments, CacheConfig)
+        return (
+            _build(config, arguments.json) if action == "build" else _plan(config, arguments.json)
+        )
+    if settings:
+        raise InputError(
+            f"cache {action} takes the folder alone, got --{min(settings).replace('_', '-')}"
+        )
+    return {"info": _info, "verify": _verify, "remove": _remove}[action](
+        Path(arguments.cache), arguments.json
+    )
+
+
+def _build(config: CacheConfig, as_json: bool) -> int:
+    from attention_transfer.cache import build_cache
+
+    where = console(as_json)
+    began = time.perf_counter()
+    cache = build_cache(
+        config, lambda whole, total: print_line(where, f"{whole} of {total} shards")
+    )
+    seconds = time.perf_counter() - began
+    if as_json:
+        print_json({**_figures(cache.contents, cache.folder), "missing": 0, "seconds": seconds})
+        return 0
+    print_line(
+        where, f"the cache in {cache.folder} is whole, {_size(cache.contents)}; {seconds:.0f} s"
+    )
+    return 0
+
+
+def _plan(config: CacheConfig, as_json: bool) -> int:
+    from attention_transfer.cache import target_source
+
+    contents = target_source(config).contents
+    free = shutil.disk_usage(_there(config.cache)).free
+    return _tell({**_figures(contents, config.cache), "free_bytes": free}, as_json)
+
+
+def _info(folder: Path, as_json: bool) -> int:
+    from attention_transfer.cache import TargetCache
+
+    cache = TargetCache.open(folder)
+    missing = len(cache.missing())
+    return _tell({**_figures(cache.contents, folder), "missing": missing}, as_json)
+
+
+def _verify(folder: Path, as_json: bool) -> int:
+    from attention_transfer.cache import TargetCache
+
+    cache = TargetCache.open(folder)
+    faults = {str(path): fault for path, fault in cache.damaged()}
+    if as_json:
+        print_json({"folder": str(folder), "shards": len(cache.contents.shards), "faults": faults})
+        return 1 if faults else 0
+    where = console(False)
+    for path, fault in faults.items():
+        print_line(where, f"{path} {fault}")
+    if faults:
+        print_line(where, "delete those files and build again: attention-transfer cache build")
+        return 1
+    print_line(where, f"all {len(cache.contents.shards)} shards are whole")
+    return 0
+
+
+def _remove(folder: Path, as_json: bool) -> int:
+    from attention_transfer.cache import TargetCache
+
+    cache = TargetCache.open(folder)
+    freed = sum(path.stat().st_size for path in folder.glob("view-*.rows"))
+    cache.remove()
+    if as_json:
+        print_json({"folder": str(folder), "freed_bytes": freed})
+    else:
+        print_line(console(False), f"removed the cache in {folder}, {freed / 1e6:.1f} MB")
+    return 0
+
+
+def _tell(figures: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        print_json(figures)
+        return 0
+    made_of = figures.pop("made_of")
+    rows = [[name.replace("_", " "), _text(value)] for name, value in figures.items()]
+    where = console(False)
+    print_table(where, ["cache", ""], rows)
+    print_table(where, ["made of", ""], [[name, str(value)] for name, value in made_of.items()])
+    return 0
+
+
+def _figures(contents: "Contents", folder: Path) -> dict[str, Any]:
+    return {
+        "folder": str(folder),
+        "views": contents.views,
+        "samples": contents.samples,
+        "maps": [str(reading) for reading in contents.wanted.readings],
+        "logits": contents.wanted.logits,
+        "gradient": contents.wanted.gradient,
+        "bytes_a_row": contents.row.itemsize,
+        "bytes": contents.bytes,
+        "shards": len(contents.shards),
+        "made_of": dict(contents.made_of),
+    }
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _size(contents: "Contents") -> str:
+    return (
+        f"{contents.views} views x {contents.samples} samples x {contents.row.itemsize} bytes = "
+        f"{contents.bytes / 1e6:.1f} MB"
+    )
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    while not folder.exists():
+        folder = folder.absolute().parent
+    return folder

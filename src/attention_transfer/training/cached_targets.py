@@ -1,0 +1,95 @@
+"""A run's teacher in a cache: found, checked against the run, and made where it is not there."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from attention_transfer.cache import TargetCache, TargetSource, check_room, recommended_points
+from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.data import DataSet
+from attention_transfer.errors import InputError
+from attention_transfer.models import LoadedModel
+from attention_transfer.transfer import MapFunction, Transfer
+
+__all__ = ["CachedTargets", "cached_targets"]
+
+
+@dataclass(frozen=True)
+class CachedTargets:
+    """The cache that a run asks for, there or not."""
+
+    folder: Path
+    source: TargetSource
+    cache: TargetCache | None
+    """What is there already."""
+
+    @property
+    def views(self) -> int:
+        """Of each sample; epochs go round in them."""
+        return (self.cache or self.source).contents.views
+
+    def whole(self, say: Callable[[str], None], device: torch.device) -> tuple[TargetCache, float]:
+        """The cache with nothing missing, and the seconds that took; processes share the work."""
+        began = time.perf_counter()
+        cache = self.cache or TargetCache.create(self.folder, self.source.contents)
+        check_room(cache)
+        missing = cache.missing()
+        if missing:
+            contents = cache.contents
+            say(
+                f"the teacher's targets for {contents.views} views of {contents.samples} images "
+                f"are built in {self.folder}, {contents.bytes / 1e6:.0f} MB"
+            )
+            source = replace(self.source, contents=contents, device=device)
+            source.build(cache, lambda whole, total: say(f"targets: {whole} of {total} shards"))
+        return cache, time.perf_counter() - began
+
+
+def cached_targets(
+    config: TrainConfig | DistillConfig,
+    data: DataSet,
+    teachers: Sequence[LoadedModel],
+    transfer: Transfer,
+    precision: str,
+) -> CachedTargets | None:
+    """The cache that a run asks for, checked; None if it asks for none. Writes nothing.
+
+    Raises:
+        InputError: a cache of something else, one that lacks what the terms need, or terms whose
+            targets are not kept.
+    """
+    if not isinstance(config, DistillConfig) or config.cache is None:
+        return None
+    if config.full_activation is not None:
+        raise InputError(
+            "full_activation compares whole activations, which a cache does not keep; leave out "
+            "--cache, or --full-activation"
+        )
+    needed = list(dict.fromkeys(reading.point for reading in transfer.wanted.readings))
+    by_hand = not config.pairs.startswith("auto")
+    points = needed if by_hand else [*dict.fromkeys([*recommended_points(teachers, data), *needed])]
+    source = TargetSource.of(
+        data,
+        teachers,
+        points,
+        [MapFunction(config.map, config.power)],
+        gradient=transfer.wanted.gradient,
+        data_seed=config.data_seed,
+        views=config.epochs,
+        precision=precision,
+        workers=config.workers,
+    )
+    if not config.cache.exists() or not any(config.cache.iterdir()):
+        return CachedTargets(config.cache, source, None)
+    cache = TargetCache.open(config.cache)
+    cache.check_made_like(source.contents)
+    lacking = list(cache.contents.lacks(transfer.wanted))
+    if lacking:
+        raise InputError(
+            f"the cache in {config.cache} lacks {' and '.join(lacking)}; give a new folder, which "
+            "will be filled with what this run needs"
+        )
+    return CachedTargets(config.cache, source, cache)
