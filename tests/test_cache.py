@@ -1,0 +1,396 @@
+"""The teacher's targets on disk: equal to the live ones, whole or absent, of nothing else."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import attention_transfer as at
+from attention_transfer.cache import TargetCache, build_cache, commands
+from attention_transfer.cli import main
+from attention_transfer.config import CacheConfig, DistillConfig
+from attention_transfer.data import DataSet, View, batches
+from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.training import Run, RunProgress
+from attention_transfer.training.preparation import Prepared, prepare
+from attention_transfer.training.progress import Moment
+from conftest import SMALL
+
+EVERYTHING: dict[str, Any] = {
+    "attention": "activation,gradient",
+    "gradient_beta": 0.1,
+    "kd_alpha": 0.5,
+}
+COMMAND = [str(Path(sys.executable).with_name("attention-transfer")), "cache"]
+ROW = 2 * (16 * 16 + 8 * 8 + 4 * 4) + 4 * 3
+
+
+@pytest.fixture(autouse=True)
+def _small_caches(monkeypatch: pytest.MonkeyPatch, data: DataSet, small_runs: None) -> None:
+    monkeypatch.setattr(commands, "load_data", lambda *_, **__: data)
+
+
+def config(**changes: Any) -> CacheConfig:
+    values = {"cache": "targets", "teacher": "teacher", "views": 3, "precision": "fp32"}
+    return CacheConfig.checked({**values, **changes})
+
+
+def prepared(**changes: Any) -> Prepared:
+    values = {"teacher": "teacher", "student": "wrn-10-1", "cache": "targets", **SMALL}
+    return prepare(DistillConfig.checked({**values, **changes}))
+
+
+class Recording(RunProgress):
+    """Keeps the terms of every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[dict[str, float]] = []
+
+    def step(self, images: int, moment: Moment) -> None:
+        self.steps.append({name: float(value) for name, value in moment.terms.items()})
+
+
+def times() -> dict[Path, int]:
+    folder = Path("targets")
+    return {path: path.stat().st_mtime_ns for path in (folder, *folder.iterdir())}
+
+
+def files(folder: str = "targets") -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@pytest.mark.parametrize("asked", [{}, EVERYTHING, {"mixup": 0.4, "cutmix": 1.0, "kd_alpha": 0.9}])
+def test_a_cached_run_is_step_for_step_the_live_run(teacher: Run, asked: dict[str, Any]) -> None:
+    """With as many views as epochs, and steps so small that rounding cannot grow."""
+    live, cached = Recording(), Recording()
+    common = {"teacher": "teacher", "student": "nin-thin", **SMALL, "lr": 1e-8, **asked}
+    at.distill(out="live", progress=live, **common)
+    at.distill(out="cached", cache="targets", progress=cached, **common)
+    assert len(live.steps) == len(cached.steps) == 15
+    for one, other in zip(live.steps, cached.steps, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+    record = at.Run(Path("cached")).record
+    assert record["cache"]["views"] == 3
+    assert record["cache"]["seconds_building"] > 0
+
+
+def test_a_cache_serves_other_students_weights_and_seeds(teacher: Run) -> None:
+    build_cache(config(gradient=True))
+    before = files()
+    for changes in (
+        {"student": "nin-thin", "beta": 1.0},
+        {"kd_alpha": 0.9, "seed": 3},
+        {"attention": "gradient", "gradient_beta": 1.0, "pairs": "group3:group2"},
+    ):
+        found = prepared(**changes)
+        assert found.targets is not None
+        cache, _ = found.targets.whole(print, torch.device("cpu"))
+        for epoch in (0, 2):
+            batch = next(batches(found.data.train, np.arange(48), 10, view=View(0, epoch)))
+            targets = cache.read(epoch, batch.indices)
+            live = found.transfer(batch.images, batch.labels)
+            known = found.transfer(batch.images, batch.labels, targets=targets)
+            for name, value in live.raw_terms.items():
+                torch.testing.assert_close(known.raw_terms[name], value, rtol=1e-3, atol=1e-6)
+    assert files() == before
+
+
+def test_targets_are_stored_as_precisely_as_is_said(teacher: Run) -> None:
+    cache = build_cache(config(gradient=True, views=1))
+    found = prepared(**EVERYTHING)
+    batch = next(batches(found.data.train, np.arange(48), 48, view=View(0, 0)))
+    live, known = found.transfer.targets(batch.images, batch.labels), cache.read(0, batch.indices)
+    for reading, value in live.readings.items():
+        unit = at.maps.normalize(value)
+        torch.testing.assert_close(known.read(reading).flatten(1), unit, rtol=2**-11, atol=2**-24)
+    assert live.logits is not None
+    torch.testing.assert_close(known.logits, live.logits, rtol=1e-5, atol=1e-5)
+    assert live.gradient is not None
+    assert known.gradient is not None
+    largest = live.gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+    assert bool(((known.gradient - live.gradient).abs() <= 2**-11 * largest).all())
+
+
+def test_views_go_round_when_there_are_more_epochs(teacher: Run) -> None:
+    build_cache(config(views=2))
+    found = prepared()
+    assert found.targets is not None
+    assert found.targets.views == 2
+    cache = TargetCache.open(Path("targets"))
+    some = np.array([5, 40, 5])
+    first, third = cache.read(0, some), cache.read(2, some)
+    assert torch.equal(*(next(iter(targets.readings.values())) for targets in (first, third)))
+    run = at.distill(teacher="teacher", student="nin-thin", cache="targets", out="run", **SMALL)
+    assert run.record["cache"]["views"] == 2
+
+
+def test_an_interrupted_cached_run_resumes_exactly(teacher: Run) -> None:
+    class Stopping(RunProgress):
+        def epoch(self, row: object, epochs: int) -> None:
+            raise KeyboardInterrupt
+
+    common = {"teacher": "teacher", "student": "nin-thin", "cache": "targets", **SMALL}
+    whole = at.distill(out="whole", **common)
+    with pytest.raises(KeyboardInterrupt):
+        at.distill(out="broken", progress=Stopping(), **common)
+    resumed = at.resume("broken")
+    one, other = (run.load().network.state_dict() for run in (whole, resumed))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_several_teachers_are_kept_as_one(teacher: Run) -> None:
+    both = at.train(model="wrn-10-1", out="second", **{**SMALL, "seed": 5})
+    cache = build_cache(config(teacher=f"teacher,{both.folder}", views=1))
+    assert [reading.point for reading in cache.contents.wanted.readings][:4] == [
+        "0.group1",
+        "0.group2",
+        "0.group3",
+        "1.group1",
+    ]
+    found = prepared(teacher=f"teacher,{both.folder}", kd_alpha=0.5)
+    batch = next(batches(found.data.train, np.arange(48), 10, view=View(0, 0)))
+    live = found.transfer(batch.images, batch.labels)
+    known = found.transfer(batch.images, batch.labels, targets=cache.read(0, batch.indices))
+    torch.testing.assert_close(live.loss, known.loss, rtol=1e-3, atol=0)
+
+
+def test_the_size_is_told_before_anything_is_built(
+    teacher: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--teacher", "teacher", "--views", "7", "--precision", "fp32", "--json"]
+    assert main(["cache", "info", "targets", *flags]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["bytes"] == 7 * 48 * ROW
+    assert told["bytes_a_row"] == ROW
+    assert not Path("targets").exists()
+    assert main(["cache", "build", "targets", *flags]) == 0
+    built = json.loads(capsys.readouterr().out)
+    assert built["bytes"] == told["bytes"]
+    on_disk = sum(path.stat().st_size for path in Path("targets").glob("*.rows"))
+    assert on_disk == told["bytes"] + 32 * told["shards"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"teacher": "other"}, "weights of the teacher"),
+        ({"data_seed": 1}, "data seed: 0, here 1"),
+        ({"precision": "bf16"}, "precision: fp32, here bf16"),
+        ({"random_erasing": 0.5}, "views: Augmentation"),
+        ({"power": 4.0}, r"lacks the map of group1 \(sum 4\)"),
+        ({"attention": "gradient", "gradient_beta": 1.0}, "lacks the gradient"),
+        ({"full_activation": 1.0}, "whole activations"),
+    ],
+)
+def test_targets_of_something_else_are_refused_with_the_difference(
+    teacher: Run, change: dict[str, Any], named: str
+) -> None:
+    at.train(model="wrn-10-1", out="other", **{**SMALL, "epochs": 1, "seed": 1})
+    build_cache(config(views=1))
+    before = files()
+    with pytest.raises(InputError, match=named):
+        at.distill(
+            **{"student": "wrn-10-1", "cache": "targets", **SMALL, "teacher": "teacher", **change}
+        )
+    assert files() == before
+    assert not Path("runs").exists()
+
+
+def test_other_versions_or_images_are_refused(teacher: Run) -> None:
+    build_cache(config(views=1))
+    manifest = Path("targets/cache.json")
+    for name in ("version of torch", "images", "normalisation of the teacher"):
+        values = json.loads(manifest.read_text())
+        kept, values["made_of"][name] = manifest.read_text(), "0.0"
+        manifest.write_text(json.dumps(values))
+        with pytest.raises(InputError, match=f"{name}: 0.0, here"):
+            prepared()
+        manifest.write_text(kept)
+
+
+def test_a_shard_cut_short_is_made_again_and_a_flipped_bit_stops_the_run(
+    teacher: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_cache(config())
+    whole = files()
+    shards = sorted(Path("targets").glob("*.rows"))
+    shards[0].write_bytes(shards[0].read_bytes()[:-100])
+    assert main(["cache", "verify", "targets"]) == 1
+    assert "cut short" in capsys.readouterr().out
+    build_cache(config())
+    assert files() == whole
+    damaged = bytearray(shards[1].read_bytes())
+    damaged[1000] ^= 1
+    shards[1].write_bytes(damaged)
+    assert main(["cache", "verify", "targets", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["faults"] == {
+        str(shards[1]): "its checksum is wrong"
+    }
+    with pytest.raises(TrainingError, match=r"view-0001.*checksum is wrong"):
+        at.distill(teacher="teacher", student="wrn-10-1", cache="targets", **SMALL)
+    shards[1].unlink()
+    build_cache(config())
+    assert files() == whole
+    assert main(["cache", "verify", "targets"]) == 0
+    assert "all 3 shards are whole" in capsys.readouterr().out
+
+
+def test_a_whole_cache_is_only_read(teacher: Run) -> None:
+    build_cache(config())
+    before = times()
+    at.distill(teacher="teacher", student="wrn-10-1", cache="targets", **SMALL)
+    assert times() == before
+
+
+def test_remove_deletes_the_cache_and_nothing_else(
+    teacher: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_cache(config(views=1))
+    Path("targets/notes.txt").write_text("mine")
+    assert main(["cache", "remove", "targets"]) == 0
+    assert [path.name for path in Path("targets").iterdir()] == ["notes.txt"]
+    assert main(["cache", "remove", "targets"]) == 2
+    assert "holds no cache" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "targets", "--teacher", "teacher", "--views", "0"], "views is '0'"),
+        (["build", "targets"], "teacher is missing"),
+        (["build", "--teacher", "teacher"], "needs the cache's folder"),
+        (["bild", "targets"], "did you mean build"),
+        (["verify", "targets", "--views", "3"], "takes the folder alone, got --views"),
+        (["info", "nowhere"], "holds no cache"),
+        (["build", "busy", "--teacher", "teacher"], "busy is not empty"),
+        (["build", "/dev/null/targets", "--teacher", "teacher"], "cannot write to /dev/null"),
+        (["build", "targets", "--teacher", "teacher", "--points", "group9"], "did you mean group"),
+        (["verify", "damaged"], "damaged"),
+        (["verify", "newer"], "its schema is 99"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    teacher: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    for folder, text in (("busy", ""), ("damaged", "{"), ("newer", '{"schema_version": 99}')):
+        Path(folder).mkdir()
+        name = "file.txt" if folder == "busy" else "cache.json"
+        (Path(folder) / name).write_text(text)
+    assert main(["cache", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("targets").exists()
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_computed(
+    teacher: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**28 + 48 * ROW))
+    with pytest.raises(InputError, match="GB more and"):
+        build_cache(config(views=2))
+    assert not list(Path("targets").glob("*.rows"))
+    build_cache(config(cache="smaller", views=1))
+
+
+def builder(
+    folder: str, *, views: int = 40, limit: int | None = None, flags: tuple[str, ...] = ()
+) -> "subprocess.Popen[str]":
+    """A process of its own that builds a cache of the small images."""
+    settings = ["--teacher", "teacher", "--precision", "fp32", "--views", str(views), *flags]
+    bound: Callable[[], None] | None = None
+    if limit is not None:
+        bound = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
+    return subprocess.Popen(
+        [*COMMAND, "build", folder, "--data", "conftest:small_data", *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=bound,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_killed_build_goes_on_where_it_was(teacher: Run) -> None:
+    process = builder("killed")
+    while len(list(Path("killed").glob("view-*.rows"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    whole = sorted(Path("killed").glob("view-*.rows"))
+    assert 3 <= len(whole) < 40
+    kept = {path: path.stat().st_mtime_ns for path in whole}
+    finished = build_cache(config(cache="killed", views=40))
+    assert not finished.missing()
+    assert not list(finished.damaged())
+    assert kept == {path: path.stat().st_mtime_ns for path in whole}
+    assert {path.suffix for path in Path("killed").iterdir()} == {".json", ".rows"}
+    build_cache(config(cache="fresh", views=40))
+    assert files("killed") == files("fresh")
+
+
+def test_a_shard_is_made_by_one_process_at_a_time(teacher: Run) -> None:
+    first = build_cache(config())
+    second = TargetCache.open(Path("targets"))
+    shard = (1, 0)
+    whole = first.path(shard).read_bytes()
+    with second.claim(shard) as mine:
+        assert not mine  # it is there
+    first.path(shard).unlink()
+    with first.claim(shard) as mine:
+        assert mine
+        with second.claim(shard) as theirs:
+            assert not theirs
+    with second.claim(shard) as mine:  # the first one gave up
+        assert mine
+        second.write(shard, np.frombuffer(whole[:-32], second.contents.row))
+    assert first.path(shard).read_bytes() == whole
+    assert not list(Path("targets").glob(".*"))
+
+
+def test_two_builders_share_the_work(teacher: Run) -> None:
+    processes = [builder("shared") for _ in range(2)]
+    told = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    made = [output.count(" of 40 shards") for output, _ in told]
+    assert sum(made) == 40
+    build_cache(config(cache="alone", views=40))
+    assert files("shared") == files("alone")
+
+
+def test_a_full_disk_is_said_and_costs_no_whole_shard(teacher: Run) -> None:
+    """The file size is limited below that of a shard, as a full disk would."""
+    build_cache(config(cache="full", views=2))
+    first, second = sorted(Path("full").glob("*.rows"))
+    second.unlink()
+    before = first.read_bytes()
+    process = builder("full", views=2, limit=4096)
+    _, error = process.communicate()
+    assert process.returncode == 1
+    assert "cannot write to full: File too large; 1 of 2 shards are whole" in error
+    assert error.count("\n") == 1
+    assert first.read_bytes() == before
+    assert not second.exists()
+    build_cache(config(cache="full", views=2))
+
+
+def test_several_processes_build_what_one_builds(teacher: Run) -> None:
+    process = builder("two", views=6, flags=("--processes", "2"))
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    build_cache(config(cache="one", views=6))
+    assert files("one") == files("two")
