@@ -11,9 +11,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["integers", "permutation", "uniform"]
+__all__ = ["Key", "integers", "permutation", "uniform"]
 
 Key = str | int | NDArray[np.int64]
+"""A part of what a draw is for."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
