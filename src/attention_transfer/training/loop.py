@@ -4,8 +4,9 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from attention_transfer.data import (
     Batch,
     DataSet,
     Images,
+    Pass,
     View,
     batch_bounds,
-    batches,
     epoch_order,
     resolve_workers,
+    stream,
 )
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.training.checkpoints import load_last_checkpoint, save_checkpoint
@@ -163,8 +165,9 @@ class _Fit:
                 self.probes.begin()
             if self.epoch == 0:
                 self.tracking.add({"epoch": 0, "step": 0, "probes": self._look()})
-            while self.epoch < self.config.epochs:
-                self._train_epoch()
+            with closing(self._batches()) as source:
+                while self.epoch < self.config.epochs:
+                    self._train_epoch(islice(source, self.steps_an_epoch))
         except KeyboardInterrupt:
             raise Interrupted(self._how_to_go_on()) from None
         finally:
@@ -192,6 +195,7 @@ class _Fit:
                 teacher_test_error=teacher_test_error,
                 attention=self.probes.summary() if self.probes else None,
                 seconds=self.seconds,
+                seconds_waiting=sum(row["seconds_waiting_for_data"] for row in self.run.metrics),
                 processes=self.accelerator.num_processes,
             )
         )
@@ -217,13 +221,13 @@ class _Fit:
         if self.accelerator.is_main_process:
             self.run.keep_metrics(epoch)
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self, batches: Iterator[Batch]) -> None:
         began = time.perf_counter()
         totals = Totals()
         self.transfer.student.train()
         for module in self.prepared.frozen:
             module.eval()
-        source = enumerate(self._batches())
+        source = enumerate(batches)
         while True:
             waiting = time.perf_counter()
             step, batch = next(source, (None, None))
@@ -263,8 +267,7 @@ class _Fit:
         return self.probes.look(self.epoch)
 
     def _step(self, step: int, batch: Batch, totals: Totals) -> None:
-        device = self.accelerator.device
-        images, labels = (part.to(device, non_blocking=True) for part in batch[:2])
+        images, labels = batch.images, batch.labels
         if not self.config.channels_last:
             images = images.contiguous()
         progress = self._progress(step)
@@ -304,15 +307,20 @@ class _Fit:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.prepared.precision)
         return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
 
-    def _batches(self) -> Iterator[Batch]:
-        return batches(
+    def _batches(self) -> Generator[Batch]:
+        """Those of all epochs that are left; while one is judged, the next one's are made."""
+        count, config = len(self.data.train), self.config
+        return stream(
             self.data.train,
-            epoch_order(len(self.data.train), self.config.seed, self.epoch),
-            self.config.batch_size,
-            view=View(self.config.data_seed, self.epoch),
+            (
+                Pass(epoch_order(count, config.seed, epoch), View(config.data_seed, epoch))
+                for epoch in range(self.epoch, config.epochs)
+            ),
+            config.batch_size,
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
-            workers=resolve_workers(self.config.workers, self.data.train),
+            workers=resolve_workers(config.workers, self.data.train),
+            device=self.accelerator.device,
         )
 
     def _not_finite(self, what: str, step: int) -> TrainingError:

@@ -72,6 +72,7 @@ def make_record(
     teacher_test_error: float | None,
     attention: Mapping[str, Any] | None,
     seconds: float,
+    seconds_waiting: float,
     processes: int,
 ) -> dict[str, Any]:
     """The contents of record.json but for its schema version."""
@@ -111,6 +112,7 @@ def make_record(
         "best_on_validation": dict(best),
         "attention": attention,
         "seconds": seconds,
+        "seconds_waiting_for_data": seconds_waiting,
         "images_per_second": images / seconds,
     }
 
