@@ -63,7 +63,7 @@ def test_a_compiled_transfer_is_the_eager_one_and_is_compiled_once() -> None:
         gradients = [parameter.grad for parameter in student.parameters()]
         found[compiled] = (losses, gradients, dict(student.state_dict()))
         assert out.maps["activation_attention"].keys() == {"0:0", "3:3"}
-    torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[True], found[False], rtol=1e-3, atol=1e-4)
     assert counters["stats"]["unique_graphs"] == 2  # the student's and the teacher's
     assert not counters["graph_break"]
 

@@ -125,6 +125,17 @@ def test_an_augmented_image_is_a_crop_of_its_padded_self(data: DataSet, flip: bo
     assert (2 < flips < 18) if flip else flips == 0
 
 
+def test_the_crop_and_the_flip_are_those_drawn_for_the_sample(data: DataSet) -> None:
+    indices = np.array([30, 3, 17, 8, 44])
+    views = Augmentation(3, flip=True)(data.train.images[indices], indices, View(7, 2)).numpy()
+    for index, view in zip(indices.tolist(), views, strict=True):
+        top, left = (int(integers(-3, 3, f"crop {side}", 7, 2, index)) for side in ("top", "left"))
+        padded = np.pad(data.train.images[index].numpy(), ((3, 3), (3, 3), (0, 0)), mode="reflect")
+        crop = padded[3 + top :, 3 + left :][: view.shape[0], : view.shape[1]]
+        flipped = uniform("flip", 7, 2, index) < 0.5
+        assert np.array_equal(view, crop[:, ::-1] if flipped else crop)
+
+
 def test_a_view_is_a_function_of_seed_view_and_sample(data: DataSet) -> None:
     augmentation = Augmentation(pad=3, flip=True)
     whole = augmentation(data.train.images, np.arange(48), View(0, 4))

@@ -147,6 +147,10 @@ def test_a_run_resumes_from_its_last_epoch_as_if_never_interrupted(
     assert same_weights(whole, resumed)
     assert timeless(whole.metrics) == timeless(resumed.metrics)
     assert resumed.record["final"] == whole.record["final"]
+    waited = [row["seconds_waiting_for_data"] for row in resumed.metrics]
+    assert len(waited) == resumed.config.epochs
+    assert resumed.record["seconds_waiting_for_data"] == pytest.approx(sum(waited))
+    assert 0 < sum(waited) < resumed.record["seconds"]
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before() -> None:

@@ -13,11 +13,13 @@ from attention_transfer.data.images import (
 )
 from attention_transfer.data.loading import (
     Batch,
+    Pass,
     as_input,
     batch_bounds,
     batches,
     epoch_order,
     resolve_workers,
+    stream,
 )
 from attention_transfer.data.splitting import hold_out_test, hold_out_validation
 from attention_transfer.errors import InputError, nearest
@@ -29,6 +31,7 @@ __all__ = [
     "DataSet",
     "ImageSet",
     "Images",
+    "Pass",
     "View",
     "as_input",
     "batch_bounds",
@@ -38,6 +41,7 @@ __all__ = [
     "hold_out_validation",
     "load_data",
     "resolve_workers",
+    "stream",
 ]
 
 

@@ -5,6 +5,8 @@ partner is drawn from the whole set, so that neither batches nor processes matte
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +17,17 @@ from torch.nn import functional
 from attention_transfer.config import Interpolation
 from attention_transfer.data.images import Images, View
 from attention_transfer.data.randomness import integers, uniform
+from attention_transfer.data.views import random_sides
+from attention_transfer.measures import box_masks
 
-__all__ = ["Augmented", "targets"]
+__all__ = ["Augmented", "erased", "targets"]
+
+GREY = 127
+"""What takes the place of what is erased or moved away."""
+
+ERASED_AREA = 0.02, 0.33
+ERASED_RATIO = 1 / 3.3, 1 / 0.3
+"""Width over height; the paper's is height over width."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +118,11 @@ class Augmented:
     def _changed(self, indices: NDArray[np.int64], view: View) -> Tensor:
         """Views after RandAugment and erasing."""
         pixels = self.images.pixels(indices, view)
-        if self.randaugment is None and not self.random_erasing:
-            return pixels
-        from torchvision.transforms import v2
-
-        images = pixels.permute(0, 3, 1, 2)
-        seeds = integers(0, 2**62, "transforms", view.data_seed, view.number, indices)
-        changed = []
-        with torch.random.fork_rng(devices=[]):
-            for image, seed in zip(images, seeds.tolist(), strict=True):
-                torch.manual_seed(seed)
-                if self.randaugment is not None:
-                    image = v2.RandAugment(2, self.randaugment, fill=[127] * 3)(image)
-                changed.append(v2.RandomErasing(self.random_erasing, value=127)(image))
-        return torch.stack(changed).permute(0, 2, 3, 1)
+        if self.randaugment is not None:
+            pixels = _randaugmented(pixels, indices, view, self.randaugment)
+        if self.random_erasing:
+            pixels = erased(pixels, indices, view, self.random_erasing)
+        return pixels
 
     def _partners(self, indices: NDArray[np.int64], view: View) -> NDArray[np.int64]:
         return integers(0, len(self) - 1, "partner", view.data_seed, view.number, indices)
@@ -134,27 +136,19 @@ class Augmented:
     def _lambdas(self, indices: NDArray[np.int64], view: View) -> NDArray[np.float64]:
         seeds = integers(0, 2**62, "lambda", view.data_seed, view.number, indices)
         alphas = np.where(self._cuts(indices, view), self.cutmix, self.mixup)
-        return np.array(
-            [
-                np.random.Generator(np.random.Philox(int(seed))).beta(alpha, alpha)
-                for seed, alpha in zip(seeds, alphas, strict=True)
-            ]
-        )
+        return np.array(list(map(_beta, seeds.tolist(), alphas.tolist())))
 
     def _boxes(self, indices: NDArray[np.int64], view: View) -> NDArray[np.bool_]:
         """(n, H, W): the places that come from the partner, where an image is cut."""
-        height, width = self.size
         side = np.sqrt(1 - self._lambdas(indices, view))
         key = view.data_seed, view.number, indices
-        inside = []
-        for name, length in (("row", height), ("column", width)):
+        edges = []
+        for name, length in (("row", self.size[0]), ("column", self.size[1])):
             middle = integers(0, length - 1, f"cut {name}", *key)
             half = np.rint(side * length / 2)
-            places = np.arange(length)
-            inside.append(
-                (places >= (middle - half)[:, None]) & (places < (middle + half)[:, None])
-            )
-        cut = inside[0][:, :, None] & inside[1][:, None, :]
+            edges.append((middle - half, middle + half))
+        (top, bottom), (left, right) = edges
+        cut = _inside(left, top, right, bottom, self.size)
         return cut & self._cuts(indices, view)[:, None, None]
 
     def _kept(self, indices: NDArray[np.int64], view: View) -> NDArray[np.float64]:
@@ -175,6 +169,73 @@ class Augmented:
             self._lambdas(indices, view)[:, None, None],
         )[..., None]
         return np.asarray(kept * pixels + (1 - kept) * others)
+
+
+def erased(pixels: Tensor, indices: NDArray[np.int64], view: View, probability: float) -> Tensor:
+    """Images of which some have a random part made grey (Zhong et al., AAAI 2020).
+
+    The part has 2 to 33 % of the area and is 0.3 to 3.3 times as high as wide; ten tries to fit it
+    in, and then nothing is erased.
+
+    Args:
+        pixels: (n, H, W, C) uint8, left as they are.
+        indices: (n,) the samples' indices in their set.
+        view: which of their views.
+        probability: of each image to be chosen.
+
+    Returns:
+        (n, H, W, C).
+    """
+    height, width = pixels.shape[1:3]
+    drawn = uniform("erase", view.data_seed, view.number, indices) < probability
+    key = view.data_seed, view.number, indices[drawn]
+    heights, widths = random_sides("erase", (height, width), ERASED_AREA, ERASED_RATIO, *key)
+    fits = (heights < height) & (widths < width)
+    first = np.arange(len(fits)), fits.argmax(axis=1)
+    tall, wide = (
+        np.where(fits.any(axis=1), sides[first], 0).astype(np.int64) for sides in (heights, widths)
+    )
+    top = integers(0, height - tall, "erase top", *key)
+    left = integers(0, width - wide, "erase left", *key)
+    changed = pixels.numpy()[drawn]
+    changed[_inside(left, top, left + wide, top + tall, (height, width))] = GREY
+    result = pixels.numpy().copy()
+    result[drawn] = changed
+    return torch.from_numpy(result)
+
+
+def _randaugmented(
+    pixels: Tensor, indices: NDArray[np.int64], view: View, magnitude: int
+) -> Tensor:
+    """Images (n, H, W, 3) after two random operations each, by torchvision."""
+    from torchvision.transforms import v2
+
+    change = v2.RandAugment(2, magnitude, fill=[GREY] * 3)
+    seeds = integers(0, 2**62, "transforms", view.data_seed, view.number, indices)
+    changed = []
+    with torch.random.fork_rng(devices=[]):
+        for image, seed in zip(pixels.permute(0, 3, 1, 2), seeds.tolist(), strict=True):
+            torch.manual_seed(seed)
+            changed.append(change(image))
+    return torch.stack(changed).permute(0, 2, 3, 1)
+
+
+def _inside(
+    left: NDArray[Any],
+    top: NDArray[Any],
+    right: NDArray[Any],
+    bottom: NDArray[Any],
+    size: tuple[int, int],
+) -> NDArray[np.bool_]:
+    """(n, H, W): the insides of boxes."""
+    boxes = torch.from_numpy(np.stack([left, top, right, bottom], axis=1))
+    return box_masks(boxes, size).numpy()
+
+
+@lru_cache(maxsize=4096)
+def _beta(seed: int, alpha: float) -> float:
+    """A draw of Beta(alpha, alpha); an image's labels and pixels ask for the same."""
+    return float(np.random.Generator(np.random.Philox(seed)).beta(alpha, alpha))
 
 
 def targets(images: Images, indices: NDArray[np.int64], view: View | None) -> Tensor:

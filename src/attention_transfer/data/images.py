@@ -96,12 +96,11 @@ class Augmentation:
         if self.flip:
             flipped = uniform("flip", *key) < 0.5
             columns[flipped] = columns[flipped, ::-1]
-        samples = torch.arange(len(images))
-        return images[
-            samples[:, None, None],
-            torch.from_numpy(rows)[:, :, None],
-            torch.from_numpy(columns)[:, None, :],
-        ]
+        whole = images.contiguous().numpy()
+        pixels = whole.view(f"V{whole.shape[3]}").reshape(-1)  # an element has all its channels
+        lines = height * np.arange(len(whole))[:, None] + rows
+        places = width * lines[:, :, None] + columns[:, None, :]
+        return torch.from_numpy(pixels.take(places).view(np.uint8).reshape(whole.shape))
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ class ImageSet:
 
     def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
         """(n, H, W, 3) uint8: a view of each image, or the image as it is."""
-        chosen = self.images[torch.from_numpy(indices)]
+        chosen = self.images.index_select(0, torch.from_numpy(indices))
         return chosen if view is None else self.augmentation(chosen, indices, view)
 
     def masks(self, indices: NDArray[np.int64]) -> Tensor | None:

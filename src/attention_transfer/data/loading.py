@@ -1,8 +1,9 @@
 """Batches of images, decoded here or by workers."""
 
 import os
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Generator, Iterable, Iterator
+from itertools import tee
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,18 +11,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from attention_transfer.data.augmentation import targets
+from attention_transfer.data.augmentation import Augmented, targets
 from attention_transfer.data.images import Images, ImageSet, View
 from attention_transfer.data.randomness import permutation
 from attention_transfer.errors import TrainingError
 
-__all__ = ["Batch", "as_input", "batch_bounds", "batches", "epoch_order", "resolve_workers"]
+__all__ = [
+    "Batch",
+    "Pass",
+    "as_input",
+    "batch_bounds",
+    "batches",
+    "epoch_order",
+    "resolve_workers",
+    "stream",
+]
 
 PREFETCHED = 4
 """Batches that each worker keeps ready."""
 
 TIMEOUT = 300
 """Seconds to wait for a batch before a worker is taken to hang."""
+
+
+GONE = ConnectionError, EOFError, FileNotFoundError
+"""What comes of asking a worker that is no more for the tensor it made."""
 
 
 class Batch(NamedTuple):
@@ -34,6 +48,15 @@ class Batch(NamedTuple):
     labels: Tensor
     indices: NDArray[np.int64]
     total: int
+
+
+class Pass(NamedTuple):
+    """One way through the images: indices in an order, and which view of each; None: the images as
+    they are judged.
+    """
+
+    order: NDArray[np.int64]
+    view: View | None
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -69,6 +92,7 @@ def batches(
     process: int = 0,
     processes: int = 1,
     workers: int = 0,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """The images in an order, batch by batch; every sample exactly once.
 
@@ -83,15 +107,56 @@ def batches(
         process: which of the processes this is.
         processes: how many there are.
         workers: processes that decode ahead; 0: decode here.
+        device: where images and labels are to be; the CPU by default.
 
     Raises:
         TrainingError: an image cannot be decoded, or a worker died.
     """
-    bounds = batch_bounds(len(order), batch_size, processes)
-    shares = [order[start:end][process::processes] for start, end in bounds]
-    loaded = _loaded(images, shares, view, workers)
-    for (start, end), indices, pixels in zip(bounds, shares, loaded, strict=True):
-        yield Batch(as_input(pixels), targets(images, indices, view), indices, end - start)
+    return stream(
+        images,
+        [Pass(order, view)],
+        batch_size,
+        process=process,
+        processes=processes,
+        workers=workers,
+        device=device,
+    )
+
+
+def stream(
+    images: Images,
+    passes: Iterable[Pass],
+    batch_size: int,
+    *,
+    process: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+    device: torch.device | None = None,
+) -> Generator[Batch]:
+    """The batches of several passes, one after the other, as :func:`batches` gives those of one.
+
+    Workers go on from one pass to the next: while somebody looks at what the last one taught, the
+    next one's first batches are decoded. Close it to let the workers go before the end.
+
+    Args:
+        images: what the batches are made of.
+        passes: asked for one by one, a few batches ahead.
+        batch_size: images in a batch, over all processes.
+        process: which of the processes this is.
+        processes: how many there are.
+        workers: processes that decode ahead; 0: decode here.
+        device: where images and labels are to be; the CPU by default.
+
+    Raises:
+        TrainingError: an image cannot be decoded, or a worker died.
+    """
+    device = device or torch.device("cpu")
+    shares, ahead = tee(_shares(passes, batch_size, process, processes))
+    made = _made(images, ahead, workers, pinned=device.type == "cuda")
+    for share, (pixels, labels) in zip(shares, made, strict=True):
+        # As bytes, which are a quarter of the numbers to copy.
+        given = as_input(_moved(pixels, device))
+        yield Batch(given, _moved(torch.from_numpy(labels), device), share.indices, share.total)
 
 
 def as_input(pixels: Tensor) -> Tensor:
@@ -100,64 +165,114 @@ def as_input(pixels: Tensor) -> Tensor:
 
 
 def resolve_workers(asked: int | None, images: Images) -> int:
-    """How many processes are to decode ahead: none for images in memory.
+    """How many processes are to make batches ahead.
+
+    None where that takes no time: for images in memory, unless RandAugment changes or others are
+    mixed into them. Else, by default, one for each core but one, from 1 to 8.
 
     >>> resolve_workers(4, ImageSet(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.zeros(1)))
     0
     """
-    if isinstance(images, ImageSet):
+    slow = isinstance(images, Augmented) and (images.mixes or images.randaugment is not None)
+    if _in_memory(images) and not slow:
         return 0
-    return min(8, max(1, (os.cpu_count() or 1) - 1)) if asked is None else asked
+    return min(8, max(1, _cores() - 1)) if asked is None else asked
 
 
-class _Batches(Dataset[Tensor | TrainingError]):
-    """Batches by their samples' indices, for workers; or the fault, which would lose its name on
-    its way out of the worker. Which sample each worker is at stands in shared memory.
+def _cores() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _in_memory(images: Images) -> bool:
+    return isinstance(images.images if isinstance(images, Augmented) else images, ImageSet)
+
+
+class _Share(NamedTuple):
+    """What this process gets of a batch."""
+
+    indices: NDArray[np.int64]
+    view: View | None
+    total: int
+
+
+_Made = tuple[Tensor, NDArray[Any]]
+"""Pixels (n, H, W, 3) uint8, and what they are to be taken for. A tensor comes from a worker by way
+of a file descriptor, an array in the message itself.
+"""
+
+
+def _shares(
+    passes: Iterable[Pass], batch_size: int, process: int, processes: int
+) -> Iterator[_Share]:
+    for order, view in passes:
+        for start, end in batch_bounds(len(order), batch_size, processes):
+            yield _Share(order[start:end][process::processes], view, end - start)
+
+
+def _moved(part: Tensor, device: torch.device) -> Tensor:
+    """On its way to a device: a graphics processor fetches it from pinned memory by itself."""
+    if device.type == "cuda":
+        return part.pin_memory().to(device, non_blocking=True)
+    return part.to(device)
+
+
+class _Shares(Dataset[_Made | TrainingError]):
+    """Shares of batches, for workers; or the fault, which would lose its name on its way out of
+    the worker. Which sample each worker is at stands in shared memory.
     """
 
-    def __init__(self, images: Images, view: View | None, workers: int) -> None:
-        self.images, self.view = images, view
+    def __init__(self, images: Images, workers: int) -> None:
+        self.images = images
         self.at = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
 
-    def __getitem__(self, indices: NDArray[np.int64]) -> Tensor | TrainingError:
+    def __getitem__(self, share: _Share) -> _Made | TrainingError:
         worker = get_worker_info()
         assert worker is not None
+        parts = 1 if _in_memory(self.images) else len(share.indices)
         pixels = []
         try:
-            for index in indices:
-                self.at[worker.id] = int(index)
-                pixels.append(self.images.pixels(np.array([index]), self.view))
+            for indices in np.array_split(share.indices, parts):
+                self.at[worker.id] = int(indices[0])
+                pixels.append(self.images.pixels(indices, share.view))
         except TrainingError as error:
             return error
-        return torch.cat(pixels)
+        return torch.cat(pixels), targets(self.images, share.indices, share.view).numpy()
 
 
-def _loaded(
-    images: Images, shares: list[NDArray[np.int64]], view: View | None, workers: int
-) -> Iterator[Tensor]:
+def _as_it_is(made: Any) -> Any:
+    """For the loader, which would make tensors of arrays."""
+    return made
+
+
+def _made(images: Images, shares: Iterator[_Share], workers: int, pinned: bool) -> Iterator[_Made]:
     if workers == 0:
-        for indices in shares:
-            yield images.pixels(indices, view)
+        for indices, view, _ in shares:
+            yield images.pixels(indices, view), targets(images, indices, view).numpy()
         return
-    made = _Batches(images, view, workers)
+    dataset = _Shares(images, workers)
     loader = DataLoader(
-        made,
+        dataset,
         batch_size=None,
         sampler=shares,
+        collate_fn=_as_it_is,
         num_workers=workers,
         prefetch_factor=PREFETCHED,
         timeout=TIMEOUT,
+        pin_memory=pinned,
     )
     try:
-        for pixels in loader:
-            if isinstance(pixels, TrainingError):
-                raise pixels
-            yield pixels
+        for made in loader:
+            if isinstance(made, TrainingError):
+                raise made
+            yield made
     except TrainingError:
         raise
-    except RuntimeError as error:
-        at = [images.name(index) for index in made.at.tolist() if index >= 0]
-        reason = str(error).partition("\n")[0]
+    except (RuntimeError, *GONE) as error:
+        at = [images.name(index) for index in dataset.at.tolist() if index >= 0]
+        reason = "it exited" if isinstance(error, GONE) else str(error).partition("\n")[0]
         raise TrainingError(
             f"a loader worker stopped at {' or '.join(at) or 'its start'}: {reason}; resume the "
             "run, with --workers 0 if it happens again"

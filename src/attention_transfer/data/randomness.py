@@ -6,13 +6,15 @@ resume, any number of loader workers and cached targets under augmentation possi
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["integers", "permutation", "uniform"]
+__all__ = ["Key", "integers", "permutation", "uniform"]
 
 Key = str | int | NDArray[np.int64]
+"""A part of what a draw is for."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -60,9 +62,24 @@ def _bits(*key: Key) -> NDArray[np.uint64]:
     """A 64-bit hash of the key: each part in turn is mixed in by the SplitMix64 finaliser
     (Steele, Lea & Flood, OOPSLA 2014).
     """
-    state = np.zeros((), dtype=np.uint64)
+    fixed: list[str | int] = []
+    for part in key:
+        if isinstance(part, np.ndarray):
+            break
+        fixed.append(part)
+    return _absorbed(_hash_of(*fixed), *key[len(fixed) :])
+
+
+@lru_cache(maxsize=1024)
+def _hash_of(*parts: str | int) -> NDArray[np.uint64]:
+    """Of what comes before the first array, which a view's batches have in common."""
+    return _absorbed(np.zeros((), dtype=np.uint64), *parts)
+
+
+def _absorbed(state: NDArray[np.uint64], *parts: Key) -> NDArray[np.uint64]:
+    """A hash with more parts mixed in."""
     with np.errstate(over="ignore"):
-        for part in key:
+        for part in parts:
             if isinstance(part, str):
                 digest = hashlib.blake2b(part.encode(), digest_size=8).digest()
                 value = np.frombuffer(digest, dtype="<u8")[0]

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from attention_transfer.data.decoding import Box
 from attention_transfer.data.images import View
-from attention_transfer.data.randomness import integers, uniform
+from attention_transfer.data.randomness import Key, integers, uniform
 
-__all__ = ["Recipe", "centre", "random_crop"]
+__all__ = ["Recipe", "centre", "random_crop", "random_sides"]
 
-_ATTEMPTS = 10
+_ATTEMPTS = np.arange(10)
 
 
 def centre(whole: tuple[int, int], size: tuple[int, int], share: float = 0.875) -> Box:
@@ -31,6 +31,41 @@ def centre(whole: tuple[int, int], size: tuple[int, int], share: float = 0.875) 
     height, width = min(scale * size[0], whole[0]), min(scale * size[1], whole[1])
     left, top = (whole[1] - width) / 2, (whole[0] - height) / 2
     return Box(left, top, whole[1] - left, whole[0] - top)
+
+
+def random_sides(
+    what: str,
+    whole: tuple[int, int],
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    *key: Key,
+    shape: tuple[int, int] = (1, 1),
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Heights and widths of random parts of an image, ten for whoever needs one that fits in.
+
+    The area is uniform, the ratio of the sides log-uniform; both are rounded to whole pixels.
+
+    Args:
+        what: the draw is for.
+        whole: height and width of the image.
+        area: least and largest share of the image.
+        ratio: least and largest width over height, relative to those of the shape.
+        key: what else the draw is for, as of :func:`~attention_transfer.data.randomness.uniform`.
+        shape: height and width.
+
+    Returns:
+        Two arrays of the key's shape with ten elements at the end.
+
+    Example:
+        >>> random_sides("nose", (100, 100), (0.25, 0.25), (1.0, 1.0), 0)[0].tolist()[:2]
+        [50.0, 50.0]
+    """
+    keys = *(part[..., None] if isinstance(part, np.ndarray) else part for part in key), _ATTEMPTS
+    areas = area[0] + (area[1] - area[0]) * uniform(f"{what} area", *keys)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    ratios = np.exp(low + (high - low) * uniform(f"{what} ratio", *keys)) * shape[1] / shape[0]
+    pixels = areas * whole[0] * whole[1]
+    return np.rint(np.sqrt(pixels / ratios)), np.rint(np.sqrt(pixels * ratios))
 
 
 def random_crop(
@@ -54,19 +89,15 @@ def random_crop(
         area: least and largest share of the image.
         ratio: least and largest width over height, relative to the wanted.
     """
-    key = view.data_seed, view.number, index, np.arange(_ATTEMPTS)
-    areas = area[0] + (area[1] - area[0]) * uniform("crop area", *key)
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    ratios = np.exp(low + (high - low) * uniform("crop ratio", *key)) * size[1] / size[0]
-    pixels = areas * whole[0] * whole[1]
-    widths, heights = np.rint(np.sqrt(pixels * ratios)), np.rint(np.sqrt(pixels / ratios))
+    key = view.data_seed, view.number, index
+    heights, widths = random_sides("crop", whole, area, ratio, *key, shape=size)
     fits = (widths >= 1) & (heights >= 1) & (widths <= whole[1]) & (heights <= whole[0])
     if not fits.any():
         return centre(whole, size, share=1.0)
     chosen = int(np.argmax(fits))
     width, height = int(widths[chosen]), int(heights[chosen])
-    left = int(integers(0, whole[1] - width, "crop left", *key[:3]))
-    top = int(integers(0, whole[0] - height, "crop top", *key[:3]))
+    left = int(integers(0, whole[1] - width, "crop left", *key))
+    top = int(integers(0, whole[0] - height, "crop top", *key))
     return Box(left, top, left + width, top + height)
 
 

@@ -70,9 +70,9 @@ def predict(
         torch.no_grad(),
         torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
     ):
-        for batch in batches(images, np.arange(len(images)), batch_size, workers=workers):
-            pixels = batch.images.to(device)
-            given = normalization(pixels) if normalization else pixels
+        order = np.arange(len(images))
+        for batch in batches(images, order, batch_size, workers=workers, device=device):
+            given = normalization(batch.images) if normalization else batch.images
             logits.append(as_logits(network(given)).float().cpu())
             told_apart = logits[-1].shape[1]
             if classes not in (None, told_apart):

@@ -4,8 +4,9 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from attention_transfer.data import (
     Batch,
     DataSet,
     Images,
+    Pass,
     View,
     batch_bounds,
-    batches,
     epoch_order,
     resolve_workers,
+    stream,
 )
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.feeding import model_normalization
@@ -172,8 +174,9 @@ class _Fit:
                 self.probes.begin()
             if self.epoch == 0:
                 self.tracking.add({"epoch": 0, "step": 0, "probes": self._look()})
-            while self.epoch < self.config.epochs:
-                self._train_epoch()
+            with closing(self._batches()) as source:
+                while self.epoch < self.config.epochs:
+                    self._train_epoch(islice(source, self.steps_an_epoch))
         except KeyboardInterrupt:
             raise Interrupted(self._how_to_go_on()) from None
         finally:
@@ -202,6 +205,7 @@ class _Fit:
                 attention=self.probes.summary() if self.probes else None,
                 seconds=self.seconds,
                 seconds_building_cache=self.seconds_building,
+                seconds_waiting=sum(row["seconds_waiting_for_data"] for row in self.run.metrics),
                 processes=self.accelerator.num_processes,
             )
         )
@@ -227,13 +231,13 @@ class _Fit:
         if self.accelerator.is_main_process:
             self.run.keep_metrics(epoch)
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self, batches: Iterator[Batch]) -> None:
         began = time.perf_counter()
         totals = Totals()
         self.transfer.student.train()
         for module in self.prepared.frozen:
             module.eval()
-        source = enumerate(self._batches())
+        source = enumerate(batches)
         while True:
             waiting = time.perf_counter()
             step, batch = next(source, (None, None))
@@ -241,7 +245,7 @@ class _Fit:
                 break
             targets = None
             if self.cache is not None:
-                targets = self.cache.read(self._view.number, batch.indices)
+                targets = self.cache.read(self.epoch, batch.indices)
             totals.seconds_waiting += time.perf_counter() - waiting
             self._step(step, batch, targets, totals)
             rate = totals.images * self.accelerator.num_processes / (time.perf_counter() - began)
@@ -276,8 +280,7 @@ class _Fit:
         return self.probes.look(self.epoch)
 
     def _step(self, step: int, batch: Batch, targets: Targets | None, totals: Totals) -> None:
-        device = self.accelerator.device
-        images, labels = (part.to(device, non_blocking=True) for part in batch[:2])
+        images, labels = batch.images, batch.labels
         if not self.config.channels_last:
             images = images.contiguous()
         progress = self._progress(step)
@@ -287,7 +290,7 @@ class _Fit:
         # Dropout and the like: a function of the seed and the step, as all randomness is.
         torch.manual_seed(_step_seed(self.config.seed, self.epoch, step))
         with self._autocast():
-            known = None if targets is None else targets.to(device)
+            known = None if targets is None else targets.to(images.device)
             out: TransferOutput = self.objective(images, labels, progress, known)
         culprits = [name for name, value in out.terms.items() if not bool(value.isfinite())]
         if culprits:
@@ -318,22 +321,25 @@ class _Fit:
         dtype = AUTOCAST.get(self.prepared.precision)
         return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
 
-    @property
-    def _view(self) -> View:
-        """The samples' view in this epoch; cached ones go round."""
+    def _view(self, epoch: int) -> View:
+        """The samples' view in an epoch; cached ones go round."""
         targets = self.prepared.targets
-        number = self.epoch if targets is None else self.epoch % targets.views
-        return View(self.config.data_seed, number)
+        return View(self.config.data_seed, epoch if targets is None else epoch % targets.views)
 
-    def _batches(self) -> Iterator[Batch]:
-        return batches(
+    def _batches(self) -> Generator[Batch]:
+        """Those of all epochs that are left; while one is judged, the next one's are made."""
+        count, config = len(self.data.train), self.config
+        return stream(
             self.data.train,
-            epoch_order(len(self.data.train), self.config.seed, self.epoch),
-            self.config.batch_size,
-            view=self._view,
+            (
+                Pass(epoch_order(count, config.seed, epoch), self._view(epoch))
+                for epoch in range(self.epoch, config.epochs)
+            ),
+            config.batch_size,
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
-            workers=resolve_workers(self.config.workers, self.data.train),
+            workers=resolve_workers(config.workers, self.data.train),
+            device=self.accelerator.device,
         )
 
     def _not_finite(self, what: str, step: int) -> TrainingError:

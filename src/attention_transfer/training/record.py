@@ -74,6 +74,7 @@ def make_record(
     attention: Mapping[str, Any] | None,
     seconds: float,
     seconds_building_cache: float,
+    seconds_waiting: float,
     processes: int,
 ) -> dict[str, Any]:
     """The contents of record.json but for its schema version."""
@@ -120,6 +121,7 @@ def make_record(
             "seconds_building": seconds_building_cache,
         },
         "seconds": seconds,
+        "seconds_waiting_for_data": seconds_waiting,
         "images_per_second": images / seconds,
     }
 
