@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attention_transfer import fused, losses, maps
 from attention_transfer.errors import InputError
-from attention_transfer.maps import MapKind
+from attention_transfer.maps import MapKind, scale_free
 
 KINDS: tuple[MapKind, ...] = ("sum", "max")
 POWERS = (0.5, 1, 1.5, 2, 3, 4)
@@ -157,3 +157,31 @@ def test_what_does_not_fit_is_refused(change: dict[str, object], message: str) -
     given = {"features": torch.rand(3, 2, 4, 4), "teacher_map": torch.rand(3, 4, 4), **change}
     with pytest.raises(ValueError, match=message):
         fused.attention_transfer(**given)  # type: ignore[arg-type]
+
+
+def test_the_compiled_kernels_are_the_functions() -> None:
+    """Those of graphics processors, compiled for this one."""
+    features, upstream = random(3, 8, 6, 5), random(3, 6, 5, seed=1)
+    attention, divisors = scale_free.FUSED_MAP(features, "sum", 2.0)
+    torch.testing.assert_close(
+        attention * divisors.flatten(1).unsqueeze(2).square(), maps.activation_map(features)
+    )
+    gradient = scale_free.FUSED_GRADIENT(features, divisors, upstream, "sum", 2.0)
+    expected = 2 * features * upstream.unsqueeze(1) / divisors.square()
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_kernel_that_cannot_be_compiled_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> object:
+        raise RuntimeError("no compiler")
+
+    kernel = scale_free.Kernel(lambda values: values * 2)
+    monkeypatch.setattr(kernel, "_compiled", broken)
+    with caplog.at_level("INFO"):
+        assert kernel(torch.ones(2)).tolist() == [2, 2]
+        assert kernel(torch.ones(2)).tolist() == [2, 2]
+    assert [record.message for record in caplog.records] == [
+        "<lambda> runs uncompiled: no compiler"
+    ]

@@ -1,6 +1,7 @@
 """Maps that are right for features of every finite scale, in one pass, with their gradient."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from attention_transfer.maps.functions import (
     largest_magnitude,
     normalize,
 )
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["features_gradient", "moderate", "normalized_map", "scale_free_map", "scaled_map"]
 
@@ -69,6 +72,9 @@ def scaled_map(
         maps (N, H, W) and divisors (N, 1, 1, 1), in at least float32.
     """
     check_features(features, kind, power)
+    if features.is_cuda:
+        maps, divisors = FUSED_MAP(features, kind, power)
+        return maps, divisors
     squares = None
     if kind == "sum" and power == 2 and not torch.compiler.is_compiling():
         squares = _scaled_square_sum(features)
@@ -91,8 +97,9 @@ def features_gradient(
         (N, C, H, W) in the features' dtype and memory format. Differentiating it raises an
         InputError.
     """
+    gradient_of = FUSED_GRADIENT if features.is_cuda else _features_gradient
     with torch.no_grad():
-        gradient = _features_gradient(features, divisors, upstream, kind, power)
+        gradient = gradient_of(features, divisors, upstream, kind, power)
     twice = torch.is_grad_enabled() and features.requires_grad
     return _Gradient.apply(gradient, features) if twice else gradient
 
@@ -103,7 +110,7 @@ def _features_gradient(
     result = torch.empty_like(features)
     slope = upstream.unsqueeze(1)
     plain = kind == "sum" and power == 2 and features.dtype != torch.float16
-    if plain and moderate(divisors):
+    if plain and not torch.compiler.is_compiling() and moderate(divisors):
         factors = 2 / divisors.square()
         for images, above, factor, below in _in_parts(
             features, slope, factors, result, elements=2**20
@@ -222,3 +229,26 @@ def _power_slope(values: Tensor, power: float) -> Tensor:
         return values.sign_()
     slope = values.abs().pow_(power - 1).mul_(values.sign())
     return slope if power >= 1 else slope.masked_fill_(values == 0, 0)
+
+
+class Kernel:
+    """A function of tensors as one compiled kernel; as it is, from the first failure on."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._compiled: Callable[..., Any] | None = torch.compile(function, dynamic=True)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function gives."""
+        if self._compiled is not None and not torch.compiler.is_compiling():
+            try:
+                return self._compiled(*arguments)
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0]
+                _log.info("%s runs uncompiled: %s", self._function.__name__, reason)
+                self._compiled = None
+        return self._function(*arguments)
+
+
+FUSED_MAP, FUSED_GRADIENT = Kernel(_scaled_map), Kernel(_features_gradient)
+"""For graphics processors, where single operations would each go over the features."""

@@ -14,7 +14,7 @@ from attention_transfer.config import DistillConfig, TrainConfig, height_and_wid
 from attention_transfer.data import DataSet, as_input, load_data
 from attention_transfer.errors import InputError
 from attention_transfer.feeding import augmented, decoded_for, model_normalization, try_out
-from attention_transfer.machine import AUTOCAST, resolve_precision
+from attention_transfer.machine import AUTOCAST, fast_bf16, resolve_precision
 from attention_transfer.models import (
     LoadedModel,
     ModelCard,
@@ -144,6 +144,11 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
         )
     transfer.streamline_teacher(example, AUTOCAST.get(precision))
     notices = []
+    if precision == "bf16" and not fast_bf16():
+        notices.append(
+            "bf16 is computed without hardware for it here, which takes several times as long as "
+            "fp32; --precision auto would take fp32"
+        )
     if config.compile:
         fault = compiler_fault()
         if fault is None:
