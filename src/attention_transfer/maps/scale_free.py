@@ -116,7 +116,7 @@ def _features_gradient(
             features, slope, factors, result, elements=2**20
         ):
             # bfloat16 has float32's range: the slope is rounded as the product is.
-            torch.mul(images, (above * factor).to(images.dtype), out=below)
+            _times_positions(images, (above * factor).to(images.dtype), below)
         return result
     factors = power / divisors
     for images, above, factor, divisor, below in _in_parts(
@@ -130,6 +130,26 @@ def _features_gradient(
             above = above * winners / winners.sum(dim=1, keepdim=True)
         below.copy_(_power_slope(values, power).mul_(above))
     return result
+
+
+def _times_positions(features: Tensor, factors: Tensor, out: Tensor) -> None:
+    """Features (n, C, H, W) times a factor for each position (n, 1, H, W).
+
+    In channels_last, where the channels of a position are fewer than two vector registers hold,
+    PyTorch multiplies number by number: the factors are laid beside the features first, eight bytes
+    at a time, which takes a third of the time.
+    """
+    channels, size = features.shape[1], features.element_size()
+    registers = 128 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 64
+    channels_last = features.is_contiguous(memory_format=torch.channels_last)
+    if not channels_last or channels * size >= registers or channels * size % 8:
+        torch.mul(features, factors, out=out)
+        return
+    rows = factors.permute(0, 2, 3, 1).reshape(-1, 1)
+    eight_bytes = rows.expand(-1, 8 // size).contiguous().view(torch.int64)
+    beside = eight_bytes.expand(-1, channels * size // 8).contiguous().view(features.dtype)
+    n, _, height, width = features.shape
+    torch.mul(features, beside.view(n, height, width, channels).permute(0, 3, 1, 2), out=out)
 
 
 def _scaled_square_sum(features: Tensor) -> tuple[Tensor, Tensor] | None:
