@@ -24,6 +24,7 @@ from attention_transfer.models import (
 from attention_transfer.taps import evaluating
 from attention_transfer.training.fine_tuning import freeze
 from attention_transfer.training.machine import resolve_precision
+from attention_transfer.training.recomputation import Recomputation, plan_recomputation
 from attention_transfer.training.tracking import check_installed
 from attention_transfer.transfer import (
     ActivationAttention,
@@ -56,6 +57,8 @@ class Prepared:
     """Modules of the student that keep their weights and stay in eval mode."""
     heads: list[nn.Module]
     """Layers of the student that give its logits, where they learn faster than the rest."""
+    recomputation: Recomputation
+    """Parts of the student whose insides are not kept for the backward pass."""
 
     @property
     def normalization(self) -> Normalization:
@@ -89,6 +92,12 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     precision = resolve_precision(config.precision)
     check_installed(config)
     terms = terms_of(config)
+    if config.grad_checkpoint and any(term.needs_input_gradient for term in terms):
+        raise InputError(
+            "gradient terms differentiate the backward pass, which keeps all that it computes "
+            "again, so grad_checkpoint would save nothing; leave one of them out, or lower memory "
+            "with --accumulate"
+        )
     if config.backbone_lr == 0 and any(term.wanted_pairs is not None for term in terms):
         raise InputError(
             "with backbone_lr 0 the student's features stay as they are, so nothing could be "
@@ -121,6 +130,10 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     if config.backbone_lr != 1:
         heads = list(logit_layers(student.network, data.input_size).values())
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
+    recomputation = Recomputation({}, share=1.0)
+    if config.grad_checkpoint:
+        given = model_normalization(student, data)(example)
+        recomputation = plan_recomputation(student.network, given)
     networks = [teacher.network for teacher in teachers]
     if config.channels_last:
         for network in [student.network, *networks]:
@@ -135,7 +148,9 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             student_normalization=model_normalization(student, data),
             teacher_normalization=[model_normalization(teacher, data) for teacher in teachers],
         )
-    return Prepared(config, data, student, teachers, transfer, precision, frozen, heads)
+    return Prepared(
+        config, data, student, teachers, transfer, precision, frozen, heads, recomputation
+    )
 
 
 def _decoded_for(data: DataSet, student: LoadedModel, teachers: list[LoadedModel]) -> DataSet:
