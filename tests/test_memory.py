@@ -344,6 +344,24 @@ def test_taps_see_one_pass_and_their_features_get_gradients() -> None:
     assert all(not module._forward_hooks for module in again.modules())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of its compiler's
+def test_a_compiled_network_computes_its_parts_again_too() -> None:
+    torch.manual_seed(0)
+    plain = restless()
+    again = copy.deepcopy(plain)
+    images = torch.rand(4, 3, 16, 16)
+    parts = list(plan_recomputation(again, images[:1]).parts.values())
+    compiled = torch.compile(again, backend="aot_eager")
+    for network in (plain, compiled):
+        torch.manual_seed(1)
+        with recomputing([] if network is plain else parts):
+            loss = network(images).square().sum()
+        loss.backward()
+    assert all(map(torch.allclose, gradients(plain), gradients(again)))
+    theirs = state(plain)
+    assert all(torch.allclose(value, theirs[name]) for name, value in state(again).items())
+
+
 def test_forwards_come_back_after_an_error() -> None:
     network = nn.Sequential(nn.Linear(2, 2))
     network[0].forward = own = lambda features: features

@@ -49,10 +49,11 @@ class Activations:
         images: (N, C, H, W), as the network takes them.
 
     Example:
-        >>> network = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)))
-        >>> activations = Activations(network, torch.zeros(1, 4))
-        >>> activations.peak(())[0], activations.peak(["0", "1"])  # of 6 tensors of 16 bytes
-        (96, (64, None))
+        >>> def block():
+        ...     return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
+        >>> activations = Activations(nn.Sequential(block(), block(), block()), torch.zeros(1, 4))
+        >>> activations.peak(()), activations.peak(["0", "1"])  # 6 and 4 tensors of 16 bytes
+        ((96, None), (64, None))
     """
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:

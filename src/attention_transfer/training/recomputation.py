@@ -74,10 +74,12 @@ def plan_recomputation(network: nn.Module, images: Tensor) -> Recomputation:
         InputError: no part leaves less to hold, or the network is not the same when it runs again.
 
     Example:
-        >>> blocks = [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(9)]
-        >>> plan = plan_recomputation(nn.Sequential(nn.Flatten(), *blocks), torch.rand(1, 1, 2, 2))
-        >>> len(plan.parts) > 1, plan.share < 1
-        (True, True)
+        >>> def block():
+        ...     return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
+        >>> network = nn.Sequential(nn.Flatten(), block(), block(), block())
+        >>> plan = plan_recomputation(network, torch.rand(1, 1, 2, 2))
+        >>> list(plan.parts), plan.share < 1
+        (['1', '2'], True)
     """
     kind = type(network).__name__
     images = torch.cat([images, images.flip(3)])
@@ -101,8 +103,11 @@ def plan_recomputation(network: nn.Module, images: Tensor) -> Recomputation:
     return Recomputation(parts, activations.peak(names)[0] / activations.peak(())[0])
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _run(module: nn.Module, forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
-    """A module's forward, of which the input alone is kept."""
+    """A module's forward, of which the input alone is kept; eager, as compiled code has no buffers
+    that could be others when it runs again.
+    """
     buffers = _BuffersAsTheyAre(module)
     # Lists that the caller goes on filling, as DenseNet's, are kept as they are now.
     inputs = [list(value) if isinstance(value, list) else value for value in given]
