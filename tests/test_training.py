@@ -278,6 +278,7 @@ preparation.load_data = lambda *_, **__: small_data()
 at.distill(
     teacher={teacher!r}, student="nin-thin-nobn", out={out!r}, epochs=1, batch_size=9,
     lr=0.005, precision="fp32", beta=10, full_activation=0.1, kd_alpha=0.5,
+    accumulate={parts}, grad_checkpoint={parts} > 1,
 )
 """
 
@@ -286,14 +287,15 @@ def test_two_processes_train_what_one_trains(teacher: Run, tmp_path: Path) -> No
     """Without batch norm, whose statistics are each process's own, and in double precision, where
     rounding does not decide which place max pooling takes."""
     runs = []
-    for processes in (1, 2):
-        out = tmp_path / f"by-{processes}"
+    for processes, parts in ((1, 1), (2, 1), (2, 2)):
+        out = tmp_path / f"by-{processes}-in-{parts}"
         script = tmp_path / "script.py"
         script.write_text(
             TWO_PROCESSES.format(
                 tests=str(Path(__file__).parent),
                 teacher=str(teacher.folder.resolve()),
                 out=str(out),
+                parts=parts,
             )
         )
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -301,9 +303,10 @@ def test_two_processes_train_what_one_trains(teacher: Run, tmp_path: Path) -> No
         done = subprocess.run(command, timeout=120, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         runs.append(Run(out))
-    one, two = (weights(run) for run in runs)
-    for name, value in one.items():
-        assert torch.allclose(value, two[name], rtol=1e-9, atol=1e-12), name
-    for figures in ("terms", "attention_agreement"):
-        assert runs[0].metrics[0][figures] == pytest.approx(runs[1].metrics[0][figures], rel=1e-9)
-    assert runs[1].record["machine"]["processes"] == 2
+    one = runs.pop(0)
+    for run in runs:
+        for name, value in weights(one).items():
+            assert torch.allclose(value, weights(run)[name], rtol=1e-9, atol=1e-12), name
+        for figures in ("terms", "attention_agreement"):
+            assert one.metrics[0][figures] == pytest.approx(run.metrics[0][figures], rel=1e-9)
+        assert run.record["machine"]["processes"] == 2

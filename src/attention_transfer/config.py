@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from attention_transfer.errors import InputError, nearest
@@ -152,6 +161,16 @@ class RunConfig(ImagesConfig):
     )
     epochs: Count = Field(15, description="passes over the training images")
     batch_size: Count = Field(64, description="images a step, over all processes")
+    accumulate: Count = Field(
+        1,
+        description="parts that a step's images are worked through in, which needs less memory; "
+        "batch norm sees each part by itself",
+    )
+    grad_checkpoint: bool = Field(
+        False,
+        description="compute the inside of the network's stages again instead of keeping it: "
+        "less memory, more time, the same result",
+    )
     lr: Positive = Field(
         0.4, description="largest learning rate; with the step schedule the paper's is 0.1"
     )
@@ -185,6 +204,20 @@ class RunConfig(ImagesConfig):
     )
     report: bool = Field(True, description="write report.html at the end")
     out: Path | None = Field(None, description="the run's folder; default: a new one in runs/")
+
+    @field_validator("accumulate")
+    @classmethod
+    def _parts_of_two(cls, parts: int, info: ValidationInfo) -> int:
+        """Parts of one image each are none that batch norm could be trained on."""
+        batch_size = info.data.get("batch_size", 2 * parts)
+        if parts > max(1, batch_size // 2):
+            raise PydanticCustomError(
+                "parts",
+                "should be at most {most}: each part of a batch of {batch_size} has at least two "
+                "images",
+                {"most": max(1, batch_size // 2), "batch_size": batch_size},
+            )
+        return parts
 
     @property
     def trackers(self) -> list[str]:

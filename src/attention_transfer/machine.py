@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from accelerate import Accelerator
 
 from attention_transfer.config import Precision
 from attention_transfer.errors import InputError
@@ -15,6 +16,7 @@ __all__ = [
     "AUTOCAST",
     "EXTRAS",
     "describe_machine",
+    "devices_and_processes",
     "keep_freed_memory",
     "package_versions",
     "resolve_precision",
@@ -88,6 +90,12 @@ def resolve_precision(precision: Precision) -> Precision:
     if precision == "fp16" and not torch.cuda.is_available():
         raise InputError("fp16 needs a GPU, and none is here; use --precision bf16 or fp32")
     return precision
+
+
+def devices_and_processes() -> Accelerator:
+    """Accelerate's; precision stays with us, so that one process can train several networks."""
+    accelerators = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return Accelerator(cpu=not accelerators, mixed_precision="no")
 
 
 def keep_freed_memory() -> None:

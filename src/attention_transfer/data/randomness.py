@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Key", "integers", "permutation", "uniform"]
+__all__ = ["Key", "integers", "permutation", "step_seed", "uniform"]
 
 Key = str | int | NDArray[np.int64]
 """A part of what a draw is for."""
@@ -56,6 +56,16 @@ def permutation(count: int, *key: Key) -> NDArray[np.int64]:
     [0, 1, 2, 3]
     """
     return np.argsort(_bits(*key, np.arange(count)), kind="stable")
+
+
+def step_seed(seed: int, epoch: int, step: int) -> int:
+    """A seed for torch's own generators, from which dropout and the like draw in a training step.
+
+    >>> step_seed(0, epoch=1, step=2) == step_seed(0, epoch=2, step=1)
+    False
+    """
+    key = f"{seed} {epoch} {step}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little")
 
 
 def _bits(*key: Key) -> NDArray[np.uint64]:

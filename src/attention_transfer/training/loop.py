@@ -1,11 +1,11 @@
 """The training loop: one for a network alone and for a student with a teacher, over Accelerate."""
 
-import hashlib
 import math
 import shutil
 import time
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,18 @@ from attention_transfer.data import (
     resolve_workers,
     stream,
 )
+from attention_transfer.data.randomness import step_seed
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.feeding import model_normalization
-from attention_transfer.machine import AUTOCAST, keep_freed_memory
+from attention_transfer.machine import AUTOCAST, devices_and_processes, keep_freed_memory
+from attention_transfer.training.accumulation import joined, parts_of
 from attention_transfer.training.checkpoints import load_last_checkpoint, save_checkpoint
 from attention_transfer.training.evaluation import judge, predict
 from attention_transfer.training.fine_tuning import parameter_groups
 from attention_transfer.training.preparation import Prepared, prepare
 from attention_transfer.training.probes import Probes, probed_epochs
 from attention_transfer.training.progress import Moment, RunProgress
+from attention_transfer.training.recomputation import recomputing
 from attention_transfer.training.record import introduction, make_record
 from attention_transfer.training.run import Run, new_folder
 from attention_transfer.training.schedule import learning_rate_factor
@@ -66,7 +69,7 @@ def run(
         InputError: before anything is written, whatever would not fit.
         TrainingError: the loss is not finite.
     """
-    accelerator = _accelerator()
+    accelerator = devices_and_processes()
     if config.out is None:
         kind = "distill" if isinstance(config, DistillConfig) else "train"
         (folder,) = broadcast_object_list([new_folder(kind)])
@@ -100,16 +103,10 @@ def resume(folder: str | Path, progress: RunProgress | None = None) -> Run:
     if (folder / "record.json").exists():
         raise InputError(f"the run in {folder} is finished; there is nothing to resume")
     epoch, state = load_last_checkpoint(interrupted.checkpoints)
-    fit = _Fit(prepare(config), interrupted, _accelerator(), progress or RunProgress())
+    fit = _Fit(prepare(config), interrupted, devices_and_processes(), progress or RunProgress())
     fit.restore(epoch, state)
     fit.tracking.start()
     return fit.finish()
-
-
-def _accelerator() -> Accelerator:
-    """Devices and processes; precision stays with us, so that one process can run several."""
-    accelerators = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return Accelerator(cpu=not accelerators, mixed_precision="no")
 
 
 class _Fit:
@@ -288,16 +285,22 @@ class _Fit:
             rate = self.config.lr * learning_rate_factor(self.config.schedule, progress)
             group["lr"] = rate * group["scale"]
         # Dropout and the like: a function of the seed and the step, as all randomness is.
-        torch.manual_seed(_step_seed(self.config.seed, self.epoch, step))
-        with self._autocast():
-            known = None if targets is None else targets.to(images.device)
-            out: TransferOutput = self.objective(images, labels, progress, known)
-        culprits = [name for name, value in out.terms.items() if not bool(value.isfinite())]
-        if culprits:
-            raise self._not_finite(f"the loss ({', '.join(culprits)})", step)
-        # Processes average their gradients; their shares of a batch can differ by one image.
-        share = len(labels) * self.accelerator.num_processes / batch.total
-        self.scaler.scale(out.loss * share).backward()
+        torch.manual_seed(step_seed(self.config.seed, self.epoch, step))
+        known = None if targets is None else targets.to(images.device)
+        parts = parts_of(len(labels), self.config.accumulate)
+        out = joined(
+            [
+                self._part(
+                    images[part],
+                    labels[part],
+                    known and known.part(part),
+                    batch.total,
+                    step,
+                    last=part is parts[-1],
+                )
+                for part in parts
+            ]
+        )
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_gradient or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
@@ -307,6 +310,27 @@ class _Fit:
         self.scaler.update()
         self.optimizer.zero_grad()
         totals.add(out, batch, labels, step)
+
+    def _part(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        targets: Targets | None,
+        total: int,
+        step: int,
+        last: bool,
+    ) -> TransferOutput:
+        """Adds the gradient of a part of a batch; processes wait for each other after the last."""
+        with nullcontext() if last else self.accelerator.no_sync(self.objective):
+            with self._autocast(), recomputing(self.prepared.recomputation.parts.values()):
+                out: TransferOutput = self.objective(images, labels, self._progress(step), targets)
+            culprits = [name for name, value in out.terms.items() if not bool(value.isfinite())]
+            if culprits:
+                raise self._not_finite(f"the loss ({', '.join(culprits)})", step)
+            # Processes average their gradients; their shares of a batch can differ by one image.
+            share = len(labels) * self.accelerator.num_processes / total
+            self.scaler.scale(out.loss * share).backward()
+        return replace(out, loss=out.loss.detach(), logits=out.logits.detach())
 
     def _how_to_go_on(self) -> str:
         if self.epoch == 0:
@@ -408,8 +432,3 @@ class _Fit:
             device=self.accelerator.device,
             workers=resolve_workers(self.config.workers, images),
         )
-
-
-def _step_seed(seed: int, epoch: int, step: int) -> int:
-    key = f"{seed} {epoch} {step}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little")

@@ -25,6 +25,7 @@ from attention_transfer.models import (
 )
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
 from attention_transfer.training.fine_tuning import freeze
+from attention_transfer.training.recomputation import Recomputation, plan_recomputation
 from attention_transfer.training.tracking import check_installed
 from attention_transfer.transfer import (
     ActivationAttention,
@@ -58,6 +59,8 @@ class Prepared:
     """Modules of the student that keep their weights and stay in eval mode."""
     heads: list[nn.Module]
     """Layers of the student that give its logits, where they learn faster than the rest."""
+    recomputation: Recomputation
+    """Parts of the student whose insides are not kept for the backward pass."""
     targets: CachedTargets | None
     """The teacher's, where they come from a cache."""
     notices: list[str] = field(default_factory=list)
@@ -95,6 +98,12 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     precision = resolve_precision(config.precision)
     check_installed(config)
     terms = terms_of(config)
+    if config.grad_checkpoint and any(term.needs_input_gradient for term in terms):
+        raise InputError(
+            "gradient terms differentiate the backward pass, which keeps all that it computes "
+            "again, so grad_checkpoint would save nothing; leave one of them out, or lower memory "
+            "with --accumulate"
+        )
     if config.backbone_lr == 0 and any(term.wanted_pairs is not None for term in terms):
         raise InputError(
             "with backbone_lr 0 the student's features stay as they are, so nothing could be "
@@ -128,6 +137,10 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     if config.backbone_lr != 1:
         heads = list(logit_layers(student.network, data.input_size).values())
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
+    recomputation = Recomputation({}, share=1.0)
+    if config.grad_checkpoint:
+        given = model_normalization(student, data)(example)
+        recomputation = plan_recomputation(student.network, given)
     networks = [teacher.network for teacher in teachers]
     if config.channels_last:
         for network in [student.network, *networks]:
@@ -143,21 +156,22 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             teacher_normalization=[model_normalization(teacher, data) for teacher in teachers],
         )
     transfer.streamline_teacher(example, AUTOCAST.get(precision))
-    notices = []
-    if precision == "bf16" and not fast_bf16():
-        notices.append(
-            "bf16 is computed without hardware for it here, which takes several times as long as "
-            "fp32; --precision auto would take fp32"
-        )
-    if config.compile:
-        fault = compiler_fault()
-        if fault is None:
-            transfer.compile_passes()
-        else:
-            notices.append(f"nothing is compiled: no compiler works here ({fault})")
+    notices = list(_notices(config, precision))
+    if config.compile and compiler_fault() is None:
+        transfer.compile_passes()
     targets = cached_targets(config, data, teachers, transfer, precision)
     return Prepared(
-        config, data, student, teachers, transfer, precision, frozen, heads, targets, notices
+        config,
+        data,
+        student,
+        teachers,
+        transfer,
+        precision,
+        frozen,
+        heads,
+        recomputation,
+        targets,
+        notices,
     )
 
 
@@ -190,6 +204,17 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_si
             f"{student.name} cannot be trained on one image at a time ({error}); give a "
             "--batch-size of at least 2"
         ) from error
+
+
+def _notices(config: TrainConfig | DistillConfig, precision: str) -> Iterator[str]:
+    """What is slower here than one might expect."""
+    if precision == "bf16" and not fast_bf16():
+        yield (
+            "bf16 is computed without hardware for it here, which takes several times as long as "
+            "fp32; --precision auto would take fp32"
+        )
+    if config.compile and compiler_fault() is not None:
+        yield f"nothing is compiled: no compiler works here ({compiler_fault()})"
 
 
 def _check_mixing(config: TrainConfig | DistillConfig) -> None:

@@ -34,6 +34,13 @@ def introduction(prepared: Prepared) -> Iterator[str]:
             f"{prepared.student.name} gets a new last layer: its weights are for {card.classes} "
             f"classes, {data.name} has {len(data.class_names)}"
         )
+    parts = prepared.recomputation.parts
+    if parts:
+        yield (
+            f"{prepared.student.name} computes the inside of {len(parts)} of its parts again in "
+            f"the backward pass ({_several(list(parts))}) and holds about "
+            f"{prepared.recomputation.share:.0%} of its activations at once"
+        )
     yield from data.notices
     yield from prepared.notices
     for name, pairing in prepared.transfer.pairings.items():
@@ -124,6 +131,11 @@ def make_record(
         "seconds_waiting_for_data": seconds_waiting,
         "images_per_second": images / seconds,
     }
+
+
+def _several(names: list[str]) -> str:
+    """The first and the last of many."""
+    return ", ".join(names) if len(names) < 5 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -1,6 +1,6 @@
 """What terms want to know of a teacher, and its answers: all that a student needs of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -68,14 +68,11 @@ class Targets:
 
     def to(self, device: torch.device) -> "Targets":
         """The same on a device."""
+        return self._each(lambda value: value.to(device, non_blocking=True))
 
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        readings = {
-            reading: value.to(device, non_blocking=True) for reading, value in self.readings.items()
-        }
-        return Targets(readings, moved(self.logits), moved(self.gradient))
+    def part(self, images: slice) -> "Targets":
+        """Those of some of the images."""
+        return self._each(lambda value: value[images])
 
     def read(self, reading: Reading) -> Tensor:
         """One of the readings.
@@ -87,3 +84,10 @@ class Targets:
             known = ", ".join(map(str, self.readings)) or "nothing"
             raise InputError(f"the teacher's targets hold {known}, expected {reading} as well")
         return self.readings[reading]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Targets":
+        return Targets(
+            {reading: change(value) for reading, value in self.readings.items()},
+            None if self.logits is None else change(self.logits),
+            None if self.gradient is None else change(self.gradient),
+        )
