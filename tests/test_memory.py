@@ -21,6 +21,7 @@ from attention_transfer.machine import devices_and_processes
 from attention_transfer.training import Run, RunProgress, loop
 from attention_transfer.training.accumulation import joined, parts_of
 from attention_transfer.training.activation_memory import Activations, lightest_parts
+from attention_transfer.training.learner import Place
 from attention_transfer.training.preparation import prepare
 from attention_transfer.training.recomputation import plan_recomputation, recomputing
 from attention_transfer.training.totals import Totals
@@ -108,7 +109,7 @@ def test_a_step_in_parts_is_the_step_of_a_plain_loop_over_the_whole_batch(
     fit = loop._Fit(
         prepared, Run.create(Path("parts"), config), devices_and_processes(), RunProgress()
     )
-    fit.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    fit.learner.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
     oracle = copy.deepcopy(prepared.transfer)
     order = epoch_order(48, 0, 0)
     batch = next(batches(prepared.data.train, order, 10))
@@ -120,7 +121,7 @@ def test_a_step_in_parts_is_the_step_of_a_plain_loop_over_the_whole_batch(
     norm = math.sqrt(sum(float(own.square().sum()) for own in gradients(oracle)))
     assert norm > 0.5
     totals = Totals()
-    fit._step(0, batch, totals)
+    totals.add(fit.learner.step(batch, None, Place(0, 0, 0.0)), batch, batch.labels, 0)
     for own, other in zip(prepared.transfer.parameters(), oracle.parameters(), strict=True):
         expected = other - SMALL["lr"] * other.grad * 0.5 / norm
         assert torch.allclose(own, expected, atol=1e-6)

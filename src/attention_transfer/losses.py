@@ -94,7 +94,10 @@ def attention_distance(difference: Tensor, form: TransferForm, norm: float = 2.0
 
 
 def check_transfer(form: str, norm: float) -> None:
-    """Raises a ValueError unless the form is known and the norm is one."""
+    """Raises a ValueError unless the form is known and the norm is at least 1.
+
+    >>> check_transfer("paper", 2.0)
+    """
     if form not in get_args(TransferForm):
         raise ValueError(f"form must be one of {', '.join(get_args(TransferForm))}, got {form!r}")
     if not norm >= 1:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -256,18 +257,23 @@ class Kernel:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._compiled: Callable[..., Any] | None = torch.compile(function, dynamic=True)
+        self._failed = False
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function gives."""
-        if self._compiled is not None and not torch.compiler.is_compiling():
+        if not self._failed and not torch.compiler.is_compiling():
             try:
                 return self._compiled(*arguments)
             except Exception as error:
                 reason = str(error).strip().partition("\n")[0]
                 _log.info("%s runs uncompiled: %s", self._function.__name__, reason)
-                self._compiled = None
+                self._failed = True
         return self._function(*arguments)
+
+    @cached_property
+    def _compiled(self) -> Callable[..., Any]:
+        """Made at the first call: importing the compiler takes seconds."""
+        return torch.compile(self._function, dynamic=True)
 
 
 FUSED_MAP, FUSED_GRADIENT = Kernel(_scaled_map), Kernel(_features_gradient)

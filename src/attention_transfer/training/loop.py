@@ -4,8 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,24 +27,20 @@ from attention_transfer.data import (
     resolve_workers,
     stream,
 )
-from attention_transfer.data.randomness import step_seed
-from attention_transfer.errors import InputError, Interrupted, TrainingError
+from attention_transfer.errors import InputError, Interrupted
 from attention_transfer.feeding import model_normalization
-from attention_transfer.machine import AUTOCAST, devices_and_processes, keep_freed_memory
-from attention_transfer.training.accumulation import joined, parts_of
+from attention_transfer.machine import devices_and_processes, keep_freed_memory
 from attention_transfer.training.checkpoints import load_last_checkpoint, save_checkpoint
 from attention_transfer.training.evaluation import judge, predict
-from attention_transfer.training.fine_tuning import parameter_groups
+from attention_transfer.training.learner import Learner, Place
 from attention_transfer.training.preparation import Prepared, prepare
 from attention_transfer.training.probes import Probes, probed_epochs
 from attention_transfer.training.progress import Moment, RunProgress
-from attention_transfer.training.recomputation import recomputing
 from attention_transfer.training.record import introduction, make_record
 from attention_transfer.training.run import Run, new_folder
-from attention_transfer.training.schedule import learning_rate_factor
 from attention_transfer.training.totals import Totals
 from attention_transfer.training.tracking import Tracking
-from attention_transfer.transfer import Normalization, Targets, TransferOutput
+from attention_transfer.transfer import Normalization
 
 __all__ = ["resume", "run"]
 
@@ -119,21 +114,7 @@ class _Fit:
         self.prepared, self.run, self.accelerator = prepared, run, accelerator
         self.progress = progress if accelerator.is_main_process else RunProgress()
         self.config, self.data = prepared.config, prepared.data
-        self.transfer = prepared.transfer.to(accelerator.device)
-        for teacher in prepared.teachers:
-            teacher.network.to(accelerator.device)
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(self.transfer, self.config.backbone_lr, prepared.heads),
-            lr=self.config.lr,
-            momentum=self.config.momentum,
-            nesterov=self.config.nesterov and self.config.momentum > 0,
-            weight_decay=self.config.weight_decay,
-        )
-        self.scaler = torch.amp.GradScaler(
-            accelerator.device.type, enabled=prepared.precision == "fp16"
-        )
-        # Wraps the whole objective, so that the terms' own parameters are synchronised too.
-        self.objective: nn.Module = accelerator.prepare_model(self.transfer)
+        self.learner = Learner(prepared, accelerator)
         self.epoch, self.seconds = 0, 0.0
         self.best: dict[str, float] = {"epoch": 0, "validation_error": math.inf}
         bounds = batch_bounds(
@@ -216,9 +197,7 @@ class _Fit:
             InputError: the state is that of another run.
         """
         try:
-            self.transfer.load_state_dict(state["transfer"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            self.learner.restore(state)
             self.epoch, self.seconds, self.best = epoch, state["seconds"], state["best"]
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             raise InputError(
@@ -231,9 +210,7 @@ class _Fit:
     def _train_epoch(self, batches: Iterator[Batch]) -> None:
         began = time.perf_counter()
         totals = Totals()
-        self.transfer.student.train()
-        for module in self.prepared.frozen:
-            module.eval()
+        self.learner.train()
         source = enumerate(batches)
         while True:
             waiting = time.perf_counter()
@@ -244,7 +221,8 @@ class _Fit:
             if self.cache is not None:
                 targets = self.cache.read(self.epoch, batch.indices)
             totals.seconds_waiting += time.perf_counter() - waiting
-            self._step(step, batch, targets, totals)
+            place = Place(self.epoch, step, self._progress(step))
+            totals.add(self.learner.step(batch, targets, place), batch, batch.labels, step)
             rate = totals.images * self.accelerator.num_processes / (time.perf_counter() - began)
             self.progress.step(batch.total, self._moment(step, totals, rate))
         seconds = time.perf_counter() - began
@@ -260,9 +238,7 @@ class _Fit:
                 self.run.checkpoints,
                 self.epoch,
                 {
-                    "transfer": self.transfer.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(),
+                    **self.learner.state(),
                     "seconds": self.seconds,
                     "best": self.best,
                 },
@@ -276,62 +252,6 @@ class _Fit:
             return {}
         return self.probes.look(self.epoch)
 
-    def _step(self, step: int, batch: Batch, targets: Targets | None, totals: Totals) -> None:
-        images, labels = batch.images, batch.labels
-        if not self.config.channels_last:
-            images = images.contiguous()
-        progress = self._progress(step)
-        for group in self.optimizer.param_groups:
-            rate = self.config.lr * learning_rate_factor(self.config.schedule, progress)
-            group["lr"] = rate * group["scale"]
-        # Dropout and the like: a function of the seed and the step, as all randomness is.
-        torch.manual_seed(step_seed(self.config.seed, self.epoch, step))
-        known = None if targets is None else targets.to(images.device)
-        parts = parts_of(len(labels), self.config.accumulate)
-        out = joined(
-            [
-                self._part(
-                    images[part],
-                    labels[part],
-                    known and known.part(part),
-                    batch.total,
-                    step,
-                    last=part is parts[-1],
-                )
-                for part in parts
-            ]
-        )
-        self.scaler.unscale_(self.optimizer)
-        limit = self.config.clip_gradient or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
-        if not self.scaler.is_enabled() and not bool(norm.isfinite()):
-            raise self._not_finite("the gradient", step)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        totals.add(out, batch, labels, step)
-
-    def _part(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        targets: Targets | None,
-        total: int,
-        step: int,
-        last: bool,
-    ) -> TransferOutput:
-        """Adds the gradient of a part of a batch; processes wait for each other after the last."""
-        with nullcontext() if last else self.accelerator.no_sync(self.objective):
-            with self._autocast(), recomputing(self.prepared.recomputation.parts.values()):
-                out: TransferOutput = self.objective(images, labels, self._progress(step), targets)
-            culprits = [name for name, value in out.terms.items() if not bool(value.isfinite())]
-            if culprits:
-                raise self._not_finite(f"the loss ({', '.join(culprits)})", step)
-            # Processes average their gradients; their shares of a batch can differ by one image.
-            share = len(labels) * self.accelerator.num_processes / total
-            self.scaler.scale(out.loss * share).backward()
-        return replace(out, loss=out.loss.detach(), logits=out.logits.detach())
-
     def _how_to_go_on(self) -> str:
         if self.epoch == 0:
             return "interrupted before the end of the first epoch; nothing was saved to resume from"
@@ -340,10 +260,6 @@ class _Fit:
     def _progress(self, step: int) -> float:
         """The share of the run's steps that is done."""
         return (self.epoch + step / self.steps_an_epoch) / self.config.epochs
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        dtype = AUTOCAST.get(self.prepared.precision)
-        return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
 
     def _view(self, epoch: int) -> View:
         """The samples' view in an epoch; cached ones go round."""
@@ -366,14 +282,6 @@ class _Fit:
             device=self.accelerator.device,
         )
 
-    def _not_finite(self, what: str, step: int) -> TrainingError:
-        """Stops the run before a step that would ruin the weights."""
-        return TrainingError(
-            f"{what} is not finite in epoch {self.epoch + 1}, step {step + 1}; the step was not "
-            f"taken. Lower --lr (now {self.config.lr:g}) or the weight of a term, or bound the "
-            "gradient with --clip-gradient"
-        )
-
     def _moment(self, step: int, totals: Totals, rate: float) -> Moment:
         return Moment(
             epoch=self.epoch + 1,
@@ -381,16 +289,12 @@ class _Fit:
             step=step + 1,
             steps=self.steps_an_epoch,
             images_per_second=rate,
-            lr=self._lr,
+            lr=self.learner.lr,
             images=totals.images,
             wrong=totals.wrong,
             terms=totals.last_terms,
             agreement=totals.last_agreement,
         )
-
-    @property
-    def _lr(self) -> float:
-        return float(self.optimizer.param_groups[-1]["lr"])
 
     def _row(self, totals: Totals, seconds: float) -> dict[str, Any]:
         """An epoch's line in metrics.jsonl."""
@@ -399,7 +303,7 @@ class _Fit:
         return {
             "epoch": self.epoch,
             "step": self.epoch * self.steps_an_epoch,
-            "lr": self._lr,
+            "lr": self.learner.lr,
             **totals.row(self.accelerator, seconds),
             "validation_error": validation.error,
             "validation_loss": validation.loss,

@@ -174,7 +174,8 @@ class Transfer(nn.Module):
         is not run.
 
         Example:
-            >>> student, teacher = (nn.Sequential(nn.Conv2d(3, width, 1)) for width in (4, 8))
+            >>> student, teacher = (nn.Sequential(nn.Conv2d(3, width, 1), nn.Flatten())
+            ...                     for width in (4, 8))
             >>> transfer = at.Transfer(student, teacher, [at.ActivationAttention(pairs="0:0")])
             >>> images = torch.rand(2, 3, 8, 8)
             >>> targets = transfer.targets(images)
@@ -186,7 +187,6 @@ class Transfer(nn.Module):
             return Targets()
         return self.teacher.targets(images, labels, self.wanted)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _with_gradients(
         self,
         images: Tensor,
