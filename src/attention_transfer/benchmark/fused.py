@@ -1,16 +1,16 @@
 """Maps and loss of one pair of layers, forward and backward: in one pass, and by autograd."""
 
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from attention_transfer import losses, maps
+from attention_transfer import fused, losses, maps
 from attention_transfer.benchmark.document import Case, Measured
 from attention_transfer.benchmark.figures import ratio, spread
 from attention_transfer.benchmark.memory import in_use, peak, restart_peak
-from attention_transfer.benchmark.modes import fused_loss
-from attention_transfer.benchmark.processes import in_own_process
+from attention_transfer.benchmark.processes import OwnProcess
 from attention_transfer.benchmark.timing import Action, Say, device, in_turns, timed
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.training.machine import keep_freed_memory, resolve_precision
@@ -19,6 +19,9 @@ __all__ = ["measure"]
 
 SIZES = ((64, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8), (128, 16, 16))
 """Channels, height and width of features."""
+
+Features = tuple[tuple[int, ...], str, str]
+"""Their shape, precision and memory format."""
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 KINDS = ("fused", "autograd", "copy")
@@ -33,22 +36,22 @@ def measure(config: BenchmarkConfig, say: Say) -> Measured:
     keep_freed_memory()
     precision = resolve_precision(config.precision)
     cases = {}
-    for size in SIZES:
-        for layout in FORMATS:
+    with OwnProcess() as process:
+        for size, layout in product(SIZES, FORMATS):
             shape = config.batch_size, *size
             name = f"{'x'.join(map(str, shape))}, {precision}, {layout}"
             say(f"fused: {name}")
-            cases[name] = _case(shape, precision, layout, config)
+            cases[name] = _case((shape, precision, layout), config, process)
     return Measured(cases=cases, notes=NOTES)
 
 
-def _case(shape: tuple[int, ...], precision: str, layout: str, config: BenchmarkConfig) -> Case:
-    actions = {kind: timed(_action(kind, shape, precision, layout)) for kind in KINDS}
+def _case(features: Features, config: BenchmarkConfig, process: OwnProcess) -> Case:
+    actions = {kind: timed(_action(kind, *features)) for kind in KINDS}
     times = in_turns(actions, config.repetitions)
     extra: dict[str, float | None] = {}
     if config.memory:
         for kind in ("fused", "autograd"):
-            share = in_own_process(_extra_memory, kind, shape, precision, layout)
+            share = process.call(_extra_memory, kind, *features)
             extra[f"extra memory over features, {kind}"] = share
     return Case(
         milliseconds={
@@ -72,10 +75,14 @@ def _action(kind: str, shape: tuple[int, ...], precision: str, layout: str) -> A
 
     def taken() -> None:
         leaf.grad = None
-        loss = fused_loss(leaf, wanted) if kind == "fused" else _by_autograd(leaf, wanted)
+        loss = _in_one_pass(leaf, wanted) if kind == "fused" else _by_autograd(leaf, wanted)
         torch.autograd.backward(loss)
 
     return taken
+
+
+def _in_one_pass(features: Tensor, wanted: Tensor) -> Tensor:
+    return fused.attention_transfer(features, wanted)[0]
 
 
 def _by_autograd(features: Tensor, wanted: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ For each network, precision and memory format:
 """
 
 import sys
-from collections.abc import Callable
 from unittest import mock
 
 import torch
@@ -32,9 +31,9 @@ from attention_transfer.transfer import (
     CrossEntropy,
     FlipSymmetry,
     GradientAttention,
+    Targets,
     Transfer,
 )
-from attention_transfer.transfer.teacher import Seen
 
 __all__ = ["measure"]
 
@@ -96,31 +95,31 @@ def _steps(network: str, precision: str, layout: str, batch_size: int) -> dict[s
     labels = torch.randint(10, (batch_size,), device=device())
     autocast = torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16")
     terms = [CrossEntropy(), GradientAttention(1.0)]
-    live, given = (Transfer(student, teacher, terms) for _ in range(2))
+    transfer = Transfer(student, teacher, terms)
     with autocast:
-        assert live.teacher is not None
-        seen = live.teacher.with_gradient(images, labels)
-    given.teacher = Recorded(seen)  # type: ignore[assignment]
+        known = transfer.targets(images, labels)
     plain = Transfer(student, terms=[CrossEntropy()])
     flips = Transfer(student, terms=[CrossEntropy(), FlipSymmetry(1.0)])
 
-    def step(transfer: Transfer, fused_from: int = FUSED_FROM) -> Callable[[], None]:
+    def step(
+        transfer: Transfer, targets: Targets | None = None, fused_from: int = FUSED_FROM
+    ) -> Action:
         def taken() -> None:
             student.zero_grad()
             with mock.patch.object(batch_norm, "_LARGE", fused_from):
                 with autocast:
-                    out = transfer(images, labels)
+                    out = transfer(images, labels, targets=targets)
                 out.loss.backward()
 
         return taken
 
-    assert seen.gradient is not None
+    assert known.gradient is not None
     return {
         "plain": step(plain),
-        "autograd": _by_autograd(student, images, labels, seen.gradient, autocast),
-        "ours": step(given),
-        "ours, uncompiled": step(given, fused_from=sys.maxsize),
-        "ours, live teacher": step(live),
+        "autograd": _by_autograd(student, images, labels, known.gradient, autocast),
+        "ours": step(transfer, known),
+        "ours, uncompiled": step(transfer, known, fused_from=sys.maxsize),
+        "ours, live teacher": step(transfer),
         "flip symmetry": step(flips),
     }
 
@@ -152,17 +151,6 @@ def _networks(network: str, layout: str) -> tuple[nn.Module, nn.Module]:
     for model in (student, teacher):
         model.to(device()).to(memory_format=FORMATS[layout])
     return student, teacher
-
-
-class Recorded:
-    """A teacher whose answer for the one batch is known."""
-
-    def __init__(self, seen: Seen) -> None:
-        self.seen = seen
-
-    def with_gradient(self, images: Tensor, labels: Tensor) -> Seen:
-        """What was seen."""
-        return self.seen
 
 
 def _added_memory(network: str, precision: str, layout: str, batch_size: int, kind: str) -> float:

@@ -15,7 +15,8 @@ from torch.nn import functional
 from attention_transfer import losses, maps, models
 from attention_transfer.benchmark.plain import Watched
 from attention_transfer.benchmark.timing import Action, device
-from attention_transfer.config import BenchmarkConfig, DistillConfig, TrainConfig
+from attention_transfer.config import BenchmarkConfig, DistillConfig, ImagesConfig, TrainConfig
+from attention_transfer.training.machine import AUTOCAST
 from attention_transfer.transfer import ActivationAttention, CrossEntropy, Transfer, TransferOutput
 
 __all__ = [
@@ -23,8 +24,7 @@ __all__ = [
     "Bench",
     "Loss",
     "Setting",
-    "build_cache",
-    "fused_loss",
+    "cache_seconds",
     "run_configs",
     "stepping",
 ]
@@ -90,14 +90,15 @@ class Bench:
         return torch.autocast(device().type, torch.bfloat16, enabled=lowered)
 
     def transfer(self) -> Transfer:
-        """The objective, with the teacher folded if that is switched on."""
-        teacher = self.teacher
-        if self.setting.folded:
-            from attention_transfer.transfer import folded
-
-            teacher = folded(teacher, self.points, self.images[:1])
+        """The objective, as a run has it: the teacher folded, passes compiled, if switched on."""
         terms = [CrossEntropy(), ActivationAttention(BETA)]
-        return Transfer(self.student, teacher, terms, example_input=self.images[:1])
+        example = self.images[:1]
+        transfer = Transfer(self.student, self.teacher, terms, example_input=example)
+        if self.setting.folded:
+            transfer.streamline_teacher(example, AUTOCAST.get(self.setting.precision))
+        if self.setting.compiled:
+            transfer.compile_passes()
+        return transfer
 
     def compiled(self, network: nn.Module) -> nn.Module:
         """The network, compiled if that is switched on."""
@@ -118,7 +119,7 @@ def live(bench: Bench) -> Loss:
     """The teacher answers in every step."""
     if not bench.setting.fused:
         return _by_autograd(bench, cached=False)
-    transfer = bench.compiled(bench.transfer())
+    transfer = bench.transfer()
 
     def loss() -> Tensor:
         out: TransferOutput = transfer(bench.images, bench.labels)
@@ -134,10 +135,9 @@ def cached(bench: Bench) -> Loss:
     transfer = bench.transfer()
     with bench.autocast():
         targets = transfer.targets(bench.images, bench.labels)
-    run = bench.compiled(transfer)
 
     def loss() -> Tensor:
-        out: TransferOutput = run(bench.images, bench.labels, targets=targets)
+        out: TransferOutput = transfer(bench.images, bench.labels, targets=targets)
         return out.loss
 
     return loss
@@ -196,11 +196,6 @@ def _by_autograd(bench: Bench, cached: bool) -> Loss:
     return loss
 
 
-def fused_loss(features: Tensor, teacher_map: Tensor) -> Tensor:
-    """The attention-transfer loss of one pair of layers, map and all, in one pass."""
-    return losses.activation_attention(features, teacher_map, "sum", 2.0, "code", 2.0)
-
-
 def run_configs(
     pair: str, config: BenchmarkConfig, cache: Path
 ) -> dict[str, TrainConfig | DistillConfig]:
@@ -224,13 +219,14 @@ def run_configs(
     }
 
 
-def build_cache(config: TrainConfig | DistillConfig) -> float:
+def cache_seconds(config: TrainConfig | DistillConfig) -> float:
     """Makes the cache that a run with ``cache`` needs; returns the seconds it took."""
-    from attention_transfer import cache
+    from attention_transfer.cache import build_cache
     from attention_transfer.config import CacheConfig
 
-    wanted = {name: value for name, value in config if name in CacheConfig.model_fields}
-    asked = CacheConfig.checked({**wanted, "out": config.cache})
+    assert isinstance(config, DistillConfig)
+    images = {name: getattr(config, name) for name in ImagesConfig.model_fields}
+    asked = CacheConfig(cache=config.cache, teacher=config.teacher, views=config.epochs, **images)
     began = time.perf_counter()
-    cache.build(asked)
+    build_cache(asked)
     return time.perf_counter() - began

@@ -17,7 +17,7 @@ from attention_transfer.benchmark.contestants import (
 )
 from attention_transfer.benchmark.document import Case, Measured
 from attention_transfer.benchmark.figures import Spread, ratio, spread
-from attention_transfer.benchmark.modes import build_cache, run_configs
+from attention_transfer.benchmark.modes import cache_seconds, run_configs
 from attention_transfer.benchmark.processes import OwnProcess, in_own_process
 from attention_transfer.benchmark.runs import run_rate
 from attention_transfer.benchmark.steps import check_pairs, pair_name
@@ -74,7 +74,7 @@ def _rates(pair: str, config: BenchmarkConfig, others: dict[str, OwnProcess]) ->
     epochs = {name: count() for name in others}
     with TemporaryDirectory() as folder:
         asked = run_configs(pair, config, Path(folder) / "cache")
-        in_own_process(build_cache, asked["cached"])
+        in_own_process(cache_seconds, asked["cached"])
         measured: dict[str, Callable[[], float]] = {
             name: lambda name=name, process=process: process.call(  # type: ignore[misc]
                 epoch_rate, name, pair, config, next(epochs[name])

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from attention_transfer import training
 from attention_transfer.benchmark.document import Case, Measured
 from attention_transfer.benchmark.figures import per, ratio, spread
-from attention_transfer.benchmark.modes import build_cache, run_configs
+from attention_transfer.benchmark.modes import cache_seconds, run_configs
 from attention_transfer.benchmark.processes import in_own_process
 from attention_transfer.benchmark.steps import check_pairs, pair_name
 from attention_transfer.benchmark.timing import Say, in_turns
@@ -57,7 +57,7 @@ def runs_until_paid(cache: float, live: float, cached: float) -> int | None:
 def _case(pair: str, config: BenchmarkConfig, images: int) -> Case:
     with TemporaryDirectory() as folder:
         asked = run_configs(pair, config, Path(folder) / "cache")
-        cache = in_own_process(build_cache, asked["cached"])
+        cache = in_own_process(cache_seconds, asked["cached"])
         runs = {name: partial(in_own_process, run_rate, one) for name, one in asked.items()}
         found = in_turns(runs, config.runs, warm_up=0)
     seconds = {name: statistics.median(per(images, rate)) for name, rate in found.items()}
