@@ -32,8 +32,9 @@ from attention_transfer.benchmark.modes import Bench, Setting, stepping
 from attention_transfer.benchmark.plain import Watched, authors_loss
 from attention_transfer.benchmark.processes import OwnProcess, in_own_process
 from attention_transfer.benchmark.timing import in_turns, timed
+from attention_transfer.cache import commands
 from attention_transfer.cli import main
-from attention_transfer.config import BenchmarkConfig, DistillConfig, TrainConfig
+from attention_transfer.config import BenchmarkConfig
 from attention_transfer.data import DataSet, load_data
 from attention_transfer.errors import InputError
 from attention_transfer.training import preparation
@@ -74,7 +75,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_images(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
     """In place of the embedded ones, which take seconds to draw."""
-    for module in (preparation, runs, peers, contestants):
+    for module in (preparation, commands, runs, peers, contestants):
         monkeypatch.setattr(module, "load_data", lambda *_, **__: data)
     contestants._data.cache_clear()
     contestants._ready.cache_clear()
@@ -280,29 +281,15 @@ def test_data(small_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 <= document.ratios["waiting_over_step"] <= 1
 
 
-def fake_configs(pair: str, config: BenchmarkConfig, cache: Path) -> dict[str, Any]:
-    """Runs that need no cache."""
-    student, teacher = pair.split(":")
-    common: dict[str, Any] = {"epochs": config.epochs, "batch_size": 16, "probes": 0, "lr": 0.01}
-    common |= {"precision": "fp32", "report": False}
-    live = DistillConfig(teacher=f"{teacher}@random", student=student, **common)
-    return {"student": TrainConfig(model=student, **common), "live": live, "cached": live}
-
-
-@pytest.fixture
-def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (runs, peers):
-        monkeypatch.setattr(module, "run_configs", fake_configs)
-        monkeypatch.setattr(module, "cache_seconds", lambda config: 12.0)
-
-
-def test_run(here: None, small_images: None, no_cache: None) -> None:
-    found = whole("run").pairs["wrn-10-1 from wrn-10-2"]
+def test_run(here: None, small_images: None) -> None:
+    found = whole("run", batch_size=16).pairs["wrn-10-1 from wrn-10-2"]
     assert set(found.images_per_second) == {"student", "live", "cached"}
-    assert found.figures["seconds to build the cache"] == 12.0
+    cache = found.figures["seconds to build the cache"]
+    assert cache is not None
+    assert cache > 0
 
 
-def test_peers(here: None, small_images: None, no_cache: None) -> None:
+def test_peers(here: None, small_images: None) -> None:
     pytest.importorskip("torchdistill", reason="an extra")
     found = whole("peers", batch_size=16).pairs["wrn-10-1 from wrn-10-2"]
     assert set(found.images_per_second) == {"torchdistill", "plain", "live", "cached"}

@@ -17,7 +17,7 @@ from attention_transfer.benchmark.timing import device, synchronize
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.data import DataSet, View, batches, epoch_order, load_data
 from attention_transfer.errors import InputError
-from attention_transfer.training.machine import keep_freed_memory, resolve_precision
+from attention_transfer.machine import keep_freed_memory, resolve_precision
 from attention_transfer.transfer import Normalization
 
 __all__ = ["OTHERS", "OURS", "check_installed", "epoch_rate", "first_loss", "step_seconds"]

@@ -13,7 +13,7 @@ from attention_transfer.benchmark.memory import in_use, peak, restart_peak
 from attention_transfer.benchmark.processes import OwnProcess
 from attention_transfer.benchmark.timing import Action, Say, device, in_turns, timed
 from attention_transfer.config import BenchmarkConfig
-from attention_transfer.training.machine import keep_freed_memory, resolve_precision
+from attention_transfer.machine import keep_freed_memory, resolve_precision
 
 __all__ = ["measure"]
 

@@ -15,8 +15,15 @@ from torch.nn import functional
 from attention_transfer import losses, maps, models
 from attention_transfer.benchmark.plain import Watched
 from attention_transfer.benchmark.timing import Action, device
-from attention_transfer.config import BenchmarkConfig, DistillConfig, ImagesConfig, TrainConfig
-from attention_transfer.training.machine import AUTOCAST
+from attention_transfer.cache import build_cache
+from attention_transfer.config import (
+    BenchmarkConfig,
+    CacheConfig,
+    DistillConfig,
+    ImagesConfig,
+    TrainConfig,
+)
+from attention_transfer.machine import AUTOCAST
 from attention_transfer.transfer import ActivationAttention, CrossEntropy, Transfer, TransferOutput
 
 __all__ = [
@@ -221,9 +228,6 @@ def run_configs(
 
 def cache_seconds(config: TrainConfig | DistillConfig) -> float:
     """Makes the cache that a run with ``cache`` needs; returns the seconds it took."""
-    from attention_transfer.cache import build_cache
-    from attention_transfer.config import CacheConfig
-
     assert isinstance(config, DistillConfig)
     images = {name: getattr(config, name) for name in ImagesConfig.model_fields}
     asked = CacheConfig(cache=config.cache, teacher=config.teacher, views=config.epochs, **images)

@@ -24,7 +24,7 @@ from attention_transfer.benchmark.steps import check_pairs, pair_name
 from attention_transfer.benchmark.timing import Say, Times, in_turns
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.data import load_data
-from attention_transfer.training.machine import package_versions
+from attention_transfer.machine import package_versions
 
 __all__ = ["measure"]
 

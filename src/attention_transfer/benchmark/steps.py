@@ -17,8 +17,8 @@ from attention_transfer.benchmark.processes import OwnProcess
 from attention_transfer.benchmark.timing import Say, Times, in_turns, timed
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.errors import InputError
+from attention_transfer.machine import keep_freed_memory, resolve_precision
 from attention_transfer.models import build
-from attention_transfer.training.machine import keep_freed_memory, resolve_precision
 
 __all__ = ["check_pairs", "measure", "pair_name"]
 
