@@ -17,7 +17,7 @@ test: $(VENV)/installed browser
 	$(BIN)/python -m pytest
 
 benchmark: $(VENV)/installed
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/attention-transfer benchmark step
 
 # What the report is opened with in the tests; without it those tests are left out (not where CI is set).
 browser: $(VENV)/installed

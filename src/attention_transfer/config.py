@@ -4,26 +4,20 @@ A field's name is the same word on the command line (``--batch-size``), in a fil
 (``batch_size: 64``) and in Python (``batch_size=64``); its description is the flag's help.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from attention_transfer.errors import InputError, nearest
+from attention_transfer.checked import AnyConfig, Config
+from attention_transfer.errors import nearest
 
 __all__ = [
+    "AnyConfig",
+    "BenchmarkConfig",
     "CacheConfig",
+    "Config",
     "DemoConfig",
     "DistillConfig",
     "EvaluateConfig",
@@ -76,6 +70,7 @@ def _as_several(values: object) -> object:
 
 
 Several = Annotated[tuple[str, ...], BeforeValidator(_as_several), Field(min_length=1)]
+NetworkPair = Annotated[str, Field(pattern=r"^[^:\s]+:[^:\s]+$")]
 ImageSize = Annotated[
     str, BeforeValidator(_as_size), Field(pattern=r"^[1-9]\d{0,4}(x[1-9]\d{0,4})?$")
 ]
@@ -89,30 +84,6 @@ def height_and_width(size: str) -> tuple[int, int]:
     """
     height, _, width = size.partition("x")
     return int(height), int(width or height)
-
-
-class Config(BaseModel):
-    """What every configuration has in common: frozen, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
-    )
-
-    @classmethod
-    def checked(cls, values: dict[str, Any]) -> Self:
-        """A configuration from plain values (strings, as flags give them, are converted).
-
-        Raises:
-            InputError: all that is wrong, in one line.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise InputError("; ".join(_explanations(error, cls))) from None
-
-    def replace(self, **changes: Any) -> Self:
-        """The same with some values changed, checked anew."""
-        return self.checked({**self.model_dump(), **changes})
 
 
 class ImagesConfig(Config):
@@ -407,22 +378,33 @@ class DemoConfig(Config):
     )
 
 
-AnyConfig = TypeVar("AnyConfig", bound=Config)
+class BenchmarkConfig(Config):
+    """What is measured, and how often."""
 
-
-def _explanations(error: ValidationError, config: type[Config]) -> Iterator[str]:
-    for fault in error.errors():
-        field = str(fault["loc"][0]) if fault["loc"] else "configuration"
-        got = fault["input"]
-        if fault["type"] == "extra_forbidden":
-            yield f"unknown key {field!r}; {nearest(field, config.model_fields)}"
-        elif fault["type"] == "missing":
-            yield f"{field} is missing: {config.model_fields[field].description}"
-        elif fault["type"] == "literal_error":
-            known = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-            yield f"{field} is {got!r}, expected one of {', '.join(known)}"
-        elif fault["type"] == "string_pattern_mismatch":
-            yield f"{field} is {got!r}, expected: {config.model_fields[field].description}"
-        else:
-            message = fault["msg"].removeprefix("Input ")
-            yield f"{field} is {got!r}, it {message}"
+    what: Literal["step", "run", "peers", "gradient", "data", "import", "fused"] = Field(
+        description="step, run (whole epochs), peers (other libraries), gradient, data (waiting "
+        "for it), import, or fused (maps and loss)"
+    )
+    pairs: Annotated[tuple[NetworkPair, ...], BeforeValidator(_as_several), Field(min_length=1)] = (
+        Field(
+            ("wrn-16-1:wrn-16-2", "wrn-16-2:wrn-40-2"),
+            description="student:teacher, of step, run and peers",
+        )
+    )
+    networks: Several = Field(
+        ("wrn-16-1", "wrn-16-1-nobn", "wrn-40-2", "wrn-40-2-nobn"),
+        description="networks of gradient",
+    )
+    batch_size: Annotated[int, Field(ge=2)] = Field(128, description="images a step")
+    repetitions: Count = Field(20, description="interleaved rounds of steps")
+    runs: Count = Field(3, description="interleaved rounds of whole runs")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="fp32, bf16, or auto: bf16 where the machine is fast at it"
+    )
+    compile: bool = Field(False, description="compile the networks, and measure what that gives")
+    data: str = Field("cluttered-digits", description="images of run and peers")
+    epochs: Count = Field(
+        2, description="passes over the images in a run; of several the first warms up"
+    )
+    memory: bool = Field(True, description="also measure peak memory, each in an own process")
+    out: Annotated[Path, "FILE"] | None = Field(None, description="also write the JSON document")

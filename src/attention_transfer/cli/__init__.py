@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from attention_transfer.cli import (
+    benchmark,
     cache,
     demo,
     distill,
@@ -33,6 +34,7 @@ COMMANDS: dict[str, ModuleType] = {
     "maps": maps,
     "cache": cache,
     "report": report,
+    "benchmark": benchmark,
     "doctor": doctor,
 }
 

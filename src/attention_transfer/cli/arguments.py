@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -120,12 +120,16 @@ def _default(field: FieldInfo) -> str:
         return " (required)"
     if field.default is None or field.default == "":
         return ""
-    return f" (default: {field.default})"
+    default = " ".join(field.default) if _several(field) else field.default
+    return f" (default: {default})"
 
 
 def _metavar(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(map(str, get_args(annotation)))
+    for kind in _types(annotation):
+        if get_origin(kind) is Annotated and isinstance(get_args(kind)[-1], str):
+            return str(get_args(kind)[-1])
     names = {int: "N", float: "X", Path: "DIR"}
     return next(
         (names[kind] for kind in _types(annotation) if isinstance(kind, type) and kind in names),

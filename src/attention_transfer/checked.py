@@ -1,0 +1,55 @@
+"""What every configuration is: typed values that are checked when they are put together."""
+
+from collections.abc import Iterator
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from attention_transfer.errors import InputError, nearest
+
+__all__ = ["AnyConfig", "Config"]
+
+
+class Config(BaseModel):
+    """What every configuration has in common: frozen, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+    @classmethod
+    def checked(cls, values: dict[str, Any]) -> Self:
+        """A configuration from plain values (strings, as flags give them, are converted).
+
+        Raises:
+            InputError: all that is wrong, in one line.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError("; ".join(_explanations(error, cls))) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with some values changed, checked anew."""
+        return self.checked({**self.model_dump(), **changes})
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def _explanations(error: ValidationError, config: type[Config]) -> Iterator[str]:
+    for fault in error.errors():
+        field = str(fault["loc"][0]) if fault["loc"] else "configuration"
+        got = fault["input"]
+        if fault["type"] == "extra_forbidden":
+            yield f"unknown key {field!r}; {nearest(field, config.model_fields)}"
+        elif fault["type"] == "missing":
+            yield f"{field} is missing: {config.model_fields[field].description}"
+        elif fault["type"] == "literal_error":
+            known = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+            yield f"{field} is {got!r}, expected one of {', '.join(known)}"
+        elif fault["type"] == "string_pattern_mismatch":
+            yield f"{field} is {got!r}, expected: {config.model_fields[field].description}"
+        else:
+            message = fault["msg"].removeprefix("Input ")
+            yield f"{field} is {got!r}, it {message}"

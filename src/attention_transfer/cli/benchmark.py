@@ -1,0 +1,95 @@
+"""say how fast it is here: steps, runs, other libraries, waiting for data, as ratios"""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attention_transfer.cli.arguments import Parser, config_from
+from attention_transfer.cli.output import console, print_json, print_table
+from attention_transfer.config import BenchmarkConfig
+from attention_transfer.errors import InputError
+from attention_transfer.terminal import print_line, printable
+
+if TYPE_CHECKING:
+    from attention_transfer.benchmark import Case, Document, Spread
+
+EXAMPLES = (
+    "benchmark step",
+    "benchmark step --compile --pairs wrn-16-1:wrn-16-2 --json",
+    "benchmark run --epochs 3 --out run.json",
+    "benchmark peers --repetitions 5",
+    "benchmark import",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """The flags."""
+    parser.add_config(BenchmarkConfig, positional=("what",))
+
+
+def run(arguments: Namespace) -> int:
+    """Measures, writes and prints."""
+    config = config_from(arguments, BenchmarkConfig)
+    _check_writable(config.out)
+    from attention_transfer.benchmark import Document, measure
+
+    text = json.dumps(measure(config, _say).as_json(), indent=2)
+    document = Document.read(text)
+    if config.out is not None:
+        config.out.write_text(text + "\n", encoding="utf-8")
+    if arguments.json:
+        print_json(json.loads(text))
+    else:
+        _print(document, config.out)
+    return 0
+
+
+def _check_writable(out: Path | None) -> None:
+    """Raises an InputError unless the file can be written, now and not only after hours."""
+    if out is None:
+        return
+    try:
+        there = out.exists()
+        with out.open("a", encoding="utf-8"):
+            pass
+        if not there:
+            out.unlink()
+    except (OSError, ValueError) as error:  # a ValueError: the path has a null byte in it
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot write to {out}: {reason}; choose another --out") from None
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def _print(document: "Document", out: Path | None) -> None:
+    """The tables for people."""
+    where = console(False)
+    for name, case in document.measured.items():
+        print_table(where, [name, "median", "quartiles"], list(_rows(case)))
+        print_line(where, "")
+    for ratio, value in document.ratios.items():
+        print_line(where, f"{ratio} {value:.3f}")
+    for note in document.notes:
+        print_line(where, note)
+    if out is not None:
+        print_line(where, f"written to {out}")
+
+
+def _rows(case: "Case") -> Iterator[list[str]]:
+    def several(values: "dict[str, Spread]", unit: str, digits: int) -> Iterator[list[str]]:
+        for name, found in values.items():
+            quartiles = f"{found.lower_quartile:.{digits}f} - {found.upper_quartile:.{digits}f}"
+            yield [name, f"{found.median:.{digits}f}{unit}", quartiles]
+
+    yield from several(case.milliseconds, " ms", 1)
+    yield from several(case.images_per_second, " images/s", 0)
+    yield from several(case.ratios, "", 3)
+    for name, megabytes in case.peak_megabytes.items():
+        yield [f"peak memory, {name}", f"{megabytes:.0f} MB", ""]
+    for name, value in case.figures.items():
+        yield [name, "-" if value is None else f"{value:.4g}", ""]
