@@ -1,0 +1,48 @@
+"""Configurations: complete, typed, checked when made. No torch here.
+
+A field's name is the same word on the command line (``--batch-size``), in a file
+(``batch_size: 64``) and in Python (``batch_size=64``); its description is the flag's help.
+"""
+
+from attention_transfer.config.checked import AnyConfig, Config
+from attention_transfer.config.fields import (
+    Count,
+    Interpolation,
+    Positive,
+    Precision,
+    height_and_width,
+)
+from attention_transfer.config.runs import (
+    DemoConfig,
+    DistillConfig,
+    ImagesConfig,
+    RunConfig,
+    TrainConfig,
+)
+from attention_transfer.config.tools import (
+    BenchmarkConfig,
+    CacheConfig,
+    EvaluateConfig,
+    MapsConfig,
+    PointsConfig,
+)
+
+__all__ = [
+    "AnyConfig",
+    "BenchmarkConfig",
+    "CacheConfig",
+    "Config",
+    "Count",
+    "DemoConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "ImagesConfig",
+    "Interpolation",
+    "MapsConfig",
+    "PointsConfig",
+    "Positive",
+    "Precision",
+    "RunConfig",
+    "TrainConfig",
+    "height_and_width",
+]

@@ -1,0 +1,79 @@
+"""Kinds of settings that several configurations have."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from attention_transfer.errors import nearest
+
+__all__ = [
+    "TRACKERS",
+    "Interpolation",
+    "Positive",
+    "NonNegative",
+    "Seed",
+    "Count",
+    "Workers",
+    "Precision",
+    "Several",
+    "NetworkPair",
+    "ImageSize",
+    "height_and_width",
+]
+
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+
+Interpolation = Literal["bilinear", "bicubic"]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1)]
+Workers = Annotated[int, Field(ge=0, le=256)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def in_order(attention: object) -> object:
+    """Names in alphabetical order: "gradient,activation" means "activation,gradient"."""
+    if not isinstance(attention, str):
+        return attention
+    return ",".join(sorted(name.strip() for name in attention.split(",")))
+
+
+def known_trackers(names: str) -> str:
+    """Names of trackers, each once."""
+    asked = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    for name in asked:
+        if name not in TRACKERS:
+            hint = nearest(name, TRACKERS)
+            raise PydanticCustomError(
+                "tracker", "names no tracker {name}; {hint}", {"name": repr(name), "hint": hint}
+            )
+    return ",".join(asked)
+
+
+def as_size(size: object) -> object:
+    """A height and width as text: ``N`` or ``HxW``, or one number."""
+    return str(size) if isinstance(size, int) and not isinstance(size, bool) else size
+
+
+def as_several(values: object) -> object:
+    """One of something that may be several, as a configuration file gives it."""
+    return (values,) if isinstance(values, str) else values
+
+
+Several = Annotated[tuple[str, ...], BeforeValidator(as_several), Field(min_length=1)]
+NetworkPair = Annotated[str, Field(pattern=r"^[^:\s]+:[^:\s]+$")]
+ImageSize = Annotated[
+    str, BeforeValidator(as_size), Field(pattern=r"^[1-9]\d{0,4}(x[1-9]\d{0,4})?$")
+]
+
+
+def height_and_width(size: str) -> tuple[int, int]:
+    """Of an image size as it is written.
+
+    >>> height_and_width("224"), height_and_width("48x64")
+    ((224, 224), (48, 64))
+    """
+    height, _, width = size.partition("x")
+    return int(height), int(width or height)
