@@ -39,9 +39,9 @@ def attention_transfer(
         norm: the same.
 
     Returns:
-        The loss, a scalar, and the student's normalised map (N, h, w) at the size that is compared,
-        a constant; both in at least float32. The loss's gradient has the features' dtype and memory
-        format. There is no second derivative.
+        The loss, a scalar, and the student's map (N, H, W), a constant: normalised, but where it
+        had to be pooled. Both in at least float32. The loss's gradient has the features' dtype and
+        memory format; there is no second derivative.
 
     Raises:
         ValueError: the maps do not fit, or kind, power, form or norm is unknown.
@@ -81,17 +81,19 @@ class _AttentionTransfer(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         student_map, divisors = scaled_map(features, kind, power)
         size = common_size(student_map.shape[1:], teacher_map.shape[1:])
+        whole = size == tuple(features.shape[2:])
         unit, inverse = _unit_vectors(resize(student_map, size).flatten(1))
         teacher, _ = _unit_vectors(resize(teacher_map, size).flatten(1).to(unit.dtype))
         loss, slope = _loss_and_slope(unit, teacher, form, norm)
         # The normalisation's own derivative: what lies along the map changes its length only.
         slope.addcmul_(unit, torch.linalg.vecdot(unit, slope).unsqueeze(1), value=-1)
         slope = slope.mul_(inverse).view(-1, *size)
-        if size != tuple(features.shape[2:]):
+        if not whole:
             slope = _spread(slope, features)
         ctx.save_for_backward(features, divisors, slope)
         ctx.kind, ctx.power = kind, power
-        student_map = unit.view(-1, *size)
+        if whole:
+            student_map = unit.view(-1, *size)
         ctx.mark_non_differentiable(student_map)
         return loss, student_map
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from attention_transfer.errors import InputError
 from attention_transfer.taps import Taps, evaluating, structure_copy, unwrapped
@@ -187,6 +188,8 @@ class Transfer(nn.Module):
             return Targets()
         return self.teacher.targets(images, labels, self.wanted)
 
+    # torch.compiler.disable, but that importing the compiler waits for the first call.
+    @_disable_dynamo
     def _with_gradients(
         self,
         images: Tensor,
