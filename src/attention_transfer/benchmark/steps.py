@@ -2,10 +2,9 @@
 optimisation gives.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 
 import torch
 
@@ -13,14 +12,17 @@ from attention_transfer.benchmark.document import Case, Measured
 from attention_transfer.benchmark.figures import Spread, ratio, spread
 from attention_transfer.benchmark.memory import in_use, peak, restart_peak
 from attention_transfer.benchmark.modes import Bench, Setting, stepping
-from attention_transfer.benchmark.processes import OwnProcess
-from attention_transfer.benchmark.timing import Say, Times, in_turns, timed
+from attention_transfer.benchmark.processes import in_own_process
+from attention_transfer.benchmark.timing import Action, Say, Times, in_turns, timed
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.errors import InputError
 from attention_transfer.machine import keep_freed_memory, resolve_precision
 from attention_transfer.models import build
 
 __all__ = ["check_pairs", "measure", "pair_name"]
+
+Kind = tuple[str, str, int, Setting]
+"""A mode, the pair, images in the batch, and what is switched on."""
 
 TURNED_OFF: dict[str, dict[str, object]] = {
     "teacher not folded": {"folded": False},
@@ -37,7 +39,7 @@ NOTES = (
     "cached_over_student: with cached targets over the student alone, both compiled or both not, "
     "whichever is faster for the student",
     "live_over_floor: with a live teacher over (student alone + teacher)",
-    "every kind of step has a process of its own; they take turns",
+    "every pair has a process of its own, in which all kinds of step take turns",
     "peak memory is above that of a process that has imported everything, of steps that are "
     "not compiled",
 )
@@ -100,18 +102,12 @@ def _case(pair: str, config: BenchmarkConfig) -> Case:
         name: (mode, pair, config.batch_size, setting)
         for name, (mode, setting) in settings(config).items()
     }
-    with ExitStack() as stack:
-        processes = {name: stack.enter_context(OwnProcess()) for name in asked}
-        peaks = {
-            name: processes[name].call(peak_memory, *arguments)
-            for name, arguments in asked.items()
-            if config.memory
-        }
-        steps = {
-            name: partial(processes[name].call, step_seconds, *arguments)
-            for name, arguments in asked.items()
-        }
-        times = in_turns(steps, config.repetitions)
+    peaks = {
+        name: in_own_process(peak_memory, *arguments)
+        for name, arguments in asked.items()
+        if config.memory
+    }
+    times = in_own_process(step_times, asked, config.repetitions)
     return Case(
         milliseconds={
             name: spread([1000 * time for time in seconds]) for name, seconds in times.items()
@@ -143,23 +139,29 @@ def step_ratios(times: Times) -> dict[str, Spread]:
 
 def peak_memory(mode: str, pair: str, batch_size: int, setting: Setting) -> float:
     """What this process holds at most in a step of a mode, above what it held at first."""
+    setting = replace(setting, compiled=False)
+    stepping(mode, Bench(pair, 2, setting))()  # imports what the step needs
     restart_peak()
     before = in_use()
-    step = stepping(mode, Bench(pair, batch_size, replace(setting, compiled=False)))
+    step = stepping(mode, Bench(pair, batch_size, setting))
     step()
     restart_peak()
     step()
     return peak() - before
 
 
-def step_seconds(mode: str, pair: str, batch_size: int, setting: Setting) -> float:
-    """One step of a mode, in a process that takes no other: right after another, as in training."""
-    step = _timed_step(mode, pair, batch_size, setting)
-    step()
-    return step()
-
-
-@cache
-def _timed_step(mode: str, pair: str, batch_size: int, setting: Setting) -> Callable[[], float]:
+def step_times(asked: Mapping[str, Kind], repetitions: int) -> Times:
+    """Seconds of every kind of step, in turns; each right after another of its kind, as in
+    training: what the step before it left in caches and free memory is its own.
+    """
     keep_freed_memory()
-    return timed(stepping(mode, Bench(pair, batch_size, setting)))
+    steps = {
+        name: stepping(mode, Bench(pair, batch_size, setting))
+        for name, (mode, pair, batch_size, setting) in asked.items()
+    }
+
+    def second(step: Action) -> float:
+        step()
+        return timed(step)()
+
+    return in_turns({name: partial(second, step) for name, step in steps.items()}, repetitions)

@@ -62,6 +62,7 @@ class Taps:
                 )
         self._modules = {name: modules[name] for name in map(module_of, self.points)}
         self._copied: set[str] = set(self.points)
+        self._features: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._handles: list[RemovableHandle] = []
@@ -152,7 +153,7 @@ class Taps:
         """Starts capturing; the dictionary fills as the network runs."""
         if self._handles:
             raise RuntimeError("these taps are already open")
-        self._features: dict[str, Tensor] = {}
+        self._features = {}
         self._handles = self.watch(self._capture)
         return self._features
 
@@ -166,6 +167,7 @@ class Taps:
         finally:
             self._outputs.clear()
             self._versions.clear()
+            self._features = {}  # whoever opened the taps has them
 
     def _capture(self, point: str, output: Tensor) -> None:
         if point in self._features:

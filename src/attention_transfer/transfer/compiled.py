@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -53,7 +54,9 @@ class CompiledPass:
 
     def __init__(self, network: nn.Module, taps: Taps, finish: Finish) -> None:
         self._tapped = _Tapped(network, taps, finish)
-        self._compiled = torch.compile(self._tapped, dynamic=False)
+        # With code of its own: the compiler gives up on code that has served eight networks.
+        forward = FunctionType(_Tapped.forward.__code__.replace(), _Tapped.forward.__globals__)
+        self._compiled = torch.compile(MethodType(forward, self._tapped), dynamic=False)
         self._shape: torch.Size | None = None
 
     def takes(self, images: Tensor) -> bool:
