@@ -66,9 +66,9 @@ class Here:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (steps, peers, fused):
+    for module in (peers, fused):
         monkeypatch.setattr(module, "OwnProcess", Here)
-    for module in (gradient, runs, peers):
+    for module in (steps, gradient, runs, peers):
         monkeypatch.setattr(module, "in_own_process", Here().call)
 
 

@@ -150,6 +150,20 @@ def test_an_interrupted_cached_run_resumes_exactly(teacher: Run) -> None:
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_an_interrupted_build_leaves_no_run_and_is_gone_on_with(teacher: Run) -> None:
+    class Stopping(RunProgress):
+        def say(self, line: str) -> None:
+            if line == "targets: 2 of 3 shards":
+                raise KeyboardInterrupt
+
+    common = {"teacher": "teacher", "student": "nin-thin", "cache": "targets", **SMALL}
+    with pytest.raises(KeyboardInterrupt):
+        at.distill(out="run", progress=Stopping(), **common)
+    assert not Path("run").exists()
+    assert len(TargetCache.open(Path("targets")).missing()) == 1
+    assert at.distill(out="run", **common).record["cache"]["views"] == 3
+
+
 def test_several_teachers_are_kept_as_one(teacher: Run) -> None:
     both = at.train(model="wrn-10-1", out="second", **{**SMALL, "seed": 5})
     cache = build_cache(config(teacher=f"teacher,{both.folder}", views=1))

@@ -18,6 +18,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """The folder it worked in, its stdout and its stderr."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "attention_transfer", "demo", "--epochs", "1", "--json"]
+    command += ["--cache", "targets"]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=280, check=False
     )
@@ -51,6 +52,8 @@ def test_it_leaves_the_runs_and_a_picture_in_a_new_folder(demo: tuple[Path, str,
     assert folder.parent.name == "runs"
     for name in ("alone", "at", "at+kd"):
         assert Run(folder / name).record["final"]["test_images"] == 1000
+    assert Run(folder / "at").record["cache"]["seconds_building"] > 1
+    assert Run(folder / "at+kd").record["cache"]["seconds_building"] < 1
     with Image.open(demo[0] / document["picture"]) as picture:
         assert picture.width > 1000
         pixels = np.asarray(picture.convert("RGB"))

@@ -10,8 +10,10 @@ from torch.nn import functional
 import attention_transfer as at
 from attention_transfer.errors import InputError
 from attention_transfer.models import WideResNet
+from attention_transfer.training import Run
 from attention_transfer.transfer import Normalization
 from attention_transfer.transfer.pairing import Side, resolve_pairs
+from conftest import SMALL
 
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -206,21 +208,14 @@ def test_a_folder_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
     assert at.models.several(str(tmp_path / "a,b")) == [str(tmp_path / "a,b")]
 
 
-def test_a_run_with_two_teachers(tmp_path: Path) -> None:
-    from attention_transfer.experiments.demo import packaged_teacher
-
-    settings = {"epochs": 1, "batch_size": 256, "precision": "fp32"}
-    other = at.train(model="nin-thin", out=tmp_path / "nin", **settings)
-    teachers = f"{packaged_teacher()},{other.folder}"
-    run = at.distill(
-        teacher=teachers, student="wrn-10-1", out=tmp_path / "two", kd_alpha=0.5, **settings
-    )
+def test_a_run_with_two_teachers(teacher: Run) -> None:
+    other = at.train(model="nin-thin", out="nin", **SMALL)
+    teachers = f"{teacher.folder},{other.folder}"
+    run = at.distill(teacher=teachers, student="wrn-10-1", out="two", kd_alpha=0.5, **SMALL)
     assert run.config.teacher == teachers  # type: ignore[union-attr]
-    assert run.record["teacher"]["name"] == "wrn-16-2,nin-thin"
-    single = at.models.load_run(packaged_teacher()).network
-    parameters = [
-        sum(p.numel() for p in net.parameters()) for net in (single, other.load().network)
-    ]
+    assert run.record["teacher"]["name"] == "wrn-10-1,nin-thin"
+    networks = [one.load().network for one in (teacher, other)]
+    parameters = [sum(p.numel() for p in network.parameters()) for network in networks]
     assert run.record["teacher"]["parameters"] == sum(parameters)
     assert [pair["teacher"] for pair in run.record["pairs"]] == [
         f"0.group{stage}+1.block{stage}" for stage in (1, 2, 3)

@@ -71,12 +71,11 @@ def run(
         config = config.replace(out=folder)
     assert config.out is not None
     Run.check_free(config.out)
-    prepared = prepare(config, data)
+    fit = _Fit(prepare(config, data), Run(config.out), accelerator, progress or RunProgress())
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         Run.create(config.out, config)
     accelerator.wait_for_everyone()
-    fit = _Fit(prepared, Run(config.out), accelerator, progress or RunProgress())
     try:
         fit.tracking.start()
     except (InputError, KeyboardInterrupt):
@@ -127,6 +126,10 @@ class _Fit:
             self.probed = probed_epochs(self.config.epochs, self.config.probe_every)
         self.cache: TargetCache | None = None
         self.seconds_building = 0.0
+        if prepared.targets is not None:
+            self.cache, self.seconds_building = prepared.targets.whole(
+                self.progress.say, accelerator.device
+            )
         self.tracking = Tracking(
             self.config, run.folder, self.progress.say, active=accelerator.is_main_process
         )
@@ -142,9 +145,6 @@ class _Fit:
     def _train(self) -> None:
         for line in introduction(self.prepared):
             self.progress.say(line)
-        if self.prepared.targets is not None:
-            say, device = self.progress.say, self.accelerator.device
-            self.cache, self.seconds_building = self.prepared.targets.whole(say, device)
         left = self.config.epochs - self.epoch
         self.progress.begin(self.prepared.student.name, left * len(self.data.train))
         try:
