@@ -261,6 +261,15 @@ def test_a_shard_cut_short_is_made_again_and_a_flipped_bit_stops_the_run(
     assert "all 3 shards are whole" in capsys.readouterr().out
 
 
+def test_a_shard_of_another_cache_is_refused(teacher: Run) -> None:
+    """Of the same size, and whole."""
+    ours, theirs = build_cache(config()), build_cache(config(cache="other", data_seed=1))
+    shard = (0, 0)
+    shutil.copy(theirs.path(shard), ours.path(shard))
+    assert not ours.missing()
+    assert dict(ours.damaged()) == {ours.path(shard): "its checksum is wrong"}
+
+
 def test_a_whole_cache_is_only_read(teacher: Run) -> None:
     build_cache(config())
     before = times()

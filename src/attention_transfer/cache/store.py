@@ -29,7 +29,7 @@ Shard = tuple[int, int]
 @dataclass(frozen=True)
 class TargetCache:
     """A folder of targets: ``cache.json`` says what they are, and each ``view-*-sample-*.rows`` is
-    a part of a view, its rows followed by their SHA-256.
+    a part of a view, its rows followed by a SHA-256 of them and of what they are.
     """
 
     folder: Path
@@ -149,7 +149,9 @@ class TargetCache:
         with partial.open("r+b") as file:
             file.truncate(0)
             file.write(content)
-            file.write(hashlib.sha256(content).digest())
+            digest = self._sealed(shard)
+            digest.update(content)
+            file.write(digest.digest())
             file.flush()
             os.fsync(file.fileno())
         partial.rename(self.path(shard))
@@ -184,12 +186,17 @@ class TargetCache:
         if path.stat().st_size != size:
             return f"has {path.stat().st_size} bytes, expected {size}: it is cut short"
         with path.open("rb") as file:
-            digest = hashlib.sha256()
+            digest = self._sealed(shard)
             left = size - CHECKSUM_BYTES
             while left > 0 and (part := file.read(min(left, 2**22))):
                 digest.update(part)
                 left -= len(part)
             return None if file.read() == digest.digest() else "its checksum is wrong"
+
+    def _sealed(self, shard: Shard) -> "hashlib._Hash":
+        """The beginning of a shard's checksum: whose it is, so that no other cache's passes."""
+        whose = {**self.contents.as_json(), "views": None, "shard": shard}
+        return hashlib.sha256(json.dumps(whose, sort_keys=True).encode())
 
     def _whole(self, shard: Shard) -> bool:
         path = self.path(shard)
@@ -208,7 +215,10 @@ def _write_manifest(folder: Path, contents: Contents) -> None:
     partial = folder / f".{MANIFEST}.{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
+        names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+        if MANIFEST in names:
+            return
+        if names:
             raise InputError(f"{folder} is not empty and holds no cache; choose another folder")
         partial.write_text(text, encoding="utf-8")
         try:
