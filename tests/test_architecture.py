@@ -29,6 +29,11 @@ def test_importing_the_package_and_asking_for_help_does_not_import_torch() -> No
     assert done.returncode == 0
 
 
+def test_the_compiler_is_not_imported_before_something_is_compiled() -> None:
+    check = "import sys, attention_transfer.api; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
 def test_files_are_short_enough_to_read() -> None:
     long = {
         path.name: count

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.utils.checkpoint import checkpoint
 
 from attention_transfer.errors import InputError
@@ -103,7 +104,8 @@ def plan_recomputation(network: nn.Module, images: Tensor) -> Recomputation:
     return Recomputation(parts, activations.peak(names)[0] / activations.peak(())[0])
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# torch.compiler.disable, but that importing the compiler waits for the first call.
+@_disable_dynamo
 def _run(module: nn.Module, forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
     """A module's forward, of which the input alone is kept; eager, as compiled code has no buffers
     that could be others when it runs again.
