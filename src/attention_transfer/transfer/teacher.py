@@ -174,6 +174,8 @@ class FrozenTeacher:
         given = example if self.normalization is None else self.normalization(example)
         self.network = inference_copy(self.network, self._taps.points, given)
         self._taps = Taps(self.network, self._taps.points)
+        if self._compiled is not None:
+            self._compiled = {}  # those so far are of the network that it was
         if dtype is not None:
             lower_weights(self.network, dtype)
 
