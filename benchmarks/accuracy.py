@@ -1,6 +1,9 @@
 """The demo's three students over several seeds: mean, spread, and what the teacher is worth.
 
-    python benchmarks/accuracy.py [--seeds 5] [--out runs/accuracy]
+    python benchmarks/accuracy.py [--seeds 5] [--cached] [--out runs/accuracy]
+
+With ``--cached`` each student that has a teacher is trained twice: with the teacher beside it, and
+from the teacher's targets on disk, which those runs share.
 
 Only ``--seed`` varies; epochs, schedule and learning rate are the same for all arms. Finished runs
 in the folder are used again, so an interrupted table goes on where it was. The learning rate was
@@ -16,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from attention_transfer.config import DemoConfig
+from attention_transfer.config import DemoConfig, DistillConfig, TrainConfig
 from attention_transfer.data import load_data
 from attention_transfer.experiments.demo import packaged_teacher, student_configs
 from attention_transfer.machine import describe_machine, package_versions
@@ -27,6 +30,7 @@ def main() -> None:
     """Trains what is missing; prints and writes one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--cached", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
     asked = parser.parse_args()
     progress = RunProgress(Console(stderr=True))
@@ -34,7 +38,10 @@ def main() -> None:
     errors: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
     for seed in range(asked.seeds):
-        for arm, config in student_configs(DemoConfig(seed=seed), packaged_teacher()).items():
+        configs = student_configs(DemoConfig(seed=seed), packaged_teacher())
+        if asked.cached:
+            configs |= cached(configs, asked.out / "targets")
+        for arm, config in configs.items():
             folder = asked.out / f"{arm}-seed-{seed}"
             if (folder / "record.json").exists():
                 finished = Run(folder)
@@ -52,6 +59,17 @@ def main() -> None:
     text = json.dumps(document, indent=2)
     (asked.out / "accuracy.json").write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def cached(
+    configs: dict[str, TrainConfig | DistillConfig], folder: Path
+) -> dict[str, TrainConfig | DistillConfig]:
+    """The arms with a teacher, from its targets on disk."""
+    return {
+        f"{arm} cached": config.replace(cache=folder)
+        for arm, config in configs.items()
+        if isinstance(config, DistillConfig)
+    }
 
 
 def summary(errors: list[float], alone: list[float], seconds: list[float]) -> dict[str, Any]:
