@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import attention_transfer as at
+from attention_transfer import feeding
 from attention_transfer.data import Augmentation, DataSet, ImageSet
-from attention_transfer.training import Run, preparation
+from attention_transfer.training import Run, RunProgress
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,10 +62,21 @@ SMALL: dict[str, Any] = {
 """Settings of runs on small images."""
 
 
+class Listening(RunProgress):
+    """Keeps the lines that are said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
 @pytest.fixture
 def small_runs(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
     """Whole runs train on the small images."""
-    monkeypatch.setattr(preparation, "load_data", lambda *_, **__: data)
+    monkeypatch.setattr(feeding, "load_data", lambda *_, **__: data)
 
 
 @pytest.fixture

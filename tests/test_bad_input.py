@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
+from attention_transfer import feeding
 from attention_transfer.cli import COMMANDS, main
 from attention_transfer.cli.output import console, print_table
 from attention_transfer.config import (
@@ -26,12 +27,12 @@ from attention_transfer.training import preparation
 
 @pytest.fixture(autouse=True)
 def _small_data(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
-    original = preparation.load_data
+    original = feeding.load_data
 
     def load(name: str, **settings: Any) -> DataSet:
         return data if name == "cluttered-digits" else original(name, **settings)
 
-    monkeypatch.setattr(preparation, "load_data", load)
+    monkeypatch.setattr(feeding, "load_data", load)
 
 
 def listing() -> set[tuple[str, int]]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from attention_transfer import feeding
 from attention_transfer.benchmark import (
     Case,
     Document,
@@ -32,12 +33,10 @@ from attention_transfer.benchmark.modes import Bench, Setting, stepping
 from attention_transfer.benchmark.plain import Watched, authors_loss
 from attention_transfer.benchmark.processes import OwnProcess, in_own_process
 from attention_transfer.benchmark.timing import in_turns, timed
-from attention_transfer.cache import commands
 from attention_transfer.cli import main
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.data import DataSet, load_data
 from attention_transfer.errors import InputError
-from attention_transfer.training import preparation
 
 PAIR = "wrn-10-1:wrn-10-2"
 RESULTS = Path(__file__).parent.parent / "benchmarks/results"
@@ -75,7 +74,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_images(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
     """In place of the embedded ones, which take seconds to draw."""
-    for module in (preparation, commands, runs, peers, contestants):
+    for module in (feeding, runs, peers, contestants):
         monkeypatch.setattr(module, "load_data", lambda *_, **__: data)
     contestants._data.cache_clear()
     contestants._ready.cache_clear()
@@ -434,10 +433,11 @@ def test_a_damaged_document_is_refused(
 
 
 def test_committed_documents_are_whole() -> None:
-    for path in sorted(RESULTS.glob("*.json")):
-        text = path.read_text(encoding="utf-8")
-        if "benchmark" in json.loads(text):
-            Document.read(text)
+    texts = {path.name: path.read_text(encoding="utf-8") for path in RESULTS.glob("*.json")}
+    documents = {name: text for name, text in texts.items() if "benchmark" in json.loads(text)}
+    assert {"step.json", "peers.json"} <= documents.keys()
+    for name, text in documents.items():
+        assert f"{Document.read(text).benchmark}.json" == name
 
 
 def test_help_does_not_import_torch() -> None:

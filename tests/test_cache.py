@@ -17,15 +17,15 @@ import pytest
 import torch
 
 import attention_transfer as at
-from attention_transfer.cache import TargetCache, build_cache, commands
+from attention_transfer.cache import TargetCache, build_cache
 from attention_transfer.cli import main
 from attention_transfer.config import CacheConfig, DistillConfig
-from attention_transfer.data import DataSet, View, batches
+from attention_transfer.data import View, batches
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.training import Run, RunProgress
 from attention_transfer.training.preparation import Prepared, prepare
 from attention_transfer.training.progress import Moment
-from conftest import SMALL
+from conftest import SMALL, Listening
 
 EVERYTHING: dict[str, Any] = {
     "attention": "activation,gradient",
@@ -37,8 +37,8 @@ ROW = 2 * (16 * 16 + 8 * 8 + 4 * 4) + 4 * 3
 
 
 @pytest.fixture(autouse=True)
-def _small_caches(monkeypatch: pytest.MonkeyPatch, data: DataSet, small_runs: None) -> None:
-    monkeypatch.setattr(commands, "load_data", lambda *_, **__: data)
+def _small_images(small_runs: None) -> None:
+    pass
 
 
 def config(**changes: Any) -> CacheConfig:
@@ -132,8 +132,13 @@ def test_views_go_round_when_there_are_more_epochs(teacher: Run) -> None:
     some = np.array([5, 40, 5])
     first, third = cache.read(0, some), cache.read(2, some)
     assert torch.equal(*(next(iter(targets.readings.values())) for targets in (first, third)))
-    run = at.distill(teacher="teacher", student="nin-thin", cache="targets", out="run", **SMALL)
+    progress = Listening()
+    settings = {"teacher": "teacher", "student": "nin-thin", "cache": "targets", "out": "run"}
+    run = at.distill(**settings, progress=progress, **SMALL)
     assert run.record["cache"]["views"] == 2
+    assert "targets from targets: 2 views of each image, which 3 epochs go round in" in (
+        progress.lines
+    )
 
 
 def test_an_interrupted_cached_run_resumes_exactly(teacher: Run) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from attention_transfer import feeding
 from attention_transfer.cli import COMMANDS, main
 from attention_transfer.cli.output import console, print_table
 from attention_transfer.config import DistillConfig
@@ -43,7 +44,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch, tiny: DataSet) -> None:
     def load(name: str, **settings: Any) -> DataSet:
         return tiny if name == "cluttered-digits" else load_data(name, **settings)
 
-    for module in (preparation, judging, demo):
+    for module in (feeding, judging, demo):
         monkeypatch.setattr(module, "load_data", load)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 

@@ -11,9 +11,11 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import attention_transfer as at
-from attention_transfer.training import Run, RunProgress, preparation
+from attention_transfer.training import Run, preparation
 from attention_transfer.transfer import compiler_fault
-from conftest import SMALL
+from attention_transfer.transfer.targets import Wanted
+from attention_transfer.transfer.teacher import FrozenTeacher
+from conftest import SMALL, Listening
 
 IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -31,15 +33,6 @@ def network(width: int) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(width, 3),
     )
-
-
-class Listening(RunProgress):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def test_a_compiler_works_here() -> None:
@@ -66,6 +59,22 @@ def test_a_compiled_transfer_is_the_eager_one_and_is_compiled_once() -> None:
     torch.testing.assert_close(found[True], found[False], rtol=1e-3, atol=1e-4)
     assert counters["stats"]["unique_graphs"] == 2  # the student's and the teacher's
     assert not counters["graph_break"]
+
+
+def test_a_teacher_that_becomes_another_network_is_compiled_anew() -> None:
+    teacher = FrozenTeacher(network(8), ["0"])
+    teacher.compile_passes()
+    wanted = Wanted(logits=True)
+    before = teacher.targets(IMAGES, None, wanted).logits
+    teacher.streamline(IMAGES)
+    with torch.no_grad():
+        for parameter in teacher.network.parameters():
+            parameter.zero_()
+    after = teacher.targets(IMAGES, None, wanted).logits
+    assert before is not None
+    assert after is not None
+    assert before.any()
+    assert not after.any()
 
 
 def test_judging_leaves_the_compiled_pass_and_its_taps_alone() -> None:

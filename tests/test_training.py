@@ -269,12 +269,12 @@ TWO_PROCESSES = """
 import sys
 import torch
 import attention_transfer as at
-from attention_transfer.training import preparation
+from attention_transfer import feeding
 sys.path.insert(0, {tests!r})
 from conftest import small_data
 torch.set_default_dtype(torch.float64)
 torch.Tensor.float = torch.Tensor.double
-preparation.load_data = lambda *_, **__: small_data()
+feeding.load_data = lambda *_, **__: small_data()
 at.distill(
     teacher={teacher!r}, student="nin-thin-nobn", out={out!r}, epochs=1, batch_size=9,
     lr=0.005, precision="fp32", beta=10, full_activation=0.1, kd_alpha=0.5,

@@ -1,18 +1,43 @@
 """What networks are fed with: images as fine as they need, normalised as their weights expect."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from attention_transfer.config import ImagesConfig
-from attention_transfer.data import Augmented, DataSet
+from attention_transfer.config import ImagesConfig, height_and_width
+from attention_transfer.data import Augmented, DataSet, load_data
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel
 from attention_transfer.taps import evaluating
 from attention_transfer.transfer import Normalization
 
-__all__ = ["augmented", "decoded_for", "model_normalization", "try_out"]
+__all__ = ["augmented", "decoded_for", "images_of", "model_normalization", "try_out"]
+
+
+def images_of(
+    config: ImagesConfig, own_size: tuple[int, int], masks: Path | None = None
+) -> DataSet:
+    """The data that a configuration asks for.
+
+    Args:
+        config: whose data.
+        own_size: height and width that images in files have where the configuration says none.
+        masks: a folder with masks of the objects.
+
+    Raises:
+        InputError: there are no such data.
+    """
+    return load_data(
+        config.data,
+        validation=config.validation,
+        data_seed=config.data_seed,
+        download=config.download,
+        image_size=None if config.image_size is None else height_and_width(config.image_size),
+        own_size=own_size,
+        masks=masks,
+    )
 
 
 def model_normalization(model: LoadedModel, data: DataSet) -> Normalization:

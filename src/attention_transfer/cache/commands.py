@@ -11,9 +11,9 @@ import torch
 from attention_transfer.cache.building import check_room
 from attention_transfer.cache.source import TargetSource, recommended_points
 from attention_transfer.cache.store import TargetCache
-from attention_transfer.config import CacheConfig, height_and_width
-from attention_transfer.data import as_input, load_data
-from attention_transfer.feeding import augmented, decoded_for, try_out
+from attention_transfer.config import CacheConfig
+from attention_transfer.data import as_input
+from attention_transfer.feeding import augmented, decoded_for, images_of, try_out
 from attention_transfer.machine import resolve_precision
 from attention_transfer.models import load, own_input_size, several
 from attention_transfer.transfer import MapFunction
@@ -29,14 +29,7 @@ def target_source(config: CacheConfig) -> TargetSource:
     """
     names = several(config.teacher)
     precision = resolve_precision(config.precision)
-    data = load_data(
-        config.data,
-        validation=config.validation,
-        data_seed=config.data_seed,
-        download=config.download,
-        image_size=None if config.image_size is None else height_and_width(config.image_size),
-        own_size=own_input_size(names[0])[1:],
-    )
+    data = images_of(config, own_input_size(names[0])[1:])
     classes = len(data.class_names)
     teachers = [
         load(name, classes, trained=True, seed=0, image_size=data.input_size[1:]) for name in names

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_transfer.config import DistillConfig, TrainConfig, height_and_width
-from attention_transfer.data import DataSet, as_input, load_data
+from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.data import DataSet, as_input
 from attention_transfer.errors import InputError
-from attention_transfer.feeding import augmented, decoded_for, model_normalization, try_out
+from attention_transfer.feeding import (
+    augmented,
+    decoded_for,
+    images_of,
+    model_normalization,
+    try_out,
+)
 from attention_transfer.machine import AUTOCAST, fast_bf16, resolve_precision
 from attention_transfer.models import (
     LoadedModel,
@@ -98,36 +104,11 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     precision = resolve_precision(config.precision)
     check_installed(config)
     terms = terms_of(config)
-    if config.grad_checkpoint and any(term.needs_input_gradient for term in terms):
-        raise InputError(
-            "gradient terms differentiate the backward pass, which keeps all that it computes "
-            "again, so grad_checkpoint would save nothing; leave one of them out, or lower memory "
-            "with --accumulate"
-        )
-    if config.backbone_lr == 0 and any(term.wanted_pairs is not None for term in terms):
-        raise InputError(
-            "with backbone_lr 0 the student's features stay as they are, so nothing could be "
-            "transferred to them; give a rate above 0, or --attention none"
-        )
+    _check_settings(config, terms)
     if data is None:
-        data = load_data(
-            config.data,
-            validation=config.validation,
-            data_seed=config.data_seed,
-            download=config.download,
-            image_size=None if config.image_size is None else height_and_width(config.image_size),
-            own_size=own_input_size(_student_of(config))[1:],
-            masks=config.masks,
-        )
-    classes = len(data.class_names)
-    settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
-    teachers = []
-    if isinstance(config, DistillConfig):
-        teachers = [
-            load(name, classes, trained=True, **settings) for name in several(config.teacher)
-        ]
-    student = load(_student_of(config), classes, trained=False, **settings)
-    _check_mixing(config)
+        own_size = own_input_size(_student_of(config))[1:]
+        data = images_of(config, own_size, masks=config.masks)
+    student, teachers = _load_networks(config, data)
     data = augmented(decoded_for(data, student, teachers), config)
     example = as_input(data.train.pixels(np.arange(1)))
     for teacher in teachers:
@@ -141,25 +122,22 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     if config.grad_checkpoint:
         given = model_normalization(student, data)(example)
         recomputation = plan_recomputation(student.network, given)
-    networks = [teacher.network for teacher in teachers]
     if config.channels_last:
-        for network in [student.network, *networks]:
-            network.to(memory_format=torch.channels_last)
+        for loaded in [student, *teachers]:
+            loaded.network.to(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         transfer = Transfer(
             student.network,
-            networks or None,
+            [teacher.network for teacher in teachers] or None,
             terms,
             example_input=example,
             student_normalization=model_normalization(student, data),
             teacher_normalization=[model_normalization(teacher, data) for teacher in teachers],
         )
     transfer.streamline_teacher(example, AUTOCAST.get(precision))
-    notices = list(_notices(config, precision))
     if config.compile and compiler_fault() is None:
         transfer.compile_passes()
-    targets = cached_targets(config, data, teachers, transfer, precision)
     return Prepared(
         config,
         data,
@@ -170,9 +148,41 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
         frozen,
         heads,
         recomputation,
-        targets,
-        notices,
+        cached_targets(config, data, teachers, transfer, precision),
+        list(_notices(config, precision)),
     )
+
+
+def _check_settings(config: TrainConfig | DistillConfig, terms: list[Term]) -> None:
+    """Raises an InputError for settings that do not go with each other."""
+    if config.grad_checkpoint and any(term.needs_input_gradient for term in terms):
+        raise InputError(
+            "gradient terms differentiate the backward pass, which keeps all that it computes "
+            "again, so grad_checkpoint would save nothing; leave one of them out, or lower memory "
+            "with --accumulate"
+        )
+    if config.backbone_lr == 0 and any(term.wanted_pairs is not None for term in terms):
+        raise InputError(
+            "with backbone_lr 0 the student's features stay as they are, so nothing could be "
+            "transferred to them; give a rate above 0, or --attention none"
+        )
+    mixed = config.mixup > 0 or config.cutmix > 0
+    if mixed and isinstance(config, DistillConfig) and config.flip_classes is not None:
+        raise InputError(
+            "flip_classes chooses images by class, and mixed images have several; leave out mixup "
+            "and cutmix, or flip_classes"
+        )
+
+
+def _load_networks(
+    config: TrainConfig | DistillConfig, data: DataSet
+) -> tuple[LoadedModel, list[LoadedModel]]:
+    """The student and its teachers."""
+    classes = len(data.class_names)
+    settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
+    names = several(config.teacher) if isinstance(config, DistillConfig) else []
+    teachers = [load(name, classes, trained=True, **settings) for name in names]
+    return load(_student_of(config), classes, trained=False, **settings), teachers
 
 
 def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_size: int) -> None:
@@ -215,16 +225,6 @@ def _notices(config: TrainConfig | DistillConfig, precision: str) -> Iterator[st
         )
     if config.compile and compiler_fault() is not None:
         yield f"nothing is compiled: no compiler works here ({compiler_fault()})"
-
-
-def _check_mixing(config: TrainConfig | DistillConfig) -> None:
-    """Raises an InputError for mixed images, which have several classes, where some are chosen."""
-    mixed = config.mixup > 0 or config.cutmix > 0
-    if mixed and isinstance(config, DistillConfig) and config.flip_classes is not None:
-        raise InputError(
-            "flip_classes chooses images by class, and mixed images have several; leave out mixup "
-            "and cutmix, or flip_classes"
-        )
 
 
 def _student_of(config: TrainConfig | DistillConfig) -> str:

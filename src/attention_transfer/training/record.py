@@ -28,6 +28,12 @@ def introduction(prepared: Prepared) -> Iterator[str]:
     )
     for teacher in prepared.teachers:
         yield f"teacher {teacher.name} ({parameter_count(teacher.network):,} parameters)"
+    targets = prepared.targets
+    if targets is not None:
+        again = (
+            f", which {config.epochs} epochs go round in" if targets.views < config.epochs else ""
+        )
+        yield f"targets from {targets.folder}: {targets.views} views of each image{again}"
     card = prepared.student.card
     if card is not None and card.classes != len(data.class_names):
         yield (
