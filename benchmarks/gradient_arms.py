@@ -99,7 +99,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs of one pair, each trained when it is first asked for."""
+    """All runs of one pair, each trained when it is first asked for; they share targets on disk."""
 
     pair: Pair
     folder: Path
@@ -145,9 +145,8 @@ class Comparison:
         """The student with the settings of one arm."""
         folder = self.folder / f"{name.replace(' ', '-')}-seed-{seed}"
         config = {"teacher": str(self.teacher.folder), "student": self.pair.student, "out": folder}
-        return trained(
-            DistillConfig.checked({**config, "seed": seed, **self.pair.settings, **settings})
-        )
+        config |= {"cache": self.folder / "targets", "seed": seed}
+        return trained(DistillConfig.checked({**config, **self.pair.settings, **settings}))
 
 
 def trained(config: TrainConfig | DistillConfig) -> Run:

@@ -141,6 +141,16 @@ def test_views_go_round_when_there_are_more_epochs(teacher: Run) -> None:
     )
 
 
+def test_a_run_without_a_need_of_its_teacher_leaves_the_cache_alone(teacher: Run) -> None:
+    progress = Listening()
+    terms = {"attention": "none", "input_gradient_norm": 0.1}
+    settings = {"teacher": "teacher", "student": "nin-thin", "cache": "targets", "out": "run"}
+    run = at.distill(**settings, **terms, progress=progress, **{**SMALL, "epochs": 1})
+    assert "no term needs the teacher, so no cache is read or made" in progress.lines
+    assert not Path("targets").exists()
+    assert run.record["cache"] is None
+
+
 def test_an_interrupted_cached_run_resumes_exactly(teacher: Run) -> None:
     class Stopping(RunProgress):
         def epoch(self, row: object, epochs: int) -> None:

@@ -55,7 +55,8 @@ def cached_targets(
     transfer: Transfer,
     precision: str,
 ) -> CachedTargets | None:
-    """The cache that a run asks for, checked; None if it asks for none. Writes nothing.
+    """The cache that a run asks for, checked; None if it asks for none, or has no term that needs
+    the teacher. Writes nothing.
 
     Raises:
         InputError: a cache of something else, one that lacks what the terms need, or terms whose
@@ -68,6 +69,8 @@ def cached_targets(
             "full_activation compares whole activations, which a cache does not keep; leave out "
             "--cache, or --full-activation"
         )
+    if not transfer.wanted:
+        return None
     needed = list(dict.fromkeys(reading.point for reading in transfer.wanted.readings))
     by_hand = not config.pairs.startswith("auto")
     points = needed if by_hand else [*dict.fromkeys([*recommended_points(teachers, data), *needed])]

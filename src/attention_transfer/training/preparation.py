@@ -138,6 +138,7 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
     transfer.streamline_teacher(example, AUTOCAST.get(precision))
     if config.compile and compiler_fault() is None:
         transfer.compile_passes()
+    targets = cached_targets(config, data, teachers, transfer, precision)
     return Prepared(
         config,
         data,
@@ -148,8 +149,8 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
         frozen,
         heads,
         recomputation,
-        cached_targets(config, data, teachers, transfer, precision),
-        list(_notices(config, precision)),
+        targets,
+        list(_notices(config, precision, transfer)),
     )
 
 
@@ -216,8 +217,10 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_si
         ) from error
 
 
-def _notices(config: TrainConfig | DistillConfig, precision: str) -> Iterator[str]:
-    """What is slower here than one might expect."""
+def _notices(
+    config: TrainConfig | DistillConfig, precision: str, transfer: Transfer
+) -> Iterator[str]:
+    """What is other, or slower here, than one might expect."""
     if precision == "bf16" and not fast_bf16():
         yield (
             "bf16 is computed without hardware for it here, which takes several times as long as "
@@ -225,6 +228,8 @@ def _notices(config: TrainConfig | DistillConfig, precision: str) -> Iterator[st
         )
     if config.compile and compiler_fault() is not None:
         yield f"nothing is compiled: no compiler works here ({compiler_fault()})"
+    if isinstance(config, DistillConfig) and config.cache is not None and not transfer.wanted:
+        yield "no term needs the teacher, so no cache is read or made"
 
 
 def _student_of(config: TrainConfig | DistillConfig) -> str:
