@@ -13,7 +13,8 @@ from PIL import Image
 import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.data import View, batches, load_data
-from attention_transfer.data.datasets import DatasetImages, as_pil
+from attention_transfer.data.datasets import DatasetImages
+from attention_transfer.data.decoding import as_pil
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.factories import imported
 from test_folders import CLASSES, fill
@@ -139,6 +140,19 @@ def test_pairs_and_dictionaries_give_the_same_images() -> None:
             assert np.array_equal(pixels[index], np.asarray(middle))
         assert part.labels[:9].tolist() == [0, 1, 2] * 3
     assert pairs.test.fingerprint != splits.test.fingerprint
+
+
+def test_every_image_is_in_the_fingerprint() -> None:
+    samples = [(np.full((4, 4, 3), index, dtype=np.uint8), index % 2) for index in range(60)]
+
+    def fingerprint() -> str:
+        labels = torch.tensor([label for _, label in samples])
+        return DatasetImages(samples, (0, 1), np.arange(60), labels, (4, 4)).fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    samples[7][0][1, 2] += 1
+    assert fingerprint() != before
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,19 @@ def test_a_folder_without_splits_is_shared_out_by_class_and_seed(tmp_path: Path)
             assert path.startswith(CLASSES[label] + "/")
 
 
+def test_other_pixels_in_a_file_of_the_same_size_have_another_fingerprint(tmp_path: Path) -> None:
+    write(tmp_path / "cat" / "1.bmp", seed=0)
+    images = FileImages(tmp_path, ("cat/1.bmp",), torch.tensor([0]), (16, 16))
+    size, before = (tmp_path / "cat/1.bmp").stat().st_size, images.fingerprint
+    assert images.resized((8, 8), "bilinear").fingerprint == before
+    write(tmp_path / "cat" / "1.bmp", seed=1)
+    assert (tmp_path / "cat/1.bmp").stat().st_size == size
+    assert images.resized((16, 16), "bilinear").fingerprint != before
+    (tmp_path / "cat/1.bmp").unlink()
+    with pytest.raises(TrainingError, match=r"cat/1\.bmp can no longer be read: No such file"):
+        _ = images.subset(np.array([0])).fingerprint
+
+
 @pytest.mark.parametrize(
     ("splits", "sizes"),
     [

@@ -3,14 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from attention_transfer.config import Interpolation
@@ -18,10 +16,11 @@ from attention_transfer.data.broken import faults, left_out
 from attention_transfer.data.decoding import (
     Box,
     BrokenImageError,
+    as_pil,
     decode,
+    encoded,
     fitted,
     image_size,
-    read,
     turned_size,
 )
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet, View
@@ -31,6 +30,9 @@ from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.factories import imported
 
 __all__ = ["DatasetImages", "factory_data", "hugging_face_data"]
+
+COMPARED = 1_000
+"""Images that come decoded, of which all are in a data set's fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,28 @@ class DatasetImages:
             raise BrokenImageError("there is nothing in it")
         return found
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of the labels and of a few images."""
+        """A hash of every label and image: of the file it comes as, or of its pixels; of more than
+        COMPARED decoded images, of so many that are spread over all, as decoding takes long.
+
+        Raises:
+            TrainingError: an image cannot be had.
+        """
         digest = hashlib.sha256(self.labels.numpy().tobytes())
-        spread = np.linspace(0, len(self) - 1, min(len(self), 16)).astype(np.int64)
-        digest.update(self.pixels(spread).numpy().tobytes())
+        count = len(self) if self.in_files else min(len(self), COMPARED)
+        for index in np.linspace(0, len(self) - 1, count).astype(np.int64):
+            digest.update(self._content_hash(index))
         return digest.hexdigest()
+
+    def _content_hash(self, index: int) -> bytes:
+        try:
+            content = encoded(self._given(index))
+        except BrokenImageError as error:
+            raise TrainingError(f"{self.name(index)} cannot be had: {error}") from None
+        return hashlib.sha256(
+            self._one(index, None).tobytes() if content is None else content
+        ).digest()
 
     def _one(self, index: int, view: View | None) -> NDArray[np.uint8]:
         try:
@@ -134,58 +151,6 @@ class DatasetImages:
         if view is None:
             return centre(whole, self.size)
         return self.recipe.box(whole, self.size, view, index)
-
-
-def encoded(image: Any) -> bytes | None:
-    """What the file holds, of an image that is not decoded yet."""
-    if isinstance(image, Mapping):
-        image = image.get("bytes") or (image.get("path") and read(Path(image["path"])))
-    return image if isinstance(image, bytes) else None
-
-
-def as_pil(image: Any) -> Image.Image:
-    """An image of any of the kinds that datasets give decoded, as PIL's.
-
-    Raises:
-        TypeError: it is none of them.
-        ValueError: its numbers are not those of an image.
-
-    Example:
-        >>> as_pil(torch.ones(3, 4, 6)).size
-        (6, 4)
-    """
-    if isinstance(image, Image.Image):
-        return image
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
-        raise TypeError(
-            f"got a {type(image).__name__}, expected an image of PIL, an array (H, W, 3), a tensor "
-            "(3, H, W) or the bytes of a file"
-        )
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    if array.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise TypeError(f"got an array {array.shape}, expected (H, W), (H, W, 3) or (3, H, W)")
-    pixels = _as_bytes(array)
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
-
-
-def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Numbers from 0 to 255; floating-point ones come from 0 to 1, of 16 bits from 0 to 65535."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    most = 65535 if array.dtype == np.uint16 else 255
-    if np.issubdtype(array.dtype, np.floating):
-        most = 1
-    low, high = float(array.min(initial=0)), float(array.max(initial=0))
-    if not (low >= 0 and high <= most):
-        raise ValueError(
-            f"its {array.dtype} values go from {low:.4g} to {high:.4g}, expected 0 to {most}; give "
-            "images as they are, before they are normalised"
-        )
-    return np.rint(array.astype(np.float64) * (255 / most)).astype(np.uint8)
 
 
 def factory_data(name: str, size: tuple[int, int], *, data_seed: int = 0) -> DataSet:

@@ -1,18 +1,19 @@
-"""From an image file to pixels: any kind of image, by PIL, and nothing that is not one.
+"""From an image, in a file or decoded, to pixels: any kind, by PIL, and nothing that is not one.
 
 torchvision's decoders are not used: crafted PNG files make them crash.
 """
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from attention_transfer.config import Interpolation
 
@@ -20,7 +21,9 @@ __all__ = [
     "MOST_PIXELS",
     "Box",
     "BrokenImageError",
+    "as_pil",
     "decode",
+    "encoded",
     "fitted",
     "image_size",
     "read",
@@ -185,3 +188,55 @@ def read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BrokenImageError(str(error.strerror)) from None
+
+
+def encoded(image: Any) -> bytes | None:
+    """What the file holds, of an image that is not decoded yet."""
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or (image.get("path") and read(Path(image["path"])))
+    return image if isinstance(image, bytes) else None
+
+
+def as_pil(image: Any) -> Image.Image:
+    """An image of any of the kinds that datasets give decoded, as PIL's.
+
+    Raises:
+        TypeError: it is none of them.
+        ValueError: its numbers are not those of an image.
+
+    Example:
+        >>> as_pil(torch.ones(3, 4, 6)).size
+        (6, 4)
+    """
+    if isinstance(image, Image.Image):
+        return image
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
+        raise TypeError(
+            f"got a {type(image).__name__}, expected an image of PIL, an array (H, W, 3), a tensor "
+            "(3, H, W) or the bytes of a file"
+        )
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise TypeError(f"got an array {array.shape}, expected (H, W), (H, W, 3) or (3, H, W)")
+    pixels = _as_bytes(array)
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Numbers from 0 to 255; floating-point ones come from 0 to 1, of 16 bits from 0 to 65535."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    most = 65535 if array.dtype == np.uint16 else 255
+    if np.issubdtype(array.dtype, np.floating):
+        most = 1
+    low, high = float(array.min(initial=0)), float(array.max(initial=0))
+    if not (low >= 0 and high <= most):
+        raise ValueError(
+            f"its {array.dtype} values go from {low:.4g} to {high:.4g}, expected 0 to {most}; give "
+            "images as they are, before they are normalised"
+        )
+    return np.rint(array.astype(np.float64) * (255 / most)).astype(np.uint8)

@@ -1,7 +1,9 @@
 """Labelled images in files, decoded when they are wanted."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,9 @@ from attention_transfer.data.views import Recipe, centre
 from attention_transfer.errors import TrainingError
 
 __all__ = ["FileImages"]
+
+READERS = 8
+"""Threads that read files for their fingerprint: a disk serves several at once."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +98,30 @@ class FileImages:
                 f"the mask {path} cannot be decoded ({error}); mend or remove it"
             ) from None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of every path, label and file size."""
+        """A hash of every path, label and file, which are read for it once.
+
+        Raises:
+            TrainingError: a file cannot be read.
+        """
         digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels.tolist(), strict=True):
-            size = (self.root / path).stat().st_size
-            digest.update(f"{path}\0{label}\0{size}\n".encode())
+        with ThreadPoolExecutor(READERS) as readers:
+            contents = readers.map(self._content_hash, self.paths)
+            for path, label, content in zip(
+                self.paths, self.labels.tolist(), contents, strict=True
+            ):
+                digest.update(f"{path}\0{label}\0{content}\n".encode())
         return digest.hexdigest()
+
+    def _content_hash(self, path: str) -> str:
+        try:
+            with (self.root / path).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise TrainingError(
+                f"{self.root / path} can no longer be read: {error.strerror}; mend or remove it"
+            ) from None
 
     def _one(self, index: int, view: View | None) -> NDArray[np.uint8]:
         path = self.root / self.paths[index]

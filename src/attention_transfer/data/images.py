@@ -42,7 +42,7 @@ class Images(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the images and labels."""
+        """A hash of the images and labels: what else is in their place has another."""
 
     @property
     def making(self) -> str:
