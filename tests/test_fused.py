@@ -134,6 +134,15 @@ def test_it_keeps_the_features_and_a_number_for_each_position(layout: torch.memo
     assert sum(tensor.nbytes for tensor in others) < 0.04 * features.nbytes
 
 
+def test_autocast_around_it_changes_nothing() -> None:
+    features = random(3, 4, 5, 5, dtype=torch.float32)
+    teacher = random(3, 5, 5, seed=1, dtype=torch.float32).abs()
+    with torch.autocast("cpu", torch.bfloat16):
+        under, _ = both(features, teacher)
+    ours, _ = both(features, teacher)
+    torch.testing.assert_close(under, ours, rtol=0, atol=0)
+
+
 def test_there_is_no_second_derivative_and_that_is_said() -> None:
     features = random(2, 3, 4, 4).requires_grad_()
     loss, _ = fused.attention_transfer(features, torch.rand(2, 4, 4))

@@ -86,7 +86,7 @@ class _AttentionTransfer(torch.autograd.Function):
         teacher, _ = _unit_vectors(resize(teacher_map, size).flatten(1).to(unit.dtype))
         loss, slope = _loss_and_slope(unit, teacher, form, norm)
         # The normalisation's own derivative: what lies along the map changes its length only.
-        slope.addcmul_(unit, torch.linalg.vecdot(unit, slope).unsqueeze(1), value=-1)
+        slope.addcmul_(unit, (unit * slope).sum(dim=1, keepdim=True), value=-1)
         slope = slope.mul_(inverse).view(-1, *size)
         if not whole:
             slope = _spread(slope, features)
