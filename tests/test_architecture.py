@@ -34,6 +34,14 @@ def test_the_compiler_is_not_imported_before_something_is_compiled() -> None:
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
+def test_losses_in_ones_own_loop_import_little() -> None:
+    check = (
+        "import sys, attention_transfer as at; at.Transfer;"
+        "sys.exit(not {'pydantic', 'triton', 'timm', 'torchvision'}.isdisjoint(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
 def test_files_are_short_enough_to_read() -> None:
     long = {
         path.name: count

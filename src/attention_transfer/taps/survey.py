@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.errors import InputError
 from attention_transfer.taps.layout import Layout, LayoutReader
@@ -114,6 +113,9 @@ class _Recorder:
 
     def run(self, fake: bool) -> "_Recorder":
         """The pass."""
+        # Imported here, as it imports Triton, which takes as long as all of this package.
+        from torch.utils.flop_counter import FlopCounterMode
+
         self.reader = LayoutReader(BATCH, self.input_size[1:])
         like = next(
             (value for value in self.network.parameters() if value.is_floating_point()),
