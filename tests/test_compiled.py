@@ -77,6 +77,19 @@ def test_a_teacher_that_becomes_another_network_is_compiled_anew() -> None:
     assert not after.any()
 
 
+def test_networks_can_be_pickled_whole_once_compiled_passes_are_removed(tmp_path: Path) -> None:
+    student, teacher = network(4), network(8)
+    terms = [at.CrossEntropy(), at.ActivationAttention(pairs="0:0")]
+    transfer = at.Transfer(student, teacher, terms, example_input=IMAGES[:1])
+    transfer.compile_passes()
+    before = transfer(IMAGES, LABELS).loss
+    transfer.remove_compiled_passes()
+    for whole in (student, teacher):
+        torch.save(whole, tmp_path / "network.pt")
+        assert not any(module._forward_hooks for module in whole.modules())
+    torch.testing.assert_close(transfer(IMAGES, LABELS).loss, before, rtol=1e-4, atol=1e-5)
+
+
 def test_judging_leaves_the_compiled_pass_and_its_taps_alone() -> None:
     student = network(4)
     terms = [at.CrossEntropy(), at.FullActivation(pairs="3:3")]

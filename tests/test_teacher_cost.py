@@ -1,6 +1,7 @@
 """What a teacher does for its student, and what it leaves undone."""
 
 import copy
+import threading
 import weakref
 
 import pytest
@@ -59,6 +60,40 @@ def test_a_teacher_that_no_term_needs_is_not_run() -> None:
     out = transfer(IMAGES, LABELS)
     assert counts == {"stem": 0}
     assert out.teacher_logits is None
+
+
+def test_a_streamlined_teacher_sees_each_batch_once() -> None:
+    transfer = at.Transfer(student(), teacher(), [at.ActivationAttention()])
+    transfer.streamline_teacher(IMAGES[:1])
+    assert transfer.teacher is not None
+    seen: list[int] = []
+    transfer.teacher.network.get_submodule("stem").register_forward_hook(
+        lambda _module, _given, output: seen.append(len(output))
+    )
+    transfer(IMAGES)
+    transfer(IMAGES[:3])
+    assert seen == [4, 3]
+
+
+class Locked(nn.Sequential):
+    """A network that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.LazyLinear(3))
+        self.lock = threading.Lock()
+
+
+def test_a_network_that_cannot_be_copied_answers_itself() -> None:
+    network = Locked().eval()
+    network(IMAGES)
+    points = [at.ActivationAttention(pairs="group1:1")]
+    transfer = at.Transfer(student(), network, points, example_input=IMAGES[:1])
+    before = transfer(IMAGES).loss
+    transfer.streamline_teacher(IMAGES[:1], torch.bfloat16)
+    assert transfer.teacher is not None
+    assert transfer.teacher.network is network
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    torch.testing.assert_close(transfer(IMAGES).loss, before)
 
 
 def test_a_pass_ends_with_the_last_layer_that_is_wanted() -> None:

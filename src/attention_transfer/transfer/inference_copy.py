@@ -26,8 +26,9 @@ def inference_copy(network: nn.Module, points: Sequence[str], example: Tensor) -
     where nothing else sees what is between: W' = W g / s, b' = (b - m) g / s + h, for batch norm's
     mean m, standard deviation s, weight g and bias h.
 
-    What it puts out, at the points and at its end, is compared with the network's on the example;
-    a network that would answer otherwise is copied as it is.
+    What it puts out, at the points and at its end, is compared with the network's on the example
+    and on its negative; a network that would answer otherwise is copied as it is, and one that
+    cannot be copied answers itself.
 
     Args:
         network: any module; it stays as it is.
@@ -39,7 +40,11 @@ def inference_copy(network: nn.Module, points: Sequence[str], example: Tensor) -
         >>> inference_copy(network, ["2"], torch.rand(1, 3, 8, 8))[1]
         Identity()
     """
-    plain = copy.deepcopy(unwrapped(network)).requires_grad_(False).eval()
+    try:
+        plain = copy.deepcopy(unwrapped(network)).requires_grad_(False).eval()
+    except Exception:  # whatever a module raises that holds a lock, a file, a graph
+        return network
+    example = torch.cat([example, -example])
     folded = copy.deepcopy(plain)
     found = _foldable(folded, {module_of(point) for point in points}, example)
     for convolution, norm in found.items():

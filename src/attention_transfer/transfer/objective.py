@@ -154,14 +154,26 @@ class Transfer(nn.Module):
     def compile_passes(self) -> None:
         """Compiles the student's and the teacher's passes from the next batch on, with their taps;
         batches of another size than that are run as before. With gradient terms the student's is
-        left as it is: a compiled graph has no second derivative.
+        left as it is: a compiled graph has no second derivative. Hooks stay on both networks until
+        :meth:`remove_compiled_passes`.
         """
+        self.remove_compiled_passes()
         if not self._needs_gradients:
             self._compiled = CompiledPass(
                 self.student, self._taps, lambda output, features: (output, features)
             )
         if self.teacher is not None:
             self.teacher.compile_passes()
+
+    def remove_compiled_passes(self) -> None:
+        """Takes them off both networks, with their hooks: a network with hooks cannot be pickled
+        whole, as ``torch.save(student)`` would.
+        """
+        if self._compiled is not None:
+            self._compiled.remove()
+            self._compiled = None
+        if self.teacher is not None:
+            self.teacher.remove_compiled_passes()
 
     def _observe_student(self, images: Tensor) -> Seen:
         compiled = self._compiled

@@ -119,6 +119,11 @@ class FrozenTeachers(FrozenTeacher):
         for member in self.members:
             member.compile_passes()
 
+    def remove_compiled_passes(self) -> None:
+        """Of each."""
+        for member in self.members:
+            member.remove_compiled_passes()
+
     def observe(self, images: Tensor) -> Seen:
         """One pass of each."""
         seen = [member.observe(images) for member in self.members]

@@ -1,19 +1,21 @@
 """The teacher, frozen, and each network's own input normalisation."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attention_transfer.config import Interpolation
 from attention_transfer.errors import InputError
 from attention_transfer.losses import summed_cross_entropy
 from attention_transfer.taps import Taps, unwrapped
 from attention_transfer.transfer.compiled import CompiledPass
 from attention_transfer.transfer.inference_copy import inference_copy, lower_weights
 from attention_transfer.transfer.targets import Reading, Targets, Wanted
+
+if TYPE_CHECKING:
+    from attention_transfer.config import Interpolation
 
 __all__ = [
     "FrozenTeacher",
@@ -42,7 +44,7 @@ class Normalization(NamedTuple):
     std: Sequence[float]
     size: tuple[int, int] | None = None
     """Height and width; None: as the images come."""
-    interpolation: Interpolation = "bilinear"
+    interpolation: "Interpolation" = "bilinear"
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) at the size, minus the mean, over the standard deviation."""
@@ -172,16 +174,26 @@ class FrozenTeacher:
             dtype: to keep the weights in; they then run under autocast of that dtype alone.
         """
         given = example if self.normalization is None else self.normalization(example)
-        self.network = inference_copy(self.network, self._taps.points, given)
+        network, compiled = self.network, self._compiled is not None
+        self.remove_compiled_passes()
+        self.network = inference_copy(network, self._taps.points, given)
         self._taps = Taps(self.network, self._taps.points)
-        if self._compiled is not None:
-            self._compiled = {}  # those so far are of the network that it was
-        if dtype is not None:
+        if dtype is not None and self.network is not network:
             lower_weights(self.network, dtype)
+        with torch.no_grad(), torch.autocast(example.device.type, dtype, enabled=dtype is not None):
+            self.observe(example)  # which tells how each point is read
+        if compiled:
+            self.compile_passes()
 
     def compile_passes(self) -> None:
         """Compiles passes without gradients from now on, each when it is first run."""
         self._compiled = {}
+
+    def remove_compiled_passes(self) -> None:
+        """Takes them off the network, with their hooks."""
+        for compiled in (self._compiled or {}).values():
+            compiled.remove()
+        self._compiled = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Seen:
