@@ -61,9 +61,7 @@ def ratio(above: Sequence[float], *below: Sequence[float]) -> Spread:
         >>> ratio([3.0, 8.0], [1.0, 2.0], [0.5, 2.0]).median
         2.0
     """
-    return spread(
-        [value / sum(others) for value, *others in zip(above, *below, strict=True) if others]
-    )
+    return spread([value / sum(others) for value, *others in zip(above, *below, strict=True)])
 
 
 def per(amount: float, seconds: Sequence[float]) -> list[float]:
