@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import attention_transfer as at
 from attention_transfer import feeding
@@ -45,6 +46,26 @@ def small_data(images: int = 48, classes: int = 3, size: int = 16) -> DataSet:
         mean=(0.4, 0.4, 0.4),
         std=(0.3, 0.3, 0.3),
     )
+
+
+def network_of(activation: nn.Module, classes: int) -> nn.Module:
+    """With a layer to read; its state does not tell the activation."""
+    convolution = nn.Conv2d(3, 4, 3, padding=1)
+    return nn.Sequential(
+        convolution, activation, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)
+    )
+
+
+def rectified(num_classes: int = 3) -> nn.Module:
+    return network_of(nn.ReLU(), num_classes)
+
+
+def bounded(num_classes: int = 3) -> nn.Module:
+    return network_of(nn.Tanh(), num_classes)
+
+
+def two_classes() -> nn.Module:
+    return network_of(nn.ReLU(), 2)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 import torch
 
 import attention_transfer as at
-from attention_transfer.cache import TargetCache, build_cache
+from attention_transfer.cache import TargetCache, build_cache, weights_fingerprint
 from attention_transfer.cli import main
 from attention_transfer.config import CacheConfig, DistillConfig
 from attention_transfer.data import View, batches
@@ -67,8 +66,12 @@ def times() -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (folder, *folder.iterdir())}
 
 
-def files(folder: str = "targets") -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+def files(folder: str = "targets", pattern: str = "*") -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).glob(pattern)}
+
+
+def shards(folder: str) -> dict[str, bytes]:
+    return files(folder, "*.rows")
 
 
 @pytest.mark.parametrize("asked", [{}, EVERYTHING, {"mixup": 0.4, "cutmix": 1.0, "kd_alpha": 0.9}])
@@ -165,6 +168,22 @@ def test_an_interrupted_cached_run_resumes_exactly(teacher: Run) -> None:
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_a_resumed_run_has_its_views_though_the_cache_is_gone(teacher: Run) -> None:
+    class Stopping(RunProgress):
+        def epoch(self, row: object, epochs: int) -> None:
+            raise KeyboardInterrupt
+
+    common = {"teacher": "teacher", "student": "nin-thin", "cache": "targets", **SMALL}
+    whole = at.distill(out="whole", cache_views=1, **common)
+    with pytest.raises(KeyboardInterrupt):
+        at.distill(out="broken", progress=Stopping(), **common)
+    assert main(["cache", "remove", "targets"]) == 0
+    resumed = at.resume("broken")
+    assert resumed.record["cache"]["views"] == 1
+    one, other = (run.load().network.state_dict() for run in (whole, resumed))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 def test_an_interrupted_build_leaves_no_run_and_is_gone_on_with(teacher: Run) -> None:
     class Stopping(RunProgress):
         def say(self, line: str) -> None:
@@ -217,7 +236,11 @@ def test_the_size_is_told_before_anything_is_built(
         ({"teacher": "other"}, "weights of the teacher"),
         ({"data_seed": 1}, "data seed: 0, here 1"),
         ({"precision": "bf16"}, "precision: fp32, here bf16"),
-        ({"random_erasing": 0.5}, "views: Augmentation"),
+        (
+            {"random_erasing": 0.5},
+            r"views: \.\.\..*, here \.\.\..*, RandAugment None, erasing 0\.5",
+        ),
+        ({"cache_views": 2}, "has 1 views of each image"),
         ({"power": 4.0}, r"lacks the map of group1 \(sum 4\)"),
         ({"attention": "gradient", "gradient_beta": 1.0}, "lacks the gradient"),
         ({"full_activation": 1.0}, "whole activations"),
@@ -237,6 +260,53 @@ def test_targets_of_something_else_are_refused_with_the_difference(
     assert not Path("runs").exists()
 
 
+def test_another_network_with_the_same_weights_is_refused(teacher: Run) -> None:
+    """Of the same state, and with other activations."""
+    build_cache(config(teacher="conftest:rectified@random", views=1))
+    with pytest.raises(
+        InputError, match=r"is of something else .what the teacher answers, .* here"
+    ):
+        build_cache(config(teacher="conftest:bounded@random", views=1))
+
+
+def test_gradients_are_not_added_to_a_cache_without_them(teacher: Run) -> None:
+    build_cache(config(views=1))
+    with pytest.raises(
+        InputError, match=r"holds 1 views of .*logits, and 1 views .*gradients were"
+    ):
+        build_cache(config(views=1, gradient=True))
+
+
+def test_teachers_without_common_classes_are_kept_without_logits(teacher: Run) -> None:
+    teachers = "conftest:rectified@random,conftest:two_classes@random"
+    settings = {"teacher": teachers, "student": "wrn-10-1", "cache": "targets", **SMALL}
+    at.distill(out="run", **settings)
+    contents = TargetCache.open(Path("targets")).contents
+    assert not contents.wanted.logits
+    assert contents.classes == 0
+
+
+def test_pairs_by_hand_finish_a_cache_of_more_points(teacher: Run) -> None:
+    cache = build_cache(config())
+    whole = shards("targets")
+    cache.path((1, 0)).unlink()
+    settings = {"teacher": "teacher", "student": "wrn-10-1", "pairs": "group1:group1", **SMALL}
+    at.distill(out="run", cache="targets", **settings)
+    assert shards("targets") == whole
+
+
+def test_weights_of_any_kind_have_a_fingerprint() -> None:
+    found = set()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        network = torch.nn.BatchNorm2d(2).to(dtype)
+        found.add(weights_fingerprint([network]))
+    turned = torch.nn.Linear(2, 3, bias=False)
+    other = torch.nn.Linear(3, 2, bias=False)
+    other.weight = torch.nn.Parameter(turned.weight.detach().view(2, 3))
+    found |= {weights_fingerprint([turned]), weights_fingerprint([other])}
+    assert len(found) == 5
+
+
 def test_other_versions_or_images_are_refused(teacher: Run) -> None:
     build_cache(config(views=1))
     manifest = Path("targets/cache.json")
@@ -254,22 +324,20 @@ def test_a_shard_cut_short_is_made_again_and_a_flipped_bit_stops_the_run(
 ) -> None:
     build_cache(config())
     whole = files()
-    shards = sorted(Path("targets").glob("*.rows"))
-    shards[0].write_bytes(shards[0].read_bytes()[:-100])
+    first, second, _ = sorted(Path("targets").glob("*.rows"))
+    first.write_bytes(first.read_bytes()[:-100])
     assert main(["cache", "verify", "targets"]) == 1
     assert "cut short" in capsys.readouterr().out
     build_cache(config())
     assert files() == whole
-    damaged = bytearray(shards[1].read_bytes())
+    damaged = bytearray(second.read_bytes())
     damaged[1000] ^= 1
-    shards[1].write_bytes(damaged)
+    second.write_bytes(damaged)
     assert main(["cache", "verify", "targets", "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["faults"] == {
-        str(shards[1]): "its checksum is wrong"
-    }
+    assert json.loads(capsys.readouterr().out)["faults"] == {str(second): "its checksum is wrong"}
     with pytest.raises(TrainingError, match=r"view-0001.*checksum is wrong"):
         at.distill(teacher="teacher", student="wrn-10-1", cache="targets", **SMALL)
-    shards[1].unlink()
+    second.unlink()
     build_cache(config())
     assert files() == whole
     assert main(["cache", "verify", "targets"]) == 0
@@ -315,6 +383,8 @@ def test_remove_deletes_the_cache_and_nothing_else(
         (["build", "busy", "--teacher", "teacher"], "busy is not empty"),
         (["build", "/dev/null/targets", "--teacher", "teacher"], "cannot write to /dev/null"),
         (["build", "targets", "--teacher", "teacher", "--points", "group9"], "did you mean group"),
+        ([], "needs what to do: build, info, verify, remove"),
+        (["build", "busy/file.txt", "--teacher", "teacher"], "cannot write to busy/file.txt"),
         (["verify", "damaged"], "damaged"),
         (["verify", "newer"], "its schema is 99"),
     ],
@@ -340,8 +410,37 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**28 + 48 * ROW))
     with pytest.raises(InputError, match="GB more and"):
         build_cache(config(views=2))
-    assert not list(Path("targets").glob("*.rows"))
-    build_cache(config(cache="smaller", views=1))
+    with pytest.raises(InputError, match="GB more and"):
+        at.distill(teacher="teacher", student="wrn-10-1", cache="targets", **SMALL)
+    assert not Path("targets").exists()
+    cache = build_cache(config(views=1))
+    cache.path((0, 0)).unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**28))
+    with pytest.raises(InputError, match="GB more and"):
+        build_cache(config(views=1))
+
+
+def test_any_number_of_views_has_a_size(teacher: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--teacher", "teacher", "--views", "900000000", "--precision", "fp32"]
+    assert main(["cache", "info", "targets", *flags, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shards"] == 900_000_000
+    assert main(["cache", "build", "targets", *flags]) == 2
+    assert "give fewer --views" in capsys.readouterr().err
+
+
+def test_a_file_is_no_cache(teacher: Run) -> None:
+    Path("targets").write_text("mine")
+    with pytest.raises(InputError, match="targets cannot be a cache's folder: Not a directory"):
+        at.distill(teacher="teacher", student="wrn-10-1", cache="targets", **SMALL)
+
+
+def test_a_damaged_cache_can_be_removed(teacher: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    build_cache(config(views=1))
+    Path("targets/cache.json").write_text("{")
+    assert main(["cache", "build", "targets", "--teacher", "teacher"]) == 2
+    assert "remove it (attention-transfer cache remove targets)" in capsys.readouterr().err
+    assert main(["cache", "remove", "targets"]) == 0
+    assert not Path("targets").exists()
 
 
 def builder(
@@ -349,15 +448,18 @@ def builder(
 ) -> "subprocess.Popen[str]":
     """A process of its own that builds a cache of the small images."""
     settings = ["--teacher", "teacher", "--precision", "fp32", "--views", str(views), *flags]
-    bound: Callable[[], None] | None = None
-    if limit is not None:
-        bound = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which is ignored in the background
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
     return subprocess.Popen(
         [*COMMAND, "build", folder, "--data", "conftest:small_data", *settings],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=bound,
+        preexec_fn=prepare,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
     )
 
@@ -378,7 +480,7 @@ def test_a_killed_build_goes_on_where_it_was(teacher: Run) -> None:
     assert kept == {path: path.stat().st_mtime_ns for path in whole}
     assert {path.suffix for path in Path("killed").iterdir()} == {".json", ".rows"}
     build_cache(config(cache="fresh", views=40))
-    assert files("killed") == files("fresh")
+    assert shards("killed") == shards("fresh")
 
 
 def test_a_shard_is_made_by_one_process_at_a_time(teacher: Run) -> None:
@@ -407,7 +509,7 @@ def test_two_builders_share_the_work(teacher: Run) -> None:
     made = [output.count(" of 40 shards") for output, _ in told]
     assert sum(made) == 40
     build_cache(config(cache="alone", views=40))
-    assert files("shared") == files("alone")
+    assert shards("shared") == shards("alone")
 
 
 def test_a_full_disk_is_said_and_costs_no_whole_shard(teacher: Run) -> None:
@@ -423,6 +525,7 @@ def test_a_full_disk_is_said_and_costs_no_whole_shard(teacher: Run) -> None:
     assert error.count("\n") == 1
     assert first.read_bytes() == before
     assert not second.exists()
+    assert not list(Path("full").glob(".*"))
     build_cache(config(cache="full", views=2))
 
 
@@ -431,4 +534,39 @@ def test_several_processes_build_what_one_builds(teacher: Run) -> None:
     _, error = process.communicate()
     assert process.returncode == 0, error
     build_cache(config(cache="one", views=6))
-    assert files("one") == files("two")
+    assert shards("one") == shards("two")
+
+
+def children(process: int) -> list[int]:
+    """Processes that a process has begun."""
+    path = Path(f"/proc/{process}/task/{process}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def alive(process: int) -> bool:
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_processes_that_help_end_with_the_one_that_began_them(teacher: Run, sent: int) -> None:
+    process = builder("left", views=4000, flags=("--processes", "2"))
+    while len(list(Path("left").glob("view-*.rows"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    helpers = children(process.pid)
+    assert helpers
+    os.kill(process.pid, sent)
+    _, error = process.communicate()
+    assert "Traceback" not in error
+    waited = time.monotonic()
+    while any(map(alive, helpers)):
+        assert time.monotonic() - waited < 10
+        time.sleep(0.05)
+
+
+def test_helpers_leave_the_telling_of_faults_to_the_one_that_began_them(teacher: Run) -> None:
+    process = builder("full", views=2, limit=4096, flags=("--processes", "2"))
+    _, error = process.communicate()
+    assert process.returncode == 2
+    assert error.count("\n") == 1

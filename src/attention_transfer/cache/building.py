@@ -1,22 +1,20 @@
 """Making the shards that a cache lacks, beside anyone else who does the same."""
 
-import shutil
+import errno
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from attention_transfer.cache.store import Shard, TargetCache
+from attention_transfer.cache.store import Shard, TargetCache, check_room
 from attention_transfer.data import Images, View, batches
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.transfer import FrozenTeacher
 
-__all__ = ["build", "check_room"]
+__all__ = ["build", "check_room_for_rest"]
 
 BATCH = 256
-SPARE_BYTES = 2**28
-"""Left free on a disk, beside what the cache takes."""
 
 
 def build(
@@ -48,9 +46,9 @@ def build(
         InputError: they would not fit on the disk, or the folder cannot be written.
         TrainingError: the disk is full, or an image cannot be had.
     """
-    check_room(cache)
+    check_room_for_rest(cache)
     device = device or torch.device("cpu")
-    total = len(cache.contents.shards)
+    total = cache.contents.shard_count
     while missing := cache.missing():
         before = len(missing)
         for shard in missing:
@@ -67,16 +65,10 @@ def build(
             time.sleep(0.2)  # all that is missing is in other hands
 
 
-def check_room(cache: TargetCache) -> None:
+def check_room_for_rest(cache: TargetCache) -> None:
     """Raises an InputError if what is missing would fill the disk."""
-    contents = cache.contents
-    rows = sum(contents.rows_in(shard) for shard in cache.missing())
-    wanted, free = rows * contents.row.itemsize, shutil.disk_usage(cache.folder).free
-    if rows and wanted + SPARE_BYTES > free:
-        raise InputError(
-            f"the cache needs {wanted / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free at "
-            f"{cache.folder}; give fewer --views, or a folder on another disk"
-        )
+    rows = sum(map(cache.contents.rows_in, cache.missing()))
+    check_room(cache.folder, rows * cache.contents.row.itemsize)
 
 
 def _rows(
@@ -106,12 +98,13 @@ def _rows(
 
 
 def _not_written(cache: TargetCache, error: OSError) -> InputError | TrainingError:
-    whole = len(cache.contents.shards) - len(cache.missing())
-    if whole == 0:
+    total = cache.contents.shard_count
+    whole = total - len(cache.missing())
+    if whole == 0 or error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(
             f"cannot write to {cache.folder}: {error.strerror}; choose another folder"
         )
     return TrainingError(
-        f"cannot write to {cache.folder}: {error.strerror}; {whole} of "
-        f"{len(cache.contents.shards)} shards are whole, and the same command makes the rest"
+        f"cannot write to {cache.folder}: {error.strerror}; {whole} of {total} shards are whole, "
+        "and the same command makes the rest"
     )

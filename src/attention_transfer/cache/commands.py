@@ -1,18 +1,23 @@
 """What the command ``cache`` does."""
 
-import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.context import SpawnProcess
 
 import numpy as np
 import torch
 
-from attention_transfer.cache.building import check_room
+from attention_transfer.cache.building import check_room_for_rest
 from attention_transfer.cache.source import TargetSource, recommended_points
 from attention_transfer.cache.store import TargetCache
 from attention_transfer.config import CacheConfig
 from attention_transfer.data import as_input
+from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.feeding import augmented, decoded_for, images_of, try_out
 from attention_transfer.machine import resolve_precision
 from attention_transfer.models import load, own_input_size, several
@@ -71,7 +76,7 @@ def build_cache(
     """
     source = target_source(config)
     cache = TargetCache.create(config.cache, source.contents)
-    check_room(cache)
+    check_room_for_rest(cache)
     if cache.missing():
         with _helped(config):
             source.build(cache, done)
@@ -83,30 +88,38 @@ def _helped(config: CacheConfig) -> Iterator[None]:
     """Beside other processes, which build until nothing is missing, all with a share of the
     threads.
     """
-    if config.processes == 1:
-        yield
-        return
     threads = torch.get_num_threads()
-    share = max(1, (os.cpu_count() or 1) // config.processes)
+    share = max(1, threads // config.processes)
     context = multiprocessing.get_context("spawn")
-    alone = config.replace(processes=1)
-    others = [
-        context.Process(target=_build_quietly, args=(alone, share), daemon=False)
-        for _ in range(config.processes - 1)
-    ]
+    others: list[SpawnProcess] = []
     try:
-        for other in others:
+        for _ in range(config.processes - 1):
+            other = context.Process(target=_help, args=(config.replace(processes=1), share))
             other.start()
+            others.append(other)
         torch.set_num_threads(share)
         yield
+        for other in others:
+            other.join(timeout=10)
     finally:
         torch.set_num_threads(threads)
         for other in others:
-            other.join(timeout=10)
             other.terminate()
             other.join()
 
 
-def _build_quietly(config: CacheConfig, threads: int) -> None:
+def _help(config: CacheConfig, threads: int) -> None:
+    """What another process does: it ends with the one that began it, which tells of any fault."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which lets its own workers go
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    build_cache(config)
+    with suppress(InputError, TrainingError):
+        build_cache(config)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

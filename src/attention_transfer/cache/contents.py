@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,18 @@ from attention_transfer.transfer import MapFunction, Normalization, Reading, Tar
 __all__ = ["Contents", "contents_of", "difference", "weights_fingerprint"]
 
 VERSIONS = ("attention-transfer", "torch", "torchvision", "pillow")
-"""Packages on which views or answers depend."""
+"""Packages on which views or answers depend, beside those that networks come from."""
 
 SHARD_BYTES = 2**25
+
+LOGITS_SHOWN = 10
+"""Of the example."""
+
+ROUNDING = 1e-2
+"""Of the largest number, by which machines may differ."""
+
+MOST_SHOWN = 80
+"""Characters of what differs."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,10 @@ class Contents:
     input_size: tuple[int, int, int]
     samples: int
     views: int
+    example: Mapping[str, Sequence[float]]
+    """Of the teacher's answer to the first sample: mean and maximum of each map, and the first
+    logits. Another network answers otherwise, even one with the same weights.
+    """
 
     @property
     def row(self) -> np.dtype[np.void]:
@@ -63,6 +78,16 @@ class Contents:
         """(view, first sample) of every shard."""
         starts = range(0, self.samples, self.samples_a_shard)
         return [(view, start) for view in range(self.views) for start in starts]
+
+    @property
+    def shard_count(self) -> int:
+        """How many shards there are."""
+        return self.views * -(-self.samples // self.samples_a_shard)
+
+    @property
+    def holds(self) -> tuple[object, ...]:
+        """What is kept, apart from what it was made of."""
+        return self.shapes, self.wanted.logits, self.wanted.gradient, self.views
 
     @property
     def bytes(self) -> int:
@@ -126,6 +151,7 @@ class Contents:
             "input_size": list(self.input_size),
             "samples": self.samples,
             "views": self.views,
+            "example": {name: list(numbers) for name, numbers in self.example.items()},
         }
 
     @classmethod
@@ -152,6 +178,7 @@ class Contents:
             (channels, height, width),
             counts[1],
             counts[2],
+            {name: list(map(float, numbers)) for name, numbers in values["example"].items()},
         )
 
     def _batch_of(self, targets: Targets) -> int:
@@ -192,10 +219,27 @@ def contents_of(
         name = "teacher" if len(teachers) == 1 else f"teacher {number}"
         made_of[f"weights of the {name}"] = weights_fingerprint([network])
         made_of[f"normalisation of the {name}"] = _text(normalization)
-    shapes = {reading: _size(answer.read(reading)) for reading in wanted.readings}
-    classes = 0 if answer.logits is None else answer.logits.shape[1]
-    input_size = (3, *images.size)
-    return Contents(made_of, wanted, shapes, classes, input_size, len(images), views)
+        package = type(network).__module__.partition(".")[0].replace("_", "-")
+        with suppress(PackageNotFoundError):
+            made_of[f"version of {package}"] = version(package)
+    example: dict[str, list[float]] = {}
+    for reading in wanted.readings:
+        unit = maps.normalize(answer.read(reading)[:1])
+        example[str(reading)] = [float(unit.mean()), float(unit.max())]
+    classes = 0
+    if wanted.logits and answer.logits is not None:
+        classes = answer.logits.shape[1]
+        example["logits"] = answer.logits[0, :LOGITS_SHOWN].tolist()
+    return Contents(
+        made_of,
+        wanted,
+        {reading: _size(answer.read(reading)) for reading in wanted.readings},
+        classes,
+        (3, *images.size),
+        len(images),
+        views,
+        example,
+    )
 
 
 def difference(one: Contents, other: Contents) -> str | None:
@@ -203,9 +247,15 @@ def difference(one: Contents, other: Contents) -> str | None:
     for name in sorted(one.made_of.keys() | other.made_of.keys()):
         first, second = one.made_of.get(name, "none"), other.made_of.get(name, "none")
         if first != second:
-            return f"{name}: {first[:80]}, here {second[:80]}"
+            return f"{name}: {_around_difference(first, second)}"
     if one.samples != other.samples:
         return f"samples: {one.samples}, here {other.samples}"
+    for name in sorted(one.example.keys() & other.example.keys()):
+        if not _alike(one.example[name], other.example[name]):
+            return f"what the teacher answers, {name}: " + ", here ".join(
+                " ".join(f"{number:.4g}" for number in numbers[:4])
+                for numbers in (one.example[name], other.example[name])
+            )
     return None
 
 
@@ -215,9 +265,30 @@ def weights_fingerprint(networks: Sequence[nn.Module]) -> str:
     for network in networks:
         state = network.state_dict()
         for name in sorted(name for name, value in state.items() if isinstance(value, Tensor)):
-            digest.update(name.encode())
-            digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+            value = state[name].detach().cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _around_difference(first: str, second: str) -> str:
+    """Two texts where they begin to differ."""
+    same = takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False))
+    start = max(0, sum(1 for _ in same) - MOST_SHOWN // 4)
+    return ", here ".join(
+        "..." * (start > 0)
+        + text[start : start + MOST_SHOWN]
+        + "..." * (len(text) > start + MOST_SHOWN)
+        for text in (first, second)
+    )
+
+
+def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two machines may find such numbers for the same network."""
+    if len(one) != len(other):
+        return False
+    largest = max(map(abs, (*one, *other)), default=0.0)
+    return np.allclose(one, other, rtol=0, atol=ROUNDING * largest, equal_nan=True)
 
 
 def _size(map_: Tensor) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Where a cache's targets come from: a teacher, and the views of images that it is shown."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,11 +32,10 @@ class TargetSource:
     """A teacher that answers to views of images, and what is kept of its answers."""
 
     images: Images
-    teacher: FrozenTeacher
+    teachers: Sequence[tuple[nn.Module, Normalization | None]]
     contents: Contents
     precision: str
     workers: int | None = None
-    device: torch.device | None = None
 
     @classmethod
     def of(
@@ -52,7 +51,8 @@ class TargetSource:
         precision: str,
         workers: int | None = None,
     ) -> "TargetSource":
-        """The source for a cache of some maps at some points, and of logits.
+        """The source for a cache of some maps at some points, and of logits where the teacher puts
+        out any (several have some if they have their classes in common).
 
         Args:
             data: whose training images are shown.
@@ -68,37 +68,58 @@ class TargetSource:
         Raises:
             InputError: an unknown point.
         """
-        networks = [(model.network, model_normalization(model, data)) for model in teachers]
-        teacher = frozen_teacher(networks, points)
-        assert teacher is not None
-        readings = [Reading(point, map_) for point in points for map_ in maps]
-        wanted = Wanted(tuple(readings), logits=True, gradient=gradient)
-        example = as_input(data.train.pixels(np.arange(1)))
+        networks: list[tuple[nn.Module, Normalization | None]] = [
+            (model.network, model_normalization(model, data)) for model in teachers
+        ]
+        readings = tuple(Reading(point, map_) for point in points for map_ in maps)
+        wanted = Wanted(readings, logits=True, gradient=gradient)
+        teacher, example = _teacher(networks, points), as_input(data.train.pixels(np.arange(1)))
         answer = teacher.targets(example, data.train.labels[:1], wanted)
-        made_by: list[tuple[nn.Module, Normalization | None]] = [*networks]
+        common = answer.logits is not None and answer.logits.dim() == 2
         contents = contents_of(
             data.train,
-            made_by,
+            networks,
             answer,
-            wanted,
+            replace(wanted, logits=common),
             data_seed=data_seed,
             views=views,
             precision=precision,
         )
-        teacher.streamline(example, AUTOCAST.get(precision))
-        return cls(data.train, teacher, contents, precision, workers)
+        return cls(data.train, networks, contents, precision, workers)
 
-    def build(self, cache: TargetCache, done: Callable[[int, int], None]) -> None:
-        """Makes what a cache lacks: see :func:`attention_transfer.cache.build`."""
+    def build(
+        self,
+        cache: TargetCache,
+        done: Callable[[int, int], None],
+        device: torch.device | None = None,
+    ) -> None:
+        """Makes what a cache lacks, and lets go of what it needs for that: see
+        :func:`attention_transfer.cache.build`.
+        """
+        points = dict.fromkeys(reading.point for reading in cache.contents.wanted.readings)
+        teacher = _teacher(self.teachers, list(points))
+        example = as_input(self.images.pixels(np.arange(1)))
+        if device is not None:
+            teacher.network.to(device)
+            example = example.to(device)
+        teacher.streamline(example, AUTOCAST.get(self.precision))
         build(
             cache,
             self.images,
-            self.teacher,
+            teacher,
             dtype=AUTOCAST.get(self.precision),
-            device=self.device,
+            device=device,
             workers=resolve_workers(self.workers, self.images),
             done=done,
         )
+
+
+def _teacher(
+    teachers: Sequence[tuple[nn.Module, Normalization | None]], points: Sequence[str]
+) -> FrozenTeacher:
+    teacher = frozen_teacher(teachers, points)
+    assert teacher is not None
+    return teacher
 
 
 def recommended_points(teachers: Sequence[LoadedModel], data: DataSet) -> list[str]:

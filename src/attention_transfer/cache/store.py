@@ -1,9 +1,9 @@
 """Shards on disk: each whole or absent, with its checksum, read through memory maps."""
 
-import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +16,14 @@ from attention_transfer.cache.contents import Contents, difference
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.transfer import Targets
 
-__all__ = ["Shard", "TargetCache"]
+__all__ = ["Shard", "TargetCache", "check_room", "free_bytes", "remove_cache"]
 
 SCHEMA_VERSION = 1
 MANIFEST = "cache.json"
 CHECKSUM_BYTES = 32
+
+SPARE_BYTES = 2**28
+"""Left free on a disk, beside what a cache takes."""
 
 Shard = tuple[int, int]
 """A view's number, and the first of its samples."""
@@ -35,6 +38,7 @@ class TargetCache:
     folder: Path
     contents: Contents
     _open: dict[Shard, NDArray[np.void]] = field(default_factory=dict, compare=False, repr=False)
+    _checked: set[Shard] = field(default_factory=set, compare=False, repr=False)
 
     @classmethod
     def open(cls, folder: Path) -> "TargetCache":
@@ -51,7 +55,10 @@ class TargetCache:
                 "attention-transfer cache build"
             ) from None
         except (OSError, ValueError) as error:
-            raise InputError(f"the cache in {folder} cannot be read: {error}") from None
+            raise InputError(
+                f"the cache in {folder} cannot be read: {error}; remove it "
+                f"(attention-transfer cache remove {folder}) and build it again"
+            ) from None
         try:
             if values["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"its schema is {values['schema_version']}, not {SCHEMA_VERSION}")
@@ -59,21 +66,41 @@ class TargetCache:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"the cache in {folder} cannot be used: its {MANIFEST} is damaged or of another "
-                f"version ({error}); remove the folder and build it again"
+                f"version ({error}); remove it (attention-transfer cache remove {folder}) and "
+                "build it again"
             ) from None
+
+    @classmethod
+    def find(cls, folder: Path) -> "TargetCache | None":
+        """The cache in a folder; None where there is nothing yet.
+
+        Raises:
+            InputError: something else is there, or the folder cannot be read.
+        """
+        try:
+            names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be a cache's folder: {error.strerror}; choose another one"
+            ) from None
+        return cls.open(folder) if names else None
 
     @classmethod
     def create(cls, folder: Path, contents: Contents) -> "TargetCache":
         """The cache of some contents in a folder, which may be there already.
 
         Raises:
-            InputError: another one is there, or the folder cannot be written.
+            InputError: another one is there, the folder cannot be written, or the disk is too
+                small.
         """
-        if not (folder / MANIFEST).exists():
+        if not os.path.exists(folder / MANIFEST):
+            check_room(folder, contents.bytes)
             _write_manifest(folder, contents)
         cache = cls.open(folder)
         cache.check_made_like(contents)
-        if (cache.contents.shapes, cache.contents.views) != (contents.shapes, contents.views):
+        if cache.contents.holds != contents.holds:
             raise InputError(
                 f"the cache in {folder} holds {_summary(cache.contents)}, and "
                 f"{_summary(contents)} were asked for; choose another folder, or remove this one: "
@@ -128,6 +155,8 @@ class TargetCache:
         The claim is a lock on the shard's partial file, which ends with the process.
         """
         partial = self._partial(shard)
+        import fcntl  # which not every system has; reading needs no locks
+
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
@@ -135,9 +164,12 @@ class TargetCache:
             except BlockingIOError:
                 yield False
                 return
-            mine = not self._whole(shard)
-            yield mine
-            if not mine:
+            if not _is_file(descriptor, partial):  # whoever had it before is done with it
+                yield False
+                return
+            try:
+                yield not self._whole(shard)
+            finally:
                 partial.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
@@ -156,23 +188,17 @@ class TargetCache:
             os.fsync(file.fileno())
         partial.rename(self.path(shard))
 
-    def remove(self) -> None:
-        """Deletes the cache's files, and the folder if nothing else is in it."""
-        for path in [*self.folder.glob("view-*.rows"), *self.folder.glob(".view-*.partial")]:
-            path.unlink(missing_ok=True)
-        (self.folder / MANIFEST).unlink(missing_ok=True)
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
     def _rows(self, shard: Shard) -> NDArray[np.void]:
         """A shard's rows, checked when they are first read; those of other views are let go."""
         if shard not in self._open:
-            fault = self._fault(shard)
+            checked = shard in self._checked and self._whole(shard)
+            fault = None if checked else self._fault(shard)
             if fault is not None:
                 raise TrainingError(
                     f"{self.path(shard)}: {fault}; build it again: delete the file, then "
                     "attention-transfer cache build, or resume the run"
                 )
+            self._checked.add(shard)
             for other in [other for other in self._open if other[0] != shard[0]]:
                 del self._open[other]
             count = self.contents.rows_in(shard)
@@ -180,22 +206,26 @@ class TargetCache:
         return self._open[shard]
 
     def _fault(self, shard: Shard) -> str | None:
-        path, size = self.path(shard), self._bytes(shard)
-        if not path.exists():
+        size = self._bytes(shard)
+        try:
+            with self.path(shard).open("rb") as file:
+                found = os.fstat(file.fileno()).st_size
+                if found != size:
+                    return f"has {found} bytes, expected {size}: it is cut short"
+                digest = self._sealed(shard)
+                left = size - CHECKSUM_BYTES
+                while left > 0 and (part := file.read(min(left, 2**22))):
+                    digest.update(part)
+                    left -= len(part)
+                return None if file.read() == digest.digest() else "its checksum is wrong"
+        except FileNotFoundError:
             return "is missing"
-        if path.stat().st_size != size:
-            return f"has {path.stat().st_size} bytes, expected {size}: it is cut short"
-        with path.open("rb") as file:
-            digest = self._sealed(shard)
-            left = size - CHECKSUM_BYTES
-            while left > 0 and (part := file.read(min(left, 2**22))):
-                digest.update(part)
-                left -= len(part)
-            return None if file.read() == digest.digest() else "its checksum is wrong"
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
 
     def _sealed(self, shard: Shard) -> "hashlib._Hash":
         """The beginning of a shard's checksum: whose it is, so that no other cache's passes."""
-        whose = {**self.contents.as_json(), "views": None, "shard": shard}
+        whose = {**self.contents.as_json(), "views": None, "example": None, "shard": shard}
         return hashlib.sha256(json.dumps(whose, sort_keys=True).encode())
 
     def _whole(self, shard: Shard) -> bool:
@@ -207,6 +237,52 @@ class TargetCache:
 
     def _partial(self, shard: Shard) -> Path:
         return self.folder / f".{self.path(shard).name}.partial"
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raises an InputError if so many bytes more would fill the disk of a folder."""
+    free = free_bytes(folder)
+    if needed and needed + SPARE_BYTES > free:
+        raise InputError(
+            f"the cache needs {needed / 1e9:.2f} GB more and {free / 1e9:.2f} GB are free at "
+            f"{folder}; give fewer --views, or a folder on another disk"
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """On the disk of a folder that may not be there yet."""
+    while not os.path.exists(folder):
+        folder = folder.absolute().parent
+    return shutil.disk_usage(folder).free
+
+
+def remove_cache(folder: Path) -> int:
+    """Deletes a cache's files, whole or damaged, and the folder if nothing else is in it.
+
+    Returns:
+        How many bytes its shards had.
+
+    Raises:
+        InputError: there is no cache, or it cannot be deleted.
+    """
+    if not os.path.exists(folder / MANIFEST):
+        raise InputError(f"{folder} holds no cache of targets (no {MANIFEST})")
+    try:
+        freed = 0
+        for path in [*folder.glob("view-*.rows"), *folder.glob(".view-*.partial")]:
+            freed += path.stat().st_size
+            path.unlink(missing_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise InputError(f"cannot remove the cache in {folder}: {error.strerror}") from None
+    return freed
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Whether a path still names the file that a descriptor has open."""
+    return os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path))
 
 
 def _write_manifest(folder: Path, contents: Contents) -> None:

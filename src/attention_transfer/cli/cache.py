@@ -1,6 +1,5 @@
 """the teacher's targets on disk: build, info, verify, remove"""
 
-import shutil
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -34,6 +33,8 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Builds, tells of, checks or deletes a cache."""
     action = vars(arguments).pop("action", None)
+    if action is None:
+        raise InputError(f"cache needs what to do: {', '.join(ACTIONS)}")
     if action not in ACTIONS:
         raise InputError(f"unknown action {action!r} of cache; {nearest(str(action), ACTIONS)}")
     if "cache" not in arguments and "config" not in arguments:
@@ -72,11 +73,11 @@ def _build(config: CacheConfig, as_json: bool) -> int:
 
 
 def _plan(config: CacheConfig, as_json: bool) -> int:
-    from attention_transfer.cache import target_source
+    from attention_transfer.cache import free_bytes, target_source
 
     contents = target_source(config).contents
-    free = shutil.disk_usage(_there(config.cache)).free
-    return _tell({**_figures(contents, config.cache), "free_bytes": free}, as_json)
+    figures = {**_figures(contents, config.cache), "free_bytes": free_bytes(config.cache)}
+    return _tell(figures, as_json)
 
 
 def _info(folder: Path, as_json: bool) -> int:
@@ -93,24 +94,22 @@ def _verify(folder: Path, as_json: bool) -> int:
     cache = TargetCache.open(folder)
     faults = {str(path): fault for path, fault in cache.damaged()}
     if as_json:
-        print_json({"folder": str(folder), "shards": len(cache.contents.shards), "faults": faults})
+        print_json({"folder": str(folder), "shards": cache.contents.shard_count, "faults": faults})
         return 1 if faults else 0
     where = console(False)
     for path, fault in faults.items():
         print_line(where, f"{path} {fault}")
     if faults:
-        print_line(where, "delete those files and build again: attention-transfer cache build")
+        print_line(where, "delete what is damaged, and build again: attention-transfer cache build")
         return 1
-    print_line(where, f"all {len(cache.contents.shards)} shards are whole")
+    print_line(where, f"all {cache.contents.shard_count} shards are whole")
     return 0
 
 
 def _remove(folder: Path, as_json: bool) -> int:
-    from attention_transfer.cache import TargetCache
+    from attention_transfer.cache import remove_cache
 
-    cache = TargetCache.open(folder)
-    freed = sum(path.stat().st_size for path in folder.glob("view-*.rows"))
-    cache.remove()
+    freed = remove_cache(folder)
     if as_json:
         print_json({"folder": str(folder), "freed_bytes": freed})
     else:
@@ -140,7 +139,7 @@ def _figures(contents: "Contents", folder: Path) -> dict[str, Any]:
         "gradient": contents.wanted.gradient,
         "bytes_a_row": contents.row.itemsize,
         "bytes": contents.bytes,
-        "shards": len(contents.shards),
+        "shards": contents.shard_count,
         "made_of": dict(contents.made_of),
     }
 
@@ -156,10 +155,3 @@ def _size(contents: "Contents") -> str:
         f"{contents.views} views x {contents.samples} samples x {contents.row.itemsize} bytes = "
         f"{contents.bytes / 1e6:.1f} MB"
     )
-
-
-def _there(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    while not folder.exists():
-        folder = folder.absolute().parent
-    return folder

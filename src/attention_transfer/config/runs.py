@@ -208,6 +208,11 @@ class DistillConfig(RunConfig):
     cache: Path | None = Field(
         None, description="folder of the teacher's targets, made if it is not there; none: live"
     )
+    cache_views: Count | None = Field(
+        None,
+        description="views of each image in the cache, which epochs go round in; default: those "
+        "of the cache that is there, or as many as epochs",
+    )
 
 
 class DemoConfig(Config):

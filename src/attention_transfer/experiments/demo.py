@@ -19,6 +19,7 @@ from attention_transfer.feeding import model_normalization
 from attention_transfer.machine import resolve_precision
 from attention_transfer.models import LoadedModel, load_run
 from attention_transfer.training import Run, RunProgress, new_folder, run
+from attention_transfer.training.preparation import prepare
 from attention_transfer.training.run import writing_to
 from attention_transfer.transfer import attention_maps
 
@@ -82,9 +83,11 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     resolve_precision(config.precision)
     progress = progress or RunProgress()
     data = load_data("cluttered-digits")
+    teacher = packaged_teacher()
+    if config.cache is not None and not config.train_teacher:
+        prepare(student_configs(config, teacher)["at"], data)
     with writing_to(folder):
         (folder / "alone").mkdir(parents=True, exist_ok=True)
-    teacher = packaged_teacher()
     if config.train_teacher:
         progress.say("teacher: trained anew")
         teacher = run(TEACHER_RECIPE.replace(out=folder / "teacher"), progress, data).folder

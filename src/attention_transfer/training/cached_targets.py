@@ -2,12 +2,17 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from attention_transfer.cache import TargetCache, TargetSource, check_room, recommended_points
+from attention_transfer.cache import (
+    TargetCache,
+    TargetSource,
+    check_room_for_rest,
+    recommended_points,
+)
 from attention_transfer.config import DistillConfig, TrainConfig
 from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError
@@ -35,7 +40,7 @@ class CachedTargets:
         """The cache with nothing missing, and the seconds that took; processes share the work."""
         began = time.perf_counter()
         cache = self.cache or TargetCache.create(self.folder, self.source.contents)
-        check_room(cache)
+        check_room_for_rest(cache)
         missing = cache.missing()
         if missing:
             contents = cache.contents
@@ -43,8 +48,9 @@ class CachedTargets:
                 f"the teacher's targets for {contents.views} views of {contents.samples} images "
                 f"are built in {self.folder}, {contents.bytes / 1e6:.0f} MB"
             )
-            source = replace(self.source, contents=contents, device=device)
-            source.build(cache, lambda whole, total: say(f"targets: {whole} of {total} shards"))
+            self.source.build(
+                cache, lambda whole, total: say(f"targets: {whole} of {total} shards"), device
+            )
         return cache, time.perf_counter() - began
 
 
@@ -81,14 +87,20 @@ def cached_targets(
         [MapFunction(config.map, config.power)],
         gradient=transfer.wanted.gradient,
         data_seed=config.data_seed,
-        views=config.epochs,
+        views=config.cache_views or config.epochs,
         precision=precision,
         workers=config.workers,
     )
-    if not config.cache.exists() or not any(config.cache.iterdir()):
+    cache = TargetCache.find(config.cache)
+    if cache is None:
         return CachedTargets(config.cache, source, None)
-    cache = TargetCache.open(config.cache)
     cache.check_made_like(source.contents)
+    if config.cache_views not in (None, cache.contents.views):
+        raise InputError(
+            f"the cache in {config.cache} has {cache.contents.views} views of each image and this "
+            f"run's epochs go round in {config.cache_views}; give another folder, or for a new run "
+            "leave out --cache-views"
+        )
     lacking = list(cache.contents.lacks(transfer.wanted))
     if lacking:
         raise InputError(

@@ -71,10 +71,11 @@ def run(
         config = config.replace(out=folder)
     assert config.out is not None
     Run.check_free(config.out)
-    fit = _Fit(prepare(config, data), Run(config.out), accelerator, progress or RunProgress())
+    prepared = prepare(config, data)
+    fit = _Fit(prepared, Run(config.out), accelerator, progress or RunProgress())
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        Run.create(config.out, config)
+        Run.create(config.out, prepared.config)
     accelerator.wait_for_everyone()
     try:
         fit.tracking.start()
@@ -162,6 +163,7 @@ class _Fit:
 
     def _conclude(self) -> None:
         """Reads the test split, writes model and record."""
+        self.prepared.transfer.remove_compiled_passes()
         validation, test = self._predict("validation"), self._predict("test")
         teacher_test_error = self._teacher_test_error()
         if not self.accelerator.is_main_process:
@@ -222,7 +224,7 @@ class _Fit:
                 targets = self.cache.read(self.epoch, batch.indices)
             totals.seconds_waiting += time.perf_counter() - waiting
             place = Place(self.epoch, step, self._progress(step))
-            totals.add(self.learner.step(batch, targets, place), batch, batch.labels, step)
+            totals.add(self.learner.step(batch, targets, place), batch.labels, step)
             rate = totals.images * self.accelerator.num_processes / (time.perf_counter() - began)
             self.progress.step(batch.total, self._moment(step, totals, rate))
         seconds = time.perf_counter() - began

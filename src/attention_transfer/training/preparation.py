@@ -135,10 +135,13 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
             student_normalization=model_normalization(student, data),
             teacher_normalization=[model_normalization(teacher, data) for teacher in teachers],
         )
-    transfer.streamline_teacher(example, AUTOCAST.get(precision))
+    targets = cached_targets(config, data, teachers, transfer, precision)
+    if targets is None:
+        transfer.streamline_teacher(example, AUTOCAST.get(precision))
+    else:
+        config = config.replace(cache_views=targets.views)  # for when the run is resumed
     if config.compile and compiler_fault() is None:
         transfer.compile_passes()
-    targets = cached_targets(config, data, teachers, transfer, precision)
     return Prepared(
         config,
         data,
@@ -162,6 +165,8 @@ def _check_settings(config: TrainConfig | DistillConfig, terms: list[Term]) -> N
             "again, so grad_checkpoint would save nothing; leave one of them out, or lower memory "
             "with --accumulate"
         )
+    if isinstance(config, DistillConfig) and config.cache_views and config.cache is None:
+        raise InputError("cache_views is of a cache, and none is asked for; give --cache as well")
     if config.backbone_lr == 0 and any(term.wanted_pairs is not None for term in terms):
         raise InputError(
             "with backbone_lr 0 the student's features stay as they are, so nothing could be "

@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from attention_transfer import measures
-from attention_transfer.data import Batch
 from attention_transfer.transfer import TransferOutput
 
 __all__ = ["AGREEMENT_EVERY", "Totals"]
@@ -34,7 +33,7 @@ class Totals:
     last_agreement: dict[str, Tensor] = field(default_factory=dict)
     """Of the last step at which it was measured."""
 
-    def add(self, out: TransferOutput, batch: Batch, labels: Tensor, step: int) -> None:
+    def add(self, out: TransferOutput, labels: Tensor, step: int) -> None:
         """Counts one step's share of this process."""
         count = len(labels)
         self.images += count
