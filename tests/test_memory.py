@@ -121,7 +121,7 @@ def test_a_step_in_parts_is_the_step_of_a_plain_loop_over_the_whole_batch(
     norm = math.sqrt(sum(float(own.square().sum()) for own in gradients(oracle)))
     assert norm > 0.5
     totals = Totals()
-    totals.add(fit.learner.step(batch, None, Place(0, 0, 0.0)), batch, batch.labels, 0)
+    totals.add(fit.learner.step(batch, None, Place(0, 0, 0.0)), batch.labels, 0)
     for own, other in zip(prepared.transfer.parameters(), oracle.parameters(), strict=True):
         expected = other - SMALL["lr"] * other.grad * 0.5 / norm
         assert torch.allclose(own, expected, atol=1e-6)
