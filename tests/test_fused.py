@@ -175,8 +175,9 @@ def test_the_compiled_kernels_are_the_functions() -> None:
     torch.testing.assert_close(
         attention * divisors.flatten(1).unsqueeze(2).square(), maps.activation_map(features)
     )
-    gradient = scale_free.FUSED_GRADIENT(features, divisors, upstream, "sum", 2.0)
-    expected = 2 * features * upstream.unsqueeze(1) / divisors.square()
+    scale = torch.tensor(0.3, dtype=torch.float64)
+    gradient = scale_free.FUSED_GRADIENT(features, divisors, upstream, "sum", 2.0, scale)
+    expected = 0.6 * features * upstream.unsqueeze(1) / divisors.square()
     torch.testing.assert_close(gradient, expected)
 
 

@@ -82,11 +82,14 @@ class _AttentionTransfer(torch.autograd.Function):
         student_map, divisors = scaled_map(features, kind, power)
         size = common_size(student_map.shape[1:], teacher_map.shape[1:])
         whole = size == tuple(features.shape[2:])
-        unit, inverse = _unit_vectors(resize(student_map, size).flatten(1))
+        # In place: the whole map is nobody else's, and a pooled one is new.
+        unit, inverse = _unit_vectors(resize(student_map, size).flatten(1), in_place=True)
         teacher, _ = _unit_vectors(resize(teacher_map, size).flatten(1).to(unit.dtype))
         loss, slope = _loss_and_slope(unit, teacher, form, norm)
         # The normalisation's own derivative: what lies along the map changes its length only.
-        slope.addcmul_(unit, (unit * slope).sum(dim=1, keepdim=True), value=-1)
+        with torch.autocast(features.device.type, enabled=False):
+            along = torch.linalg.vecdot(unit, slope).unsqueeze(1)
+        slope.addcmul_(unit, along, value=-1)
         slope = slope.mul_(inverse).view(-1, *size)
         if not whole:
             slope = _spread(slope, features)
@@ -100,15 +103,15 @@ class _AttentionTransfer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         features, divisors, slope = ctx.saved_tensors
-        result = features_gradient(features, divisors, slope * gradient, ctx.kind, ctx.power)
+        result = features_gradient(features, divisors, slope, ctx.kind, ctx.power, gradient)
         return result, None, None, None, None, None
 
 
-def _unit_vectors(vectors: Tensor) -> tuple[Tensor, Tensor]:
+def _unit_vectors(vectors: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """Vectors (N, L) at length 1, or 0 where they are zero, and what each was multiplied by."""
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     if moderate(lengths):
-        return vectors / lengths, 1 / lengths
+        return vectors.div_(lengths) if in_place else vectors / lengths, 1 / lengths
     unit = normalize(vectors.unsqueeze(1))
     return unit, torch.where(lengths > 0, 1 / lengths, 0)
 

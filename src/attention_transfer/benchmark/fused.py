@@ -9,7 +9,7 @@ from torch import Tensor
 from attention_transfer import fused, losses, maps
 from attention_transfer.benchmark.document import Case, Measured
 from attention_transfer.benchmark.figures import ratio, spread
-from attention_transfer.benchmark.memory import in_use, peak, restart_peak
+from attention_transfer.benchmark.memory import give_back_at_once, in_use, peak, restart_peak
 from attention_transfer.benchmark.processes import OwnProcess
 from attention_transfer.benchmark.timing import Action, Say, device, in_turns, timed
 from attention_transfer.config import BenchmarkConfig
@@ -97,12 +97,10 @@ def _features(shape: tuple[int, ...], precision: str, layout: str) -> Tensor:
 
 def _extra_memory(kind: str, shape: tuple[int, ...], precision: str, layout: str) -> float:
     """What a pass holds at most beyond the features and their gradient, over the features."""
+    give_back_at_once()
     action = _action(kind, shape, precision, layout)
-    warm = _action(kind, (2, *shape[1:]), precision, layout)
-    warm()
+    action()  # brings code into memory, and leaves the gradient there
     restart_peak()
     before = in_use()
     action()
-    most = peak() - before
-    megabytes = _features(shape, precision, layout).nbytes / 2**20
-    return most / megabytes - 1
+    return 2**20 * (peak() - before) / _features(shape, precision, layout).nbytes

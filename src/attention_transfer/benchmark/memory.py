@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["in_use", "peak", "restart_peak"]
+__all__ = ["give_back_at_once", "in_use", "peak", "restart_peak"]
 
 STATUS = Path("/proc/self/status")
 
@@ -46,6 +46,15 @@ def restart_peak() -> None:
         (STATUS.parent / "clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return
+
+
+def give_back_at_once() -> None:
+    """Lets freed blocks go back to the system at once: peaks are then of what is held, without what
+    malloc keeps or cannot put together. Elsewhere than on glibc this does nothing.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        m_mmap_threshold = -3
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**16)
 
 
 def _account(line: str) -> float:

@@ -83,9 +83,15 @@ def scaled_map(
 
 
 def features_gradient(
-    features: Tensor, divisors: Tensor, upstream: Tensor, kind: MapKind, power: float
+    features: Tensor,
+    divisors: Tensor,
+    upstream: Tensor,
+    kind: MapKind,
+    power: float,
+    scale: Tensor | float = 1.0,
 ) -> Tensor:
-    """The gradient at the features of sum(upstream * F(A / s)), s a constant: one pass over them.
+    """The gradient at the features of scale * sum(upstream * F(A / s)), s a constant: one pass over
+    them.
 
     Args:
         features: (N, C, H, W).
@@ -93,6 +99,7 @@ def features_gradient(
         upstream: (N, H, W), in the divisors' dtype.
         kind: of F.
         power: of F.
+        scale: a number.
 
     Returns:
         (N, C, H, W) in the features' dtype and memory format. Differentiating it raises an
@@ -100,26 +107,31 @@ def features_gradient(
     """
     gradient_of = FUSED_GRADIENT if features.is_cuda else _features_gradient
     with torch.no_grad():
-        gradient = gradient_of(features, divisors, upstream, kind, power)
+        gradient = gradient_of(features, divisors, upstream, kind, power, scale)
     twice = torch.is_grad_enabled() and features.requires_grad
     return _Gradient.apply(gradient, features) if twice else gradient
 
 
 def _features_gradient(
-    features: Tensor, divisors: Tensor, upstream: Tensor, kind: MapKind, power: float
+    features: Tensor,
+    divisors: Tensor,
+    upstream: Tensor,
+    kind: MapKind,
+    power: float,
+    scale: Tensor | float,
 ) -> Tensor:
     result = torch.empty_like(features)
     slope = upstream.unsqueeze(1)
     plain = kind == "sum" and power == 2 and features.dtype != torch.float16
     if plain and not torch.compiler.is_compiling() and moderate(divisors):
-        factors = 2 / divisors.square()
+        factors = 2 * scale / divisors.square()
         for images, above, factor, below in _in_parts(
             features, slope, factors, result, elements=2**20
         ):
             # bfloat16 has float32's range: the slope is rounded as the product is.
             _times_positions(images, (above * factor).to(images.dtype), below)
         return result
-    factors = power / divisors
+    factors = power * scale / divisors
     for images, above, factor, divisor, below in _in_parts(
         features, slope, factors, divisors, result
     ):
