@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attention_transfer.experiments.demo import TEACHER_RECIPE, packaged_teacher
+from attention_transfer.config import DemoConfig
+from attention_transfer.errors import InputError
+from attention_transfer.experiments.demo import TEACHER_RECIPE, packaged_teacher, run_demo
 from attention_transfer.training import Run
 
 
@@ -70,3 +72,11 @@ def test_the_packaged_teacher_is_the_recipes_and_small() -> None:
     assert teacher.config.replace(out=None) == TEACHER_RECIPE
     assert teacher.record["config"]["model"] == "wrn-16-2"
     assert teacher.load().card is not None
+
+
+def test_a_cache_that_cannot_be_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "targets").write_text("mine")
+    config = DemoConfig(cache=tmp_path / "targets", out=tmp_path / "demo")
+    with pytest.raises(InputError, match="cannot be a cache's folder"):
+        run_demo(config)
+    assert not (tmp_path / "demo").exists()
