@@ -61,6 +61,8 @@ class Prepared:
     teachers: list[LoadedModel]
     transfer: Transfer
     precision: str
+    compiled: bool
+    """Whether passes are compiled: asked for, and there is a compiler."""
     frozen: list[nn.Module]
     """Modules of the student that keep their weights and stay in eval mode."""
     heads: list[nn.Module]
@@ -140,7 +142,8 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
         transfer.streamline_teacher(example, AUTOCAST.get(precision))
     else:
         config = config.replace(cache_views=targets.views)  # for when the run is resumed
-    if config.compile and compiler_fault() is None:
+    compiled = config.compile and compiler_fault() is None
+    if compiled:
         transfer.compile_passes()
     return Prepared(
         config,
@@ -149,6 +152,7 @@ def prepare(config: TrainConfig | DistillConfig, data: DataSet | None = None) ->
         teachers,
         transfer,
         precision,
+        compiled,
         frozen,
         heads,
         recomputation,

@@ -12,7 +12,6 @@ from attention_transfer.machine import describe_machine, package_versions
 from attention_transfer.models import LoadedModel
 from attention_transfer.training.evaluation import Evaluation
 from attention_transfer.training.preparation import Prepared, count_flops
-from attention_transfer.transfer import compiler_fault
 
 __all__ = ["introduction", "make_record", "parameter_count"]
 
@@ -100,7 +99,7 @@ def make_record(
         "versions": package_versions(),
         "machine": {**describe_machine(), "processes": processes},
         "precision": prepared.precision,
-        "compiled": config.compile and compiler_fault() is None,
+        "compiled": prepared.compiled,
         "data": {
             "name": data.name,
             "notices": list(data.notices),
