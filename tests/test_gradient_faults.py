@@ -153,7 +153,7 @@ def test_inference_mode_is_refused() -> None:
         at.Transfer(network(), terms=TERMS)(IMAGES, LABELS)
 
 
-@pytest.mark.parametrize("labels", [None, LABELS[:1], torch.rand(2, 4)])
+@pytest.mark.parametrize("labels", [None, LABELS[:1], torch.rand(2, 4).softmax(1)])
 def test_labels_must_fit(labels: Tensor | None) -> None:
     with pytest.raises(ValueError, match=r"needs labels \(N,\) or \(N, classes\)"):
         at.Transfer(network(), terms=[at.InputGradientNorm(1.0)])(IMAGES, labels)
@@ -194,7 +194,7 @@ def test_classes_need_indices_within_the_networks() -> None:
         at.Transfer(network(), terms=[term])(IMAGES, LABELS)
     term = at.FlipSymmetry(1.0, classes=(0, 1))
     with pytest.raises(at.InputError, match="chooses images by class index"):
-        at.Transfer(network(), terms=[term])(IMAGES, torch.rand(2, 3))
+        at.Transfer(network(), terms=[term])(IMAGES, torch.rand(2, 3).softmax(1))
 
 
 def test_gradient_attention_maps_are_of_the_input_alone() -> None:

@@ -62,6 +62,8 @@ class DoubleBackward(TorchFunctionMode):
             return self._conv2d(*args, **(kwargs or {}))
         if func is functional.batch_norm:
             return self._batch_norm(*args, **(kwargs or {}))
+        if func is torch.batch_norm:
+            return self._torch_batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def gradient(self, loss: Tensor, images: Tensor, create_graph: bool = True) -> Tensor:
@@ -88,7 +90,7 @@ class DoubleBackward(TorchFunctionMode):
         dilation: int | tuple[int, ...] = 1,
         groups: int = 1,
     ) -> Tensor:
-        if isinstance(padding, str) or input.dim() != 4:
+        if isinstance(padding, str) or input.dim() != 4 or _left_to_autograd(weight, bias):
             return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
         tensors: Iterable[Tensor | None] = (input, weight, bias)
         sizes = tuple(_pair(size) for size in (stride, padding, dilation))
@@ -111,19 +113,49 @@ class DoubleBackward(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
+        self.batch_statistics |= training
         running = (running_mean, running_var, training, momentum, eps)
-        if not training or input.numel() == input.shape[1]:
-            # Fixed statistics: an affine function. One value a channel: PyTorch's own error.
+        one_value = input.numel() == input.shape[1]  # a channel: PyTorch's own error
+        if not training or one_value or _left_to_autograd(weight, bias):
+            # Fixed statistics: an affine function, whose second derivative is fast.
             return functional.batch_norm(
                 input, running_mean, running_var, weight, bias, *running[2:]
             )
-        self.batch_statistics = True
         result: Tensor = BatchNorm.apply(self._first_pass, input, weight, bias, running)
         return result
+
+    def _torch_batch_norm(
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Tensor:
+        """The same, for networks that call what ``functional.batch_norm`` is a front of."""
+        return self._batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
 
 
 def _pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _left_to_autograd(*weights: Tensor | None) -> bool:
+    """Whether ours would miss something that PyTorch's function does not.
+
+    Weights may be a function of the images (dynamic convolutions, conditional batch norms): then
+    the gradient at the images goes through them too, and ours answers the input's alone. And
+    activation checkpointing, known by its hooks, computes again in the backward pass what was
+    saved, outside the block, by PyTorch's functions.
+    """
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return hooked or any(weight is not None and weight.grad_fn is not None for weight in weights)
 
 
 def _lowered(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,18 +1,19 @@
 """Finding, before training starts, what keeps a network from being differentiated twice."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 
 from attention_transfer.double_backward import DoubleBackward
 from attention_transfer.errors import InputError
 from attention_transfer.losses import summed_cross_entropy
 from attention_transfer.taps import evaluating, unwrapped
+from attention_transfer.transfer.copies import call_on_copies
 from attention_transfer.transfer.gradients import check_images
-from attention_transfer.transfer.teacher import Normalization
+from attention_transfer.transfer.teacher import Normalization, as_logits
 
 __all__ = ["check_twice_differentiable", "is_compiled", "refuse_sharded"]
 
@@ -55,52 +56,87 @@ def refuse_sharded(network: nn.Module) -> None:
 def check_twice_differentiable(
     network: nn.Module, images: Tensor, normalization: Normalization | None = None
 ) -> None:
-    """Tries double backpropagation on one image, in eval mode.
+    """Tries double backpropagation on copies of the weights: on one image in eval mode, and, if
+    the network is in another, on two in its own.
 
     Args:
         network: the student.
-        images: (N, C, H, W); the first is used.
+        images: (N, C, H, W); the first are used.
         normalization: of its input.
 
     Raises:
         InputError: the loss does not depend on the images, an operation overwrites in place what
-            is needed, or something has no second derivative; the module is named.
+            is needed, or something has no second derivative or a detached one; the module is
+            named.
     """
     check_images(images)
     inner = unwrapped(network)
-    images = images[:1].detach().clone().requires_grad_()
-    with evaluating(inner), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-        try:
-            _differentiate_twice(inner, images, normalization)
-        except (RuntimeError, NotImplementedError) as error:
-            calls = _calls(inner, images, normalization)
-            raise InputError(_explanation(inner, calls, _first_line(error))) from error
-        # A module whose gradient is cut off from its own derivative would go unnoticed.
-        for call in _calls(inner, images, normalization):
-            fault = None if list(call.module.children()) else _fault(call)
-            if fault:
-                raise InputError(
-                    f"gradient attention differentiates the network twice, but {call} {fault}"
-                )
+    generators = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(generators), torch.enable_grad():
+        with evaluating(inner):
+            _try(_Attempt(inner, images[:1], normalization))
+        if any(module.training for module in inner.modules()):
+            two = images[:2] if len(images) > 1 else torch.cat([images, images.flip(-1)])
+            _try(_Attempt(inner, two, normalization))
 
 
-def _differentiate_twice(
-    network: nn.Module, images: Tensor, normalization: Normalization | None
-) -> None:
-    given = images if normalization is None else normalization(images)
-    with DoubleBackward() as double:
-        logits = functional_call(network, _copies(network), (given,))
-    labels = torch.zeros(1, dtype=torch.long, device=logits.device)
-    gradient = double.gradient(summed_cross_entropy(logits, labels), images)
-    torch.autograd.backward(gradient.square().sum())
+@dataclass
+class _Attempt:
+    """A network, in the mode that it is in, and the images to try it on."""
+
+    network: nn.Module
+    images: Tensor
+    normalization: Normalization | None
+
+    def run(self) -> tuple[DoubleBackward, Tensor, Tensor]:
+        """The pass on copies of the weights: its block, the images as a leaf, the output."""
+        leaf = self.images.detach().clone().requires_grad_()
+        with DoubleBackward() as double:
+            given = leaf if self.normalization is None else self.normalization(leaf)
+            output = call_on_copies(self.network, (given,))
+        return double, leaf, output
 
 
-def _copies(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers to run a module with, whose own and their hooks are not touched."""
-    copies = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    for name, weight in module.named_parameters():
-        copies[name] = weight.detach().clone().requires_grad_(weight.requires_grad)
-    return copies
+def _try(attempt: _Attempt) -> None:
+    try:
+        double, images, output = attempt.run()
+        logits = as_logits(output)
+        with torch.autocast(images.device.type, enabled=False):
+            loss = summed_cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
+            # A derivative that is detached from its own would go unnoticed.
+            detached = _detached(loss)
+            gradient = double.gradient(loss, images)
+            torch.autograd.backward(gradient.square().sum())
+    except (RuntimeError, NotImplementedError) as error:
+        raise InputError(_explanation(attempt, _first_line(error))) from error
+    if detached:
+        raise InputError(_explanation(attempt, f"the gradient of {detached[0]} is detached"))
+
+
+def _detached(output: Tensor) -> list[str]:
+    """Names of operations whose gradient is cut off from its own derivative, without being zero:
+    a list that the differentiable backward passes to come fill in.
+    """
+    found: list[str] = []
+
+    def watch(node: Any) -> None:
+        def look(inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
+            arriving = any(value is not None and value.requires_grad for value in outputs)
+            leaving = [value for value in inputs if value is not None]
+            cut = leaving and not any(value.requires_grad for value in leaving)
+            if arriving and cut and any(bool(value.any()) for value in leaving):
+                found.append(node.name())
+
+        node.register_hook(look)
+
+    reached, waiting = set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in reached:
+            reached.add(node)
+            watch(node)
+            waiting += [following for following, _ in node.next_functions]
+    return found
 
 
 @dataclass
@@ -131,7 +167,7 @@ class _Call:
         ]
         # Modules may overwrite what they are given, and leaves must not be.
         given = tuple(leaf.clone() if _has_gradient(leaf) else leaf for leaf in leaves)
-        output = functional_call(self.module, _copies(self.module), given, self.settings)
+        output = call_on_copies(self.module, given, self.settings)
         return [leaf for leaf in leaves if _has_gradient(leaf)], output
 
 
@@ -139,20 +175,20 @@ def _has_gradient(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _calls(network: nn.Module, images: Tensor, normalization: Normalization | None) -> list[_Call]:
+def _calls(attempt: _Attempt) -> list[_Call]:
     """What ran, inner modules before outer ones; ends where the pass itself fails."""
     calls: list[_Call] = []
-    names = {module: name for name, module in network.named_modules()}
+    names = {module: name for name, module in attempt.network.named_modules()}
 
     def record(module: nn.Module, inputs: Any, settings: Any, output: Any) -> None:
         if isinstance(output, Tensor):
+            inputs, settings = tree_map_only(Tensor, Tensor.detach, (inputs, settings))
             call = _Call(names[module], module, inputs, settings, output, output._version)
             calls.append(call)
 
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in names]
     try:
-        with DoubleBackward():
-            network(images if normalization is None else normalization(images))
+        attempt.run()
     except RuntimeError:
         pass  # the first attempt told what; the calls so far tell where
     finally:
@@ -161,11 +197,17 @@ def _calls(network: nn.Module, images: Tensor, normalization: Normalization | No
     return calls
 
 
-def _explanation(network: nn.Module, calls: list[_Call], reason: str) -> str:
+def _explanation(attempt: _Attempt, reason: str) -> str:
     """The sentence that names the module and the way out."""
+    network, calls = type(attempt.network).__name__, _calls(attempt)
     begin = "gradient attention differentiates the network twice, but "
+    if "checkpoint" in reason:
+        return (
+            f"{begin}activation checkpointing, which computes features again in the backward pass, "
+            "does not allow it; switch it off, in timm by set_grad_checkpointing(False)"
+        )
     if "leaf Variable" in reason:
-        where = f"near {calls[0]}" if calls else f"in {type(network).__name__}"
+        where = f"near {calls[0]}" if calls else f"in {network}"
         return (
             f"{begin}the images are overwritten in place ({where}); "
             "write x = (x - mean) / std instead of x.sub_(mean).div_(std), use inplace=False"
@@ -178,11 +220,12 @@ def _explanation(network: nn.Module, calls: list[_Call], reason: str) -> str:
             f"{begin}{what} is overwritten in place after it was saved for the backward pass; "
             "use inplace=False, or x = x + y instead of x += y, in what follows it"
         )
-    for call in calls:
-        fault = _fault(call)
-        if fault:
-            return f"{begin}{call} {fault}"
-    return f"{begin}{type(network).__name__} cannot be: {reason}"
+    faults = [(call, fault) for call in calls if (fault := _fault(call)) is not None]
+    if not faults:
+        return f"{begin}{network} cannot be: {reason}"
+    # What cuts a gradient need not be on the images' way (learned positions, a mask): it is last.
+    call, fault = min(faults, key=lambda found: found[1].cuts)
+    return f"{begin}{call} {fault.text}"
 
 
 def _saves_its_output(call: _Call) -> bool:
@@ -195,29 +238,45 @@ def _saves_its_output(call: _Call) -> bool:
     return False
 
 
-def _fault(call: _Call) -> str | None:
-    """Why a module cannot be differentiated twice, and the way out; None if it can."""
+class _Fault(NamedTuple):
+    """Why a module cannot be differentiated twice, and the way out."""
+
+    text: str
+    cuts: bool = False
+    """Whether it is no more than that the output does not depend on the inputs."""
+
+
+_INSTEAD = "replace it by a module that has one, or leave the gradient terms out"
+_CUT = _Fault(
+    "cuts the gradient (detach, no_grad, or an operation without a derivative), so the loss does "
+    "not depend on the images; let gradients through it",
+    cuts=True,
+)
+_DETACHED = _Fault(f"has a gradient that is detached, so no second derivative; {_INSTEAD}")
+
+
+def _fault(call: _Call) -> _Fault | None:
+    """What is wrong with a module; None if it can be differentiated twice."""
     with DoubleBackward() as double:
         inputs, output = call.again()
     if not inputs or not output.is_floating_point():
         return None
-    upstream = torch.ones_like(output).requires_grad_()
-    instead = "replace it by a module that has one, or leave the gradient terms out"
+    weighted = (output * torch.ones_like(output).requires_grad_()).sum()
+    detached = _detached(weighted)
+    fault: _Fault | None = _CUT
     for value in inputs:
         try:
-            gradient = double.gradient((output * upstream).sum(), value)
+            gradient = double.gradient(weighted, value)
         except RuntimeError:
-            return (
-                "cuts the gradient (detach, no_grad, or an operation without a derivative), so "
-                "the loss does not depend on the images; let gradients through it"
-            )
-        if not gradient.requires_grad:
-            return f"has a gradient that is detached, so no second derivative; {instead}"
+            continue  # the output does not depend on this one
+        if detached:
+            return _DETACHED
         try:
             torch.autograd.backward(gradient.square().sum(), retain_graph=True)
         except (RuntimeError, NotImplementedError) as error:
-            return f"has no second derivative ({_first_line(error)}); {instead}"
-    return None
+            return _Fault(f"has no second derivative ({_first_line(error)}); {_INSTEAD}")
+        fault = None
+    return fault
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attention_transfer import losses, maps
 from attention_transfer.errors import InputError
-from attention_transfer.transfer.logit_terms import check_classes
+from attention_transfer.transfer.logit_terms import check_classes, check_labels
 from attention_transfer.transfer.terms import (
     Observation,
     PairedMaps,
@@ -38,6 +38,9 @@ class _GradientTerm(Term):
 
     def weight_at(self, progress: float) -> float:
         return self.beta
+
+    def check(self, observation: Observation) -> None:
+        check_labels("gradient attention", observation, "leave the gradient terms out")
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,17 @@ class GradientAttention(_GradientTerm):
         check_power(self.power)
 
     def check(self, observation: Observation) -> None:
+        super().check(observation)
         check_classes("gradient attention", observation)
 
     def value(self, observation: Observation) -> Tensor:
         student, teacher = observation.gradients.straight, observation.teacher_gradient
-        assert teacher is not None
+        if teacher is None or teacher.shape != student.shape:
+            got = "none" if teacher is None else f"{tuple(teacher.shape)}"
+            raise InputError(
+                f"gradient attention compares gradients at the images, {tuple(student.shape)}, and "
+                f"the teacher's targets have {got}; use those of transfer.targets(images, labels)"
+            )
         with torch.no_grad():
             observation.maps["input:input"] = PairedMaps(
                 *(maps.activation_map(gradient) for gradient in (student, teacher))
@@ -107,7 +116,9 @@ class FlipSymmetry(_GradientTerm):
         axis: ``"horizontal"`` (left and right change places; 3 or -1, as an axis of the images)
             or ``"vertical"`` (top and bottom; 2 or -2).
         classes: indices of the classes that the flip keeps what they are; images of others count
-            as zero in the batch mean. None: all of them.
+            as zero in the batch mean, and are left out of the flipped pass unless the network has
+            batch norm or draws random numbers. None: all of them. (A network that takes statistics
+            over the batch by operations of its own wants None.)
 
     Example:
         >>> digits = FlipSymmetry(beta=1.0, axis="vertical", classes=(0, 1, 3, 8))
@@ -128,10 +139,15 @@ class FlipSymmetry(_GradientTerm):
             raise InputError(
                 f'axis must be "horizontal" or "vertical" (or 3, 2, -1, -2), got {self.axis!r}'
             )
-        if self.classes is not None and not self.classes:
+        if self.classes is None:
+            return
+        if not isinstance(self.classes, Sequence):
+            raise InputError(f"classes are indices, such as (0, 1, 3, 8), got {self.classes!r}")
+        if not self.classes:
             raise InputError("classes is empty, so no image would count; give some, or None")
 
     def check(self, observation: Observation) -> None:
+        super().check(observation)
         if self.classes is None:
             return
         labels, classes = observation.labels, observation.logits.shape[-1]
@@ -151,8 +167,6 @@ class FlipSymmetry(_GradientTerm):
         if self.classes is not None:
             assert labels is not None
             chosen = torch.isin(labels, torch.tensor(self.classes, device=labels.device))
-            if not chosen.any():
-                return straight.sum() * 0
         flipped = observation.gradients.flipped(_AXES[self.axis], chosen)
         difference = (straight if chosen is None else straight[chosen]) - flipped
         return losses.half_norm(difference, self.form).sum() / len(straight)

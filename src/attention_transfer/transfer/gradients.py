@@ -10,12 +10,12 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from attention_transfer.double_backward import DoubleBackward
 from attention_transfer.errors import InputError
 from attention_transfer.losses import summed_cross_entropy
 from attention_transfer.taps import Taps, unwrapped
+from attention_transfer.transfer.copies import call_on_copies
 from attention_transfer.transfer.teacher import Normalization, Seen, observe
 
 __all__ = ["InputGradients", "check_images"]
@@ -102,16 +102,18 @@ class InputGradients:
         whole = chosen is None or self._double.batch_statistics or self._random
         images, labels = self.images, self.labels
         assert labels is not None
+        if images.dim() != 4:
+            raise InputError(f"a flip needs images (N, C, H, W), got {tuple(images.shape)}")
         if not whole:
             images, labels = images[chosen], labels[chosen]
+            if not len(images):
+                return images.detach()
         images = images.detach().flip(axis).requires_grad_()
         double = DoubleBackward()
-        network = unwrapped(self.network)
-        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         with torch.enable_grad(), self._autocast, _replayed(self._random_state, images.device):
             given = images if self.normalization is None else self.normalization(images)
             with double:
-                logits = functional_call(network, buffers, (given,))
+                logits = call_on_copies(unwrapped(self.network), (given,), parameters=False)
         gradient = self._gradient(double, logits, labels, images).flip(axis)
         return gradient[chosen] if whole and chosen is not None else gradient
 

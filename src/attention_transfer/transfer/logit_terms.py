@@ -16,6 +16,7 @@ __all__ = [
     "CrossEntropy",
     "KnowledgeDistillation",
     "check_classes",
+    "check_labels",
     "distillation_terms",
 ]
 
@@ -48,15 +49,7 @@ class CrossEntropy(_WeightedTerm):
     needs_teacher: ClassVar[bool] = False
 
     def check(self, observation: Observation) -> None:
-        labels = observation.labels
-        if labels is None or labels.dim() == 1:
-            return
-        if not labels.is_floating_point() or bool((labels.sum(dim=1) - 1).abs().gt(1e-3).any()):
-            raise InputError(
-                f"CrossEntropy takes class indices (N,), or probabilities (N, classes) that sum "
-                f"to 1, got {labels.dtype} of shape {tuple(labels.shape)}; for images of several "
-                "classes each, use BinaryCrossEntropy"
-            )
+        check_labels("CrossEntropy", observation, "use BinaryCrossEntropy")
 
     def value(self, observation: Observation) -> Tensor:
         logits = maps.promoted(observation.logits)
@@ -156,6 +149,19 @@ def distillation_terms(
     old = preset == "2017"
     soft = KnowledgeDistillation(2 * alpha if old else alpha, temperature, class_mean=old)
     return CrossEntropy(1 - alpha), soft
+
+
+def check_labels(term: str, observation: Observation, instead: str) -> None:
+    """Raises an InputError for labels of images that have several classes each."""
+    labels = observation.labels
+    if labels is None or labels.dim() == 1:
+        return
+    if not labels.is_floating_point() or bool((labels.sum(dim=1) - 1).abs().gt(1e-3).any()):
+        raise InputError(
+            f"{term} takes class indices (N,), or probabilities (N, classes) that sum to 1, got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}; for images of several classes each, "
+            f"{instead}"
+        )
 
 
 def check_classes(term: str, observation: Observation) -> None:

@@ -134,8 +134,12 @@ class Term(ABC):
 
 def check_weight(name: str, value: float) -> None:
     """Raises an InputError unless the value is finite and at least 0."""
-    if not (value >= 0 and math.isfinite(value)):
-        raise InputError(f"{name} must be a finite number of at least 0, got {value}")
+    try:
+        fits = value >= 0 and math.isfinite(value)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise InputError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
 def check_power(power: float) -> None:
