@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -202,6 +203,20 @@ def test_it_is_autograds(middle: str, training: bool) -> None:
         torch.testing.assert_close(weight.grad, theirs.grad, rtol=1e-9, atol=1e-12)
 
 
+class WrittenOut(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return functional.relu6(features + 3) / 6
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_hard_sigmoid_has_a_second_derivative_here(inplace: bool) -> None:
+    student, reference = network(lambda: nn.Hardsigmoid(inplace)), network(WrittenOut)
+    at.Transfer(student, terms=TERMS)(images(), LABELS).loss.backward()
+    plain(reference, images()).backward()
+    for weight, theirs in zip(student.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+
+
 def test_running_statistics_of_a_shared_batch_norm_move_by_the_straight_pass_alone() -> None:
     student = network(Twice)
     at.Transfer(student, terms=TERMS)(images(), LABELS)
@@ -238,6 +253,13 @@ class DetachedFunction(Function):
         return gradient.detach() * 2
 
 
+class OnceFunction(DetachedFunction):
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
 class DetachedInside(nn.Module):
     """The fault is beside inner modules whose gradient goes on."""
 
@@ -253,7 +275,7 @@ class OnceInTraining(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if not self.training:
             return features
-        return torch.nn.functional.hardsigmoid(features)
+        return OnceFunction.apply(features)
 
 
 class Pair(nn.Module):

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from attention_transfer.double_backward.batch_norm import BatchNorm
 from attention_transfer.double_backward.convolution import Convolution
 from attention_transfer.double_backward.first_pass import FirstPass
+from attention_transfer.maps import promoted
 
 __all__ = ["DoubleBackward"]
 
@@ -20,9 +21,9 @@ __all__ = ["DoubleBackward"]
 class DoubleBackward(TorchFunctionMode):
     """A block in which a network is run whose gradient at the input is to be differentiated.
 
-    Besides answering ``conv2d`` and ``batch_norm``, it chooses the attention kernel that has a
-    second derivative, and runs compiled parts of the network eagerly: one compiled graph would
-    end the second derivative.
+    Besides answering ``conv2d``, ``batch_norm`` and ``hardsigmoid``, it chooses the attention
+    kernel that has a second derivative, and runs compiled parts of the network eagerly: one
+    compiled graph would end the second derivative.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(),
@@ -64,6 +65,8 @@ class DoubleBackward(TorchFunctionMode):
             return self._batch_norm(*args, **(kwargs or {}))
         if func is torch.batch_norm:
             return self._torch_batch_norm(*args, **(kwargs or {}))
+        if func is functional.hardsigmoid:
+            return self._hardsigmoid(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def gradient(self, loss: Tensor, images: Tensor, create_graph: bool = True) -> Tensor:
@@ -140,6 +143,10 @@ class DoubleBackward(TorchFunctionMode):
         return self._batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps
         )
+
+    def _hardsigmoid(self, input: Tensor, inplace: bool = False) -> Tensor:
+        """MobileNetV3's gate, by operations that have a second derivative: PyTorch's has none."""
+        return (functional.relu6(promoted(input) + 3) / 6).to(input.dtype)
 
 
 def _pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
