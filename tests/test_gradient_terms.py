@@ -148,14 +148,15 @@ def test_a_student_like_its_teacher_has_no_gradient_to_follow(form: Any, middle:
 
 @pytest.mark.parametrize("kind", [None, "sum", "max"])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_maps_and_unit_length_are_options(kind: Any, normalize: bool) -> None:
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_maps_and_unit_length_are_options(kind: Any, normalize: bool, power: float) -> None:
     student, teacher, (images, labels) = network(0), network(1), batch()
-    term = at.GradientAttention(1.0, "squared", normalize=normalize, map=kind)
+    term = at.GradientAttention(1.0, "squared", normalize=normalize, map=kind, power=power)
     out = at.Transfer(student, teacher, [term])(images, labels)
     sides = []
     for model in (student, teacher):
         side = plain_gradient(model, images, labels)
-        side = side if kind is None else maps.activation_map(side, kind)
+        side = side if kind is None else maps.activation_map(side, kind, power)
         side = side.flatten(1)
         sides.append(side / side.norm(dim=1, keepdim=True) if normalize else side)
     torch.testing.assert_close(out.loss, half(sides[0] - sides[1], "squared"))
@@ -164,15 +165,18 @@ def test_maps_and_unit_length_are_options(kind: Any, normalize: bool) -> None:
 def test_the_gradient_is_at_the_images_given_before_normalisation() -> None:
     student, (images, labels) = network(0), batch()
     mean, std = (0.5, 0.4), (0.25, 0.2)
-    transfer = at.Transfer(
-        student, terms=[at.InputGradientNorm(1.0)], student_normalization=(mean, std)
-    )
+    terms = [at.InputGradientNorm(1.0), at.FlipSymmetry(1.0)]
+    transfer = at.Transfer(student, terms=terms, student_normalization=(mean, std))
 
     def whole(pixels: Tensor) -> Tensor:
         scale = torch.tensor(std, dtype=pixels.dtype).view(-1, 1, 1)
         return student((pixels - torch.tensor(mean, dtype=pixels.dtype).view(-1, 1, 1)) / scale)
 
-    expected = half(plain_gradient(whole, images, labels), "paper")  # type: ignore[arg-type]
+    straight, flipped = (
+        plain_gradient(whole, pixels, labels)  # type: ignore[arg-type]
+        for pixels in (images, images.flip(3))
+    )
+    expected = half(straight, "paper") + half(straight - flipped.flip(3), "paper")
     torch.testing.assert_close(transfer(images, labels).loss, expected)
 
 
@@ -248,6 +252,24 @@ def test_the_gradient_is_float32_under_autocast_and_images_keep_their_type() -> 
     assert out.maps["gradient_attention"]["input:input"].student.dtype == torch.float32
     for name, value in exact.raw_terms.items():
         torch.testing.assert_close(out.raw_terms[name], value, rtol=0.03, atol=0)
+
+
+def test_both_passes_are_under_autocast() -> None:
+    student, (images, labels) = network(0).float(), batch()
+    transfer = at.Transfer(student, terms=[at.FlipSymmetry(1.0)], example_input=images.float())
+    types = []
+    student[0].register_forward_hook(lambda _, __, output: types.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        transfer(images.float(), labels)
+    assert types == [torch.bfloat16] * 2
+
+
+def test_autocast_leaves_float64_as_it_is() -> None:
+    student, (images, labels) = network(0), batch()
+    transfer = at.Transfer(student, terms=[at.InputGradientNorm(1.0)])
+    exact = transfer(images, labels).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(transfer(images, labels).loss, exact)
 
 
 def test_half_norm_of_zero_has_a_zero_gradient() -> None:
