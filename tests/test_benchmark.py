@@ -440,9 +440,13 @@ def test_committed_documents_are_whole() -> None:
         "fused.json",
         "import.json",
         "peers.json",
+        "gradient_amd.json",
+        "peers_bf16.json",
         "peers_wrn_16_1.json",
         "run.json",
+        "run_bf16.json",
         "step.json",
+        "step_bf16.json",
     }
     for name, text in documents.items():
         assert name.startswith(Document.read(text).benchmark)
