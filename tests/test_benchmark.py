@@ -438,9 +438,9 @@ def test_committed_documents_are_whole() -> None:
     assert documents.keys() >= {
         "data.json",
         "fused.json",
+        "gradient_amd.json",
         "import.json",
         "peers.json",
-        "gradient_amd.json",
         "peers_bf16.json",
         "peers_wrn_16_1.json",
         "run.json",

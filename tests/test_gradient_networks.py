@@ -1,5 +1,6 @@
 """Gradient terms on networks of unusual build: shared modules, weights that depend on the images,
-inputs that do not, checkpointing; all held to plain autograd in float64."""
+inputs that do not, checkpointing; all held to plain autograd in float64.
+"""
 
 from collections.abc import Callable
 from copy import deepcopy

@@ -117,13 +117,14 @@ class DoubleBackward(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         self.batch_statistics |= training
-        running = (running_mean, running_var, training, momentum, eps)
-        one_value = input.numel() == input.shape[1]  # a channel: PyTorch's own error
+        # Fixed statistics: an affine function, whose second derivative is fast.
+        # One value a channel: PyTorch's own error.
+        one_value = input.numel() == input.shape[1]
         if not training or one_value or _left_to_autograd(weight, bias):
-            # Fixed statistics: an affine function, whose second derivative is fast.
             return functional.batch_norm(
-                input, running_mean, running_var, weight, bias, *running[2:]
+                input, running_mean, running_var, weight, bias, training, momentum, eps
             )
+        running = (running_mean, running_var, training, momentum, eps)
         result: Tensor = BatchNorm.apply(self._first_pass, input, weight, bias, running)
         return result
 
