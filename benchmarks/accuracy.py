@@ -21,8 +21,8 @@ from rich.console import Console
 
 from attention_transfer.config import DemoConfig, DistillConfig, TrainConfig
 from attention_transfer.data import load_data
+from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.experiments.demo import packaged_teacher, student_configs
-from attention_transfer.machine import describe_machine, package_versions
 from attention_transfer.training import Run, RunProgress, run
 
 

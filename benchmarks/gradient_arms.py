@@ -23,8 +23,8 @@ from rich.console import Console
 
 from attention_transfer.config import DistillConfig, TrainConfig
 from attention_transfer.data import load_data
+from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.experiments.demo import packaged_teacher
-from attention_transfer.machine import describe_machine, package_versions
 from attention_transfer.training import Run, RunProgress, resume, run
 
 UPSIDE_DOWN = {"flip_axis": "vertical", "flip_classes": "0,1,3,8"}

@@ -18,13 +18,13 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from attention_transfer import CrossEntropy, Transfer, models
-from attention_transfer.machine import (
+from attention_transfer.environment import (
     describe_machine,
     keep_freed_memory,
     package_versions,
 )
-from attention_transfer.training.accumulation import parts_of
-from attention_transfer.training.recomputation import plan_recomputation, recomputing
+from attention_transfer.training.memory.recomputation import plan_recomputation, recomputing
+from attention_transfer.training.micro_batches import micro_batches
 
 ARMS = {
     "plain": ("1", ""),
@@ -85,7 +85,7 @@ def measure(asked: argparse.Namespace) -> dict[str, float]:
 
     def step() -> None:
         network.zero_grad()
-        for part in parts_of(len(labels), asked.accumulate):
+        for part in micro_batches(len(labels), asked.accumulate):
             kept.clear()
             with (
                 torch.autocast("cpu", torch.bfloat16, enabled=asked.precision == "bf16"),

@@ -40,7 +40,7 @@ def main(steps: int) -> list[float]:
     epoch = 0
     while True:
         order = at.data.epoch_order(len(data.train), seed=0, epoch=epoch)
-        for batch in at.data.batches(data.train, order, 32, view=at.data.View(0, epoch)):
+        for batch in at.data.batches(data.train, order, 32, view=at.data.AugmentedView(0, epoch)):
             out = transfer(batch.images, batch.labels)
             optimizer.zero_grad()
             out.loss.backward()

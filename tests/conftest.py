@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import attention_transfer as at
-from attention_transfer import feeding
+from attention_transfer import network_inputs
 from attention_transfer.data import Augmentation, DataSet, ImageSet
 from attention_transfer.training import Run, RunProgress
 
@@ -97,7 +97,7 @@ class Listening(RunProgress):
 @pytest.fixture
 def small_runs(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
     """Whole runs train on the small images."""
-    monkeypatch.setattr(feeding, "load_data", lambda *_, **__: data)
+    monkeypatch.setattr(network_inputs, "load_data", lambda *_, **__: data)
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms import v2
 
-from attention_transfer.data import View
+from attention_transfer.data import AugmentedView
 from attention_transfer.data.augmentation import erased
 from attention_transfer.data.randomness import integers, uniform
 
-VIEW = View(3, 5)
+VIEW = AugmentedView(3, 5)
 
 
 def white(count: int, size: tuple[int, int]) -> torch.Tensor:
@@ -20,7 +20,7 @@ def white(count: int, size: tuple[int, int]) -> torch.Tensor:
 
 
 def by_the_paper(
-    image: NDArray[np.uint8], index: int, probability: float, view: View
+    image: NDArray[np.uint8], index: int, probability: float, view: AugmentedView
 ) -> NDArray[np.uint8]:
     """Zhong et al., algorithm 1, for one image, step by step."""
     key = view.data_seed, view.number, index
@@ -97,7 +97,7 @@ def test_erasing_depends_on_seed_view_and_sample_alone() -> None:
     torch.manual_seed(9)
     picked = np.array([41, 3, 17])
     assert torch.equal(erased(white(3, (16, 16)), picked, VIEW, 0.5), whole[picked])
-    for other in (View(4, 5), View(3, 6)):
+    for other in (AugmentedView(4, 5), AugmentedView(3, 6)):
         assert not torch.equal(erased(white(60, (16, 16)), indices, other, 0.5), whole)
 
 

@@ -11,28 +11,28 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from attention_transfer import feeding
+from attention_transfer import network_inputs
 from attention_transfer.cli import COMMANDS, main
 from attention_transfer.cli.output import console, print_table
 from attention_transfer.config import (
     DistillConfig,
     TrainConfig,
 )
-from attention_transfer.config_files import read_config_file, write_config_file
+from attention_transfer.config.yaml_files import read_config_file, write_config_file
 from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError
 from attention_transfer.models import ModelCard, build
-from attention_transfer.training import preparation
+from attention_transfer.training import setup
 
 
 @pytest.fixture(autouse=True)
 def _small_data(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
-    original = feeding.load_data
+    original = network_inputs.load_data
 
     def load(name: str, **settings: Any) -> DataSet:
         return data if name == "cluttered-digits" else original(name, **settings)
 
-    monkeypatch.setattr(feeding, "load_data", load)
+    monkeypatch.setattr(network_inputs, "load_data", load)
 
 
 def listing() -> set[tuple[str, int]]:
@@ -175,7 +175,7 @@ def test_the_installed_command_does_the_same() -> None:
 def test_attention_needs_no_classes_in_common() -> None:
     prepare_folder()
     config = DistillConfig.checked({"teacher": "other-classes", "student": "wrn-10-1"})
-    prepared = preparation.prepare(config)
+    prepared = setup.set_up_run(config)
     assert len(prepared.transfer.pair_descriptions) == 3
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from attention_transfer import feeding
+from attention_transfer import network_inputs
 from attention_transfer.benchmark import (
     Case,
     Document,
-    contestants,
+    competitors,
     fused,
     gradient,
     importing,
@@ -24,14 +24,14 @@ from attention_transfer.benchmark import (
     peers,
     runs,
     steps,
-    waiting,
+    data_wait,
 )
 from attention_transfer.benchmark.document import worst
 from attention_transfer.benchmark.figures import Spread, per, ratio, spread
-from attention_transfer.benchmark.made_images import cifar_files, photo_files
-from attention_transfer.benchmark.modes import Bench, Setting, stepping
-from attention_transfer.benchmark.plain import Watched, authors_loss
+from attention_transfer.benchmark.modes import Setting, StepBenchmark, stepping
 from attention_transfer.benchmark.processes import OwnProcess, in_own_process
+from attention_transfer.benchmark.reference import FeatureExtractor, authors_loss
+from attention_transfer.benchmark.synthetic_images import cifar_files, photo_files
 from attention_transfer.benchmark.timing import in_turns, timed
 from attention_transfer.cli import main
 from attention_transfer.config import BenchmarkConfig
@@ -74,10 +74,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_images(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
     """In place of the embedded ones, which take seconds to draw."""
-    for module in (feeding, runs, peers, contestants):
+    for module in (network_inputs, runs, peers, competitors):
         monkeypatch.setattr(module, "load_data", lambda *_, **__: data)
-    contestants._data.cache_clear()
-    contestants._ready.cache_clear()
+    competitors._data.cache_clear()
+    competitors._ready.cache_clear()
 
 
 def test_medians_and_quartiles_are_the_ones_by_hand() -> None:
@@ -175,8 +175,8 @@ def test_a_cache_has_paid_when_it_saved_what_it_cost(
 
 
 def test_the_first_of_several_epochs_warms_up() -> None:
-    assert waiting.counted([{"epoch": 1}, {"epoch": 2}]) == [{"epoch": 2}]
-    assert waiting.counted([{"epoch": 1}]) == [{"epoch": 1}]
+    assert data_wait.counted([{"epoch": 1}, {"epoch": 2}]) == [{"epoch": 2}]
+    assert data_wait.counted([{"epoch": 1}]) == [{"epoch": 1}]
 
 
 def test_the_usual_loop_has_the_authors_formula() -> None:
@@ -202,7 +202,7 @@ def test_all_ways_to_take_a_step_have_the_same_gradient() -> None:
     gradients = []
     for mode in ("live", "cached"):
         for changed in ({}, {"fused": False}, {"folded": False}, {"channels_last": False}):
-            bench = Bench(PAIR, 4, Setting("fp32", **changed))
+            bench = StepBenchmark(PAIR, 4, Setting("fp32", **changed))
             stepping(mode, bench)()
             gradients.append(bench.student.get_parameter("stem.weight").grad)
     for other in gradients[1:]:
@@ -212,7 +212,7 @@ def test_all_ways_to_take_a_step_have_the_same_gradient() -> None:
 def test_watching_does_not_change_the_output() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU())
     images = torch.randn(2, 3, 4, 4)
-    logits, (features,) = Watched(network, ["0"])(images)
+    logits, (features,) = FeatureExtractor(network, ["0"])(images)
     assert torch.equal(logits, features.relu())
 
 
@@ -263,13 +263,13 @@ def test_fused(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_data(small_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "CIFAR_IMAGES", 2)
-    monkeypatch.setattr(waiting, "PHOTOS", 2)
+    monkeypatch.setattr(data_wait, "CIFAR_IMAGES", 2)
+    monkeypatch.setattr(data_wait, "PHOTOS", 2)
     for network in ("SMALL", "DEEP"):
-        monkeypatch.setattr(waiting, network, "wrn-10-1")
-    small = waiting._kinds
+        monkeypatch.setattr(data_wait, network, "wrn-10-1")
+    small = data_wait._kinds
     monkeypatch.setattr(
-        waiting,
+        data_wait,
         "_kinds",
         lambda *arguments: [
             (name, {"model": settings["model"]}) for name, settings in small(*arguments)
@@ -301,7 +301,7 @@ def test_peers(here: None, small_images: None) -> None:
 def test_peers_without_torchdistill_say_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(contestants, "find_spec", lambda name: None)
+    monkeypatch.setattr(competitors, "find_spec", lambda name: None)
     assert main(["benchmark", "peers"]) == 2
     assert "pip install 'attention-transfer[peers]'" in capsys.readouterr().err
 

@@ -19,11 +19,11 @@ import attention_transfer as at
 from attention_transfer.cache import TargetCache, build_cache, weights_fingerprint
 from attention_transfer.cli import main
 from attention_transfer.config import CacheConfig, DistillConfig
-from attention_transfer.data import View, batches
+from attention_transfer.data import AugmentedView, batches
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.training import Run, RunProgress
-from attention_transfer.training.preparation import Prepared, prepare
-from attention_transfer.training.progress import Moment
+from attention_transfer.training.monitoring.progress import Moment
+from attention_transfer.training.setup import RunSetup, prepare, set_up_run
 from conftest import SMALL, Listening
 
 EVERYTHING: dict[str, Any] = {
@@ -45,9 +45,9 @@ def config(**changes: Any) -> CacheConfig:
     return CacheConfig.checked({**values, **changes})
 
 
-def prepared(**changes: Any) -> Prepared:
+def prepared(**changes: Any) -> RunSetup:
     values = {"teacher": "teacher", "student": "wrn-10-1", "cache": "targets", **SMALL}
-    return prepare(DistillConfig.checked({**values, **changes}))
+    return set_up_run(DistillConfig.checked({**values, **changes}))
 
 
 class Recording(RunProgress):
@@ -101,7 +101,7 @@ def test_a_cache_serves_other_students_weights_and_seeds(teacher: Run) -> None:
         assert found.targets is not None
         cache, _ = found.targets.whole(print, torch.device("cpu"))
         for epoch in (0, 2):
-            batch = next(batches(found.data.train, np.arange(48), 10, view=View(0, epoch)))
+            batch = next(batches(found.data.train, np.arange(48), 10, view=AugmentedView(0, epoch)))
             targets = cache.read(epoch, batch.indices)
             live = found.transfer(batch.images, batch.labels)
             known = found.transfer(batch.images, batch.labels, targets=targets)
@@ -113,7 +113,7 @@ def test_a_cache_serves_other_students_weights_and_seeds(teacher: Run) -> None:
 def test_targets_are_stored_as_precisely_as_is_said(teacher: Run) -> None:
     cache = build_cache(config(gradient=True, views=1))
     found = prepared(**EVERYTHING)
-    batch = next(batches(found.data.train, np.arange(48), 48, view=View(0, 0)))
+    batch = next(batches(found.data.train, np.arange(48), 48, view=AugmentedView(0, 0)))
     live, known = found.transfer.targets(batch.images, batch.labels), cache.read(0, batch.indices)
     for reading, value in live.readings.items():
         unit = at.maps.normalize(value)
@@ -208,7 +208,7 @@ def test_several_teachers_are_kept_as_one(teacher: Run) -> None:
         "1.group1",
     ]
     found = prepared(teacher=f"teacher,{both.folder}", kd_alpha=0.5)
-    batch = next(batches(found.data.train, np.arange(48), 10, view=View(0, 0)))
+    batch = next(batches(found.data.train, np.arange(48), 10, view=AugmentedView(0, 0)))
     live = found.transfer(batch.images, batch.labels)
     known = found.transfer(batch.images, batch.labels, targets=cache.read(0, batch.indices))
     torch.testing.assert_close(live.loss, known.loss, rtol=1e-3, atol=0)
@@ -312,7 +312,7 @@ def test_other_versions_or_images_are_refused(teacher: Run) -> None:
     manifest = Path("targets/cache.json")
     for name in ("version of torch", "images", "normalisation of the teacher"):
         values = json.loads(manifest.read_text())
-        kept, values["made_of"][name] = manifest.read_text(), "0.0"
+        kept, values["provenance"][name] = manifest.read_text(), "0.0"
         manifest.write_text(json.dumps(values))
         with pytest.raises(InputError, match=f"{name}: 0.0, here"):
             prepared()
@@ -449,7 +449,7 @@ def builder(
     """A process of its own that builds a cache of the small images."""
     settings = ["--teacher", "teacher", "--precision", "fp32", "--views", str(views), *flags]
 
-    def prepare() -> None:
+    def set_up_run() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # which is ignored in the background
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -16,15 +16,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from attention_transfer import feeding
+from attention_transfer import network_inputs
 from attention_transfer.cli import COMMANDS, main
 from attention_transfer.cli.output import console, print_table
 from attention_transfer.config import DistillConfig
 from attention_transfer.data import DataSet, ImageSet, load_data
 from attention_transfer.experiments import demo
 from attention_transfer.models import ModelCard, build
-from attention_transfer.training import RunProgress, judging, preparation
-from attention_transfer.training.checkpoints import save_checkpoint
+from attention_transfer.runs.checkpoints import save_checkpoint
+from attention_transfer.training import RunProgress, evaluate, setup
 
 Capture = pytest.CaptureFixture[str]
 
@@ -44,7 +44,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch, tiny: DataSet) -> None:
     def load(name: str, **settings: Any) -> DataSet:
         return tiny if name == "cluttered-digits" else load_data(name, **settings)
 
-    for module in (feeding, judging, demo):
+    for module in (network_inputs, evaluate, demo):
         monkeypatch.setattr(module, "load_data", load)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
@@ -246,7 +246,7 @@ BAD: dict[str, tuple[str, str]] = {
     "out is no path": ("train --config null-out.yaml", "cannot write to .*choose another --out"),
     "demo in a file": ("demo --out a-file", "a-file exists and is not an empty folder; choose"),
     "demo below a file": ("demo --out a-file/run", "cannot write to a-file/run.*choose another"),
-    # Going on, judging.
+    # Going on, evaluate.
     "resume nothing": ("resume empty", r"empty holds no run \(no config.yaml\)"),
     "resume nowhere": ("resume nowhere", r"nowhere holds no run \(no config.yaml\)"),
     "resume a finished run": ("resume finished", "run in finished is finished; .*nothing to resum"),
@@ -314,7 +314,7 @@ def test_the_program_does_the_same(case: str, material: Path) -> None:
 
 def test_attention_needs_no_classes_in_common(material: Path) -> None:
     config = DistillConfig(teacher=str(material / "three"), student="wrn-10-1", precision="fp32")
-    prepared = preparation.prepare(config)
+    prepared = setup.set_up_run(config)
     assert len(prepared.transfer.pair_descriptions) == 3
     assert len(prepared.card.class_names) == 10
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import attention_transfer as at
-from attention_transfer.training import preparation
+from attention_transfer.training import setup
 from attention_transfer.transfer import compiler_fault
-from attention_transfer.transfer.targets import Wanted
+from attention_transfer.transfer.targets import TargetSpec
 from attention_transfer.transfer.teacher import FrozenTeacher
 from conftest import SMALL, Listening
 
@@ -64,9 +64,9 @@ def test_a_compiled_transfer_is_the_eager_one_and_is_compiled_once() -> None:
 def test_a_teacher_that_becomes_another_network_is_compiled_anew() -> None:
     teacher = FrozenTeacher(network(8), ["0"])
     teacher.compile_passes()
-    wanted = Wanted(logits=True)
+    wanted = TargetSpec(logits=True)
     before = teacher.targets(IMAGES, None, wanted).logits
-    teacher.streamline(IMAGES)
+    teacher.optimize_for_inference(IMAGES)
     with torch.no_grad():
         for parameter in teacher.network.parameters():
             parameter.zero_()
@@ -117,7 +117,7 @@ def test_a_run_with_gradient_terms_leaves_the_student_uncompiled(small_runs: Non
 def test_without_a_compiler_a_run_says_so_in_a_line_and_goes_on(
     small_runs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "compiler_fault", lambda: "no g++")
+    monkeypatch.setattr(setup, "compiler_fault", lambda: "no g++")
     progress = Listening()
     run = at.train(
         model="wrn-10-1", out="run", compile=True, progress=progress, **{**SMALL, "epochs": 1}

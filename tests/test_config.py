@@ -16,7 +16,7 @@ from attention_transfer.config import (
     EvaluateConfig,
     TrainConfig,
 )
-from attention_transfer.config_files import read_config_file, write_config_file
+from attention_transfer.config.yaml_files import read_config_file, write_config_file
 from attention_transfer.errors import InputError
 
 FILE = Path("settings.yaml")

@@ -13,8 +13,8 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from attention_transfer.data import (
     Augmentation,
+    AugmentedView,
     DataSet,
-    View,
     batch_bounds,
     batches,
     epoch_order,
@@ -113,7 +113,7 @@ def test_an_augmented_image_is_a_crop_of_its_padded_self(data: DataSet, flip: bo
     indices = np.arange(20)
     images = data.train.images[:20]
     pad = 3
-    views = Augmentation(pad, flip)(images, indices, View(7, 2)).numpy()
+    views = Augmentation(pad, flip)(images, indices, AugmentedView(7, 2)).numpy()
     flips = 0
     for image, view in zip(images.numpy(), views, strict=True):
         padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
@@ -127,7 +127,9 @@ def test_an_augmented_image_is_a_crop_of_its_padded_self(data: DataSet, flip: bo
 
 def test_the_crop_and_the_flip_are_those_drawn_for_the_sample(data: DataSet) -> None:
     indices = np.array([30, 3, 17, 8, 44])
-    views = Augmentation(3, flip=True)(data.train.images[indices], indices, View(7, 2)).numpy()
+    views = Augmentation(3, flip=True)(
+        data.train.images[indices], indices, AugmentedView(7, 2)
+    ).numpy()
     for index, view in zip(indices.tolist(), views, strict=True):
         top, left = (int(integers(-3, 3, f"crop {side}", 7, 2, index)) for side in ("top", "left"))
         padded = np.pad(data.train.images[index].numpy(), ((3, 3), (3, 3), (0, 0)), mode="reflect")
@@ -138,10 +140,12 @@ def test_the_crop_and_the_flip_are_those_drawn_for_the_sample(data: DataSet) -> 
 
 def test_a_view_is_a_function_of_seed_view_and_sample(data: DataSet) -> None:
     augmentation = Augmentation(pad=3, flip=True)
-    whole = augmentation(data.train.images, np.arange(48), View(0, 4))
+    whole = augmentation(data.train.images, np.arange(48), AugmentedView(0, 4))
     picked = np.array([30, 3])
-    assert torch.equal(augmentation(data.train.images[picked], picked, View(0, 4)), whole[picked])
-    for other in (View(1, 4), View(0, 5)):
+    assert torch.equal(
+        augmentation(data.train.images[picked], picked, AugmentedView(0, 4)), whole[picked]
+    )
+    for other in (AugmentedView(1, 4), AugmentedView(0, 5)):
         assert not torch.equal(augmentation(data.train.images, np.arange(48), other), whole)
 
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 import attention_transfer as at
 from attention_transfer.cli import main
-from attention_transfer.data import View, batches, load_data
+from attention_transfer.data import AugmentedView, batches, load_data
 from attention_transfer.data.datasets import DatasetImages
 from attention_transfer.data.decoding import as_pil
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.factories import imported
+from attention_transfer.factories import import_object
 from test_folders import CLASSES, fill
 
 MODULE = '''
@@ -131,7 +131,7 @@ def test_pairs_and_dictionaries_give_the_same_images() -> None:
     assert pairs.class_names == splits.class_names == ("red", "green", "blue")
     assert [len(part) for part in (pairs.train, pairs.validation, pairs.test)] == [27, 9, 12]
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [36, 12, 9]
-    expected = imported("theirs.work:Pairs")()
+    expected = import_object("theirs.work:Pairs")()
     for part in (pairs.test, splits.test):
         pixels = part.pixels(np.arange(9))
         for index in range(9):
@@ -208,7 +208,7 @@ def test_a_sample_that_cannot_be_had_is_named(workers: int) -> None:
     data = load_data("theirs.work:broken", image_size=(16, 16))
     order = np.arange(len(data.train))
     with pytest.raises(TrainingError, match="sample 7 of Pairs cannot be had: KeyError: 'gone'"):
-        list(batches(data.train, order, 8, view=View(0, 0), workers=workers))
+        list(batches(data.train, order, 8, view=AugmentedView(0, 0), workers=workers))
 
 
 def test_a_dataset_without_a_test_split_is_shared_out_by_class() -> None:
@@ -245,7 +245,7 @@ def test_a_view_does_not_depend_on_those_asked_for_before(tmp_path: Path) -> Non
         samples = [(Image.open(tmp_path / "a.jpg"), 0)]
         return DatasetImages(samples, (0, 1), np.arange(1), torch.zeros(1).long(), (32, 32))
 
-    indices, views = np.arange(1), [View(0, number) for number in range(3)]
+    indices, views = np.arange(1), [AugmentedView(0, number) for number in range(3)]
     forth, back = opened(), opened()
     first = [forth.pixels(indices, view) for view in views]
     second = [back.pixels(indices, view) for view in reversed(views)]

@@ -16,7 +16,14 @@ from PIL import Image
 
 import attention_transfer as at
 from attention_transfer.cli import main
-from attention_transfer.data import Augmented, ImageSet, View, batches, load_data, loading
+from attention_transfer.data import (
+    AugmentedView,
+    ImageSet,
+    WithAugmentation,
+    batches,
+    load_data,
+    loading,
+)
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.folders import folder_data
 from attention_transfer.data.views import centre, random_crop
@@ -183,7 +190,7 @@ sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
 def test_crops_lie_inside_and_have_the_wanted_area_and_shape(
     whole: tuple[int, int], size: tuple[int, int], index: int
 ) -> None:
-    box = random_crop(whole, size, View(0, 3), index)
+    box = random_crop(whole, size, AugmentedView(0, 3), index)
     middle = centre(whole, size)
     for part in (box, middle, centre(whole, size, share=1.0)):
         assert 0 <= part.left < part.right <= whole[1]
@@ -195,7 +202,7 @@ def test_crops_lie_inside_and_have_the_wanted_area_and_shape(
 
 
 def test_crops_are_spread_as_they_should_be() -> None:
-    boxes = [random_crop((1000, 1000), (8, 8), View(0, 0), index) for index in range(3000)]
+    boxes = [random_crop((1000, 1000), (8, 8), AugmentedView(0, 0), index) for index in range(3000)]
     widths = np.array([box.right - box.left for box in boxes])
     heights = np.array([box.bottom - box.top for box in boxes])
     areas = widths * heights / 1e6
@@ -220,12 +227,12 @@ STRONG = [
 def test_a_view_is_a_function_of_seed_view_and_sample(
     tmp_path: Path, views: dict[str, Any]
 ) -> None:
-    images = Augmented(folder_data(fill(tmp_path), (16, 16)).train, 3, **views)
+    images = WithAugmentation(folder_data(fill(tmp_path), (16, 16)).train, 3, **views)
     order = np.arange(len(images))
-    whole = images.pixels(order, View(0, 2))
+    whole = images.pixels(order, AugmentedView(0, 2))
     torch.manual_seed(5)
-    assert torch.equal(images.pixels(order[[7, 2]], View(0, 2)), whole[[7, 2]])
-    for other in (View(1, 2), View(0, 3)):
+    assert torch.equal(images.pixels(order[[7, 2]], AugmentedView(0, 2)), whole[[7, 2]])
+    for other in (AugmentedView(1, 2), AugmentedView(0, 3)):
         assert not torch.equal(images.pixels(order, other), whole)
     judged = images.pixels(order)
     assert torch.equal(judged, images.pixels(order))
@@ -239,9 +246,9 @@ def test_mixed_images_hold_their_labels_shares(ways: tuple[str, ...]) -> None:
     labels = torch.arange(600) % 3
     plain = torch.zeros(600, 10, 14, 3, dtype=torch.uint8)
     plain[torch.arange(600), :, :, labels] = 255
-    images = Augmented(ImageSet(plain, labels), 3, **dict.fromkeys(ways, 1.0))
+    images = WithAugmentation(ImageSet(plain, labels), 3, **dict.fromkeys(ways, 1.0))
     order = np.arange(600)
-    view = View(0, 5)
+    view = AugmentedView(0, 5)
     (batch,) = batches(images, order, 600, view=view)
     assert torch.allclose(batch.labels.sum(1), torch.ones(600))
     assert torch.allclose(batch.images.mean((2, 3)), batch.labels, atol=0.6 / 255)
@@ -256,10 +263,13 @@ def test_mixed_images_hold_their_labels_shares(ways: tuple[str, ...]) -> None:
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
-    images = Augmented(folder_data(fill(tmp_path), (16, 16)).train, 3, randaugment=9, mixup=0.2)
+    images = WithAugmentation(
+        folder_data(fill(tmp_path), (16, 16)).train, 3, randaugment=9, mixup=0.2
+    )
     order = np.random.default_rng(0).permutation(len(images))
     alone, helped = (
-        list(batches(images, order, 5, view=View(0, 1), workers=workers)) for workers in (0, 2)
+        list(batches(images, order, 5, view=AugmentedView(0, 1), workers=workers))
+        for workers in (0, 2)
     )
     assert len(alone) == len(helped) == 5
     for one, other in zip(alone, helped, strict=True):
@@ -273,13 +283,13 @@ def test_an_image_that_breaks_later_is_named(tmp_path: Path, workers: int) -> No
     images = folder_data(fill(tmp_path), (16, 16)).train
     (images.root / images.paths[7]).write_bytes(b"gone")
     with pytest.raises(TrainingError, match=rf"{images.paths[7]} can no longer be decoded"):
-        list(batches(images, np.arange(len(images)), 4, view=View(0, 0), workers=workers))
+        list(batches(images, np.arange(len(images)), 4, view=AugmentedView(0, 0), workers=workers))
 
 
 class Deadly(FileImages):
     """Kills the process that decodes a certain sample."""
 
-    def pixels(self, indices: np.ndarray, view: View | None = None) -> torch.Tensor:
+    def pixels(self, indices: np.ndarray, view: AugmentedView | None = None) -> torch.Tensor:
         if 9 in indices:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().pixels(indices, view)
@@ -300,7 +310,7 @@ def test_a_killed_worker_ends_the_epoch_and_names_the_samples(tmp_path: Path) ->
 class Endless(FileImages):
     """Never comes back from a certain sample."""
 
-    def pixels(self, indices: np.ndarray, view: View | None = None) -> torch.Tensor:
+    def pixels(self, indices: np.ndarray, view: AugmentedView | None = None) -> torch.Tensor:
         if 9 in indices:
             time.sleep(600)
         return super().pixels(indices, view)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from attention_transfer import losses, maps
 from attention_transfer.errors import InputError
-from attention_transfer.maps import MapKind
+from attention_transfer.functional import losses, maps
+from attention_transfer.functional.maps import MapKind
 
 KINDS: tuple[MapKind, ...] = ("sum", "max")
 POWERS = (0.5, 1, 1.5, 2, 3, 4)

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attention_transfer import fused, losses, maps
 from attention_transfer.errors import InputError
-from attention_transfer.maps import MapKind, scale_free
+from attention_transfer.functional import fused, losses, maps
+from attention_transfer.functional import kernels
+from attention_transfer.functional.maps import MapKind
 
 KINDS: tuple[MapKind, ...] = ("sum", "max")
 POWERS = (0.5, 1, 1.5, 2, 3, 4)
@@ -171,12 +172,12 @@ def test_what_does_not_fit_is_refused(change: dict[str, object], message: str) -
 def test_the_compiled_kernels_are_the_functions() -> None:
     """Those of graphics processors, compiled for this one."""
     features, upstream = random(3, 8, 6, 5), random(3, 6, 5, seed=1)
-    attention, divisors = scale_free.FUSED_MAP(features, "sum", 2.0)
+    attention, divisors = kernels.FUSED_MAP(features, "sum", 2.0)
     torch.testing.assert_close(
         attention * divisors.flatten(1).unsqueeze(2).square(), maps.activation_map(features)
     )
     scale = torch.tensor(0.3, dtype=torch.float64)
-    gradient = scale_free.FUSED_GRADIENT(features, divisors, upstream, "sum", 2.0, scale)
+    gradient = kernels.FUSED_GRADIENT(features, divisors, upstream, "sum", 2.0, scale)
     expected = 0.6 * features * upstream.unsqueeze(1) / divisors.square()
     torch.testing.assert_close(gradient, expected)
 
@@ -187,7 +188,7 @@ def test_a_kernel_that_cannot_be_compiled_runs_as_it_is(
     def broken(*_: object) -> object:
         raise RuntimeError("no compiler")
 
-    kernel = scale_free.Kernel(lambda values: values * 2)
+    kernel = kernels.Kernel(lambda values: values * 2)
     monkeypatch.setattr(kernel, "_compiled", broken)
     with caplog.at_level("INFO"):
         assert kernel(torch.ones(2)).tolist() == [2, 2]

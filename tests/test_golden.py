@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import attention_transfer as at
-from attention_transfer.data import View, batches, epoch_order, load_data
+from attention_transfer.data import AugmentedView, batches, epoch_order, load_data
 from attention_transfer.experiments.demo import packaged_teacher
 from attention_transfer.models import load, load_run
 from attention_transfer.transfer import Observation, Term
@@ -83,7 +83,7 @@ def twelve_steps() -> tuple[list[dict[str, float]], list[dict[str, float]], Tens
     optimizer = torch.optim.SGD(transfer.parameters(), lr=0.001)
     product, formula = [], []
     order = epoch_order(len(data.train), seed=0, epoch=0)[: 32 * STEPS]
-    for batch in batches(data.train, order, 32, view=View(0, 0)):
+    for batch in batches(data.train, order, 32, view=AugmentedView(0, 0)):
         out = transfer(batch.images, batch.labels)
         optimizer.zero_grad()
         out.loss.backward()

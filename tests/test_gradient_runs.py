@@ -12,7 +12,7 @@ from attention_transfer.cli import main
 from attention_transfer.config import DistillConfig
 from attention_transfer.errors import InputError
 from attention_transfer.training import Run, RunProgress, run
-from attention_transfer.training.preparation import terms_of
+from attention_transfer.training.setup import terms_of
 from conftest import SMALL
 
 pytestmark = pytest.mark.usefixtures("small_runs")

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from attention_transfer.data import (
-    Augmented,
+    AugmentedView,
     DataSet,
+    EpochPass,
     Images,
     ImageSet,
-    Pass,
-    View,
+    WithAugmentation,
     batch_bounds,
     batches,
     epoch_order,
@@ -29,9 +29,11 @@ from test_folders import fill
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_is_its_passes_one_after_the_other(tmp_path: Path, workers: int) -> None:
-    images = Augmented(folder_data(fill(tmp_path), (16, 16)).train, 3, cutmix=0.2)
-    passes = [Pass(epoch_order(len(images), 0, epoch), View(0, epoch)) for epoch in range(3)]
-    passes.append(Pass(np.arange(5), None))
+    images = WithAugmentation(folder_data(fill(tmp_path), (16, 16)).train, 3, cutmix=0.2)
+    passes = [
+        EpochPass(epoch_order(len(images), 0, epoch), AugmentedView(0, epoch)) for epoch in range(3)
+    ]
+    passes.append(EpochPass(np.arange(5), None))
     expected = [
         batch
         for order, view in passes
@@ -45,10 +47,10 @@ def test_a_stream_is_its_passes_one_after_the_other(tmp_path: Path, workers: int
         assert one.total == other.total
 
 
-class Watched(FileImages):
+class FeatureExtractor(FileImages):
     """Leaves a file for each process that decodes, and for each view it was asked for."""
 
-    def pixels(self, indices: np.ndarray, view: View | None = None) -> torch.Tensor:
+    def pixels(self, indices: np.ndarray, view: AugmentedView | None = None) -> torch.Tensor:
         number = view.number if view else None
         (self.root.parent / f"process {os.getpid()}").touch()
         (self.root.parent / f"view {number}").touch()
@@ -57,9 +59,11 @@ class Watched(FileImages):
 
 def test_the_same_worker_decodes_the_next_pass_while_the_last_is_judged(tmp_path: Path) -> None:
     whole = folder_data(fill(tmp_path / "images"), (16, 16)).train
-    images = Watched(whole.root, whole.paths, whole.labels, whole.size)
+    images = FeatureExtractor(whole.root, whole.paths, whole.labels, whole.size)
     order = np.arange(len(images))
-    source = stream(images, (Pass(order, View(0, n)) for n in range(3)), 12, workers=1)
+    source = stream(
+        images, (EpochPass(order, AugmentedView(0, n)) for n in range(3)), 12, workers=1
+    )
     for _ in batch_bounds(len(order), 12):
         next(source)
     deadline = time.monotonic() + 30
@@ -73,7 +77,7 @@ def test_the_same_worker_decodes_the_next_pass_while_the_last_is_judged(tmp_path
 def test_a_stream_that_is_closed_lets_its_workers_go(tmp_path: Path) -> None:
     images = folder_data(fill(tmp_path), (16, 16)).train
     order = np.arange(len(images))
-    source = stream(images, (Pass(order, View(0, n)) for n in range(9)), 4, workers=2)
+    source = stream(images, (EpochPass(order, AugmentedView(0, n)) for n in range(9)), 4, workers=2)
     next(source)
     assert len(multiprocessing.active_children()) == 2
     source.close()
@@ -104,10 +108,10 @@ def test_workers_are_for_what_takes_time(tmp_path: Path) -> None:
     expected: list[tuple[Images, int]] = [
         (files, 3),
         (memory, 0),
-        (Augmented(files, 3, random_erasing=0.5), 3),
-        (Augmented(memory, 3, random_erasing=0.5), 0),
-        (Augmented(memory, 3, randaugment=9), 3),
-        (Augmented(memory, 3, mixup=0.2), 3),
+        (WithAugmentation(files, 3, random_erasing=0.5), 3),
+        (WithAugmentation(memory, 3, random_erasing=0.5), 0),
+        (WithAugmentation(memory, 3, randaugment=9), 3),
+        (WithAugmentation(memory, 3, mixup=0.2), 3),
     ]
     for images, workers in expected:
         assert resolve_workers(3, images) == workers
@@ -115,10 +119,11 @@ def test_workers_are_for_what_takes_time(tmp_path: Path) -> None:
 
 
 def test_workers_make_batches_of_images_in_memory(data: DataSet) -> None:
-    images = Augmented(data.train, 3, randaugment=9, cutmix=0.5)
+    images = WithAugmentation(data.train, 3, randaugment=9, cutmix=0.5)
     order = np.arange(len(images))
     alone, helped = (
-        list(batches(images, order, 20, view=View(0, 1), workers=workers)) for workers in (0, 1)
+        list(batches(images, order, 20, view=AugmentedView(0, 1), workers=workers))
+        for workers in (0, 1)
     )
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.images, other.images)

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import attention_transfer as at
-from attention_transfer.report.lettering import quiet_about_glyphs, shortened, text_width, wrapped
-from attention_transfer.report.maps import Cell, Column, Place, Row, draw_maps, relative
+from attention_transfer.drawing.maps import Cell, Column, Place, Row, draw_maps, relative
+from attention_transfer.drawing.text import quiet_about_glyphs, shortened, text_width, wrapped
 from attention_transfer.viewing.networks import distinct
 
 GOLDEN = Path(__file__).parent / "golden" / "maps.png"

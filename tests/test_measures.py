@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torchmetrics import Metric, MetricCollection
 
-from attention_transfer import measures, metrics
+from attention_transfer import metrics
+from attention_transfer.functional import measures
 
 Array = NDArray[np.float64]
 sides = st.integers(1, 6)
@@ -188,7 +189,7 @@ def test_the_share_inside_is_that_of_a_finer_grid(
     for masks in (masks_for(2, *pixels, seed=seed + 1), attention(2, *pixels, seed=seed) / 1.05):
         pairs = zip(maps.numpy(), masks.numpy(), strict=True)
         expected = [reference_inside(map_, mask) for map_, mask in pairs]
-        np.testing.assert_allclose(measures.share_inside(maps, masks), expected, atol=1e-12)
+        np.testing.assert_allclose(measures.energy_pointing_game(maps, masks), expected, atol=1e-12)
 
 
 def test_the_share_inside_a_box_on_an_uneven_grid() -> None:
@@ -197,16 +198,21 @@ def test_the_share_inside_a_box_on_an_uneven_grid() -> None:
     masks = measures.box_masks(torch.tensor([[2, 1, 6, 4]]), size=(4, 10))
     first, second = (10 / 3 - 2) / (10 / 3), (6 - 10 / 3) / (10 / 3)
     expected = ((6 * first + 3 * second) / 2 + 2 * first + 8 * second) / 24
-    assert measures.share_inside(maps, masks).item() == pytest.approx(expected)
+    assert measures.energy_pointing_game(maps, masks).item() == pytest.approx(expected)
 
 
 def test_parts_of_an_image_share_all_of_its_attention() -> None:
     maps, masks = attention(3, 7, 5), masks_for(3, 16, 12)
-    inside, outside = measures.share_inside(maps, masks), measures.share_inside(maps, ~masks)
+    inside, outside = (
+        measures.energy_pointing_game(maps, masks),
+        measures.energy_pointing_game(maps, ~masks),
+    )
     torch.testing.assert_close(inside + outside, torch.ones(3, dtype=torch.float64))
-    assert measures.share_inside(maps, torch.ones(3, 9, 9)).tolist() == pytest.approx([1] * 3)
-    assert measures.share_inside(maps, torch.zeros(3, 9, 9)).tolist() == [0] * 3
-    even = measures.share_inside(torch.full((3, 7, 5), 0.2), masks)
+    assert measures.energy_pointing_game(maps, torch.ones(3, 9, 9)).tolist() == pytest.approx(
+        [1] * 3
+    )
+    assert measures.energy_pointing_game(maps, torch.zeros(3, 9, 9)).tolist() == [0] * 3
+    even = measures.energy_pointing_game(torch.full((3, 7, 5), 0.2), masks)
     torch.testing.assert_close(even, masks.float().mean(dim=(1, 2)))
 
 
@@ -271,7 +277,7 @@ EVERY: dict[str, Callable[[Tensor], Tensor]] = {
     "rank": lambda maps: measures.rank_correlation(maps, attention(len(maps), 4, 6, seed=1)),
     "rank, pooled": lambda maps: measures.rank_correlation(maps, attention(len(maps), 2, 4)),
     "entropy": measures.entropy,
-    "inside": lambda maps: measures.share_inside(maps, masks_for(len(maps), 7, 9)),
+    "inside": lambda maps: measures.energy_pointing_game(maps, masks_for(len(maps), 7, 9)),
     "pointing": lambda maps: measures.pointing_game(maps, masks_for(len(maps), 7, 9)),
 }
 every = pytest.mark.parametrize("measure", EVERY.values(), ids=EVERY.keys())
@@ -313,7 +319,7 @@ def test_the_dtype_of_maps_stays(dtype: torch.dtype) -> None:
         measures.cosine(maps, maps[:, :2]),
         measures.rank_correlation(maps, maps[:, :2]),
         measures.entropy(maps),
-        measures.share_inside(maps, masks),
+        measures.energy_pointing_game(maps, masks),
         measures.pointing_game(maps, masks),
     ]
     assert {value.dtype for value in values} == {dtype}
@@ -342,7 +348,7 @@ def test_zeros_are_even_attention() -> None:
     masks = measures.box_masks(torch.tensor([[0, 0, 3, 2]]), size=(4, 4))
     zeros = torch.zeros(1, 2, 4)
     assert measures.entropy(zeros).item() == pytest.approx(1)
-    assert measures.share_inside(zeros, masks).item() == pytest.approx(6 / 16)
+    assert measures.energy_pointing_game(zeros, masks).item() == pytest.approx(6 / 16)
     assert measures.pointing_game(zeros, masks).item() == pytest.approx(3 / 8)
 
 
@@ -350,7 +356,7 @@ def test_one_place_holds_all_attention() -> None:
     maps = torch.tensor([[[3.0]], [[0.0]]])
     masks = measures.box_masks(torch.tensor([[0, 0, 2, 3]] * 2), size=(4, 4))
     assert measures.entropy(maps).tolist() == [1, 1]
-    assert measures.share_inside(maps, masks).tolist() == pytest.approx([6 / 16] * 2)
+    assert measures.energy_pointing_game(maps, masks).tolist() == pytest.approx([6 / 16] * 2)
     assert measures.pointing_game(maps, masks).tolist() == [0, 0]
 
 
@@ -361,7 +367,7 @@ def test_gradients_are_those_of_finite_differences_and_finite_at_zero() -> None:
     for measure in (
         lambda maps: measures.cosine(maps, teacher),
         measures.entropy,
-        lambda maps: measures.share_inside(maps, masks),
+        lambda maps: measures.energy_pointing_game(maps, masks),
     ):
         assert gradcheck(measure, maps.clone().requires_grad_())
         edge = zeros.clone().requires_grad_()
@@ -377,14 +383,17 @@ def test_gradients_are_those_of_finite_differences_and_finite_at_zero() -> None:
         (lambda m: measures.entropy(m[0]), r"maps must be \(N, H, W\), got \(4, 4\)"),
         (lambda m: measures.entropy(m[:, :0]), r"maps must be \(N, H, W\), got \(2, 0, 4\)"),
         (lambda m: measures.entropy(-m), "maps must not be negative, got -"),
-        (lambda m: measures.share_inside(-m, m > 0), "maps must not be negative"),
+        (lambda m: measures.energy_pointing_game(-m, m > 0), "maps must not be negative"),
         (lambda m: measures.cosine(m[None], m), r"student_maps must be \(N, H, W\), got \(1, 2,"),
         (lambda m: measures.cosine(m, m[0]), r"teacher_maps must be \(N, H, W\), got \(4, 4\)"),
         (lambda m: measures.rank_correlation(m, m[:1]), "same N images, got 2 and 1"),
-        (lambda m: measures.share_inside(m, m[0]), r"masks must be \(N, H, W\)"),
+        (lambda m: measures.energy_pointing_game(m, m[0]), r"masks must be \(N, H, W\)"),
         (lambda m: measures.pointing_game(m[0], m), r"maps must be \(N, H, W\)"),
         (lambda m: measures.pointing_game(m, m[:1]), "same N images, got 2 maps and 1 masks"),
-        (lambda m: measures.share_inside(m, m * 255), "masks must be .* 0 to 1, got .* to 2"),
+        (
+            lambda m: measures.energy_pointing_game(m, m * 255),
+            "masks must be .* 0 to 1, got .* to 2",
+        ),
         (lambda m: measures.pointing_game(m, m - 1), "masks must be bool or numbers"),
         (lambda m: measures.pointing_game(m, m * math.nan), "masks must be .* got nan"),
         (lambda m: measures.box_masks(m, (4, 4)), r"boxes must be \(N, 4\): left, top"),
@@ -400,13 +409,13 @@ def test_what_makes_no_sense_is_refused(call: Callable[[Tensor], object], match:
 # Over a data set
 
 METRICS: dict[type[Metric], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
-    metrics.AttentionAgreement: (measures.cosine, ("student_maps", "teacher_maps")),
+    metrics.AttentionCosineSimilarity: (measures.cosine, ("student_maps", "teacher_maps")),
     metrics.AttentionRankCorrelation: (
         measures.rank_correlation,
         ("student_maps", "teacher_maps"),
     ),
     metrics.AttentionEntropy: (measures.entropy, ("maps",)),
-    metrics.AttentionInside: (measures.share_inside, ("maps", "masks")),
+    metrics.EnergyPointingGame: (measures.energy_pointing_game, ("maps", "masks")),
     metrics.PointingGame: (measures.pointing_game, ("maps", "masks")),
 }
 each_metric = pytest.mark.parametrize("kind", METRICS)
@@ -470,9 +479,9 @@ def test_metrics_in_a_collection_stay_apart_where_they_start_equal() -> None:
 def test_metrics_say_what_they_are() -> None:
     flags = {kind: (kind.higher_is_better, kind.is_differentiable) for kind in METRICS}
     assert flags == {
-        metrics.AttentionAgreement: (True, True),
+        metrics.AttentionCosineSimilarity: (True, True),
         metrics.AttentionRankCorrelation: (True, False),
         metrics.AttentionEntropy: (None, True),
-        metrics.AttentionInside: (True, True),
+        metrics.EnergyPointingGame: (True, True),
         metrics.PointingGame: (True, False),
     }

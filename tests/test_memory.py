@@ -16,15 +16,15 @@ import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.config import DistillConfig, TrainConfig
 from attention_transfer.data import batches, epoch_order
+from attention_transfer.environment import devices_and_processes
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.machine import devices_and_processes
-from attention_transfer.training import Run, RunProgress, loop
-from attention_transfer.training.accumulation import joined, parts_of
-from attention_transfer.training.activation_memory import Activations, lightest_parts
-from attention_transfer.training.learner import Place
-from attention_transfer.training.preparation import prepare
-from attention_transfer.training.recomputation import plan_recomputation, recomputing
-from attention_transfer.training.totals import Totals
+from attention_transfer.training import Run, RunProgress, trainer
+from attention_transfer.training.epoch_meters import EpochMeters
+from attention_transfer.training.memory.activations import Activations, lightest_parts
+from attention_transfer.training.memory.recomputation import plan_recomputation, recomputing
+from attention_transfer.training.micro_batches import merge_outputs, micro_batches
+from attention_transfer.training.setup import set_up_run
+from attention_transfer.training.train_step import Place
 from conftest import SMALL, small_data
 from test_training import timeless, weights
 
@@ -46,7 +46,7 @@ def state(network: nn.Module) -> dict[str, Tensor]:
 def test_parts_cover_a_batch_in_order_and_differ_by_one_image() -> None:
     for count in range(1, 40):
         for asked in range(1, 12):
-            parts = parts_of(count, asked)
+            parts = micro_batches(count, asked)
             sizes = [part.stop - part.start for part in parts]
             assert [image for part in parts for image in range(count)[part]] == list(range(count))
             assert max(sizes) - min(sizes) <= 1
@@ -67,7 +67,7 @@ def test_parts_joined_are_what_the_whole_batch_gives() -> None:
     images, labels = torch.rand(7, 3, 16, 16).double(), torch.arange(7) % 3
     transfer = at.Transfer(student, teacher, terms, example_input=images[:1])
     whole = transfer(images, labels)
-    out = joined([transfer(images[part], labels[part]) for part in parts_of(7, 3)])
+    out = merge_outputs([transfer(images[part], labels[part]) for part in micro_batches(7, 3)])
     for mine, theirs in ((out.terms, whole.terms), (out.raw_terms, whole.raw_terms)):
         assert mine.keys() == theirs.keys()
         assert all(torch.allclose(mine[name], theirs[name].to(mine[name])) for name in mine)
@@ -105,8 +105,8 @@ def test_a_step_in_parts_is_the_step_of_a_plain_loop_over_the_whole_batch(
             **gradient,
         }
     )
-    prepared = prepare(config, small_data())
-    fit = loop._Fit(
+    prepared = set_up_run(config, small_data())
+    fit = trainer._Fit(
         prepared, Run.create(Path("parts"), config), devices_and_processes(), RunProgress()
     )
     fit.learner.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
@@ -120,7 +120,7 @@ def test_a_step_in_parts_is_the_step_of_a_plain_loop_over_the_whole_batch(
         mean += float(loss.detach()) / 10
     norm = math.sqrt(sum(float(own.square().sum()) for own in gradients(oracle)))
     assert norm > 0.5
-    totals = Totals()
+    totals = EpochMeters()
     totals.add(fit.learner.step(batch, None, Place(0, 0, 0.0)), batch.labels, 0)
     for own, other in zip(prepared.transfer.parameters(), oracle.parameters(), strict=True):
         expected = other - SMALL["lr"] * other.grad * 0.5 / norm
@@ -396,7 +396,7 @@ def test_frozen_parts_are_not_computed_again(teacher: Run) -> None:
     config = TrainConfig.checked(
         {"model": "wrn-16-1", "freeze": "stem,group1", "grad_checkpoint": True, **SMALL}
     )
-    parts = prepare(config, small_data()).recomputation.parts
+    parts = set_up_run(config, small_data()).recomputation.parts
     assert parts
     assert not any(name.startswith("group1") for name in parts)
 

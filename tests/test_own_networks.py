@@ -16,7 +16,7 @@ from attention_transfer.cli import main
 from attention_transfer.config import DistillConfig
 from attention_transfer.errors import InputError
 from attention_transfer.models.heads import replace_head
-from attention_transfer.training.preparation import prepare
+from attention_transfer.training.setup import set_up_run
 
 MODULE = '''
 import torch
@@ -309,7 +309,7 @@ def test_a_teacher_sees_images_as_fine_as_its_own(photos: str, tmp_path: Path) -
             **SETTINGS,
         }
     )
-    prepared = prepare(config)
+    prepared = set_up_run(config)
     assert prepared.data.train.size == (224, 224)
     assert prepared.data.test.size == (32, 32)
     assert prepared.card.input_size == (3, 32, 32)

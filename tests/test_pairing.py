@@ -12,7 +12,7 @@ from torch import nn
 import attention_transfer as at
 from attention_transfer.errors import InputError
 from attention_transfer.taps import AttentionPoint, Layout
-from attention_transfer.transfer.pairing import Pairing, Side, match_stages, resolve_pairs
+from attention_transfer.transfer.pairing import Pairing, PairingSide, match_stages, resolve_pairs
 
 
 def network(name: str) -> nn.Module:
@@ -21,7 +21,9 @@ def network(name: str) -> nn.Module:
 
 
 def automatic(student: nn.Module, teacher: nn.Module, size: int = 224) -> Pairing:
-    return resolve_pairs("auto", Side(student, (3, size, size)), Side(teacher, (3, 224, 224)))
+    return resolve_pairs(
+        "auto", PairingSide(student, (3, size, size)), PairingSide(teacher, (3, 224, 224))
+    )
 
 
 def test_stages_of_the_same_stride_meet() -> None:
@@ -88,8 +90,8 @@ def test_by_depth_the_total_difference_is_least(ours: list[float], theirs: list[
 
 
 def test_patterns_are_spelt_out_in_the_order_of_execution() -> None:
-    ours = Side(network("mobilenetv3_small_100"), (3, 224, 224))
-    theirs = Side(network("resnet34"), (3, 224, 224))
+    ours = PairingSide(network("mobilenetv3_small_100"), (3, 224, 224))
+    theirs = PairingSide(network("resnet34"), (3, 224, 224))
     assert ours.matching("blocks.?")[:2] == ["blocks.0", "blocks.1"]
     assert theirs.matching("layer?") == ["layer1", "layer2", "layer3", "layer4"]
     found = resolve_pairs("layer?:layer?", theirs, theirs)
@@ -99,4 +101,4 @@ def test_patterns_are_spelt_out_in_the_order_of_execution() -> None:
     with pytest.raises(InputError, match=r"no point .* matches 'leyer\?'; did you mean layer"):
         resolve_pairs("blocks.0:leyer?", ours, theirs)
     with pytest.raises(InputError, match="give example_input"):
-        resolve_pairs("layer?:layer?", Side(theirs.network), theirs)
+        resolve_pairs("layer?:layer?", PairingSide(theirs.network), theirs)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import attention_transfer as at
-from attention_transfer import measures
 from attention_transfer.data import DataSet, as_input, load_data
+from attention_transfer.functional import measures
 from attention_transfer.training import Run
-from attention_transfer.training.probes import probed_epochs
+from attention_transfer.training.monitoring.probes import probed_epochs
 from conftest import SMALL
 
 SETTINGS: dict[str, Any] = {**SMALL, "probe_every": 2, "probes": 4}
@@ -204,7 +204,7 @@ def test_boxes_are_masks() -> None:
 
 
 def test_large_images_are_kept_small(monkeypatch: pytest.MonkeyPatch, small_runs: None) -> None:
-    from attention_transfer.training import probes
+    from attention_transfer.training.monitoring import probes
 
     monkeypatch.setattr(probes, "LARGEST_SIDE", 8)
     run = at.train(model="wrn-10-1", out="run", **{**SETTINGS, "epochs": 1})

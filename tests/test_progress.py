@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from attention_transfer.training import RunProgress
-from attention_transfer.training.live_view import LiveView, Moment
+from attention_transfer.training.monitoring.live_view import LiveView, Moment
 
 TERMS = {"cross_entropy": 1.25, "knowledge_distillation": 3.5, "activation_attention": 0.0125}
 PAIRS = {"group1:group1": 0.5, "group2:group2": 0.625, "group3:group3": 0.875}

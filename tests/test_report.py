@@ -24,16 +24,16 @@ import attention_transfer as at
 from attention_transfer.cli import COMMANDS, main
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.drawing.scale import cosines, shrunk
+from attention_transfer.drawing.sprites import colour_table, coloured, map_sheet
 from attention_transfer.report.commands import command_of
 from attention_transfer.report.comparison import changes, headline
 from attention_transfer.report.confusion import confusion
 from attention_transfer.report.groups import grouped, interval
 from attention_transfer.report.plots import Line, curves
-from attention_transfer.report.records import read_runs
-from attention_transfer.report.relative_maps import cosines, shrunk
-from attention_transfer.report.sheets import colour_table, coloured, map_sheet
 from attention_transfer.report.viewer import viewer
 from attention_transfer.report.warnings import warnings_of
+from attention_transfer.runs.record import read_runs
 from attention_transfer.training import Run
 from conftest import SMALL
 from made_runs import EPOCHS, PROBES, made_run, spots
@@ -177,7 +177,7 @@ def test_maps_of_other_functions_and_images_are_not_compared(tmp_path: Path) -> 
     found = viewer(grouped(read_runs([larger, taught])), ["cat", "dog", "owl"])
     assert found is not None
     assert [run["label"] for run in found["runs"]] == ["wrn-10-1 with AT"]
-    assert found["left_out"] == ["wrn-10-1 alone"]
+    assert found["skipped"] == ["wrn-10-1 alone"]
     assert "Left out, since they kept other images" in _Text(page_of(larger, taught)).text
 
 

@@ -12,8 +12,8 @@ import attention_transfer as at
 from attention_transfer.errors import InputError
 from attention_transfer.models import WideResNet, build
 from attention_transfer.taps import Taps
-from attention_transfer.transfer.inference_copy import inference_copy, lower_weights
-from attention_transfer.transfer.targets import MapFunction, Reading, Targets
+from attention_transfer.transfer.inference_optimization import inference_copy, lower_weights
+from attention_transfer.transfer.targets import MapFunction, TargetField, Targets
 
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -64,7 +64,7 @@ def test_a_teacher_that_no_term_needs_is_not_run() -> None:
 
 def test_a_streamlined_teacher_sees_each_batch_once() -> None:
     transfer = at.Transfer(student(), teacher(), [at.ActivationAttention()])
-    transfer.streamline_teacher(IMAGES[:1])
+    transfer.optimize_teacher_for_inference(IMAGES[:1])
     assert transfer.teacher is not None
     seen: list[int] = []
     transfer.teacher.network.get_submodule("stem").register_forward_hook(
@@ -89,7 +89,7 @@ def test_a_network_that_cannot_be_copied_answers_itself() -> None:
     points = [at.ActivationAttention(pairs="group1:1")]
     transfer = at.Transfer(student(), network, points, example_input=IMAGES[:1])
     before = transfer(IMAGES).loss
-    transfer.streamline_teacher(IMAGES[:1], torch.bfloat16)
+    transfer.optimize_teacher_for_inference(IMAGES[:1], torch.bfloat16)
     assert transfer.teacher is not None
     assert transfer.teacher.network is network
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
@@ -162,7 +162,7 @@ def test_targets_are_ordinary_constants() -> None:
         student(), teacher(), [at.ActivationAttention(), at.KnowledgeDistillation()]
     )
     targets = transfer.targets(IMAGES)
-    assert list(targets.readings) == [Reading(p, MapFunction("sum", 2.0)) for p in POINTS]
+    assert list(targets.readings) == [TargetField(p, MapFunction("sum", 2.0)) for p in POINTS]
     for value in (*targets.readings.values(), targets.logits):
         assert value is not None
         assert not value.is_inference()
@@ -188,9 +188,10 @@ def test_an_in_place_layer_after_a_tapped_one_changes_no_target() -> None:
     for _ in range(2):
         targets = transfer.targets(IMAGES)
         expected = teacher_network[0](IMAGES)  # type: ignore[index, operator]
-        torch.testing.assert_close(targets.read(Reading("0")), expected)
+        torch.testing.assert_close(targets.read(TargetField("0")), expected)
         torch.testing.assert_close(
-            maps_of(targets.read(Reading("0", MapFunction()))), maps_of(expected.square().sum(1))
+            maps_of(targets.read(TargetField("0", MapFunction()))),
+            maps_of(expected.square().sum(1)),
         )
 
 

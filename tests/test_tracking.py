@@ -20,9 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.config import TrainConfig
+from attention_transfer.drawing.contact_sheet import contact_sheets, sheet
 from attention_transfer.errors import InputError, Interrupted, TrainingError
-from attention_transfer.training import RunProgress, tracking
-from attention_transfer.training.contact_sheet import contact_sheets, sheet
+from attention_transfer.training import RunProgress
+from attention_transfer.training.monitoring import tracking
 from conftest import SMALL
 
 pytestmark = pytest.mark.usefixtures("small_runs")

@@ -19,8 +19,12 @@ from attention_transfer.cli import main
 from attention_transfer.config import DistillConfig
 from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.training import Run, RunProgress, judging, loop, preparation
-from attention_transfer.training.evaluation import calibration_error, confusion_matrix, judge
+from attention_transfer.training import Run, RunProgress, evaluate, setup, trainer
+from attention_transfer.training.evaluation import (
+    calibration_error,
+    compute_metrics,
+    confusion_matrix,
+)
 from attention_transfer.training.schedule import learning_rate_factor
 from conftest import SMALL
 
@@ -114,9 +118,9 @@ def test_the_teacher_is_bit_equal_after_training(teacher: Run, data: DataSet) ->
     config = DistillConfig.checked(
         {"teacher": str(teacher.folder), "student": "wrn-10-1", "out": "student", **SMALL}
     )
-    prepared = preparation.prepare(config, data)
-    fit = loop._Fit(
-        prepared, Run.create(Path("student"), config), loop.Accelerator(), RunProgress()
+    prepared = setup.set_up_run(config, data)
+    fit = trainer._Fit(
+        prepared, Run.create(Path("student"), config), trainer.Accelerator(), RunProgress()
     )
     fit.finish()
     after = prepared.teachers[0].network.state_dict()
@@ -210,10 +214,10 @@ def test_learning_rates_are_continuous_and_end_low() -> None:
 
 def test_the_figures_of_an_evaluation() -> None:
     logits = torch.tensor([[4.0, 3, 0, 0, 0, 0, 0], [0, 9, 8, 7, 6, 5, 4.0]])
-    evaluation = judge(logits, torch.tensor([1, 6]))
+    evaluation = compute_metrics(logits, torch.tensor([1, 6]))
     assert evaluation.error == 100
     assert evaluation.top5_error == 50
-    assert judge(logits[:, :4], torch.tensor([0, 1])).top5_error is None
+    assert compute_metrics(logits[:, :4], torch.tensor([0, 1])).top5_error is None
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 6])).item()
     assert evaluation.loss == pytest.approx(expected)
     assert confusion_matrix(np.array([0, 0, 1]), np.array([1, 0, 1]), 2).tolist() == [
@@ -223,7 +227,7 @@ def test_the_figures_of_an_evaluation() -> None:
     confidences, right = np.array([0.95, 0.95, 0.1]), np.array([True, False, False])
     assert calibration_error(confidences, right) == pytest.approx((0.9 + 0.1) / 3)
     with pytest.raises(InputError, match="tells 7 classes apart"):
-        judge(logits, torch.tensor([1, 7]))
+        compute_metrics(logits, torch.tensor([1, 7]))
 
 
 def test_evaluating_a_run_repeats_its_figures_on_its_own_data(
@@ -235,7 +239,7 @@ def test_evaluating_a_run_repeats_its_figures_on_its_own_data(
         asked.append({"name": name, **settings})
         return data
 
-    monkeypatch.setattr(judging, "load_data", load_data)
+    monkeypatch.setattr(evaluate, "load_data", load_data)
     for split in ("test", "validation"):
         assert main(["evaluate", "teacher", "--split", split, "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
@@ -269,12 +273,12 @@ TWO_PROCESSES = """
 import sys
 import torch
 import attention_transfer as at
-from attention_transfer import feeding
+from attention_transfer import network_inputs
 sys.path.insert(0, {tests!r})
 from conftest import small_data
 torch.set_default_dtype(torch.float64)
 torch.Tensor.float = torch.Tensor.double
-feeding.load_data = lambda *_, **__: small_data()
+network_inputs.load_data = lambda *_, **__: small_data()
 at.distill(
     teacher={teacher!r}, student="nin-thin-nobn", out={out!r}, epochs=1, batch_size=9,
     lr=0.005, precision="fp32", beta=10, full_activation=0.1, kd_alpha=0.5,

@@ -11,7 +11,7 @@ import attention_transfer as at
 from attention_transfer.errors import InputError
 from attention_transfer.models import WideResNet
 from attention_transfer.transfer import FrozenTeacher, Observation, Term
-from attention_transfer.transfer.pairing import Side, resolve_pairs
+from attention_transfer.transfer.pairing import PairingSide, resolve_pairs
 
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -338,16 +338,21 @@ def test_cross_entropy_says_that_it_needs_labels() -> None:
 
 
 def test_pairs_by_hand_and_by_declaration() -> None:
-    assert resolve_pairs("auto", Side(student()), Side(teacher())).pairs[2] == ("group3", "group3")
-    nothing = Side(nn.Module())
+    assert resolve_pairs("auto", PairingSide(student()), PairingSide(teacher())).pairs[2] == (
+        "group3",
+        "group3",
+    )
+    nothing = PairingSide(nn.Module())
     assert resolve_pairs([("a", "b")], nothing, nothing).pairs == [("a", "b")]
     with pytest.raises(InputError, match="no pairs"):
         resolve_pairs([], nothing, nothing)
     fewer = teacher()
     fewer.attention_points = ("group3",)  # type: ignore[assignment]
     with pytest.raises(InputError, match="example_input"):
-        resolve_pairs("auto", Side(student()), Side(fewer))
-    pairing = resolve_pairs("auto", Side(student(), (3, 32, 32)), Side(fewer, (3, 32, 32)))
+        resolve_pairs("auto", PairingSide(student()), PairingSide(fewer))
+    pairing = resolve_pairs(
+        "auto", PairingSide(student(), (3, 32, 32)), PairingSide(fewer, (3, 32, 32))
+    )
     assert pairing == ([("group3", "group3")], ("group1", "group2"), ())
 
 

@@ -21,12 +21,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attention_transfer import data, losses, maps, measures, metrics, models
+    from attention_transfer import data, metrics, models
     from attention_transfer.api import distill, resume, train
     from attention_transfer.errors import InputError, TrainingError
+    from attention_transfer.functional import losses, maps, measures
     from attention_transfer.report.page import write_report
+    from attention_transfer.runs.folder import Run
     from attention_transfer.taps import AttentionPoint, PointTable, attention_points
-    from attention_transfer.training import Run
     from attention_transfer.transfer import (
         ActivationAttention,
         BinaryCrossEntropy,
@@ -85,11 +86,18 @@ __all__ = [
     "write_report",
 ]
 
-_MODULES = ("data", "losses", "maps", "measures", "metrics", "models")
+_MODULES = {
+    "data": "data",
+    "losses": "functional.losses",
+    "maps": "functional.maps",
+    "measures": "functional.measures",
+    "metrics": "metrics",
+    "models": "models",
+}
 _HOMES = {
     "errors": ("InputError", "TrainingError"),
     "taps": ("AttentionPoint", "PointTable", "attention_points"),
-    "training": ("Run",),
+    "runs.folder": ("Run",),
     "viewing": ("show",),
     "api": ("distill", "resume", "train"),
     "report.page": ("write_report",),
@@ -101,7 +109,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
     home = next((home for home, names in _HOMES.items() if name in names), "transfer")
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 

@@ -6,17 +6,17 @@ from typing import Any
 
 from attention_transfer.errors import InputError, nearest
 
-__all__ = ["imported"]
+__all__ = ["import_object"]
 
 
-def imported(name: str) -> Callable[..., Any]:
+def import_object(name: str) -> Callable[..., Any]:
     """The function or class that ``package.module:factory`` names.
 
     Raises:
         InputError: the module cannot be imported, or has no such function.
 
     Example:
-        >>> imported("fractions:Fraction")(1, 2)
+        >>> import_object("fractions:Fraction")(1, 2)
         Fraction(1, 2)
     """
     module, _, attribute = name.partition(":")

@@ -1,11 +1,11 @@
-"""Numbers for attention over a data set: the means of :mod:`attention_transfer.measures` over
+"""Numbers for attention over a data set: the means of :mod:`attention_transfer.functional.measures` over
 images, as `torchmetrics` has them.
 
 They are updated batch by batch, summed over processes, reset, put into a ``MetricCollection`` or
 logged by Lightning like any other metric. Importing this module imports torchmetrics, which takes
 seconds; nothing else here does.
 
-    >>> metric = at.metrics.AttentionAgreement()
+    >>> metric = at.metrics.AttentionCosineSimilarity()
     >>> for student, teacher in [((3.0, 4.0), (4.0, 3.0)), ((1.0, 0.0), (1.0, 0.0))]:
     ...     metric.update(torch.tensor([[student]]), torch.tensor([[teacher]]))
     >>> metric.compute()
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from attention_transfer import measures
+from attention_transfer.functional import measures
 
 __all__ = [
-    "AttentionAgreement",
+    "AttentionCosineSimilarity",
     "AttentionEntropy",
-    "AttentionInside",
+    "EnergyPointingGame",
     "AttentionRankCorrelation",
     "PointingGame",
 ]
@@ -57,10 +57,10 @@ class _MeanOverImages(Metric):
         self.images = self.images + len(figures)
 
 
-class AttentionAgreement(_MeanOverImages):
-    """Mean :func:`~attention_transfer.measures.cosine` of student's and teacher's maps.
+class AttentionCosineSimilarity(_MeanOverImages):
+    """Mean :func:`~attention_transfer.functional.measures.cosine` of student's and teacher's maps.
 
-    >>> metric = AttentionAgreement()
+    >>> metric = AttentionCosineSimilarity()
     >>> metric(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[4.0, 3.0]]]))
     tensor(0.9600)
     """
@@ -75,7 +75,7 @@ class AttentionAgreement(_MeanOverImages):
 
 
 class AttentionRankCorrelation(_MeanOverImages):
-    """Mean :func:`~attention_transfer.measures.rank_correlation` of student's and teacher's maps.
+    """Mean :func:`~attention_transfer.functional.measures.rank_correlation` of student's and teacher's maps.
 
     >>> metric = AttentionRankCorrelation()
     >>> metric(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[9.0, 4.0, 1.0]]]))
@@ -93,7 +93,7 @@ class AttentionRankCorrelation(_MeanOverImages):
 
 
 class AttentionEntropy(_MeanOverImages):
-    """Mean :func:`~attention_transfer.measures.entropy` of maps: 1 is even, 0 on one place.
+    """Mean :func:`~attention_transfer.functional.measures.entropy` of maps: 1 is even, 0 on one place.
 
     >>> metric = AttentionEntropy()
     >>> metric(torch.tensor([[[1.0, 1.0, 0.0, 0.0]]]))
@@ -108,10 +108,10 @@ class AttentionEntropy(_MeanOverImages):
         self._add(measures.entropy(maps))
 
 
-class AttentionInside(_MeanOverImages):
-    """Mean :func:`~attention_transfer.measures.share_inside`: the attention on the object.
+class EnergyPointingGame(_MeanOverImages):
+    """Mean :func:`~attention_transfer.functional.measures.energy_pointing_game`: the attention on the object.
 
-    >>> metric = AttentionInside()
+    >>> metric = EnergyPointingGame()
     >>> metric(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]]))
     tensor(0.7500)
     """
@@ -122,12 +122,12 @@ class AttentionInside(_MeanOverImages):
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
         """Adds the images of a batch: (N, H, W) and (N, H', W')."""
-        self._add(measures.share_inside(maps, masks))
+        self._add(measures.energy_pointing_game(maps, masks))
 
 
 class PointingGame(_MeanOverImages):
     """The share of images whose map is highest on the object: mean
-    :func:`~attention_transfer.measures.pointing_game`.
+    :func:`~attention_transfer.functional.measures.pointing_game`.
 
     >>> metric = PointingGame()
     >>> metric(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]]))

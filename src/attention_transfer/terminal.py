@@ -3,14 +3,14 @@
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["print_line", "printable"]
+__all__ = ["print_line", "escape_control_characters"]
 
 
-def printable(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     r"""The text with escapes in place of characters that a terminal obeys instead of showing.
 
     Example:
-        >>> print(printable("caf\xe9 \x1b[31mred\n"))
+        >>> print(escape_control_characters("caf\xe9 \x1b[31mred\n"))
         café \x1b[31mred\n
     """
     return "".join(
@@ -25,4 +25,4 @@ def print_line(where: Console, text: str) -> None:
         >>> print_line(Console(), "[b]:x:")
         [b]:x:
     """
-    where.print(Text(printable(text)), soft_wrap=True)
+    where.print(Text(escape_control_characters(text)), soft_wrap=True)

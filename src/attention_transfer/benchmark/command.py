@@ -6,7 +6,7 @@ from importlib import import_module
 from attention_transfer.benchmark.document import OF_PAIRS, Document, Machine, Measured, worst
 from attention_transfer.benchmark.timing import Say
 from attention_transfer.config import BenchmarkConfig
-from attention_transfer.machine import (
+from attention_transfer.environment import (
     describe_machine,
     package_versions,
     resolve_precision,
@@ -19,7 +19,7 @@ MODULES = {
     "run": "runs",
     "peers": "peers",
     "gradient": "gradient",
-    "data": "waiting",
+    "data": "data_wait",
     "import": "importing",
     "fused": "fused",
 }

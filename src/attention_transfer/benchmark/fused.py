@@ -6,14 +6,14 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from attention_transfer import fused, losses, maps
 from attention_transfer.benchmark.document import Case, Measured
 from attention_transfer.benchmark.figures import ratio, spread
 from attention_transfer.benchmark.memory import give_back_at_once, in_use, peak, restart_peak
 from attention_transfer.benchmark.processes import OwnProcess
 from attention_transfer.benchmark.timing import Action, Say, device, in_turns, timed
 from attention_transfer.config import BenchmarkConfig
-from attention_transfer.machine import keep_freed_memory, resolve_precision
+from attention_transfer.environment import keep_freed_memory, resolve_precision
+from attention_transfer.functional import fused, losses, maps
 
 __all__ = ["measure"]
 

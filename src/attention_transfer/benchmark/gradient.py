@@ -26,7 +26,7 @@ from attention_transfer.benchmark.processes import in_own_process
 from attention_transfer.benchmark.timing import Action, Say, device, in_turns, timed
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.double_backward import batch_norm
-from attention_transfer.machine import keep_freed_memory, resolve_precision
+from attention_transfer.environment import keep_freed_memory, resolve_precision
 from attention_transfer.transfer import (
     CrossEntropy,
     FlipSymmetry,

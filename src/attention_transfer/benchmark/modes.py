@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attention_transfer import losses, maps, models
-from attention_transfer.benchmark.plain import Watched
+from attention_transfer import models
+from attention_transfer.benchmark.reference import FeatureExtractor
 from attention_transfer.benchmark.timing import Action, device
 from attention_transfer.cache import build_cache
 from attention_transfer.config import (
@@ -23,12 +23,13 @@ from attention_transfer.config import (
     ImagesConfig,
     TrainConfig,
 )
-from attention_transfer.machine import AUTOCAST
+from attention_transfer.environment import AUTOCAST
+from attention_transfer.functional import losses, maps
 from attention_transfer.transfer import ActivationAttention, CrossEntropy, Transfer, TransferOutput
 
 __all__ = [
     "MODES",
-    "Bench",
+    "StepBenchmark",
     "Loss",
     "Setting",
     "cache_seconds",
@@ -52,7 +53,7 @@ class Setting:
     compiled: bool = False
 
 
-class Bench:
+class StepBenchmark:
     """A pair of networks and a batch, the same for the same arguments.
 
     Args:
@@ -102,7 +103,7 @@ class Bench:
         example = self.images[:1]
         transfer = Transfer(self.student, self.teacher, terms, example_input=example)
         if self.setting.folded:
-            transfer.streamline_teacher(example, AUTOCAST.get(self.setting.precision))
+            transfer.optimize_teacher_for_inference(example, AUTOCAST.get(self.setting.precision))
         if self.setting.compiled:
             transfer.compile_passes()
         return transfer
@@ -112,7 +113,7 @@ class Bench:
         return torch.compile(network) if self.setting.compiled else network  # type: ignore[return-value]
 
 
-def student_alone(bench: Bench) -> Loss:
+def student_alone(bench: StepBenchmark) -> Loss:
     """What any training costs."""
     student = bench.compiled(bench.student)
 
@@ -122,7 +123,7 @@ def student_alone(bench: Bench) -> Loss:
     return loss
 
 
-def live(bench: Bench) -> Loss:
+def live(bench: StepBenchmark) -> Loss:
     """The teacher answers in every step."""
     if not bench.setting.fused:
         return _by_autograd(bench, cached=False)
@@ -135,7 +136,7 @@ def live(bench: Bench) -> Loss:
     return loss
 
 
-def cached(bench: Bench) -> Loss:
+def cached(bench: StepBenchmark) -> Loss:
     """The teacher answered before."""
     if not bench.setting.fused:
         return _by_autograd(bench, cached=True)
@@ -150,14 +151,14 @@ def cached(bench: Bench) -> Loss:
     return loss
 
 
-MODES: dict[str, Callable[[Bench], Loss]] = {
+MODES: dict[str, Callable[[StepBenchmark], Loss]] = {
     "student": student_alone,
     "live": live,
     "cached": cached,
 }
 
 
-def stepping(mode: str, bench: Bench) -> Action:
+def stepping(mode: str, bench: StepBenchmark) -> Action:
     """Forward and backward of a mode, or the teacher's forward pass alone."""
     if mode == "teacher":
         return lambda: _teacher_forward(bench)
@@ -173,16 +174,16 @@ def stepping(mode: str, bench: Bench) -> Action:
 
 
 @torch.no_grad()
-def _teacher_forward(bench: Bench) -> None:
+def _teacher_forward(bench: StepBenchmark) -> None:
     """The whole network as it is, in eval mode: what anybody would write."""
     with bench.autocast():
         bench.teacher(bench.images)
 
 
-def _by_autograd(bench: Bench, cached: bool) -> Loss:
+def _by_autograd(bench: StepBenchmark, cached: bool) -> Loss:
     """The same loss by the plain formulas, which autograd differentiates."""
-    student = bench.compiled(Watched(bench.student, bench.points))
-    teacher = Watched(bench.teacher, bench.points)
+    student = bench.compiled(FeatureExtractor(bench.student, bench.points))
+    teacher = FeatureExtractor(bench.teacher, bench.points)
 
     @torch.no_grad()
     def answers() -> list[Tensor]:

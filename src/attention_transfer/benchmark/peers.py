@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from attention_transfer.benchmark.contestants import (
+from attention_transfer.benchmark.competitors import (
     OTHERS,
     OURS,
     check_installed,
@@ -24,7 +24,7 @@ from attention_transfer.benchmark.steps import check_pairs, pair_name
 from attention_transfer.benchmark.timing import Say, Times, in_turns
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.data import load_data
-from attention_transfer.machine import package_versions
+from attention_transfer.environment import package_versions
 
 __all__ = ["measure"]
 

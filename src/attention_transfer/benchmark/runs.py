@@ -7,13 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from attention_transfer import training
+from attention_transfer.benchmark.data_wait import counted
 from attention_transfer.benchmark.document import Case, Measured
 from attention_transfer.benchmark.figures import per, ratio, spread
 from attention_transfer.benchmark.modes import cache_seconds, run_configs
 from attention_transfer.benchmark.processes import in_own_process
 from attention_transfer.benchmark.steps import check_pairs, pair_name
 from attention_transfer.benchmark.timing import Say, in_turns
-from attention_transfer.benchmark.waiting import counted
 from attention_transfer.config import BenchmarkConfig, DistillConfig, TrainConfig
 from attention_transfer.data import load_data
 

@@ -11,12 +11,12 @@ import torch
 from attention_transfer.benchmark.document import Case, Measured
 from attention_transfer.benchmark.figures import Spread, ratio, spread
 from attention_transfer.benchmark.memory import in_use, peak, restart_peak
-from attention_transfer.benchmark.modes import Bench, Setting, stepping
+from attention_transfer.benchmark.modes import Setting, StepBenchmark, stepping
 from attention_transfer.benchmark.processes import in_own_process
 from attention_transfer.benchmark.timing import Action, Say, Times, in_turns, timed
 from attention_transfer.config import BenchmarkConfig
+from attention_transfer.environment import keep_freed_memory, resolve_precision
 from attention_transfer.errors import InputError
-from attention_transfer.machine import keep_freed_memory, resolve_precision
 from attention_transfer.models import build
 
 __all__ = ["check_pairs", "measure", "pair_name"]
@@ -140,10 +140,10 @@ def step_ratios(times: Times) -> dict[str, Spread]:
 def peak_memory(mode: str, pair: str, batch_size: int, setting: Setting) -> float:
     """What this process holds at most in a step of a mode, above what it held at first."""
     setting = replace(setting, compiled=False)
-    stepping(mode, Bench(pair, 2, setting))()  # imports what the step needs
+    stepping(mode, StepBenchmark(pair, 2, setting))()  # imports what the step needs
     restart_peak()
     before = in_use()
-    step = stepping(mode, Bench(pair, batch_size, setting))
+    step = stepping(mode, StepBenchmark(pair, batch_size, setting))
     step()
     restart_peak()
     step()
@@ -156,7 +156,7 @@ def step_times(asked: Mapping[str, Kind], repetitions: int) -> Times:
     """
     keep_freed_memory()
     steps = {
-        name: stepping(mode, Bench(pair, batch_size, setting))
+        name: stepping(mode, StepBenchmark(pair, batch_size, setting))
         for name, (mode, pair, batch_size, setting) in asked.items()
     }
 

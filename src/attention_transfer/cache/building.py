@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from attention_transfer.cache.store import Shard, TargetCache, check_room
-from attention_transfer.data import Images, View, batches
+from attention_transfer.data import AugmentedView, Images, batches
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.transfer import FrozenTeacher
 
@@ -84,10 +84,10 @@ def _rows(
     contents = cache.contents
     number, start = shard
     indices = np.arange(start, start + contents.rows_in(shard))
-    seed = int(contents.made_of["data seed"])
+    seed = int(contents.provenance["data seed"])
     rows = np.empty(len(indices), contents.row)
     filled = 0
-    for batch in batches(images, indices, BATCH, view=View(seed, number), workers=workers):
+    for batch in batches(images, indices, BATCH, view=AugmentedView(seed, number), workers=workers):
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             targets = teacher.targets(
                 batch.images.to(device), batch.labels.to(device), contents.wanted

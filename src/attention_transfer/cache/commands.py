@@ -17,10 +17,10 @@ from attention_transfer.cache.source import TargetSource, recommended_points
 from attention_transfer.cache.store import TargetCache
 from attention_transfer.config import CacheConfig
 from attention_transfer.data import as_input
+from attention_transfer.environment import resolve_precision
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.feeding import augmented, decoded_for, images_of, try_out
-from attention_transfer.machine import resolve_precision
 from attention_transfer.models import load, own_input_size, several
+from attention_transfer.network_inputs import augmented, decoded_for, images_of, try_out
 from attention_transfer.transfer import MapFunction
 
 __all__ = ["build_cache", "target_source"]

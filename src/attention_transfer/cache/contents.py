@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attention_transfer import maps
 from attention_transfer.data import Images
-from attention_transfer.transfer import MapFunction, Normalization, Reading, Targets, Wanted
+from attention_transfer.functional import maps
+from attention_transfer.transfer import MapFunction, Normalization, TargetField, Targets, TargetSpec
 
 __all__ = ["Contents", "contents_of", "difference", "weights_fingerprint"]
 
@@ -42,10 +42,10 @@ class Contents:
     float16 relative to its largest magnitude, which is kept beside it.
     """
 
-    made_of: Mapping[str, str]
+    provenance: Mapping[str, str]
     """What decides the numbers, by name; all of it must be equal for a run to use them."""
-    wanted: Wanted
-    shapes: Mapping[Reading, tuple[int, int]]
+    wanted: TargetSpec
+    shapes: Mapping[TargetField, tuple[int, int]]
     """Height and width of each map."""
     classes: int
     input_size: tuple[int, int, int]
@@ -126,7 +126,7 @@ class Contents:
             gradient = _tensor(rows["gradient"]).mul_(scale)
         return Targets(readings, logits, gradient)
 
-    def lacks(self, wanted: Wanted) -> Iterator[str]:
+    def lacks(self, wanted: TargetSpec) -> Iterator[str]:
         """What a run wants that is not here, by name."""
         for reading in wanted.readings:
             if reading not in self.wanted.readings:
@@ -139,7 +139,7 @@ class Contents:
     def as_json(self) -> dict[str, Any]:
         """Plain values that :meth:`from_json` reads."""
         return {
-            "made_of": dict(self.made_of),
+            "provenance": dict(self.provenance),
             "maps": [
                 {"point": point, "kind": map_.kind, "power": map_.power, "size": size}
                 for (point, map_), size in self.shapes.items()
@@ -165,14 +165,14 @@ class Contents:
         for one in values["maps"]:
             height, width = one["size"]
             map_function = MapFunction(one["kind"], float(one["power"]))
-            shapes[Reading(str(one["point"]), map_function)] = (int(height), int(width))
+            shapes[TargetField(str(one["point"]), map_function)] = (int(height), int(width))
         channels, height, width = map(int, values["input_size"])
         counts = [int(values[name]) for name in ("classes", "samples", "views")]
         if min(counts[1:]) < 1:
             raise ValueError("there is nothing in it")
         return cls(
-            {str(name): str(value) for name, value in values["made_of"].items()},
-            Wanted(tuple(shapes), bool(values["logits"]), bool(values["gradient"])),
+            {str(name): str(value) for name, value in values["provenance"].items()},
+            TargetSpec(tuple(shapes), bool(values["logits"]), bool(values["gradient"])),
             shapes,
             counts[0],
             (channels, height, width),
@@ -191,7 +191,7 @@ def contents_of(
     images: Images,
     teachers: Sequence[tuple[nn.Module, Normalization | None]],
     answer: Targets,
-    wanted: Wanted,
+    wanted: TargetSpec,
     *,
     data_seed: int,
     views: int,
@@ -208,20 +208,20 @@ def contents_of(
         views: of each sample.
         precision: in which the teacher computes.
     """
-    made_of = {
+    provenance = {
         "images": images.fingerprint,
-        "views": images.making,
+        "views": images.provenance,
         "data seed": str(data_seed),
         "precision": precision,
         **{f"version of {package}": version(package) for package in VERSIONS},
     }
     for number, (network, normalization) in enumerate(teachers):
         name = "teacher" if len(teachers) == 1 else f"teacher {number}"
-        made_of[f"weights of the {name}"] = weights_fingerprint([network])
-        made_of[f"normalisation of the {name}"] = _text(normalization)
+        provenance[f"weights of the {name}"] = weights_fingerprint([network])
+        provenance[f"normalisation of the {name}"] = _text(normalization)
         package = type(network).__module__.partition(".")[0].replace("_", "-")
         with suppress(PackageNotFoundError):
-            made_of[f"version of {package}"] = version(package)
+            provenance[f"version of {package}"] = version(package)
     example: dict[str, list[float]] = {}
     for reading in wanted.readings:
         unit = maps.normalize(answer.read(reading)[:1])
@@ -231,7 +231,7 @@ def contents_of(
         classes = answer.logits.shape[1]
         example["logits"] = answer.logits[0, :LOGITS_SHOWN].tolist()
     return Contents(
-        made_of,
+        provenance,
         wanted,
         {reading: _size(answer.read(reading)) for reading in wanted.readings},
         classes,
@@ -244,8 +244,8 @@ def contents_of(
 
 def difference(one: Contents, other: Contents) -> str | None:
     """The first thing by which two caches' makings differ; None if a run may use either."""
-    for name in sorted(one.made_of.keys() | other.made_of.keys()):
-        first, second = one.made_of.get(name, "none"), other.made_of.get(name, "none")
+    for name in sorted(one.provenance.keys() | other.provenance.keys()):
+        first, second = one.provenance.get(name, "none"), other.provenance.get(name, "none")
         if first != second:
             return f"{name}: {_around_difference(first, second)}"
     if one.samples != other.samples:

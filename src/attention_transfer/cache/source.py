@@ -11,16 +11,16 @@ from attention_transfer.cache.building import build
 from attention_transfer.cache.contents import Contents, contents_of
 from attention_transfer.cache.store import TargetCache
 from attention_transfer.data import DataSet, Images, as_input, resolve_workers
-from attention_transfer.feeding import model_normalization
-from attention_transfer.machine import AUTOCAST
+from attention_transfer.environment import AUTOCAST
 from attention_transfer.models import LoadedModel
+from attention_transfer.network_inputs import model_normalization
 from attention_transfer.transfer import (
     FrozenTeacher,
     MapFunction,
     Normalization,
-    Reading,
-    Side,
-    Wanted,
+    PairingSide,
+    TargetField,
+    TargetSpec,
     frozen_teacher,
 )
 
@@ -71,8 +71,8 @@ class TargetSource:
         networks: list[tuple[nn.Module, Normalization | None]] = [
             (model.network, model_normalization(model, data)) for model in teachers
         ]
-        readings = tuple(Reading(point, map_) for point in points for map_ in maps)
-        wanted = Wanted(readings, logits=True, gradient=gradient)
+        readings = tuple(TargetField(point, map_) for point in points for map_ in maps)
+        wanted = TargetSpec(readings, logits=True, gradient=gradient)
         teacher, example = _teacher(networks, points), as_input(data.train.pixels(np.arange(1)))
         answer = teacher.targets(example, data.train.labels[:1], wanted)
         common = answer.logits is not None and answer.logits.dim() == 2
@@ -102,7 +102,7 @@ class TargetSource:
         if device is not None:
             teacher.network.to(device)
             example = example.to(device)
-        teacher.streamline(example, AUTOCAST.get(self.precision))
+        teacher.optimize_for_inference(example, AUTOCAST.get(self.precision))
         build(
             cache,
             self.images,
@@ -130,5 +130,5 @@ def recommended_points(teachers: Sequence[LoadedModel], data: DataSet) -> list[s
     for number, model in enumerate(teachers):
         size = model_normalization(model, data).size or data.train.size
         prefix = f"{number}." if len(teachers) > 1 else ""
-        points += [f"{prefix}{name}" for name in Side(model.network, (3, *size)).recommended]
+        points += [f"{prefix}{name}" for name in PairingSide(model.network, (3, *size)).recommended]
     return points

@@ -20,7 +20,7 @@ from attention_transfer.cli import (
 )
 from attention_transfer.cli.arguments import Parser
 from attention_transfer.errors import InputError, Interrupted, TrainingError, nearest
-from attention_transfer.terminal import printable
+from attention_transfer.terminal import escape_control_characters
 
 __all__ = ["main"]
 
@@ -91,5 +91,8 @@ def _overview() -> str:
 
 
 def _fail(error: BaseException | str, code: int) -> int:
-    print(f"attention-transfer: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    print(
+        f"attention-transfer: {escape_control_characters(' '.join(str(error).split()))}",
+        file=sys.stderr,
+    )
     return code

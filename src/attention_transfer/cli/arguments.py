@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from attention_transfer.config import AnyConfig, Config
-from attention_transfer.config_files import read_config_file
+from attention_transfer.config.yaml_files import read_config_file
 from attention_transfer.errors import InputError, nearest
 
 __all__ = ["Parser", "config_from"]

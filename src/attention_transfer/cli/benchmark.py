@@ -11,7 +11,7 @@ from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.errors import InputError
-from attention_transfer.terminal import print_line, printable
+from attention_transfer.terminal import escape_control_characters, print_line
 
 if TYPE_CHECKING:
     from attention_transfer.benchmark import Case, Document, Spread
@@ -63,7 +63,7 @@ def _check_writable(out: Path | None) -> None:
 
 
 def _say(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
+    print(escape_control_characters(line), file=sys.stderr, flush=True)
 
 
 def _print(document: "Document", out: Path | None) -> None:

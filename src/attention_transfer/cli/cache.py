@@ -121,11 +121,11 @@ def _tell(figures: dict[str, Any], as_json: bool) -> int:
     if as_json:
         print_json(figures)
         return 0
-    made_of = figures.pop("made_of")
+    provenance = figures.pop("provenance")
     rows = [[name.replace("_", " "), _text(value)] for name, value in figures.items()]
     where = console(False)
     print_table(where, ["cache", ""], rows)
-    print_table(where, ["made of", ""], [[name, str(value)] for name, value in made_of.items()])
+    print_table(where, ["made of", ""], [[name, str(value)] for name, value in provenance.items()])
     return 0
 
 
@@ -140,7 +140,7 @@ def _figures(contents: "Contents", folder: Path) -> dict[str, Any]:
         "bytes_a_row": contents.row.itemsize,
         "bytes": contents.bytes,
         "shards": contents.shard_count,
-        "made_of": dict(contents.made_of),
+        "provenance": dict(contents.provenance),
     }
 
 

@@ -20,9 +20,9 @@ def run(arguments: Namespace) -> int:
     config = config_from(arguments, DemoConfig)
     from dataclasses import asdict
 
+    from attention_transfer.drawing.demo_figure import draw_attention
     from attention_transfer.experiments.demo import run_demo
     from attention_transfer.report.page import write_report
-    from attention_transfer.report.pictures import draw_attention
     from attention_transfer.training import RunProgress
 
     where = console(arguments.json)

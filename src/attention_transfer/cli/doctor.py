@@ -16,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Looks and prints."""
-    from attention_transfer.machine import (
+    from attention_transfer.environment import (
         EXTRAS,
         describe_machine,
         package_versions,

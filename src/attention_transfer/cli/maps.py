@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import MapsConfig
-from attention_transfer.terminal import print_line, printable
+from attention_transfer.terminal import escape_control_characters, print_line
 
 if TYPE_CHECKING:
-    from attention_transfer.viewing import Looked
-    from attention_transfer.viewing.seeing import Answer
+    from attention_transfer.viewing import MapsResult
+    from attention_transfer.viewing.inference import Answer
 
 EXAMPLES = (
     "maps timm:resnet34 --images photos",
@@ -33,7 +33,7 @@ def run(arguments: Namespace) -> int:
 
     found = look(config)
     for notice in _notices(found):
-        print(f"attention-transfer: {printable(notice)}", file=sys.stderr)
+        print(f"attention-transfer: {escape_control_characters(notice)}", file=sys.stderr)
     if arguments.json:
         print_json(_document(found))
         return 0
@@ -51,7 +51,7 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _notices(found: "Looked") -> list[str]:
+def _notices(found: "MapsResult") -> list[str]:
     """What was assumed, and what was left out."""
     left_out = [f"left out {path}: {reason}" for path, reason in found.unreadable]
     return [*filter(None, (network.notice for network in found.seen.networks)), *left_out]
@@ -63,7 +63,7 @@ def _answer(answer: "Answer | None") -> dict[str, Any] | None:
     return {"class": answer.label, "name": answer.name, "probability": answer.probability}
 
 
-def _document(found: "Looked") -> dict[str, Any]:
+def _document(found: "MapsResult") -> dict[str, Any]:
     seen = found.seen
     return {
         "folder": str(found.folder),

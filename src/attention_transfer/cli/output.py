@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from attention_transfer.terminal import print_line, printable
+from attention_transfer.terminal import escape_control_characters, print_line
 
 __all__ = ["console", "print_json", "print_table"]
 
@@ -34,9 +34,9 @@ def print_table(
     table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
         justify: Literal["left", "right"] = "left" if index == 0 else "right"
-        table.add_column(Text(printable(column)), justify=justify, overflow="fold")
+        table.add_column(Text(escape_control_characters(column)), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(escape_control_characters(cell)) for cell in row))
     if not where.is_terminal:
         where = Console(file=where.file, width=10_000)  # whole lines for programs
     where.print(table)

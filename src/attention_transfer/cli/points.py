@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from attention_transfer.taps import AttentionPoint, PointTable
-    from attention_transfer.transfer.pairing import Pairing, Side
+    from attention_transfer.transfer.pairing import Pairing, PairingSide
 
 EXAMPLES = (
     "points timm:resnet34",
@@ -52,18 +52,18 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _surveyed(model: str, size: tuple[int, int] | None) -> "tuple[str, Side]":
+def _surveyed(model: str, size: tuple[int, int] | None) -> "tuple[str, PairingSide]":
     """A network's name, and its points."""
     from attention_transfer.models import outline
-    from attention_transfer.transfer.pairing import Side
+    from attention_transfer.transfer.pairing import PairingSide
 
     found = outline(model, size)
-    side = Side(found.network, found.input_size)
+    side = PairingSide(found.network, found.input_size)
     try:
         _ = side.points
     except InputError:  # it may look at values, which an outline has not
         found = outline(model, size, values=True)
-        side = Side(found.network, found.input_size)
+        side = PairingSide(found.network, found.input_size)
     return found.name, side
 
 
@@ -96,7 +96,7 @@ def _print_points(where: "Console", name: str, points: "PointTable") -> None:
 
 
 def _print_pairs(
-    where: "Console", names: list[str], sides: "list[Side]", pairing: "Pairing"
+    where: "Console", names: list[str], sides: "list[PairingSide]", pairing: "Pairing"
 ) -> None:
     document = _pairs(sides, pairing)
     rows = [
@@ -120,7 +120,9 @@ def _print_pairs(
             print_line(where, f"without a partner in {name}: {', '.join(alone)}")
 
 
-def _document(names: list[str], sides: "list[Side]", pairing: "Pairing | None") -> dict[str, Any]:
+def _document(
+    names: list[str], sides: "list[PairingSide]", pairing: "Pairing | None"
+) -> dict[str, Any]:
     networks = [
         {
             "model": name,
@@ -140,9 +142,9 @@ def _document(names: list[str], sides: "list[Side]", pairing: "Pairing | None") 
     return {"student": networks[0], "teachers": networks[1:], **_pairs(sides, pairing)}
 
 
-def _pairs(sides: "list[Side]", pairing: "Pairing") -> dict[str, Any]:
-    from attention_transfer.losses import effective_weight
-    from attention_transfer.maps import common_size
+def _pairs(sides: "list[PairingSide]", pairing: "Pairing") -> dict[str, Any]:
+    from attention_transfer.functional.losses import effective_weight
+    from attention_transfer.functional.maps import common_size
 
     student, *teachers = sides
 

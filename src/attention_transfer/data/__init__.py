@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import cast
 
-from attention_transfer.data.augmentation import Augmented
+from attention_transfer.data.augmentation import WithAugmentation
 from attention_transfer.data.images import (
     Augmentation,
+    AugmentedView,
     DataSet,
     Images,
     ImageSet,
-    View,
 )
 from attention_transfer.data.loading import (
     Batch,
-    Pass,
+    EpochPass,
     as_input,
     batch_bounds,
     batches,
@@ -26,13 +26,13 @@ from attention_transfer.errors import InputError, nearest
 
 __all__ = [
     "Augmentation",
-    "Augmented",
+    "WithAugmentation",
     "Batch",
     "DataSet",
     "ImageSet",
     "Images",
-    "Pass",
-    "View",
+    "EpochPass",
+    "AugmentedView",
     "as_input",
     "batch_bounds",
     "batches",

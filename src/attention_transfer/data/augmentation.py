@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from attention_transfer.config import Interpolation
-from attention_transfer.data.images import Images, View
+from attention_transfer.data.images import AugmentedView, Images
 from attention_transfer.data.randomness import integers, uniform
 from attention_transfer.data.views import random_sides
-from attention_transfer.measures import box_masks
+from attention_transfer.functional.measures import box_masks
 
-__all__ = ["Augmented", "erased", "targets"]
+__all__ = ["WithAugmentation", "erased", "targets"]
 
 GREY = 127
 """What takes the place of what is erased or moved away."""
@@ -31,7 +31,7 @@ ERASED_RATIO = 1 / 3.3, 1 / 0.3
 
 
 @dataclass(frozen=True)
-class Augmented:
+class WithAugmentation:
     """Images with stronger views; as they are judged, they stay as they were."""
 
     images: Images
@@ -63,10 +63,10 @@ class Augmented:
         return self.images.fingerprint
 
     @property
-    def making(self) -> str:
+    def provenance(self) -> str:
         """That of the images, and what is done to them afterwards."""
         return (
-            f"{self.images.making}, RandAugment {self.randaugment}, erasing "
+            f"{self.images.provenance}, RandAugment {self.randaugment}, erasing "
             f"{self.random_erasing:g}, MixUp {self.mixup:g}, CutMix {self.cutmix:g}"
         )
 
@@ -80,11 +80,11 @@ class Augmented:
         """Whether images are mixed, and so have several labels."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def subset(self, indices: NDArray[np.int64]) -> "Augmented":
+    def subset(self, indices: NDArray[np.int64]) -> "WithAugmentation":
         """The images at some indices, in that order."""
         return replace(self, images=self.images.subset(indices))
 
-    def resized(self, size: tuple[int, int], interpolation: Interpolation) -> "Augmented":
+    def resized(self, size: tuple[int, int], interpolation: Interpolation) -> "WithAugmentation":
         """The same, decoded to another height and width."""
         return replace(self, images=self.images.resized(size, interpolation))
 
@@ -96,7 +96,7 @@ class Augmented:
         """What to call a sample in front of people."""
         return self.images.name(index)
 
-    def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
+    def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
         """(n, H, W, 3) uint8: a view of each image, or without one the image as it is judged."""
         if view is None:
             return self.images.pixels(indices)
@@ -107,7 +107,7 @@ class Augmented:
         mixed = self._mixed(pixels.numpy(), others.numpy(), indices, view)
         return torch.from_numpy(np.rint(mixed).astype(np.uint8))
 
-    def shares(self, indices: NDArray[np.int64], view: View) -> Tensor:
+    def shares(self, indices: NDArray[np.int64], view: AugmentedView) -> Tensor:
         """(n, classes): how much of each class is in each view; they sum to 1."""
         own = functional.one_hot(self.labels[torch.from_numpy(indices)], self.classes)
         partners = torch.from_numpy(self._partners(indices, view))
@@ -115,7 +115,7 @@ class Augmented:
         kept = torch.from_numpy(self._kept(indices, view))[:, None]
         return (kept * own + (1 - kept) * other).float()
 
-    def _changed(self, indices: NDArray[np.int64], view: View) -> Tensor:
+    def _changed(self, indices: NDArray[np.int64], view: AugmentedView) -> Tensor:
         """Views after RandAugment and erasing."""
         pixels = self.images.pixels(indices, view)
         if self.randaugment is not None:
@@ -124,21 +124,21 @@ class Augmented:
             pixels = erased(pixels, indices, view, self.random_erasing)
         return pixels
 
-    def _partners(self, indices: NDArray[np.int64], view: View) -> NDArray[np.int64]:
+    def _partners(self, indices: NDArray[np.int64], view: AugmentedView) -> NDArray[np.int64]:
         return integers(0, len(self) - 1, "partner", view.data_seed, view.number, indices)
 
-    def _cuts(self, indices: NDArray[np.int64], view: View) -> NDArray[np.bool_]:
+    def _cuts(self, indices: NDArray[np.int64], view: AugmentedView) -> NDArray[np.bool_]:
         """(n,) whether an image is cut rather than blended."""
         if not (self.mixup and self.cutmix):
             return np.full(len(indices), self.cutmix > 0)
         return uniform("cut or blend", view.data_seed, view.number, indices) < 0.5
 
-    def _lambdas(self, indices: NDArray[np.int64], view: View) -> NDArray[np.float64]:
+    def _lambdas(self, indices: NDArray[np.int64], view: AugmentedView) -> NDArray[np.float64]:
         seeds = integers(0, 2**62, "lambda", view.data_seed, view.number, indices)
         alphas = np.where(self._cuts(indices, view), self.cutmix, self.mixup)
         return np.array(list(map(_beta, seeds.tolist(), alphas.tolist())))
 
-    def _boxes(self, indices: NDArray[np.int64], view: View) -> NDArray[np.bool_]:
+    def _boxes(self, indices: NDArray[np.int64], view: AugmentedView) -> NDArray[np.bool_]:
         """(n, H, W): the places that come from the partner, where an image is cut."""
         side = np.sqrt(1 - self._lambdas(indices, view))
         key = view.data_seed, view.number, indices
@@ -151,7 +151,7 @@ class Augmented:
         cut = _inside(left, top, right, bottom, self.size)
         return cut & self._cuts(indices, view)[:, None, None]
 
-    def _kept(self, indices: NDArray[np.int64], view: View) -> NDArray[np.float64]:
+    def _kept(self, indices: NDArray[np.int64], view: AugmentedView) -> NDArray[np.float64]:
         """(n,) the share of each view that is the image's own; of a cut one, by its area."""
         area = 1 - self._boxes(indices, view).mean((1, 2))
         return np.where(self._cuts(indices, view), area, self._lambdas(indices, view))
@@ -161,7 +161,7 @@ class Augmented:
         pixels: NDArray[np.uint8],
         others: NDArray[np.uint8],
         indices: NDArray[np.int64],
-        view: View,
+        view: AugmentedView,
     ) -> NDArray[np.float64]:
         kept = np.where(
             self._cuts(indices, view)[:, None, None],
@@ -171,7 +171,9 @@ class Augmented:
         return np.asarray(kept * pixels + (1 - kept) * others)
 
 
-def erased(pixels: Tensor, indices: NDArray[np.int64], view: View, probability: float) -> Tensor:
+def erased(
+    pixels: Tensor, indices: NDArray[np.int64], view: AugmentedView, probability: float
+) -> Tensor:
     """Images of which some have a random part made grey (Zhong et al., AAAI 2020).
 
     The part has 2 to 33 % of the area and is 0.3 to 3.3 times as high as wide; ten tries to fit it
@@ -205,7 +207,7 @@ def erased(pixels: Tensor, indices: NDArray[np.int64], view: View, probability: 
 
 
 def _randaugmented(
-    pixels: Tensor, indices: NDArray[np.int64], view: View, magnitude: int
+    pixels: Tensor, indices: NDArray[np.int64], view: AugmentedView, magnitude: int
 ) -> Tensor:
     """Images (n, H, W, 3) after two random operations each, by torchvision."""
     from torchvision.transforms import v2
@@ -238,8 +240,8 @@ def _beta(seed: int, alpha: float) -> float:
     return float(np.random.Generator(np.random.Philox(seed)).beta(alpha, alpha))
 
 
-def targets(images: Images, indices: NDArray[np.int64], view: View | None) -> Tensor:
+def targets(images: Images, indices: NDArray[np.int64], view: AugmentedView | None) -> Tensor:
     """The labels of some views: (n,) class indices, or of mixed images (n, classes) shares."""
-    if view is not None and isinstance(images, Augmented) and images.mixes:
+    if view is not None and isinstance(images, WithAugmentation) and images.mixes:
         return images.shares(indices, view)
     return images.labels[torch.from_numpy(indices)]

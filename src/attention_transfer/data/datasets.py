@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attention_transfer.config import Interpolation
-from attention_transfer.data.broken import faults, left_out
+from attention_transfer.data.corrupt_images import faults, skipped
 from attention_transfer.data.decoding import (
     Box,
     BrokenImageError,
@@ -23,11 +23,11 @@ from attention_transfer.data.decoding import (
     image_size,
     turned_size,
 )
-from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet, View
+from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, AugmentedView, DataSet
 from attention_transfer.data.splitting import by_split, hold_out_test
-from attention_transfer.data.views import Recipe, centre
+from attention_transfer.data.views import CropFlip, centre
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.factories import imported
+from attention_transfer.factories import import_object
 
 __all__ = ["DatasetImages", "factory_data", "hugging_face_data"]
 
@@ -50,14 +50,14 @@ class DatasetImages:
     labels: Tensor
     size: tuple[int, int]
     """Height and width of what is made of them."""
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: CropFlip = field(default_factory=CropFlip)
     interpolation: Interpolation = "bilinear"
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
-    def making(self) -> str:
+    def provenance(self) -> str:
         """The recipe, and the size it ends at."""
         height, width = self.size
         return f"{self.recipe}, {self.interpolation} to {height}x{width}"
@@ -79,7 +79,7 @@ class DatasetImages:
         """Its number in the dataset."""
         return f"sample {self.indices[index]} of {type(self.dataset).__name__}"
 
-    def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
+    def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
         """(n, H, W, 3) uint8: a random crop of each image, or without a view its middle.
 
         Raises:
@@ -126,7 +126,7 @@ class DatasetImages:
             self._one(index, None).tobytes() if content is None else content
         ).digest()
 
-    def _one(self, index: int, view: View | None) -> NDArray[np.uint8]:
+    def _one(self, index: int, view: AugmentedView | None) -> NDArray[np.uint8]:
         try:
             cropped = self._cropped(self._given(index), view, index)
         except Exception as error:
@@ -138,7 +138,7 @@ class DatasetImages:
     def _given(self, index: int) -> Any:
         return self.dataset[int(self.indices[index])][self.columns[0]]
 
-    def _cropped(self, given: Any, view: View | None, index: int) -> NDArray[np.uint8]:
+    def _cropped(self, given: Any, view: AugmentedView | None, index: int) -> NDArray[np.uint8]:
         content = encoded(given)
         if content is not None:
             box = self._box(image_size(content), view, index)
@@ -147,7 +147,7 @@ class DatasetImages:
         box = self._box(turned_size(image), view, index)
         return fitted(image, self.size, box, self.interpolation)
 
-    def _box(self, whole: tuple[int, int], view: View | None, index: int) -> Box:
+    def _box(self, whole: tuple[int, int], view: AugmentedView | None, index: int) -> Box:
         if view is None:
             return centre(whole, self.size)
         return self.recipe.box(whole, self.size, view, index)
@@ -168,7 +168,7 @@ def factory_data(name: str, size: tuple[int, int], *, data_seed: int = 0) -> Dat
     Raises:
         InputError: it cannot be imported, or gives something else.
     """
-    factory = imported(name)
+    factory = import_object(name)
     try:
         given = factory()
     except Exception as error:
@@ -244,7 +244,7 @@ def _without_broken(data: DataSet) -> DataSet:
         ]
         whole = [index for index, reason in enumerate(reasons) if reason is None]
         splits[name] = images.subset(np.array(whole, dtype=np.int64))
-    return replace(data, **splits, notices=(*data.notices, *left_out(lines, total)))
+    return replace(data, **splits, notices=(*data.notices, *skipped(lines, total)))
 
 
 def _data_set(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from attention_transfer.config import Interpolation
 from attention_transfer.data.decoding import BrokenImageError, decode, image_size, read
-from attention_transfer.data.images import View
-from attention_transfer.data.views import Recipe, centre
+from attention_transfer.data.images import AugmentedView
+from attention_transfer.data.views import CropFlip, centre
 from attention_transfer.errors import TrainingError
 
 __all__ = ["FileImages"]
@@ -33,7 +33,7 @@ class FileImages:
     labels: Tensor
     size: tuple[int, int]
     """Height and width of what is made of them."""
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: CropFlip = field(default_factory=CropFlip)
     interpolation: Interpolation = "bilinear"
     mask_root: Path | None = None
     """Of masks: PNG files, white where the object is, under the images' own paths."""
@@ -42,7 +42,7 @@ class FileImages:
         return len(self.paths)
 
     @property
-    def making(self) -> str:
+    def provenance(self) -> str:
         """The recipe, and the size it ends at."""
         height, width = self.size
         return f"{self.recipe}, {self.interpolation} to {height}x{width}"
@@ -60,7 +60,7 @@ class FileImages:
         """Its path."""
         return str(self.root / self.paths[index])
 
-    def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
+    def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
         """(n, H, W, 3) uint8: a random crop of each image, or without a view its middle.
 
         Raises:
@@ -123,7 +123,7 @@ class FileImages:
                 f"{self.root / path} can no longer be read: {error.strerror}; mend or remove it"
             ) from None
 
-    def _one(self, index: int, view: View | None) -> NDArray[np.uint8]:
+    def _one(self, index: int, view: AugmentedView | None) -> NDArray[np.uint8]:
         path = self.root / self.paths[index]
         try:
             content = read(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attention_transfer.data.broken import faults, left_out
+from attention_transfer.data.corrupt_images import faults, skipped
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from attention_transfer.data.listed_splits import listed_splits
@@ -184,7 +184,7 @@ def _without_broken(found: dict[str, _Found]) -> list[str]:
         split.files = [
             file for file, reason in zip(split.files, reasons, strict=True) if reason is None
         ]
-    return left_out(lines, total)
+    return skipped(lines, total)
 
 
 def _images(split: _Found, size: tuple[int, int]) -> FileImages:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from attention_transfer.config import Interpolation
 from attention_transfer.data.randomness import integers, uniform
-from attention_transfer.measures import box_masks
+from attention_transfer.functional.measures import box_masks
 
 __all__ = [
     "Augmentation",
     "DataSet",
     "ImageSet",
     "Images",
-    "View",
+    "AugmentedView",
 ]
 
 
@@ -26,7 +26,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """By channel, on a scale of 0 to 1: what photographs are normalised by."""
 
 
-class View(NamedTuple):
+class AugmentedView(NamedTuple):
     """Which of a sample's augmented views; training takes the epoch's number."""
 
     data_seed: int
@@ -45,7 +45,7 @@ class Images(Protocol):
         """A hash of the images and labels: what else is in their place has another."""
 
     @property
-    def making(self) -> str:
+    def provenance(self) -> str:
         """How views are made; with the fingerprint, all that a (data seed, number) leaves open."""
 
     @property
@@ -63,7 +63,7 @@ class Images(Protocol):
     def name(self, index: int) -> str:
         """What to call a sample in front of people."""
 
-    def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
+    def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
         """(n, H, W, 3) uint8: a view of each image, or without one the image as it is judged."""
 
     def masks(self, indices: NDArray[np.int64]) -> Tensor | None:
@@ -79,7 +79,7 @@ class Augmentation:
     pad: int = 0
     flip: bool = False
 
-    def __call__(self, images: Tensor, indices: NDArray[np.int64], view: View) -> Tensor:
+    def __call__(self, images: Tensor, indices: NDArray[np.int64], view: AugmentedView) -> Tensor:
         """One view of each image: a function of the view and the sample's index alone.
 
         Args:
@@ -118,7 +118,7 @@ class ImageSet:
         return len(self.images)
 
     @property
-    def making(self) -> str:
+    def provenance(self) -> str:
         """The augmentation."""
         return str(self.augmentation)
 
@@ -142,7 +142,7 @@ class ImageSet:
         """Its number."""
         return f"sample {index}"
 
-    def pixels(self, indices: NDArray[np.int64], view: View | None = None) -> Tensor:
+    def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
         """(n, H, W, 3) uint8: a view of each image, or the image as it is."""
         chosen = self.images.index_select(0, torch.from_numpy(indices))
         return chosen if view is None else self.augmentation(chosen, indices, view)

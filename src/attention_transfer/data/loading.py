@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from attention_transfer.data.augmentation import Augmented, targets
-from attention_transfer.data.images import Images, ImageSet, View
+from attention_transfer.data.augmentation import WithAugmentation, targets
+from attention_transfer.data.images import AugmentedView, Images, ImageSet
 from attention_transfer.data.randomness import permutation
 from attention_transfer.errors import TrainingError
 
 __all__ = [
     "Batch",
-    "Pass",
+    "EpochPass",
     "as_input",
     "batch_bounds",
     "batches",
@@ -50,13 +50,13 @@ class Batch(NamedTuple):
     total: int
 
 
-class Pass(NamedTuple):
+class EpochPass(NamedTuple):
     """One way through the images: indices in an order, and which view of each; None: the images as
     they are judged.
     """
 
     order: NDArray[np.int64]
-    view: View | None
+    view: AugmentedView | None
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -88,7 +88,7 @@ def batches(
     order: NDArray[np.int64],
     batch_size: int,
     *,
-    view: View | None = None,
+    view: AugmentedView | None = None,
     process: int = 0,
     processes: int = 1,
     workers: int = 0,
@@ -114,7 +114,7 @@ def batches(
     """
     return stream(
         images,
-        [Pass(order, view)],
+        [EpochPass(order, view)],
         batch_size,
         process=process,
         processes=processes,
@@ -125,7 +125,7 @@ def batches(
 
 def stream(
     images: Images,
-    passes: Iterable[Pass],
+    passes: Iterable[EpochPass],
     batch_size: int,
     *,
     process: int = 0,
@@ -173,7 +173,7 @@ def resolve_workers(asked: int | None, images: Images) -> int:
     >>> resolve_workers(4, ImageSet(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.zeros(1)))
     0
     """
-    slow = isinstance(images, Augmented) and (images.mixes or images.randaugment is not None)
+    slow = isinstance(images, WithAugmentation) and (images.mixes or images.randaugment is not None)
     if _in_memory(images) and not slow:
         return 0
     return min(8, max(1, _cores() - 1)) if asked is None else asked
@@ -187,14 +187,14 @@ def _cores() -> int:
 
 
 def _in_memory(images: Images) -> bool:
-    return isinstance(images.images if isinstance(images, Augmented) else images, ImageSet)
+    return isinstance(images.images if isinstance(images, WithAugmentation) else images, ImageSet)
 
 
 class _Share(NamedTuple):
     """What this process gets of a batch."""
 
     indices: NDArray[np.int64]
-    view: View | None
+    view: AugmentedView | None
     total: int
 
 
@@ -205,7 +205,7 @@ of a file descriptor, an array in the message itself.
 
 
 def _shares(
-    passes: Iterable[Pass], batch_size: int, process: int, processes: int
+    passes: Iterable[EpochPass], batch_size: int, process: int, processes: int
 ) -> Iterator[_Share]:
     for order, view in passes:
         for start, end in batch_bounds(len(order), batch_size, processes):

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attention_transfer.data.decoding import Box
-from attention_transfer.data.images import View
+from attention_transfer.data.images import AugmentedView
 from attention_transfer.data.randomness import Key, integers, uniform
 
-__all__ = ["Recipe", "centre", "random_crop", "random_sides"]
+__all__ = ["CropFlip", "centre", "random_crop", "random_sides"]
 
 _ATTEMPTS = np.arange(10)
 
@@ -71,7 +71,7 @@ def random_sides(
 def random_crop(
     whole: tuple[int, int],
     size: tuple[int, int],
-    view: View,
+    view: AugmentedView,
     index: int,
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -102,11 +102,11 @@ def random_crop(
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CropFlip:
     """How the training views of images in files are made.
 
     Example:
-        >>> Recipe(flip=False).box((100, 100), (32, 32), View(0, 1), index=5)
+        >>> CropFlip(flip=False).box((100, 100), (32, 32), AugmentedView(0, 1), index=5)
         Box(left=12, top=12, right=91, bottom=94)
     """
 
@@ -115,11 +115,15 @@ class Recipe:
     flip: bool = True
     """Whether half of the views are mirrored, left and right."""
 
-    def box(self, whole: tuple[int, int], size: tuple[int, int], view: View, index: int) -> Box:
+    def box(
+        self, whole: tuple[int, int], size: tuple[int, int], view: AugmentedView, index: int
+    ) -> Box:
         """The part of an image that a view shows."""
         return random_crop(whole, size, view, index, self.area)
 
-    def finish(self, pixels: NDArray[np.uint8], view: View, index: int) -> NDArray[np.uint8]:
+    def finish(
+        self, pixels: NDArray[np.uint8], view: AugmentedView, index: int
+    ) -> NDArray[np.uint8]:
         """What happens to the cropped image (H, W, 3) afterwards."""
         flipped = self.flip and uniform("flip", view.data_seed, view.number, index) < 0.5
         return pixels[:, ::-1] if flipped else pixels

@@ -26,7 +26,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from attention_transfer.double_backward.first_pass import FirstPass
-from attention_transfer.maps import promoted
+from attention_transfer.functional.maps import to_float32
 
 __all__ = ["BatchNorm"]
 
@@ -152,8 +152,8 @@ def _fused(given: _Given, means: Kernel, derivatives: Kernel) -> tuple[Tensor, T
 
 def _means(u: Tensor, g: Tensor, x: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, ...]:
     """Channel means of u, u x^ and u g; tensors are (N, C, S)."""
-    u, normal = promoted(u), (promoted(x) - mean[:, None]) * r[:, None]
-    return tuple(value.mean((0, 2)) for value in (u, u * normal, u * promoted(g)))
+    u, normal = to_float32(u), (to_float32(x) - mean[:, None]) * r[:, None]
+    return tuple(value.mean((0, 2)) for value in (u, u * normal, u * to_float32(g)))
 
 
 def _derivatives(
@@ -161,9 +161,9 @@ def _derivatives(
 ) -> tuple[Tensor, Tensor]:
     """The gradients in g and in x, of (N, C, S)."""
     of_u, of_ux, of_g, of_gx, q = (value[:, None] for value in means)
-    normal = (promoted(x) - mean[:, None]) * r[:, None]
-    projected_u = promoted(u) - of_u - normal * of_ux
-    projected_g = promoted(g) - of_g - normal * of_gx
+    normal = (to_float32(x) - mean[:, None]) * r[:, None]
+    projected_u = to_float32(u) - of_u - normal * of_ux
+    projected_g = to_float32(g) - of_g - normal * of_gx
     in_x = q * normal + of_gx * projected_u + of_ux * projected_g
     in_g = scale[:, None] * projected_u
     return in_g.to(g.dtype), (-scale * r)[:, None].mul(in_x).to(x.dtype)
@@ -217,7 +217,7 @@ class _Rows:
     def mean(self, rows: Tensor) -> Tensor:
         """Each channel's mean, (C,)."""
         if self.channels_last:
-            total = promoted(rows.sum(0)).view(self.repeats, self.channels).sum(0)
+            total = to_float32(rows.sum(0)).view(self.repeats, self.channels).sum(0)
         else:
-            total = promoted(rows.sum((0, 2)))
+            total = to_float32(rows.sum((0, 2)))
         return total / self.count

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from attention_transfer.double_backward.batch_norm import BatchNorm
 from attention_transfer.double_backward.convolution import Convolution
 from attention_transfer.double_backward.first_pass import FirstPass
-from attention_transfer.maps import promoted
+from attention_transfer.functional.maps import to_float32
 
 __all__ = ["DoubleBackward"]
 
@@ -147,7 +147,7 @@ class DoubleBackward(TorchFunctionMode):
 
     def _hardsigmoid(self, input: Tensor, inplace: bool = False) -> Tensor:
         """MobileNetV3's gate, by operations that have a second derivative: PyTorch's has none."""
-        return (functional.relu6(promoted(input) + 3) / 6).to(input.dtype)
+        return (functional.relu6(to_float32(input) + 3) / 6).to(input.dtype)
 
 
 def _pair(size: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -15,12 +15,12 @@ import torch
 
 from attention_transfer.config import DemoConfig, DistillConfig, TrainConfig
 from attention_transfer.data import DataSet, ImageSet, as_input, load_data
-from attention_transfer.feeding import model_normalization
-from attention_transfer.machine import resolve_precision
+from attention_transfer.environment import resolve_precision
 from attention_transfer.models import LoadedModel, load_run
+from attention_transfer.network_inputs import model_normalization
+from attention_transfer.runs.folder import writing_to
 from attention_transfer.training import Run, RunProgress, new_folder, run
-from attention_transfer.training.preparation import prepare
-from attention_transfer.training.run import writing_to
+from attention_transfer.training.setup import set_up_run
 from attention_transfer.transfer import attention_maps
 
 __all__ = [
@@ -85,7 +85,7 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     data = load_data("cluttered-digits")
     teacher = packaged_teacher()
     if config.cache is not None and not config.train_teacher:
-        prepare(student_configs(config, teacher)["at"], data)
+        set_up_run(student_configs(config, teacher)["at"], data)
     with writing_to(folder):
         (folder / "alone").mkdir(parents=True, exist_ok=True)
     if config.train_teacher:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from attention_transfer.errors import InputError, nearest
-from attention_transfer.factories import imported
+from attention_transfer.factories import import_object
 from attention_transfer.models.card import InputSpec
 from attention_transfer.models.heads import replace_head
 
@@ -160,7 +160,7 @@ class Factory(ZooModel):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.factory = imported(name)
+        self.factory = import_object(name)
 
     def build(
         self, classes: int | None, image_size: ImageSize | None = None, pretrained: bool = False

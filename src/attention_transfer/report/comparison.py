@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attention_transfer.report.groups import Group, baseline_of
-from attention_transfer.report.records import Arrays
+from attention_transfer.runs.record import Arrays
 
 __all__ = ["Changes", "changes", "headline"]
 

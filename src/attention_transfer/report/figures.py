@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from attention_transfer.report.groups import Group
 from attention_transfer.report.plots import DASHES, SERIES, Line, curves
-from attention_transfer.terminal import printable
+from attention_transfer.terminal import escape_control_characters
 
 __all__ = ["attention_in_numbers", "learning_curves"]
 
@@ -50,7 +50,7 @@ def _plot(title: str, panels: dict[str, list[Line]], y: str) -> dict[str, Any]:
         for lines in panels.values()
         for line in lines
     }
-    shown = {printable(name): lines for name, lines in panels.items()}
+    shown = {escape_control_characters(name): lines for name, lines in panels.items()}
     return {
         "title": title,
         "svg": Markup(curves(shown, x="epoch", y=y)),

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from attention_transfer.drawing.scale import Maps, cosines, shrunk
+from attention_transfer.drawing.sprites import coloured, photograph
 from attention_transfer.report.comparison import Changes
 from attention_transfer.report.groups import Group
-from attention_transfer.report.records import Attention
-from attention_transfer.report.relative_maps import Maps, cosines, shrunk
-from attention_transfer.report.sheets import coloured, photograph
 from attention_transfer.report.viewer import probabilities
+from attention_transfer.runs.record import Attention
 
 __all__ = ["disagreements", "pictures_of_changes"]
 

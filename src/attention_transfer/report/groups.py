@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attention_transfer.report.records import Attention, RunRecord
+from attention_transfer.runs.record import Attention, RunRecord
 
 __all__ = ["Group", "baseline_of", "grouped", "interval"]
 

@@ -20,10 +20,10 @@ from attention_transfer.report.confusion import confusion
 from attention_transfer.report.figures import attention_in_numbers, learning_curves
 from attention_transfer.report.gallery import disagreements, pictures_of_changes
 from attention_transfer.report.groups import Group, grouped, interval
-from attention_transfer.report.records import RunRecord, read_runs
 from attention_transfer.report.viewer import viewer
 from attention_transfer.report.warnings import warnings_of
-from attention_transfer.terminal import printable
+from attention_transfer.runs.record import RunRecord, read_runs
+from attention_transfer.terminal import escape_control_characters
 
 __all__ = ["write_report"]
 
@@ -95,7 +95,7 @@ def _rendered(runs: Sequence[RunRecord]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shown"] = printable
+    environment.filters["shown"] = escape_control_characters
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     sections = [_section(number, runs) for number, runs in enumerate(_by_data(runs))]
     return environment.get_template("report.html.j2").render(
@@ -155,7 +155,7 @@ def _section(number: int, runs: Sequence[RunRecord]) -> _Section:
         runs=list(runs),
         warnings=list(warnings_of(groups)),
         plots=list(learning_curves(groups)),
-        viewer=viewer(groups, [printable(name) for name in names]),
+        viewer=viewer(groups, [escape_control_characters(name) for name in names]),
         disagreements=disagreements(groups, names),
         changes=[(found, pictures_of_changes(found, names)) for found in changes(groups)],
         agreement=[row for group in groups for row in attention_in_numbers(group)],

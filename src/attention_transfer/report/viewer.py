@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from attention_transfer.drawing.scale import LARGEST, Maps, cosines, shrunk
+from attention_transfer.drawing.sprites import colour_table, map_sheet, photograph
 from attention_transfer.report.groups import Group
-from attention_transfer.report.records import Attention
-from attention_transfer.report.relative_maps import LARGEST, Maps, cosines, shrunk
-from attention_transfer.report.sheets import colour_table, map_sheet, photograph
+from attention_transfer.runs.record import Attention
 
 __all__ = ["probabilities", "viewer"]
 
@@ -40,7 +40,7 @@ def viewer(groups: Sequence[Group], class_names: Sequence[str]) -> dict[str, Any
     return {
         "colours": colour_table(),
         "classes": list(class_names),
-        "left_out": [
+        "skipped": [
             group.shown_label for group, _ in shown if group not in [one for one, _ in same]
         ],
         "images": [

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from attention_transfer.report.groups import Group, baseline_of
-from attention_transfer.report.records import RunRecord
+from attention_transfer.runs.record import RunRecord
 
 __all__ = ["warnings_of"]
 

@@ -1,10 +1,10 @@
 """Whole runs: a network alone, or a student from a teacher."""
 
+from attention_transfer.runs.folder import Run, new_folder
+from attention_transfer.training.evaluate import evaluate_model
 from attention_transfer.training.evaluation import Evaluation
-from attention_transfer.training.judging import evaluate_model
-from attention_transfer.training.loop import resume, run
-from attention_transfer.training.progress import RunProgress
-from attention_transfer.training.run import Run, new_folder
+from attention_transfer.training.monitoring.progress import RunProgress
+from attention_transfer.training.trainer import resume, run
 
 __all__ = [
     "Evaluation",

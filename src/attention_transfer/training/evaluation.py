@@ -13,7 +13,7 @@ from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.taps import evaluating
 from attention_transfer.transfer import Normalization, as_logits
 
-__all__ = ["Evaluation", "calibration_error", "confusion_matrix", "judge", "predict"]
+__all__ = ["Evaluation", "calibration_error", "confusion_matrix", "compute_metrics", "predict"]
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ def predict(
     return found
 
 
-def judge(logits: Tensor, labels: Tensor) -> Evaluation:
+def compute_metrics(logits: Tensor, labels: Tensor) -> Evaluation:
     """The figures of logits (N, classes) against labels (N,).
 
     Raises:
         InputError: a label has no logit.
 
     Example:
-        >>> judge(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])).error
+        >>> compute_metrics(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])).error
         50.0
     """
     classes = logits.shape[1]

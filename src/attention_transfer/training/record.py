@@ -8,15 +8,15 @@ from torch import nn
 
 from attention_transfer.cache import weights_fingerprint
 from attention_transfer.config import DistillConfig
-from attention_transfer.machine import describe_machine, package_versions
+from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.models import LoadedModel
 from attention_transfer.training.evaluation import Evaluation
-from attention_transfer.training.preparation import Prepared, count_flops
+from attention_transfer.training.setup import RunSetup, count_flops
 
-__all__ = ["introduction", "make_record", "parameter_count"]
+__all__ = ["run_summary", "make_record", "parameter_count"]
 
 
-def introduction(prepared: Prepared) -> Iterator[str]:
+def run_summary(prepared: RunSetup) -> Iterator[str]:
     """What is about to be trained, line by line, with every pair's effective weight."""
     config, data = prepared.config, prepared.data
     network = prepared.student.network
@@ -79,7 +79,7 @@ def introduction(prepared: Prepared) -> Iterator[str]:
 
 
 def make_record(
-    prepared: Prepared,
+    prepared: RunSetup,
     *,
     best: Mapping[str, float],
     evaluations: Mapping[str, Evaluation],
@@ -150,7 +150,7 @@ def parameter_count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _network_record(models: Sequence[LoadedModel], prepared: Prepared) -> dict[str, Any]:
+def _network_record(models: Sequence[LoadedModel], prepared: RunSetup) -> dict[str, Any]:
     """One network, or several teachers together."""
     data_size = prepared.data.input_size
     return {

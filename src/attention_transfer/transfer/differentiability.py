@@ -9,10 +9,10 @@ from torch.utils._pytree import tree_map_only
 
 from attention_transfer.double_backward import DoubleBackward
 from attention_transfer.errors import InputError
-from attention_transfer.losses import summed_cross_entropy
+from attention_transfer.functional.losses import summed_cross_entropy
 from attention_transfer.taps import evaluating, unwrapped
-from attention_transfer.transfer.copies import call_on_copies
-from attention_transfer.transfer.gradients import check_images
+from attention_transfer.transfer.cloned_state import call_with_cloned_state
+from attention_transfer.transfer.input_gradients import check_images
 from attention_transfer.transfer.teacher import Normalization, as_logits
 
 __all__ = ["check_twice_differentiable", "is_compiled", "refuse_sharded"]
@@ -93,7 +93,7 @@ class _Attempt:
         leaf = self.images.detach().clone().requires_grad_()
         with DoubleBackward() as double:
             given = leaf if self.normalization is None else self.normalization(leaf)
-            output = call_on_copies(self.network, (given,))
+            output = call_with_cloned_state(self.network, (given,))
         return double, leaf, output
 
 
@@ -167,7 +167,7 @@ class _Call:
         ]
         # Modules may overwrite what they are given, and leaves must not be.
         given = tuple(leaf.clone() if _has_gradient(leaf) else leaf for leaf in leaves)
-        output = call_on_copies(self.module, given, self.settings)
+        output = call_with_cloned_state(self.module, given, self.settings)
         return [leaf for leaf in leaves if _has_gradient(leaf)], output
 
 

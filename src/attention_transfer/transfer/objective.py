@@ -11,29 +11,29 @@ from torch._compile import _disable_dynamo
 
 from attention_transfer.errors import InputError
 from attention_transfer.taps import Taps, evaluating, structure_copy, unwrapped
-from attention_transfer.transfer.compiled import CompiledPass
+from attention_transfer.transfer.compiled_forward import CompiledPass
 from attention_transfer.transfer.differentiability import (
     check_twice_differentiable,
     is_compiled,
     refuse_sharded,
 )
-from attention_transfer.transfer.gradients import InputGradients
+from attention_transfer.transfer.input_gradients import InputGradients
 from attention_transfer.transfer.output import PairDescription, TransferOutput, describe
-from attention_transfer.transfer.pairing import Pairing, Side, resolve_pairs
-from attention_transfer.transfer.several_teachers import (
+from attention_transfer.transfer.pairing import Pairing, PairingSide, resolve_pairs
+from attention_transfer.transfer.targets import TargetField, Targets, TargetSpec
+from attention_transfer.transfer.teacher import (
+    ForwardResult,
+    Normalization,
+    input_size,
+    tapped_forward,
+)
+from attention_transfer.transfer.teacher_ensemble import (
     MeanAndDeviation,
     as_normalization,
     frozen_teacher,
     given_teachers,
 )
-from attention_transfer.transfer.targets import Reading, Targets, Wanted
-from attention_transfer.transfer.teacher import (
-    Normalization,
-    Seen,
-    input_size,
-    observe,
-)
-from attention_transfer.transfer.terms import Observation, PairedMaps, PairFeatures, Term
+from attention_transfer.transfer.terms.base import Observation, PairedMaps, PairFeatures, Term
 
 __all__ = ["Transfer"]
 
@@ -138,7 +138,9 @@ class Transfer(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return self._sum(student, targets, labels, None, progress)
 
-    def streamline_teacher(self, example: Tensor, dtype: torch.dtype | None = None) -> None:
+    def optimize_teacher_for_inference(
+        self, example: Tensor, dtype: torch.dtype | None = None
+    ) -> None:
         """Has the teacher answer from a cheaper copy: its batch norms folded into convolutions, its
         weights in the dtype of autocast, under which alone it then runs. The teacher itself stays
         as it is, and what is done to it later is not seen.
@@ -149,7 +151,7 @@ class Transfer(nn.Module):
             dtype: such as ``torch.bfloat16``; None: as they are.
         """
         if self.teacher is not None:
-            self.teacher.streamline(example, dtype)
+            self.teacher.optimize_for_inference(example, dtype)
 
     def compile_passes(self) -> None:
         """Compiles the student's and the teacher's passes from the next batch on, with their taps;
@@ -175,12 +177,12 @@ class Transfer(nn.Module):
         if self.teacher is not None:
             self.teacher.remove_compiled_passes()
 
-    def _observe_student(self, images: Tensor) -> Seen:
+    def _observe_student(self, images: Tensor) -> ForwardResult:
         compiled = self._compiled
         if compiled is None or not torch.is_grad_enabled() or not compiled.takes(images):
-            return observe(self.student, self._taps, images, self.student_normalization)
+            return tapped_forward(self.student, self._taps, images, self.student_normalization)
         own = self.student_normalization
-        return Seen(*compiled(images if own is None else own(images)))
+        return ForwardResult(*compiled(images if own is None else own(images)))
 
     def targets(self, images: Tensor, labels: Tensor | None = None) -> Targets:
         """What the teacher answers for a batch, as far as the terms need it; without such terms it
@@ -237,7 +239,7 @@ class Transfer(nn.Module):
 
     def _sum(
         self,
-        student: Seen,
+        student: ForwardResult,
         targets: Targets,
         labels: Tensor | None,
         gradients: InputGradients | None,
@@ -273,7 +275,7 @@ class Transfer(nn.Module):
         if not teachers:
             return {}
         sides = [
-            Side(network, None if example is None else input_size(example, own))
+            PairingSide(network, None if example is None else input_size(example, own))
             for network, own in [(self.student, self.student_normalization), *teachers]
         ]
         return {
@@ -282,16 +284,16 @@ class Transfer(nn.Module):
             if pairs is not None
         }
 
-    def _wanted_of_teacher(self) -> Wanted:
+    def _wanted_of_teacher(self) -> TargetSpec:
         """What the terms need of the teacher, each thing once."""
         readings = {
-            Reading(point, self.terms[name].teacher_map): None
+            TargetField(point, self.terms[name].teacher_map): None
             for name, pairing in self.pairings.items()
             for pair in pairing.pairs
             for point in pair.teacher_points
         }
         learning = [term for term in self.terms.values() if term.needs_teacher]
-        return Wanted(
+        return TargetSpec(
             tuple(readings),
             any(term.needs_teacher_logits for term in learning),
             any(term.needs_teacher_gradient for term in learning),
@@ -300,7 +302,7 @@ class Transfer(nn.Module):
     def _observation(
         self,
         name: str,
-        student: Seen,
+        student: ForwardResult,
         targets: Targets,
         labels: Tensor | None = None,
         gradients: InputGradients | None = None,
@@ -317,7 +319,7 @@ class Transfer(nn.Module):
         map_function = None if whole else self.terms[name].teacher_map
         for pair in self.pairings[name].pairs if name in self.pairings else []:
             theirs = tuple(
-                targets.read(Reading(point, map_function)) for point in pair.teacher_points
+                targets.read(TargetField(point, map_function)) for point in pair.teacher_points
             )
             observation.pairs.append(PairFeatures(pair, student.features[pair.student], theirs))
         if name in self.term_modules:
@@ -332,12 +334,12 @@ class Transfer(nn.Module):
         if self._needs_gradients:
             self._check_gradients(example)
         with evaluating(self.student):
-            student = observe(self.student, self._taps, example, self.student_normalization)
+            student = tapped_forward(self.student, self._taps, example, self.student_normalization)
         self._check_learnable(example)
         targets = Targets()
         if self.teacher is not None:
             seen = self.teacher(example)
-            features = {Reading(point): value for point, value in seen.features.items()}
+            features = {TargetField(point): value for point, value in seen.features.items()}
             targets = Targets(features, seen.output if isinstance(seen.output, Tensor) else None)
         for name, term in self.terms.items():
             observation = self._observation(name, student, targets, whole=True)
@@ -360,7 +362,7 @@ class Transfer(nn.Module):
         network = structure_copy(unwrapped(self.student), frozen=False)
         taps = Taps(network, self._taps.points)
         with evaluating(network), torch.enable_grad():
-            features = observe(network, taps, example, self.student_normalization).features
+            features = tapped_forward(network, taps, example, self.student_normalization).features
         fixed = [name for name, feature in features.items() if not feature.requires_grad]
         if fixed:
             raise InputError(

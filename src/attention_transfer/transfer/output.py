@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from attention_transfer.transfer.terms import PairedMaps, PairFeatures, Term
+from attention_transfer.transfer.terms.base import PairedMaps, PairFeatures, Term
 
 __all__ = ["PairDescription", "TransferOutput", "describe"]
 

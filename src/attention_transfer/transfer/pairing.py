@@ -17,7 +17,7 @@ from attention_transfer.taps import (
     unwrapped,
 )
 
-__all__ = ["Pair", "Pairing", "Pairs", "Side", "match_stages", "resolve_pairs"]
+__all__ = ["Pair", "Pairing", "Pairs", "PairingSide", "match_stages", "resolve_pairs"]
 
 
 class Pair(NamedTuple):
@@ -60,7 +60,7 @@ class Pairing(NamedTuple):
     alone_in_teacher: tuple[str, ...] = ()
 
 
-class Side:
+class PairingSide:
     """One network of a pairing; its points are looked for when they are first needed.
 
     Args:
@@ -122,7 +122,7 @@ class Side:
         return found
 
 
-def resolve_pairs(pairs: Pairs, student: Side, *teachers: Side) -> Pairing:
+def resolve_pairs(pairs: Pairs, student: PairingSide, *teachers: PairingSide) -> Pairing:
     """Pairs as they were meant: parsed, with patterns spelt out, or found (``"auto"``).
 
     With several teachers, ``"auto"`` pairs the student with each of them, and joins the pairs that
@@ -133,7 +133,7 @@ def resolve_pairs(pairs: Pairs, student: Side, *teachers: Side) -> Pairing:
             equally many points; for ``"auto"`` and patterns also an unknown input size.
 
     Example:
-        >>> sides = Side(nn.Module()), Side(nn.Module())
+        >>> sides = PairingSide(nn.Module()), PairingSide(nn.Module())
         >>> resolve_pairs("group1:layer1, group2:layer2", *sides).pairs
         [Pair(student='group1', teacher='layer1'), Pair(student='group2', teacher='layer2')]
     """
@@ -163,7 +163,7 @@ def resolve_pairs(pairs: Pairs, student: Side, *teachers: Side) -> Pairing:
     return Pairing(resolved)
 
 
-def _teacher_points(pattern: str, teachers: Sequence[Side]) -> list[str]:
+def _teacher_points(pattern: str, teachers: Sequence[PairingSide]) -> list[str]:
     """What the teacher's end of a pair means: names, joined where they are to be averaged."""
     ends = [_points_of_one(part, teachers) for part in pattern.split("+")]
     if len({len(names) for names in ends}) > 1:
@@ -174,7 +174,7 @@ def _teacher_points(pattern: str, teachers: Sequence[Side]) -> list[str]:
     return ["+".join(names) for names in zip(*ends, strict=True)]
 
 
-def _points_of_one(pattern: str, teachers: Sequence[Side]) -> list[str]:
+def _points_of_one(pattern: str, teachers: Sequence[PairingSide]) -> list[str]:
     if len(teachers) == 1:
         return teachers[0].matching(pattern)
     number, _, name = pattern.partition(".")
@@ -186,7 +186,7 @@ def _points_of_one(pattern: str, teachers: Sequence[Side]) -> list[str]:
     return [f"{int(number)}.{found}" for found in teachers[int(number)].matching(name)]
 
 
-def _automatic(student: Side, teachers: Sequence[Side]) -> Pairing:
+def _automatic(student: PairingSide, teachers: Sequence[PairingSide]) -> Pairing:
     pairings = [_matched(student, teacher) for teacher in teachers]
     if len(pairings) == 1:
         return pairings[0]
@@ -205,7 +205,7 @@ def _automatic(student: Side, teachers: Sequence[Side]) -> Pairing:
     )
 
 
-def _matched(student: Side, teacher: Side) -> Pairing:
+def _matched(student: PairingSide, teacher: PairingSide) -> Pairing:
     if student.declared and len(student.declared) == len(teacher.declared):
         both = zip(student.declared, teacher.declared, strict=True)
         return Pairing([Pair(*names) for names in both])

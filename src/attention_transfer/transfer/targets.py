@@ -7,16 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attention_transfer import maps
 from attention_transfer.errors import InputError
-from attention_transfer.maps.scale_free import scaled_map
+from attention_transfer.functional import maps
+from attention_transfer.functional.kernels import scaled_map
 
-__all__ = ["MapFunction", "Reading", "Targets", "Wanted"]
+__all__ = ["MapFunction", "TargetField", "Targets", "TargetSpec"]
 
 
 class MapFunction(NamedTuple):
     """F, which makes an attention map of features: see
-    :func:`attention_transfer.maps.activation_map`.
+    :func:`attention_transfer.functional.maps.activation_map`.
 
     >>> str(MapFunction("sum", 2.0))
     'sum 2'
@@ -33,7 +33,7 @@ class MapFunction(NamedTuple):
         return f"{self.kind} {self.power:g}"
 
 
-class Reading(NamedTuple):
+class TargetField(NamedTuple):
     """What is read at a teacher's point: its attention map by F, or the features themselves."""
 
     point: str
@@ -44,10 +44,10 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TargetSpec:
     """What is asked of a teacher."""
 
-    readings: tuple[Reading, ...] = ()
+    readings: tuple[TargetField, ...] = ()
     logits: bool = False
     gradient: bool = False
     """J, the gradient of the summed cross-entropy at the images."""
@@ -60,7 +60,7 @@ class Wanted:
 class Targets:
     """A teacher's answers for a batch; constants, whichever pass or file they come from."""
 
-    readings: Mapping[Reading, Tensor] = field(default_factory=dict)
+    readings: Mapping[TargetField, Tensor] = field(default_factory=dict)
     """Maps (N, H, W), each image's at a scale of its own, or features (N, C, H, W)."""
     logits: Tensor | None = None
     gradient: Tensor | None = None
@@ -74,7 +74,7 @@ class Targets:
         """Those of some of the images."""
         return self._each(lambda value: value[images])
 
-    def read(self, reading: Reading) -> Tensor:
+    def read(self, reading: TargetField) -> Tensor:
         """One of the readings.
 
         Raises:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attention_transfer.errors import InputError
-from attention_transfer.losses import summed_cross_entropy
+from attention_transfer.functional.losses import summed_cross_entropy
 from attention_transfer.taps import Taps, unwrapped
-from attention_transfer.transfer.compiled import CompiledPass
-from attention_transfer.transfer.inference_copy import inference_copy, lower_weights
-from attention_transfer.transfer.targets import Reading, Targets, Wanted
+from attention_transfer.transfer.compiled_forward import CompiledPass
+from attention_transfer.transfer.inference_optimization import inference_copy, lower_weights
+from attention_transfer.transfer.targets import TargetField, Targets, TargetSpec
 
 if TYPE_CHECKING:
     from attention_transfer.config import Interpolation
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = [
     "FrozenTeacher",
     "Normalization",
-    "Seen",
+    "ForwardResult",
     "as_logits",
     "input_gradient",
     "input_size",
-    "observe",
+    "tapped_forward",
 ]
 
 
@@ -66,7 +66,7 @@ def input_size(images: Tensor, normalization: Normalization | None) -> tuple[int
     return channels, height, width
 
 
-class Seen(NamedTuple):
+class ForwardResult(NamedTuple):
     """What one pass of one network shows: its output, and the features at its tapped points."""
 
     output: object
@@ -101,9 +101,9 @@ def as_logits(output: object) -> Tensor:
     )
 
 
-def observe(
+def tapped_forward(
     network: nn.Module, taps: Taps, images: Tensor, normalization: Normalization | None
-) -> Seen:
+) -> ForwardResult:
     """One pass of a tapped network on images that are normalised for it first."""
     version = 0 if images.is_inference() else images._version
     given = images if normalization is None else normalization(images)
@@ -114,7 +114,7 @@ def observe(
             f"{type(unwrapped(network)).__name__} overwrote the images in place, which the other "
             "network sees too; write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
         )
-    return Seen(output, taps.feature_maps(outputs, given))
+    return ForwardResult(output, taps.feature_maps(outputs, given))
 
 
 def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Tensor:
@@ -164,9 +164,9 @@ class FrozenTeacher:
         self.network = network.requires_grad_(False).eval()
         self.normalization = normalization
         self._taps = Taps(network, points)
-        self._compiled: dict[Wanted, CompiledPass] | None = None
+        self._compiled: dict[TargetSpec, CompiledPass] | None = None
 
-    def streamline(self, example: Tensor, dtype: torch.dtype | None = None) -> None:
+    def optimize_for_inference(self, example: Tensor, dtype: torch.dtype | None = None) -> None:
         """Answers from an inference copy from now on; the network itself stays as it is.
 
         Args:
@@ -196,22 +196,22 @@ class FrozenTeacher:
         self._compiled = None
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Seen:
+    def __call__(self, images: Tensor) -> ForwardResult:
         """Logits and features for images (N, C, H, W)."""
         return self.observe(images)
 
-    def observe(self, images: Tensor) -> Seen:
+    def observe(self, images: Tensor) -> ForwardResult:
         """The same, differentiable in the images."""
         self.network.eval()
-        return observe(self.network, self._taps, images, self.normalization)
+        return tapped_forward(self.network, self._taps, images, self.normalization)
 
-    def targets(self, images: Tensor, labels: Tensor | None, wanted: Wanted) -> Targets:
+    def targets(self, images: Tensor, labels: Tensor | None, wanted: TargetSpec) -> Targets:
         """What is wanted of it, and no more: maps are taken as soon as their features are there,
         which are dropped at once, and a pass ends with the last layer that somebody asked for.
 
         Args:
             images: (N, C, H, W).
-            labels: of :func:`attention_transfer.losses.summed_cross_entropy`, for the gradient.
+            labels: of :func:`attention_transfer.functional.losses.summed_cross_entropy`, for the gradient.
             wanted: what; its points are among this teacher's.
         """
         self.learn(images)
@@ -235,11 +235,11 @@ class FrozenTeacher:
         if not self._taps.knows(input_size(images, self.normalization)):
             self.observe(images)
 
-    def read(self, images: Tensor, wanted: Wanted) -> tuple[dict[Reading, Tensor], object]:
+    def read(self, images: Tensor, wanted: TargetSpec) -> tuple[dict[TargetField, Tensor], object]:
         """The readings, detached, and the output, or None of a pass that ended before it."""
         self.network.eval()
         given = images if self.normalization is None else self.normalization(images)
-        readings: dict[Reading, Tensor] = {}
+        readings: dict[TargetField, Tensor] = {}
         output: object = None
 
         def read(point: str, features: Tensor) -> None:
@@ -254,13 +254,13 @@ class FrozenTeacher:
         to_the_end = wanted.logits or wanted.gradient
         compiled = self._compiled_pass(wanted)
         if compiled is not None and compiled.takes(given):
-            found: tuple[dict[Reading, Tensor], object] = compiled(given)
+            found: tuple[dict[TargetField, Tensor], object] = compiled(given)
             return found
         with self._taps.reading(given, read, to_the_end=to_the_end):
             output = self.network(given)
         return readings, output if to_the_end else None
 
-    def _compiled_pass(self, wanted: Wanted) -> CompiledPass | None:
+    def _compiled_pass(self, wanted: TargetSpec) -> CompiledPass | None:
         """The compiled pass that answers what is wanted; None where passes are not compiled."""
         if self._compiled is None or wanted.gradient:
             return None
@@ -276,7 +276,7 @@ class FrozenTeacher:
         return self._compiled[wanted]
 
 
-def _read(reading: Reading, features: Tensor) -> Tensor:
+def _read(reading: TargetField, features: Tensor) -> Tensor:
     """A reading of features (N, C, H, W)."""
     if reading.map is None:
         return features

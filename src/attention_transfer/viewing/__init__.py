@@ -1,6 +1,6 @@
 """Seeing where networks look: from networks and images to pictures."""
 
-from attention_transfer.viewing.command import Looked, look
-from attention_transfer.viewing.showing import show
+from attention_transfer.viewing.command import MapsResult, look
+from attention_transfer.viewing.show import show
 
-__all__ = ["Looked", "look", "show"]
+__all__ = ["MapsResult", "look", "show"]

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attention_transfer.config import MapsConfig, height_and_width
+from attention_transfer.drawing.maps import MapsFigure, draw_maps, lines_of
 from attention_transfer.errors import InputError
-from attention_transfer.report.maps import MapsFigure, draw_maps, lines_of
-from attention_transfer.training.run import new_folder, writing_to
+from attention_transfer.runs.folder import new_folder, writing_to
 from attention_transfer.viewing.images import FilePicture, find_files
-from attention_transfer.viewing.networks import Viewed, networks_of
-from attention_transfer.viewing.seeing import Look
-from attention_transfer.viewing.table import Seen, see
+from attention_transfer.viewing.inference import MapRequest
+from attention_transfer.viewing.layout import MapGrid, see
+from attention_transfer.viewing.networks import NamedModel, networks_of
 
-__all__ = ["Looked", "look"]
+__all__ = ["MapsResult", "look"]
 
 MOST_LINES = 8
 """Of images in a file."""
@@ -29,7 +29,7 @@ SLIDE_WIDTH = 2.1
 
 
 @dataclass(frozen=True)
-class Looked:
+class MapsResult:
     """What was seen, and where it is."""
 
     folder: Path
@@ -37,14 +37,14 @@ class Looked:
     """The pictures."""
     raw: Path
     """``maps.npz``."""
-    seen: Seen
+    seen: MapGrid
     images: list[Path]
     """Those that were seen."""
     unreadable: list[tuple[Path, str]]
     """Images that were left out, and why."""
 
 
-def look(config: MapsConfig) -> Looked:
+def look(config: MapsConfig) -> MapsResult:
     """Draws where networks look, and writes the raw maps.
 
     Raises:
@@ -54,7 +54,7 @@ def look(config: MapsConfig) -> Looked:
     _check_free(folder)
     paths = find_files(config.images)
     networks = [_sized(network, config) for network in networks_of(list(config.models))]
-    asked = Look(config.points, config.attention, config.map, config.power, config.crop)
+    asked = MapRequest(config.points, config.attention, config.map, config.power, config.crop)
     seen, faults = see(networks, _pictures(paths), asked)
     unreadable = [(paths[place], reason) for place, reason in faults.items()]
     if not seen.scenes:
@@ -71,7 +71,7 @@ def look(config: MapsConfig) -> Looked:
             for name, figure in _figures(seen, config)
         ]
         raw = _write_raw(folder / "maps.npz", seen, images)
-    return Looked(folder, files, raw, seen, images, unreadable)
+    return MapsResult(folder, files, raw, seen, images, unreadable)
 
 
 def _check_free(folder: Path) -> None:
@@ -84,7 +84,7 @@ def _check_free(folder: Path) -> None:
         raise InputError(f"{folder} already holds maps ({there[0].name}); choose another --out")
 
 
-def _sized(network: Viewed, config: MapsConfig) -> Viewed:
+def _sized(network: NamedModel, config: MapsConfig) -> NamedModel:
     if config.image_size is None or network.normalization is None:
         return network
     size = height_and_width(config.image_size)
@@ -101,7 +101,7 @@ def _pictures(paths: list[Path]) -> list[FilePicture]:
     return pictures
 
 
-def _figures(seen: Seen, config: MapsConfig) -> Iterator[tuple[str, MapsFigure]]:
+def _figures(seen: MapGrid, config: MapsConfig) -> Iterator[tuple[str, MapsFigure]]:
     """The pictures and the names of their files, all on one scale."""
     columns, rows = seen.columns(), seen.rows()
     limit = seen.limit() if config.scale == "shared" else None
@@ -125,7 +125,7 @@ def _written(path: Path, figure: MapsFigure) -> Path:
     return path
 
 
-def _write_raw(path: Path, seen: Seen, images: list[Path]) -> Path:
+def _write_raw(path: Path, seen: MapGrid, images: list[Path]) -> Path:
     """Everything that was seen, as numbers and texts; written last, whole or not at all."""
     arrays: dict[str, NDArray[Any]] = {
         "schema_version": np.array(1),

@@ -18,11 +18,11 @@ from attention_transfer.models import (
     own_input,
     own_input_size,
 )
+from attention_transfer.runs.folder import Run
 from attention_transfer.taps import unwrapped
-from attention_transfer.training.run import Run
 from attention_transfer.transfer import Normalization
 
-__all__ = ["Network", "Networks", "Viewed", "distinct", "from_model", "networks_of"]
+__all__ = ["Network", "Networks", "NamedModel", "distinct", "from_model", "networks_of"]
 
 Network = nn.Module | LoadedModel | Run | str | Path
 """A module, what ``at.models.load`` gives, a run or its folder, or a MODEL as users write it."""
@@ -31,7 +31,7 @@ Networks = Network | Sequence[Network] | Mapping[str, Network]
 
 
 @dataclass(frozen=True)
-class Viewed:
+class NamedModel:
     """A network, how to feed it, and what its classes are called."""
 
     name: str
@@ -51,7 +51,7 @@ class Viewed:
         return names[index] if names and len(names) == classes else f"class {index}"
 
 
-def networks_of(networks: Networks) -> list[Viewed]:
+def networks_of(networks: Networks) -> list[NamedModel]:
     """One network or several, each under a name of its own.
 
     Raises:
@@ -69,7 +69,7 @@ def networks_of(networks: Networks) -> list[Viewed]:
     return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
 
 
-def _viewed(network: Network) -> Viewed:
+def _viewed(network: Network) -> NamedModel:
     if isinstance(network, str | Path):
         return from_model(str(network))
     if isinstance(network, Run):
@@ -82,7 +82,7 @@ def _viewed(network: Network) -> Viewed:
             "MODEL such as 'timm:resnet18'"
         )
     spec = own_input(unwrapped(network))
-    return Viewed(
+    return NamedModel(
         type(unwrapped(network)).__name__,
         network,
         _normalization(spec) if spec else None,
@@ -90,7 +90,7 @@ def _viewed(network: Network) -> Viewed:
     )
 
 
-def from_model(model: str) -> Viewed:
+def from_model(model: str) -> NamedModel:
     """A MODEL as users write it, with trained weights where it does not say otherwise.
 
     Raises:
@@ -99,7 +99,7 @@ def from_model(model: str) -> Viewed:
     return replace(_from_loaded(load(model, None, trained=True), model), model=model)
 
 
-def _from_loaded(found: LoadedModel, model: str) -> Viewed:
+def _from_loaded(found: LoadedModel, model: str) -> NamedModel:
     spec, notice = found.input or own_input(unwrapped(found.network)), ""
     if spec is None:
         spec = InputSpec(own_input_size(model), IMAGENET_MEAN, IMAGENET_STD)
@@ -115,7 +115,7 @@ def _from_loaded(found: LoadedModel, model: str) -> Viewed:
         names = imagenet_classes()
     own = _normalization(spec)
     certain = found.input is not None
-    return Viewed(_short(model), found.network, own, names, notice=notice, certain=certain)
+    return NamedModel(_short(model), found.network, own, names, notice=notice, certain=certain)
 
 
 def _normalization(spec: InputSpec) -> Normalization:

@@ -1,0 +1,1 @@
+"""Figures from arrays: attention maps, sprites and their colour scales. No torch."""

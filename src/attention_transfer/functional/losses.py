@@ -1,0 +1,248 @@
+"""The losses: pure functions of maps, features and logits; no weights, no state.
+
+Weights (beta, alpha) belong to the terms of :mod:`attention_transfer.transfer`. Every loss is a
+mean over the batch and computed in at least float32.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from attention_transfer.functional.maps import common_size, normalize, resize, to_float32
+
+__all__ = [
+    "GradientForm",
+    "TransferForm",
+    "attention_distance",
+    "attention_transfer",
+    "check_transfer",
+    "effective_weight",
+    "full_activation_transfer",
+    "half_l2_norm",
+    "knowledge_distillation",
+    "summed_cross_entropy",
+]
+
+GradientForm = Literal["paper", "squared"]
+TransferForm = Literal["code", "paper", "paper-eq2"]
+
+
+def attention_transfer(
+    student_map: Tensor, teacher_map: Tensor, form: TransferForm = "code", norm: float = 2.0
+) -> Tensor:
+    r"""The attention transfer loss of one pair of layers; its weight beta is not in it.
+
+    With q = vec(F) / ||vec(F)||_2 on either side and d = q_S - q_T, per image:
+
+    - ``"code"``: ||d||_2^2 / (H W), the mean over batch and positions of the squared difference,
+      as the authors' published code has it (with beta = 1000).
+    - ``"paper"``: 1/2 ||d||_norm, Eq. 2 of Zagoruyko & Komodakis (ICLR 2017).
+    - ``"paper-eq2"``: the same divided by H W, so that beta = 1000 is the paper's own weight,
+      10^3 / (elements of the map x batch size), on the sum over the batch.
+
+    Where the sizes differ, each axis of the larger map is average-pooled to the smaller one's
+    length before normalisation, and H and W are those lengths.
+
+    Args:
+        student_map: (N, H, W), an attention map F (normalised or not). Or (N, L), for maps that
+            have no grid; then both must have the same length.
+        teacher_map: the same, for the same images. The teacher's side is a constant: no gradient.
+        form: see above.
+        norm: the norm of the two paper forms, at least 1; the experiments used 2.
+
+    Returns:
+        A scalar, at least float32. Zero, with zero gradient, where the normalised maps agree.
+
+    Raises:
+        ValueError: the maps do not fit, or form or norm is unknown.
+
+    Example:
+        >>> student = torch.tensor([[[3.0, 4.0]]])
+        >>> teacher = torch.tensor([[[4.0, 3.0]]])
+        >>> attention_transfer(student, teacher, form="code")  # d = (-0.2, 0.2): 0.08 / 2
+        tensor(0.0400)
+        >>> attention_transfer(student, teacher, form="paper")
+        tensor(0.1414)
+    """
+    check_transfer(form, norm)
+    if student_map.dim() == 2 and student_map.shape == teacher_map.shape:
+        student_map, teacher_map = student_map.unsqueeze(1), teacher_map.unsqueeze(1)
+    if student_map.dim() != 3 or teacher_map.dim() != 3 or len(student_map) != len(teacher_map):
+        raise ValueError(
+            "the maps must be (N, H, W) of the same N images, got student "
+            f"{tuple(student_map.shape)} and teacher {tuple(teacher_map.shape)}"
+        )
+    size = common_size(student_map.shape[-2:], teacher_map.shape[-2:])
+    student = normalize(resize(student_map, size))
+    teacher = normalize(resize(teacher_map.detach(), size))
+    return attention_distance(student - teacher, form, norm)
+
+
+def attention_distance(difference: Tensor, form: TransferForm, norm: float = 2.0) -> Tensor:
+    """The loss of :func:`attention_transfer` from differences (N, L) of normalised maps.
+
+    >>> attention_distance(torch.tensor([[-0.2, 0.2]]), form="code")
+    tensor(0.0400)
+    """
+    if form == "code":
+        return difference.square().mean()
+    distance: Tensor = torch.linalg.vector_norm(difference, norm, dim=1).mean() / 2
+    return distance if form == "paper" else distance / difference.shape[1]
+
+
+def check_transfer(form: str, norm: float) -> None:
+    """Raises a ValueError unless the form is known and the norm is at least 1.
+
+    >>> check_transfer("paper", 2.0)
+    """
+    if form not in get_args(TransferForm):
+        raise ValueError(f"form must be one of {', '.join(get_args(TransferForm))}, got {form!r}")
+    if not norm >= 1:
+        raise ValueError(f"norm must be at least 1, got {norm}")
+
+
+def effective_weight(beta: float, form: TransferForm, size: tuple[int, int]) -> tuple[float, str]:
+    """What beta amounts to on one image's difference of normalised maps, and in which unit.
+
+    >>> effective_weight(1000.0, "code", (32, 32))
+    (0.9765625, '||d||^2')
+    >>> effective_weight(0.1, "paper", (32, 32))
+    (0.05, '||d||')
+    """
+    positions = size[0] * size[1]
+    if form == "code":
+        return beta / positions, "||d||^2"
+    return (beta / 2 if form == "paper" else beta / 2 / positions), "||d||"
+
+
+def full_activation_transfer(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    r"""The baseline that attention transfer beats: an l2 loss on whole activations (F-ActT).
+
+    .. math:: \frac{1}{N C H W} \sum (A_S - A_T)^2
+
+    Args:
+        student_features: (N, C, H, W), of the teacher's channels (a 1x1 convolution makes them so
+            where they differ: see :class:`attention_transfer.FullActivation`).
+        teacher_features: (N, C, H', W'); a constant. Sizes are matched as for maps, axis by axis
+            by average pooling.
+
+    Returns:
+        A scalar, at least float32.
+
+    Raises:
+        ValueError: batch or channels differ.
+
+    Example:
+        >>> full_activation_transfer(torch.zeros(1, 2, 4, 4), torch.full((1, 2, 8, 8), 3.0))
+        tensor(9.)
+    """
+    shapes = tuple(student_features.shape), tuple(teacher_features.shape)
+    if any(len(shape) != 4 for shape in shapes) or shapes[0][:2] != shapes[1][:2]:
+        raise ValueError(
+            "features must be (N, C, H, W) with the same N and C, got student "
+            f"{shapes[0]} and teacher {shapes[1]}"
+        )
+    size = common_size(shapes[0][-2:], shapes[1][-2:])
+    student, teacher = (
+        functional.adaptive_avg_pool2d(to_float32(features), size)
+        if features.shape[-2:] != size
+        else to_float32(features)
+        for features in (student_features, teacher_features.detach())
+    )
+    return functional.mse_loss(student, teacher)
+
+
+def half_l2_norm(difference: Tensor, form: GradientForm = "paper") -> Tensor:
+    r"""Half the l2 norm of each image's difference, or half its square (paper, Eq. 4 and 6).
+
+    .. math:: \tfrac12 \|d\|_2 \;\text{(paper)} \qquad \tfrac12 \|d\|_2^2 \;\text{(squared)}
+
+    Args:
+        difference: (N, ...), of two gradients at the input, say; the norm is over all but N.
+        form: ``"paper"``, or ``"squared"``, whose gradient is the one the paper gives.
+
+    Returns:
+        (N,), at least float32. The gradient is zero where the difference is zero.
+
+    Raises:
+        ValueError: an unknown form.
+
+    Example:
+        >>> half_l2_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([2.5000, 0.0000])
+        >>> half_l2_norm(torch.tensor([[3.0, 4.0]]), form="squared")
+        tensor([12.5000])
+    """
+    if form not in get_args(GradientForm):
+        raise ValueError(f"form must be one of {', '.join(get_args(GradientForm))}, got {form!r}")
+    vectors = to_float32(difference).flatten(1)
+    if form == "squared":
+        return vectors.square().sum(dim=1) / 2
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=1)
+    return norms / 2
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """The loss whose gradient at the images is attention: cross-entropy, summed over the batch,
+    so that each image's gradient is its own.
+
+    Args:
+        logits: (N, classes).
+        labels: class indices (N,), or probabilities (N, classes).
+
+    Returns:
+        A scalar, at least float32.
+
+    Raises:
+        ValueError: no labels, or labels of another batch or of other classes.
+
+    Example:
+        >>> summed_cross_entropy(torch.zeros(2, 2), torch.tensor([0, 1]))
+        tensor(1.3863)
+    """
+    fits = labels is not None and labels.shape in (logits.shape[:1], logits.shape)
+    if labels is None or not fits or logits.dim() != 2:
+        got = "None" if labels is None else f"shape {tuple(labels.shape)}"
+        raise ValueError(
+            f"gradient attention needs labels (N,) or (N, classes) for logits "
+            f"{tuple(logits.shape)}, got {got}; call transfer(images, labels)"
+        )
+    return functional.cross_entropy(to_float32(logits), labels, reduction="sum")
+
+
+def knowledge_distillation(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0
+) -> Tensor:
+    r"""Hinton's knowledge distillation with soft targets, batch mean.
+
+    .. math:: T^2 \, KL\big(softmax(z_T / T) \,\|\, softmax(z_S / T)\big)
+
+    Args:
+        student_logits: (N, classes).
+        teacher_logits: (N, classes); a constant.
+        temperature: T > 0. The factor T^2 keeps the gradient's size when T changes.
+
+    Returns:
+        A scalar, at least float32, at least 0.
+
+    Raises:
+        ValueError: the shapes differ, or the temperature is not positive.
+
+    Example:
+        >>> knowledge_distillation(torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]]))
+        tensor(1.7751)
+    """
+    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            "logits must be (N, classes), the same for both networks, got student "
+            f"{tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)}"
+        )
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+    student = functional.log_softmax(to_float32(student_logits) / temperature, dim=1)
+    teacher = functional.log_softmax(to_float32(teacher_logits.detach()) / temperature, dim=1)
+    divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence

@@ -1,0 +1,108 @@
+"""What networks are fed with: images as fine as they need, normalised as their weights expect."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attention_transfer.config import ImagesConfig, height_and_width
+from attention_transfer.data import DataSet, WithAugmentation, load_data
+from attention_transfer.errors import InputError
+from attention_transfer.models import LoadedModel
+from attention_transfer.taps import evaluating
+from attention_transfer.transfer import Normalization
+
+__all__ = ["augmented", "decoded_for", "images_of", "model_normalization", "try_out"]
+
+
+def images_of(
+    config: ImagesConfig, own_size: tuple[int, int], masks: Path | None = None
+) -> DataSet:
+    """The data that a configuration asks for.
+
+    Args:
+        config: whose data.
+        own_size: height and width that images in files have where the configuration says none.
+        masks: a folder with masks of the objects.
+
+    Raises:
+        InputError: there are no such data.
+    """
+    return load_data(
+        config.data,
+        validation=config.validation,
+        data_seed=config.data_seed,
+        download=config.download,
+        image_size=None if config.image_size is None else height_and_width(config.image_size),
+        own_size=own_size,
+        masks=masks,
+    )
+
+
+def model_normalization(model: LoadedModel, data: DataSet) -> Normalization:
+    """What a network does with images of a data set: what its trained weights need, or else the
+    data set's own normalisation.
+    """
+    if model.input is None:
+        return Normalization(data.mean, data.std, data.input_size[1:])
+    size = model.input.size[1:]
+    return Normalization(model.input.mean, model.input.std, size, model.input.interpolation)
+
+
+def decoded_for(data: DataSet, student: LoadedModel, teachers: list[LoadedModel]) -> DataSet:
+    """Images to train on that are as fine as the finest network's, in the student's shape; those to
+    judge it on as fine as its own. Both by the student's interpolation.
+    """
+    height, width = data.input_size[1:]
+    finer = max(
+        [1.0]
+        + [
+            max(teacher.input.size[1] / height, teacher.input.size[2] / width)
+            for teacher in teachers
+            if teacher.input is not None
+        ]
+    )
+    finest = round(height * finer), round(width * finer)
+    by = "bilinear" if student.input is None else student.input.interpolation
+    return replace(
+        data,
+        train=data.train.resized(finest, by),
+        validation=data.validation.resized((height, width), by),
+        test=data.test.resized((height, width), by),
+    )
+
+
+def try_out(model: LoadedModel, data: DataSet, images: Tensor) -> object:
+    """What a network puts out for images.
+
+    Raises:
+        InputError: it does not run on them.
+    """
+    given = model_normalization(model, data)(images)
+    try:
+        with evaluating(model.network), torch.no_grad():
+            return model.network(given)
+    except Exception as error:
+        height, width = given.shape[-2:]
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{model.name} does not run on images {height}x{width} ({type(error).__name__}: "
+            f"{reason}); give another --image-size, or another network"
+        ) from error
+
+
+def augmented(data: DataSet, config: ImagesConfig) -> DataSet:
+    """The data with the stronger views that a configuration asks for."""
+    mixed = config.mixup > 0 or config.cutmix > 0
+    if config.randaugment is None and not config.random_erasing and not mixed:
+        return data
+    views = WithAugmentation(
+        data.train,
+        len(data.class_names),
+        config.randaugment,
+        config.random_erasing,
+        config.mixup,
+        config.cutmix,
+    )
+    return replace(data, train=views)

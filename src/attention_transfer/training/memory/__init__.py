@@ -1,0 +1,1 @@
+"""Training with less memory: which activations are recomputed in the backward pass."""

@@ -1,0 +1,1 @@
+"""Terms: each turns what a batch gave into one named scalar."""
