@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from attention_transfer.config import DemoConfig, DistillConfig, TrainConfig
+from attention_transfer.config import DemoConfig, RunConfig
 from attention_transfer.data import load_data
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.experiments.demo import packaged_teacher, student_configs
@@ -61,14 +61,12 @@ def main() -> None:
     print(text)
 
 
-def cached(
-    configs: dict[str, TrainConfig | DistillConfig], folder: Path
-) -> dict[str, TrainConfig | DistillConfig]:
+def cached(configs: dict[str, RunConfig], folder: Path) -> dict[str, RunConfig]:
     """The arms with a teacher, from its targets on disk."""
     return {
         f"{arm} cached": config.replace(cache=folder)
         for arm, config in configs.items()
-        if isinstance(config, DistillConfig)
+        if config.teacher is not None
     }
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.config import DistillConfig, RunConfig
 from attention_transfer.data import load_data
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.experiments.demo import packaged_teacher
@@ -30,9 +30,9 @@ from attention_transfer.training import Run, RunProgress, resume, run
 UPSIDE_DOWN = {"flip_axis": "vertical", "flip_classes": "0,1,3,8"}
 BETAS = (0.001, 0.01, 0.1)
 FLAGS = {
-    "min-l2": "input_gradient_norm",
+    "min-l2": "input_gradient_norm_beta",
     "gradient attention": "gradient_beta",
-    "flip symmetry": "flip_symmetry",
+    "flip symmetry": "flip_symmetry_beta",
 }
 SEEDS_OF_CHOICE = (1000, 1001)
 
@@ -132,14 +132,14 @@ class Comparison:
         """The teacher's run."""
         if isinstance(self.pair.teacher, Path):
             return Run(self.pair.teacher)
-        config = {"model": self.pair.teacher, "out": self.folder / "teacher"}
+        config = {"student": self.pair.teacher, "out": self.folder / "teacher"}
         settings = {**self.pair.settings, **self.pair.teacher_settings}
-        return trained(TrainConfig.checked({**config, **settings}))
+        return trained(RunConfig.checked({**config, **settings}))
 
     def alone(self, seed: int) -> Run:
         """The student without a teacher."""
-        config = {"model": self.pair.student, "out": self.folder / f"alone-seed-{seed}"}
-        return trained(TrainConfig.checked({**config, "seed": seed, **self.pair.settings}))
+        config = {"student": self.pair.student, "out": self.folder / f"alone-seed-{seed}"}
+        return trained(RunConfig.checked({**config, "seed": seed, **self.pair.settings}))
 
     def distilled(self, name: str, settings: dict[str, Any], seed: int) -> Run:
         """The student with the settings of one arm."""
@@ -149,7 +149,7 @@ class Comparison:
         return trained(DistillConfig.checked({**config, **self.pair.settings, **settings}))
 
 
-def trained(config: TrainConfig | DistillConfig) -> Run:
+def trained(config: RunConfig) -> Run:
     """A finished run: from its folder, from its last epoch, or from the start."""
     assert config.out is not None
     progress = RunProgress(Console(stderr=True))

@@ -28,8 +28,8 @@ def main(steps: int) -> list[float]:
         teacher,
         terms=[at.CrossEntropy(), at.ActivationAttention(beta=1000.0)],
         example_input=images,  # where attention can be read is found, and who meets whom
-        student_normalization=at.Normalization(data.mean, data.std, size=(64, 64)),
-        teacher_normalization=at.Normalization(data.mean, data.std, size=(32, 32)),
+        student_normalization=at.Preprocessing(data.mean, data.std, size=(64, 64)),
+        teacher_normalization=at.Preprocessing(data.mean, data.std, size=(32, 32)),
     )
     optimizer = create_optimizer_v2(transfer, opt="adamw", lr=2e-3, weight_decay=0.05)
     schedule = CosineLRScheduler(

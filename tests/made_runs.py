@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.config import DistillConfig, RunConfig
 
 EPOCHS = (0, 2, 4)
 PROBES, EXAMPLES = 6, 12
@@ -51,8 +51,8 @@ def made_run(
         size: of the images that were kept.
         settings: of the configuration.
     """
-    kind = TrainConfig if teacher is None else DistillConfig
-    names = {"model": student} if teacher is None else {"teacher": teacher, "student": student}
+    kind = RunConfig if teacher is None else DistillConfig
+    names = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
     config = kind.checked({**names, "epochs": 4, "data": data, "out": folder, **settings})
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))

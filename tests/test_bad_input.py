@@ -16,7 +16,7 @@ from attention_transfer.cli import COMMANDS, main
 from attention_transfer.cli.output import console, print_table
 from attention_transfer.config import (
     DistillConfig,
-    TrainConfig,
+    RunConfig,
 )
 from attention_transfer.config.yaml_files import read_config_file, write_config_file
 from attention_transfer.data import DataSet
@@ -228,7 +228,7 @@ def test_hostile_configurations_are_refused(case: str) -> None:
     text, expected = HOSTILE[case]
     Path("hostile.yaml").write_text(text)
     with pytest.raises(InputError, match=expected):
-        TrainConfig.checked(read_config_file(Path("hostile.yaml")))
+        RunConfig.checked(read_config_file(Path("hostile.yaml")))
     assert not Path("sentinel").exists()
 
 
@@ -264,5 +264,5 @@ def test_defaults_are_the_documented_ones() -> None:
     )
     assert (config.beta, config.beta_schedule, config.pairs) == (1000, "constant", "auto")
     assert config.kd_alpha is None
-    assert config.full_activation is None
+    assert config.full_activation_beta is None
     assert config.data_seed == 0

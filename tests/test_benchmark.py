@@ -17,6 +17,7 @@ from attention_transfer.benchmark import (
     Case,
     Document,
     competitors,
+    data_wait,
     fused,
     gradient,
     importing,
@@ -24,7 +25,6 @@ from attention_transfer.benchmark import (
     peers,
     runs,
     steps,
-    data_wait,
 )
 from attention_transfer.benchmark.document import worst
 from attention_transfer.benchmark.figures import Spread, per, ratio, spread
@@ -272,7 +272,7 @@ def test_data(small_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
         data_wait,
         "_kinds",
         lambda *arguments: [
-            (name, {"model": settings["model"]}) for name, settings in small(*arguments)
+            (name, {"student": settings["student"]}) for name, settings in small(*arguments)
         ],
     )
     document = whole("data", batch_size=10)

@@ -146,7 +146,7 @@ def test_views_go_round_when_there_are_more_epochs(teacher: Run) -> None:
 
 def test_a_run_without_a_need_of_its_teacher_leaves_the_cache_alone(teacher: Run) -> None:
     progress = Listening()
-    terms = {"attention": "none", "input_gradient_norm": 0.1}
+    terms = {"attention": "none", "input_gradient_norm_beta": 0.1}
     settings = {"teacher": "teacher", "student": "nin-thin", "cache": "targets", "out": "run"}
     run = at.distill(**settings, **terms, progress=progress, **{**SMALL, "epochs": 1})
     assert "no term needs the teacher, so no cache is read or made" in progress.lines
@@ -243,7 +243,7 @@ def test_the_size_is_told_before_anything_is_built(
         ({"cache_views": 2}, "has 1 views of each image"),
         ({"power": 4.0}, r"lacks the map of group1 \(sum 4\)"),
         ({"attention": "gradient", "gradient_beta": 1.0}, "lacks the gradient"),
-        ({"full_activation": 1.0}, "whole activations"),
+        ({"full_activation_beta": 1.0}, "whole activations"),
     ],
 )
 def test_targets_of_something_else_are_refused_with_the_difference(

@@ -107,7 +107,11 @@ def test_judging_leaves_the_compiled_pass_and_its_taps_alone() -> None:
 
 def test_a_run_with_gradient_terms_leaves_the_student_uncompiled(small_runs: None) -> None:
     teacher = at.train(model="wrn-10-1", out="teacher", **{**SMALL, "epochs": 1})
-    common = {"teacher": str(teacher.folder), "student": "nin-thin", "input_gradient_norm": 0.1}
+    common = {
+        "teacher": str(teacher.folder),
+        "student": "nin-thin",
+        "input_gradient_norm_beta": 0.1,
+    }
     common |= {"attention": "none", "kd_alpha": 0.5, **SMALL, "epochs": 1}
     plain, compiled = (at.distill(**common, out=str(flag), compile=flag) for flag in (False, True))
     one, other = (run.load().network.state_dict() for run in (plain, compiled))

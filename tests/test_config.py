@@ -14,7 +14,7 @@ from attention_transfer.config import (
     DemoConfig,
     DistillConfig,
     EvaluateConfig,
-    TrainConfig,
+    RunConfig,
 )
 from attention_transfer.config.yaml_files import read_config_file, write_config_file
 from attention_transfer.errors import InputError
@@ -97,7 +97,7 @@ def test_a_file_that_cannot_be_read_is_named(path: str) -> None:
 @pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "clip_gradient", "validation"])
 def test_numbers_are_finite(name: str, number: str) -> None:
     with pytest.raises(InputError, match=rf"^{name} is .*(finite number|less than|greater than)"):
-        TrainConfig.checked({"model": "wrn-16-1", **read(f"{name}: {number}")})
+        RunConfig.checked({"student": "wrn-16-1", **read(f"{name}: {number}")})
 
 
 @pytest.mark.parametrize(
@@ -165,14 +165,14 @@ def test_flags_override_the_file_and_the_file_the_defaults() -> None:
 
 
 def test_none_switches_optional_settings_off_and_no_others() -> None:
-    flags = "--teacher t --student s --kd-alpha none --full-activation none --out none "
+    flags = "--teacher t --student s --kd-alpha none --full-activation-beta none --out none "
     config = from_flags(flags + "--clip-gradient none --attention none")
     assert config == DistillConfig(teacher="t", student="s", attention="none")
     with pytest.raises(InputError, match="beta is 'none'"):
         from_flags("--teacher t --student s --beta none")
 
 
-@pytest.mark.parametrize("config", [TrainConfig, DistillConfig, EvaluateConfig, DemoConfig])
+@pytest.mark.parametrize("config", [RunConfig, DistillConfig, EvaluateConfig, DemoConfig])
 def test_every_setting_is_a_flag_of_the_same_name(config: type[Config]) -> None:
     parser = Parser("command", "", ())
     parser.add_config(config)
@@ -199,11 +199,15 @@ ODD = [
 @pytest.mark.parametrize(
     "config",
     [
-        TrainConfig(model="wrn-16-1"),
-        TrainConfig(model="m", lr=1e-30, weight_decay=0, seed=2**63 - 1, out=Path("a b/ç")),
+        RunConfig(student="wrn-16-1"),
+        RunConfig(student="m", lr=1e-30, weight_decay=0, seed=2**63 - 1, out=Path("a b/ç")),
         DistillConfig(**PAIR),
         DistillConfig(
-            **PAIR, kd_alpha=0.1 + 0.2, full_activation=0, clip_gradient=1e300, form="paper-eq2"
+            **PAIR,
+            kd_alpha=0.1 + 0.2,
+            full_activation_beta=0,
+            clip_gradient=1e300,
+            form="paper-eq2",
         ),
         *(DistillConfig(teacher=text, student=text * 30, pairs=text) for text in ODD),
     ],
@@ -238,7 +242,7 @@ def test_a_configuration_is_frozen_and_replaced_by_a_checked_one() -> None:
         ("beta_schedule", "constant"),
         ("pairs", "auto"),
         ("kd_alpha", None),
-        ("full_activation", None),
+        ("full_activation_beta", None),
         ("data", "cluttered-digits"),
         ("data_seed", 0),
         ("out", None),

@@ -70,7 +70,7 @@ def test_the_packaged_teacher_is_the_recipes_and_small() -> None:
     teacher = Run(packaged_teacher())
     assert (teacher.folder / "model.safetensors").stat().st_size <= 3_000_000
     assert teacher.config.replace(out=None) == TEACHER_RECIPE
-    assert teacher.record["config"]["model"] == "wrn-16-2"
+    assert teacher.record["config"]["student"] == "wrn-16-2"
     assert teacher.load().card is not None
 
 

@@ -76,7 +76,7 @@ def test_examples_in_docstrings_run(name: str) -> None:
 
 def test_the_formulas_have_examples() -> None:
     for module in ("maps", "losses", "measures"):
-        home = importlib.import_module(f"attention_transfer.{module}")
+        home = importlib.import_module(f"attention_transfer.functional.{module}")
         for public in home.__all__:
             if callable(value := getattr(home, public)) and hasattr(value, "__code__"):
                 assert ">>>" in (value.__doc__ or ""), public

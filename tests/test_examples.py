@@ -37,12 +37,12 @@ def test_a_teacher_from_a_package_works_offline_and_looks_at_the_object(tmp_path
     assert (tmp_path / "attention.png").stat().st_size > 10_000
     name = f"timm:tf_efficientnet_lite0@{tmp_path / 'weights.safetensors'}"
     model = at.models.load(name, classes=3, trained=True)
-    assert model.input is not None
+    assert model.preprocessing is not None
     from sklearn.datasets import load_sample_images
 
     china, flower = (picture[:420, 110:530] for picture in load_sample_images().images)
     images = torch.from_numpy(np.stack([china, flower])).permute(0, 3, 1, 2) / 255
-    own = at.Normalization(*model.input[1:3], model.input.size[1:], model.input.interpolation)
+    own = model.preprocessing
     with torch.no_grad():
         answers = model.network.eval()(own(images)).argmax(dim=1)
     assert answers.tolist() == [698, 985]  # palace, daisy

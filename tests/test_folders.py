@@ -356,7 +356,7 @@ def test_a_student_learns_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
         at.distill(
             teacher=str(teacher.folder),
             student="wrn-10-1",
-            flip_symmetry=0.1,
+            flip_symmetry_beta=0.1,
             flip_classes="0",
             cutmix=1,
             **settings,

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_transfer.errors import InputError
-from attention_transfer.functional import fused, losses, maps
-from attention_transfer.functional import kernels
+from attention_transfer.functional import fused, kernels, losses, maps
 from attention_transfer.functional.maps import MapKind
 
 KINDS: tuple[MapKind, ...] = ("sum", "max")

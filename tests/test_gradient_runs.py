@@ -24,8 +24,8 @@ def test_the_command_trains_with_every_gradient_term(capsys: pytest.CaptureFixtu
     flags = (
         "distill --teacher teacher --student wrn-10-1 --out student --epochs 2 --batch-size 10 "
         "--lr 0.05 --precision bf16 --attention gradient,activation --gradient-beta 0.5 "
-        "--gradient-form squared --gradient-map sum --gradient-normalize --flip-symmetry 0.1 "
-        "--flip-axis vertical --flip-classes 0,2 --input-gradient-norm 0.01"
+        "--gradient-form squared --gradient-map sum --gradient-normalize --flip-symmetry-beta 0.1 "
+        "--flip-axis vertical --flip-classes 0,2 --input-gradient-norm-beta 0.01"
     )
     assert main(flags.split()) == 0
     out = capsys.readouterr().out
@@ -53,7 +53,7 @@ class Crash(RunProgress):
 
 @pytest.mark.usefixtures("teacher")
 def test_runs_with_gradient_terms_repeat_and_resume_bit_by_bit() -> None:
-    asked = {**PAIR, **SMALL, "gradient_beta": 0.5, "flip_symmetry": 0.5}
+    asked = {**PAIR, **SMALL, "gradient_beta": 0.5, "flip_symmetry_beta": 0.5}
     whole = at.distill(**asked, out="whole")
     config = DistillConfig.checked({**asked, "out": "parts"})
     with pytest.raises(ConnectionError):
@@ -71,12 +71,12 @@ def test_terms_not_asked_for_are_off() -> None:
     assert names() == ["cross_entropy", "activation_attention"]
     assert names(attention="gradient", gradient_beta=1) == ["cross_entropy", "gradient_attention"]
     assert names(gradient_beta=1)[1:] == ["activation_attention", "gradient_attention"]
-    assert names(attention="none", flip_symmetry=1) == ["cross_entropy", "flip_symmetry"]
-    assert names(attention="none", input_gradient_norm=1)[1:] == ["input_gradient_norm"]
+    assert names(attention="none", flip_symmetry_beta=1) == ["cross_entropy", "flip_symmetry"]
+    assert names(attention="none", input_gradient_norm_beta=1)[1:] == ["input_gradient_norm"]
 
 
 def test_settings_reach_the_terms() -> None:
-    settings = {"flip_symmetry": 2, "flip_axis": "vertical", "flip_classes": "0,1,3,8"}
+    settings = {"flip_symmetry_beta": 2, "flip_axis": "vertical", "flip_classes": "0,1,3,8"}
     config = DistillConfig.checked({**PAIR, **settings, "gradient_form": "squared"})
     assert terms_of(config)[-1] == at.FlipSymmetry(2, "squared", "vertical", (0, 1, 3, 8))
 
@@ -87,8 +87,8 @@ def test_settings_reach_the_terms() -> None:
         ({"attention": "gradient"}, "attention gradient needs its weight.*--gradient-beta"),
         ({"attention": "activation,gradiant"}, "attention is 'activation,gradiant', expected one"),
         ({"gradient_beta": -1}, "gradient_beta is -1"),
-        ({"flip_symmetry": "nan"}, "flip_symmetry is 'nan'"),
-        ({"input_gradient_norm": -0.1}, "input_gradient_norm is -0.1"),
+        ({"flip_symmetry_beta": "nan"}, "flip_symmetry_beta is 'nan'"),
+        ({"input_gradient_norm_beta": -0.1}, "input_gradient_norm_beta is -0.1"),
         ({"gradient_form": "code"}, "gradient_form is 'code', expected one of paper, squared"),
         ({"flip_classes": "zero"}, "flip_classes is 'zero'"),
         ({"flip_axis": "diagonal"}, "flip_axis is 'diagonal', expected one of horizontal"),

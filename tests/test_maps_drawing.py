@@ -133,7 +133,7 @@ def test_all_maps_of_a_figure_share_a_scale_and_strength_does_not_matter() -> No
 def test_a_map_of_a_part_is_drawn_on_that_part() -> None:
     """Networks of different shapes see different middles of one image: each map at its own."""
     image = painted(80, 160, 10, 70, 20)
-    square = at.Normalization((0.0,) * 3, (1.0,) * 3, size=(40, 40))
+    square = at.Preprocessing((0.0,) * 3, (1.0,) * 3, size=(40, 40))
     figure = at.show(Red((40, 40)), image, normalization=square, crop=True)
     ((whole, _, alone),) = pictures(figure)
     assert inside(figure, whole).shape == inside(figure, alone).shape
@@ -185,7 +185,7 @@ def test_pictures_and_words_do_not_overlap() -> None:
     long = "a very long name of a network " * 9
     networks = {long: Red((8, 8)), long + "b": Red((8, 8)), "\u202e<b>$x$\n": Red((8, 8))}
     images = [painted(40, 40, 0, 0, 9), painted(4, 4000, 0, 0, 4), painted(4000, 4, 0, 0, 4)]
-    own = at.Normalization((0.0,) * 3, (1.0,) * 3, size=(32, 32))
+    own = at.Preprocessing((0.0,) * 3, (1.0,) * 3, size=(32, 32))
     figure = at.show(
         networks,
         images,

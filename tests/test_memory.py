@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import attention_transfer as at
 from attention_transfer.cli import main
-from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.config import DistillConfig, RunConfig
 from attention_transfer.data import batches, epoch_order
 from attention_transfer.environment import devices_and_processes
 from attention_transfer.errors import InputError, TrainingError
@@ -154,7 +154,7 @@ def test_processes_wait_for_each_other_after_the_last_part_alone(
     monkeypatch: pytest.MonkeyPatch, small_runs: None
 ) -> None:
     said: list[str] = []
-    no_sync, scale = loop.Accelerator.no_sync, torch.amp.GradScaler.scale
+    no_sync, scale = trainer.Accelerator.no_sync, torch.amp.GradScaler.scale
 
     def waiting(*given: Any) -> Any:
         said.append("alone")
@@ -164,7 +164,7 @@ def test_processes_wait_for_each_other_after_the_last_part_alone(
         said.append("backward")
         return scale(*given)
 
-    monkeypatch.setattr(loop.Accelerator, "no_sync", waiting)
+    monkeypatch.setattr(trainer.Accelerator, "no_sync", waiting)
     monkeypatch.setattr(torch.amp.GradScaler, "scale", scaling)
     at.train(model="nin-thin", out="counted", accumulate=3, **{**SMALL, "epochs": 1})
     assert said == 5 * ["alone", "backward", "alone", "backward", "backward"]
@@ -393,8 +393,8 @@ def test_whole_runs_that_compute_again_are_bit_equal(
 
 
 def test_frozen_parts_are_not_computed_again(teacher: Run) -> None:
-    config = TrainConfig.checked(
-        {"model": "wrn-16-1", "freeze": "stem,group1", "grad_checkpoint": True, **SMALL}
+    config = RunConfig.checked(
+        {"student": "wrn-16-1", "freeze": "stem,group1", "grad_checkpoint": True, **SMALL}
     )
     parts = set_up_run(config, small_data()).recomputation.parts
     assert parts
@@ -441,7 +441,7 @@ def test_both_flags_from_the_command_line(capsys: pytest.CaptureFixture[str]) ->
         ("--accumulate 2 --batch-size 1", "accumulate is '2', it should be at most 1"),
         ("--accumulate 0", "accumulate is '0', it should be greater than or equal to 1"),
         (
-            "--grad-checkpoint --input-gradient-norm 0.1",
+            "--grad-checkpoint --input-gradient-norm-beta 0.1",
             "gradient terms differentiate the backward pass.*leave one of them out",
         ),
     ],

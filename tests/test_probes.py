@@ -60,7 +60,7 @@ def test_maps_of_both_networks_are_kept(teacher: Run, data: DataSet) -> None:
         for number, maps in enumerate(found.values()):
             assert kept[f"{name}/{number}"] == pytest.approx(maps.numpy(), rel=1e-4, abs=1e-6)
         with torch.no_grad():
-            logits = network.eval()(at.Normalization(*normalization)(pixels))
+            logits = network.eval()(at.Preprocessing(*normalization)(pixels))
         assert kept[f"{name}/logits"] == pytest.approx(logits.numpy(), rel=1e-4, abs=1e-5)
     examples = arrays(folder / "examples.npz")
     assert len(examples["images"]) == len(data.test)

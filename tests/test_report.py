@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 import attention_transfer as at
 from attention_transfer.cli import COMMANDS, main
 from attention_transfer.cli.arguments import Parser, config_from
-from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.config import DistillConfig, RunConfig
 from attention_transfer.drawing.scale import cosines, shrunk
 from attention_transfer.drawing.sprites import colour_table, coloured, map_sheet
 from attention_transfer.report.commands import command_of
@@ -113,10 +113,10 @@ def test_seeds_are_one_line_with_their_spread(tmp_path: Path) -> None:
         ({"attention": "none", "kd_alpha": 0.9}, "KD"),
         ({"attention": "none", "gradient_beta": 0.1}, "gradient AT"),
         (
-            {"attention": "none", "flip_symmetry": 0.1, "input_gradient_norm": 1.0},
+            {"attention": "none", "flip_symmetry_beta": 0.1, "input_gradient_norm_beta": 1.0},
             "flip symmetry + min-l2",
         ),
-        ({"attention": "none", "full_activation": 1.0}, "F-ActT"),
+        ({"attention": "none", "full_activation_beta": 1.0}, "F-ActT"),
     ],
 )
 def test_methods_have_their_names(settings: dict[str, Any], method: str, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_the_command_repeats_the_run(teacher: str | None, tmp_path: Path) -> Non
     name, *arguments = shlex.split(command_of(run.config))[1:]
     parser = Parser(name, "", ())
     COMMANDS[name].add_arguments(parser)
-    kind = DistillConfig if teacher else TrainConfig
+    kind = DistillConfig if teacher else RunConfig
     again = config_from(parser.parse(arguments), kind)
     assert again == kind.checked(run.config).replace(out=None)
 

@@ -10,8 +10,8 @@ from torch.nn import functional
 import attention_transfer as at
 from attention_transfer.errors import InputError
 from attention_transfer.models import WideResNet
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.training import Run
-from attention_transfer.transfer import Normalization
 from attention_transfer.transfer.pairing import PairingSide, resolve_pairs
 from conftest import SMALL
 
@@ -55,7 +55,7 @@ def test_the_terms_see_the_mean_of_all_teachers() -> None:
     """Against the formulas, written out: maps, soft targets and the gradient of the mean."""
     student, teachers = network(0), [network(1, 2), Patches()]
     pair = "group3:0.group3+1.stem"
-    own = Normalization((0.5,) * 3, (0.25,) * 3, size=(24, 24))
+    own = Preprocessing((0.5,) * 3, (0.25,) * 3, size=(24, 24))
     terms = [
         at.ActivationAttention(pairs=pair),
         at.KnowledgeDistillation(),

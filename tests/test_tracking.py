@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import attention_transfer as at
 from attention_transfer.cli import main
-from attention_transfer.config import TrainConfig
+from attention_transfer.config import RunConfig
 from attention_transfer.drawing.contact_sheet import contact_sheets, sheet
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.training import RunProgress
@@ -70,7 +70,7 @@ def test_tensorboard_is_told_every_figure_and_shown_the_maps(closed: list[str]) 
         teacher="wrn-10-1@random",
         student="wrn-10-1",
         kd_alpha=0.5,
-        full_activation=0.1,
+        full_activation_beta=0.1,
         track="tensorboard",
         out="student",
         **SHORT,
@@ -213,18 +213,18 @@ def test_a_tracker_that_is_not_installed_is_named_with_the_way_to_get_it(
 )
 def test_unknown_trackers_are_refused(asked: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
-        TrainConfig.checked({"model": "wrn-10-1", "track": asked})
+        RunConfig.checked({"student": "wrn-10-1", "track": asked})
 
 
 def test_trackers_are_named_once_and_with_or_without_spaces() -> None:
-    config = TrainConfig.checked({"model": "wrn-10-1", "track": " wandb, tensorboard,wandb"})
+    config = RunConfig.checked({"student": "wrn-10-1", "track": " wandb, tensorboard,wandb"})
     assert config.track == "wandb,tensorboard"
     assert config.trackers == ["wandb", "tensorboard"]
-    assert TrainConfig.checked({"model": "wrn-10-1"}).trackers == []
+    assert RunConfig.checked({"student": "wrn-10-1"}).trackers == []
 
 
 def test_only_the_process_that_tracks_starts_trackers(tmp_path: Path) -> None:
-    config = TrainConfig.checked({"model": "wrn-10-1", "track": "tensorboard"})
+    config = RunConfig.checked({"student": "wrn-10-1", "track": "tensorboard"})
     with tracking.Tracking(config, tmp_path, print, active=False) as quiet:
         quiet.start()
         quiet.add({"epoch": 1, "step": 1, "lr": 0.1})
@@ -243,7 +243,7 @@ class Recording:
     def start(self) -> None: ...
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        self.told.append(("configuration", values["model"]))
+        self.told.append(("configuration", values["student"]))
 
     def log(self, values: dict[str, Any], step: int) -> None:
         self.told.append(("log", step, values))
@@ -266,7 +266,7 @@ def test_each_tracker_is_told_in_its_own_way(monkeypatch: pytest.MonkeyPatch) ->
     trackio = SimpleNamespace(Image=lambda image: "image", finish=lambda: heard.append("trackio"))
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     monkeypatch.setitem(sys.modules, "trackio", trackio)
-    config = TrainConfig.checked({"model": "wrn-10-1", "track": "wandb,trackio,mlflow"})
+    config = RunConfig.checked({"student": "wrn-10-1", "track": "wandb,trackio,mlflow"})
     tracked = tracking.Tracking(config, Path(), print)
     tracked.start()
     with pytest.raises(ConnectionError), tracked:

@@ -91,7 +91,7 @@ def test_a_student_learns_and_reports_every_term(teacher: Run) -> None:
         teacher=str(teacher.folder),
         student="wrn-10-1",
         kd_alpha=0.5,
-        full_activation=0.1,
+        full_activation_beta=0.1,
         out="student",
         **{**SMALL, "epochs": 8},
     )
@@ -141,7 +141,7 @@ def test_two_runs_are_bit_equal(precision: str) -> None:
 def test_a_run_resumes_from_its_last_epoch_as_if_never_interrupted(
     teacher: Run, data: DataSet, crash: int
 ) -> None:
-    common = {"teacher": str(teacher.folder), "student": "nin-thin", "full_activation": 0.1}
+    common = {"teacher": str(teacher.folder), "student": "nin-thin", "full_activation_beta": 0.1}
     whole = at.distill(out="whole", **common, **SMALL)
     with pytest.raises(ConnectionError):
         at.distill(out="broken", progress=Interrupting(crash), **common, **SMALL)
@@ -281,7 +281,7 @@ torch.Tensor.float = torch.Tensor.double
 network_inputs.load_data = lambda *_, **__: small_data()
 at.distill(
     teacher={teacher!r}, student="nin-thin-nobn", out={out!r}, epochs=1, batch_size=9,
-    lr=0.005, precision="fp32", beta=10, full_activation=0.1, kd_alpha=0.5,
+    lr=0.005, precision="fp32", beta=10, full_activation_beta=0.1, kd_alpha=0.5,
     accumulate={parts}, grad_checkpoint={parts} > 1,
 )
 """

@@ -141,7 +141,7 @@ def test_each_network_normalises_the_images_for_itself() -> None:
         network,
         [at.KnowledgeDistillation()],
         student_normalization=(mean, std),
-        teacher_normalization=at.Normalization(mean, std),
+        teacher_normalization=at.Preprocessing(mean, std),
     )(IMAGES)
     given = at.Transfer(pupil, network, [at.KnowledgeDistillation()])(normal)
     assert told.loss.item() == pytest.approx(given.loss.item(), rel=1e-5)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from attention_transfer.api import distill, resume, train
     from attention_transfer.errors import InputError, TrainingError
     from attention_transfer.functional import losses, maps, measures
+    from attention_transfer.preprocessing import Preprocessing
     from attention_transfer.report.page import write_report
     from attention_transfer.runs.folder import Run
     from attention_transfer.taps import AttentionPoint, PointTable, attention_points
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
         GradientAttention,
         InputGradientNorm,
         KnowledgeDistillation,
-        Normalization,
         Observation,
         Pair,
         Term,
@@ -61,7 +61,7 @@ __all__ = [
     "InputError",
     "InputGradientNorm",
     "KnowledgeDistillation",
-    "Normalization",
+    "Preprocessing",
     "Observation",
     "Pair",
     "PointTable",
@@ -100,6 +100,7 @@ _HOMES = {
     "runs.folder": ("Run",),
     "viewing": ("show",),
     "api": ("distill", "resume", "train"),
+    "preprocessing": ("Preprocessing",),
     "report.page": ("write_report",),
 }
 

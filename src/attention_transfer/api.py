@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import PartialState
 
 from attention_transfer import training
-from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.config import DistillConfig, RunConfig
 from attention_transfer.report.page import write_report
 from attention_transfer.training import Run, RunProgress
 
@@ -31,7 +31,7 @@ def train(*, model: str, progress: RunProgress | None = None, **settings: Any) -
         run = at.train(model="wrn-16-2", epochs=22, out="runs/teacher")
         print(run.test_error)
     """
-    return run(TrainConfig.checked({"model": model, **settings}), progress)
+    return run(RunConfig.checked({"student": model, **settings}), progress)
 
 
 def distill(
@@ -59,7 +59,7 @@ def distill(
     return run(config, progress)
 
 
-def run(config: TrainConfig | DistillConfig, progress: RunProgress | None = None) -> Run:
+def run(config: RunConfig, progress: RunProgress | None = None) -> Run:
     """Trains what a configuration asks for, and writes the run's report."""
     return _reported(training.run(config, progress))
 

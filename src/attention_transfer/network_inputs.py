@@ -10,10 +10,10 @@ from attention_transfer.config import ImagesConfig, height_and_width
 from attention_transfer.data import DataSet, WithAugmentation, load_data
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import evaluating
-from attention_transfer.transfer import Normalization
 
-__all__ = ["augmented", "decoded_for", "images_of", "model_normalization", "try_out"]
+__all__ = ["augmented", "decoded_for", "images_of", "preprocessing_for", "try_out"]
 
 
 def images_of(
@@ -40,14 +40,9 @@ def images_of(
     )
 
 
-def model_normalization(model: LoadedModel, data: DataSet) -> Normalization:
-    """What a network does with images of a data set: what its trained weights need, or else the
-    data set's own normalisation.
-    """
-    if model.input is None:
-        return Normalization(data.mean, data.std, data.input_size[1:])
-    size = model.input.size[1:]
-    return Normalization(model.input.mean, model.input.std, size, model.input.interpolation)
+def preprocessing_for(model: LoadedModel, data: DataSet) -> Preprocessing:
+    """Return the preprocessing that a network's trained weights expect, or else the data set's."""
+    return model.preprocessing or data.preprocessing
 
 
 def decoded_for(data: DataSet, student: LoadedModel, teachers: list[LoadedModel]) -> DataSet:
@@ -58,13 +53,13 @@ def decoded_for(data: DataSet, student: LoadedModel, teachers: list[LoadedModel]
     finer = max(
         [1.0]
         + [
-            max(teacher.input.size[1] / height, teacher.input.size[2] / width)
+            max(size[0] / height, size[1] / width)
             for teacher in teachers
-            if teacher.input is not None
+            if (size := preprocessing_for(teacher, data).size) is not None
         ]
     )
     finest = round(height * finer), round(width * finer)
-    by = "bilinear" if student.input is None else student.input.interpolation
+    by = preprocessing_for(student, data).interpolation
     return replace(
         data,
         train=data.train.resized(finest, by),
@@ -79,7 +74,7 @@ def try_out(model: LoadedModel, data: DataSet, images: Tensor) -> object:
     Raises:
         InputError: it does not run on them.
     """
-    given = model_normalization(model, data)(images)
+    given = preprocessing_for(model, data)(images)
     try:
         with evaluating(model.network), torch.no_grad():
             return model.network(given)

@@ -18,7 +18,7 @@ from attention_transfer.config import BenchmarkConfig
 from attention_transfer.data import AugmentedView, DataSet, batches, epoch_order, load_data
 from attention_transfer.environment import keep_freed_memory, resolve_precision
 from attention_transfer.errors import InputError
-from attention_transfer.transfer import Normalization
+from attention_transfer.preprocessing import Preprocessing
 
 __all__ = ["OTHERS", "OURS", "check_installed", "epoch_rate", "first_loss", "step_seconds"]
 
@@ -150,7 +150,7 @@ def epoch_rate(name: str, pair: str, config: BenchmarkConfig, epoch: int) -> flo
     """Images a second of one of the others, over an epoch of our batches."""
     _, step = _ready(name, pair, config)
     data = _data(config.data)
-    normalization, images = Normalization(data.mean, data.std), data.train
+    normalization, images = Preprocessing(data.mean, data.std), data.train
     order = epoch_order(len(images), 0, epoch)
     began = perf_counter()
     for batch in batches(images, order, config.batch_size, view=AugmentedView(0, epoch)):

@@ -10,7 +10,7 @@ from attention_transfer.benchmark.document import Case, Measured
 from attention_transfer.benchmark.figures import spread
 from attention_transfer.benchmark.synthetic_images import cifar_files, photo_files
 from attention_transfer.benchmark.timing import Say
-from attention_transfer.config import BenchmarkConfig, TrainConfig
+from attention_transfer.config import BenchmarkConfig, RunConfig
 from attention_transfer.training import run
 
 __all__ = ["counted", "measure"]
@@ -31,7 +31,7 @@ def measure(config: BenchmarkConfig, say: Say) -> Measured:
             say(f"data: {name}")
             rows: list[dict[str, Any]] = []
             for number in range(config.runs):
-                asked = TrainConfig(
+                asked = RunConfig(
                     epochs=config.epochs,
                     batch_size=config.batch_size,
                     precision=config.precision,
@@ -52,14 +52,14 @@ def counted(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _kinds(folder: Path, files: ExitStack) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is trained on what; images are made when they are asked for."""
-    yield f"cluttered-digits, {SMALL} at 32x32", {"model": SMALL, "data": "cluttered-digits"}
+    yield f"cluttered-digits, {SMALL} at 32x32", {"student": SMALL, "data": "cluttered-digits"}
     files.enter_context(cifar_files(folder / "cifar", CIFAR_IMAGES))
     data = f"cifar10:{folder / 'cifar'}"
-    yield f"CIFAR's layout, {SMALL} at 32x32", {"model": SMALL, "data": data}
+    yield f"CIFAR's layout, {SMALL} at 32x32", {"student": SMALL, "data": data}
     photo_files(folder / "photos", PHOTOS)
     yield (
         f"JPEGs of 500x375, 1 worker, {DEEP} at 64x64",
-        {"model": DEEP, "data": f"folder:{folder / 'photos'}", "image_size": "64", "workers": 1},
+        {"student": DEEP, "data": f"folder:{folder / 'photos'}", "image_size": "64", "workers": 1},
     )
 
 

@@ -21,7 +21,7 @@ from attention_transfer.config import (
     CacheConfig,
     DistillConfig,
     ImagesConfig,
-    TrainConfig,
+    RunConfig,
 )
 from attention_transfer.environment import AUTOCAST
 from attention_transfer.functional import losses, maps
@@ -204,9 +204,7 @@ def _by_autograd(bench: StepBenchmark, cached: bool) -> Loss:
     return loss
 
 
-def run_configs(
-    pair: str, config: BenchmarkConfig, cache: Path
-) -> dict[str, TrainConfig | DistillConfig]:
+def run_configs(pair: str, config: BenchmarkConfig, cache: Path) -> dict[str, RunConfig]:
     """Whole runs of a pair: the student alone, live, and with the targets of a cache."""
     student, teacher = pair.split(":")
     common: dict[str, Any] = {
@@ -221,15 +219,14 @@ def run_configs(
     }
     live = DistillConfig(teacher=f"{teacher}@random", student=student, **common)
     return {
-        "student": TrainConfig(model=student, **common),
+        "student": RunConfig(student=student, **common),
         "live": live,
         "cached": live.replace(cache=cache),
     }
 
 
-def cache_seconds(config: TrainConfig | DistillConfig) -> float:
+def cache_seconds(config: RunConfig) -> float:
     """Makes the cache that a run with ``cache`` needs; returns the seconds it took."""
-    assert isinstance(config, DistillConfig)
     images = {name: getattr(config, name) for name in ImagesConfig.model_fields}
     asked = CacheConfig(cache=config.cache, teacher=config.teacher, views=config.epochs, **images)
     began = time.perf_counter()

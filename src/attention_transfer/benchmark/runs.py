@@ -14,7 +14,7 @@ from attention_transfer.benchmark.modes import cache_seconds, run_configs
 from attention_transfer.benchmark.processes import in_own_process
 from attention_transfer.benchmark.steps import check_pairs, pair_name
 from attention_transfer.benchmark.timing import Say, in_turns
-from attention_transfer.config import BenchmarkConfig, DistillConfig, TrainConfig
+from attention_transfer.config import BenchmarkConfig, RunConfig
 from attention_transfer.data import load_data
 
 __all__ = ["measure", "run_rate", "runs_until_paid"]
@@ -37,7 +37,7 @@ def measure(config: BenchmarkConfig, say: Say) -> Measured:
     return Measured(cases=cases, notes=NOTES)
 
 
-def run_rate(config: TrainConfig | DistillConfig) -> float:
+def run_rate(config: RunConfig) -> float:
     """Images a second of a run in the middle one of its epochs that count."""
     with TemporaryDirectory() as folder:
         rows = counted(training.run(config.replace(out=Path(folder) / "run")).metrics)

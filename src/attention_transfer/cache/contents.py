@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from attention_transfer.data import Images
 from attention_transfer.functional import maps
-from attention_transfer.transfer import MapFunction, Normalization, TargetField, Targets, TargetSpec
+from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.transfer import MapFunction, TargetField, Targets, TargetSpec
 
 __all__ = ["Contents", "contents_of", "difference", "weights_fingerprint"]
 
@@ -189,7 +190,7 @@ class Contents:
 
 def contents_of(
     images: Images,
-    teachers: Sequence[tuple[nn.Module, Normalization | None]],
+    teachers: Sequence[tuple[nn.Module, Preprocessing | None]],
     answer: Targets,
     wanted: TargetSpec,
     *,
@@ -296,7 +297,7 @@ def _size(map_: Tensor) -> tuple[int, int]:
     return height, width
 
 
-def _text(normalization: Normalization | None) -> str:
+def _text(normalization: Preprocessing | None) -> str:
     if normalization is None:
         return "none"
     numbers = [[f"{value:.6g}" for value in part] for part in normalization[:2]]

@@ -13,11 +13,11 @@ from attention_transfer.cache.store import TargetCache
 from attention_transfer.data import DataSet, Images, as_input, resolve_workers
 from attention_transfer.environment import AUTOCAST
 from attention_transfer.models import LoadedModel
-from attention_transfer.network_inputs import model_normalization
+from attention_transfer.network_inputs import preprocessing_for
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.transfer import (
     FrozenTeacher,
     MapFunction,
-    Normalization,
     PairingSide,
     TargetField,
     TargetSpec,
@@ -32,7 +32,7 @@ class TargetSource:
     """A teacher that answers to views of images, and what is kept of its answers."""
 
     images: Images
-    teachers: Sequence[tuple[nn.Module, Normalization | None]]
+    teachers: Sequence[tuple[nn.Module, Preprocessing | None]]
     contents: Contents
     precision: str
     workers: int | None = None
@@ -68,8 +68,8 @@ class TargetSource:
         Raises:
             InputError: an unknown point.
         """
-        networks: list[tuple[nn.Module, Normalization | None]] = [
-            (model.network, model_normalization(model, data)) for model in teachers
+        networks: list[tuple[nn.Module, Preprocessing | None]] = [
+            (model.network, preprocessing_for(model, data)) for model in teachers
         ]
         readings = tuple(TargetField(point, map_) for point in points for map_ in maps)
         wanted = TargetSpec(readings, logits=True, gradient=gradient)
@@ -115,7 +115,7 @@ class TargetSource:
 
 
 def _teacher(
-    teachers: Sequence[tuple[nn.Module, Normalization | None]], points: Sequence[str]
+    teachers: Sequence[tuple[nn.Module, Preprocessing | None]], points: Sequence[str]
 ) -> FrozenTeacher:
     teacher = frozen_teacher(teachers, points)
     assert teacher is not None
@@ -128,7 +128,7 @@ def recommended_points(teachers: Sequence[LoadedModel], data: DataSet) -> list[s
     """
     points = []
     for number, model in enumerate(teachers):
-        size = model_normalization(model, data).size or data.train.size
+        size = preprocessing_for(model, data).size or data.train.size
         prefix = f"{number}." if len(teachers) > 1 else ""
         points += [f"{prefix}{name}" for name in PairingSide(model.network, (3, *size)).recommended]
     return points

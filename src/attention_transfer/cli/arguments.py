@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from attention_transfer.config import AnyConfig, Config
+from attention_transfer.config import AnyConfig, Config, flag_of
 from attention_transfer.config.yaml_files import read_config_file
 from attention_transfer.errors import InputError, nearest
 
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         )
         for name, field in config.model_fields.items():
             if name not in positional:
-                self._add_field("--" + name.replace("_", "-"), name, field)
+                self._add_field(flag_of(name, config), name, field)
         self.add_json()
 
     def add_json(self) -> None:

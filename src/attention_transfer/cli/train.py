@@ -4,7 +4,7 @@ from argparse import Namespace
 
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.runs import report_run
-from attention_transfer.config import TrainConfig
+from attention_transfer.config import RunConfig, TrainingConfig
 
 EXAMPLES = (
     "train --model wrn-16-2 --epochs 22 --out runs/teacher",
@@ -15,12 +15,12 @@ EXAMPLES = (
 
 def add_arguments(parser: Parser) -> None:
     """The flags."""
-    parser.add_config(TrainConfig)
+    parser.add_config(TrainingConfig)
 
 
 def run(arguments: Namespace) -> int:
     """Trains and reports."""
-    config = config_from(arguments, TrainConfig)
+    config = config_from(arguments, RunConfig)
     from attention_transfer import api
 
     return report_run(lambda progress: api.run(config, progress), arguments.json)

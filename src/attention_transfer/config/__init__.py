@@ -17,7 +17,8 @@ from attention_transfer.config.runs import (
     DistillConfig,
     ImagesConfig,
     RunConfig,
-    TrainConfig,
+    TrainingConfig,
+    flag_of,
 )
 from attention_transfer.config.tools import (
     BenchmarkConfig,
@@ -43,6 +44,9 @@ __all__ = [
     "Positive",
     "Precision",
     "RunConfig",
-    "TrainConfig",
+    "TrainingConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "flag_of",
     "height_and_width",
 ]

@@ -1,9 +1,16 @@
 """Settings of runs: of the images, of training, of distillation."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from attention_transfer.config.checked import Config
@@ -19,7 +26,7 @@ from attention_transfer.config.fields import (
     known_trackers,
 )
 
-__all__ = ["ImagesConfig", "RunConfig", "TrainConfig", "DistillConfig", "DemoConfig"]
+__all__ = ["DemoConfig", "DistillConfig", "ImagesConfig", "RunConfig", "TrainingConfig", "flag_of"]
 
 
 class ImagesConfig(Config):
@@ -58,9 +65,10 @@ class ImagesConfig(Config):
     channels_last: bool = Field(True, description="memory format of images and features")
 
 
-class RunConfig(ImagesConfig):
-    """What training one network and distilling a student have in common."""
+class TrainingConfig(ImagesConfig):
+    """Settings of training one network, alone or with a teacher."""
 
+    student: str = Field(description="the network that learns, such as wrn-16-1")
     masks: Path | None = Field(
         None,
         description="folder of object masks (cat/1.png for cat/1.jpg, white: the object), to "
@@ -132,20 +140,14 @@ class RunConfig(ImagesConfig):
         return self.track.split(",") if self.track else []
 
 
-class TrainConfig(RunConfig):
-    """One network, trained alone: a teacher, or the baseline."""
+class RunConfig(TrainingConfig):
+    """Settings of a whole run: a student that learns from a teacher or, without one, alone."""
 
-    model: str = Field(description="the network, such as wrn-16-2")
-
-
-class DistillConfig(RunConfig):
-    """A student, trained to look where a teacher looks."""
-
-    teacher: str = Field(
-        description="a run's folder, NAME or NAME@FILE.safetensors; several, by commas: the mean "
-        "of their maps"
+    teacher: str | None = Field(
+        None,
+        description="the network to learn from: a run folder, NAME or NAME@FILE.safetensors; "
+        "several, by commas: the mean of their maps; none: the student learns alone",
     )
-    student: str = Field(description="the network that learns, such as wrn-16-1")
     attention: Annotated[
         Literal["activation", "gradient", "activation,gradient", "none"],
         BeforeValidator(in_order),
@@ -173,7 +175,7 @@ class DistillConfig(RunConfig):
         description="knowledge distillation: its weight, labels get 1 - alpha; none: off",
     )
     temperature: Positive = Field(4.0, description="of knowledge distillation")
-    full_activation: NonNegative | None = Field(
+    full_activation_beta: NonNegative | None = Field(
         None, description="beta of full-activation transfer, the baseline; none: off"
     )
 
@@ -191,7 +193,7 @@ class DistillConfig(RunConfig):
         None, description="compare maps of the gradients over colours; none: the gradients"
     )
     gradient_normalize: bool = Field(False, description="compare gradients of unit length")
-    flip_symmetry: NonNegative | None = Field(
+    flip_symmetry_beta: NonNegative | None = Field(
         None, description="weight of the flip-symmetry term; none: off"
     )
     flip_axis: Literal["horizontal", "vertical"] = Field(
@@ -202,7 +204,7 @@ class DistillConfig(RunConfig):
         pattern=r"^\d+(,\d+)*$",
         description="indices of the classes that the flip keeps, such as 0,1,3,8; none: all",
     )
-    input_gradient_norm: NonNegative | None = Field(
+    input_gradient_norm_beta: NonNegative | None = Field(
         None, description="weight of the input gradient's norm, a baseline; none: off"
     )
     cache: Path | None = Field(
@@ -213,6 +215,55 @@ class DistillConfig(RunConfig):
         description="views of each image in the cache, which epochs go round in; default: those "
         "of the cache that is there, or as many as epochs",
     )
+
+    @model_validator(mode="after")
+    def _transfer_needs_a_teacher(self) -> Self:
+        """Settings that only a teacher gives a meaning are never ignored silently."""
+        if self.teacher is None:
+            for name in NEEDS_TEACHER:
+                if getattr(self, name) != RunConfig.model_fields[name].default:
+                    raise PydanticCustomError(
+                        "teacher", "{name} needs a teacher, got none", {"name": name}
+                    )
+        return self
+
+
+class DistillConfig(RunConfig):
+    """Settings of a run in which the student learns from a teacher."""
+
+    teacher: str = Field(description=RunConfig.model_fields["teacher"].description)
+
+
+def flag_of(name: str, config: type[Config] = RunConfig) -> str:
+    """Return the command line's flag for a field; ``train`` calls its student ``--model``.
+
+    Example:
+        >>> flag_of("batch_size"), flag_of("student", TrainingConfig)
+        ('--batch-size', '--model')
+    """
+    if config is TrainingConfig and name == "student":
+        return "--model"
+    return "--" + name.replace("_", "-")
+
+
+NEEDS_TEACHER = (
+    "attention",
+    "map",
+    "power",
+    "form",
+    "beta",
+    "beta_schedule",
+    "pairs",
+    "kd_alpha",
+    "temperature",
+    "full_activation_beta",
+    "gradient_beta",
+    "gradient_map",
+    "gradient_normalize",
+    "cache",
+    "cache_views",
+)
+"""Settings of a transfer; without a teacher they must have their defaults."""
 
 
 class DemoConfig(Config):

@@ -12,6 +12,7 @@ from torch import Tensor
 from attention_transfer.config import Interpolation
 from attention_transfer.data.randomness import integers, uniform
 from attention_transfer.functional.measures import box_masks
+from attention_transfer.preprocessing import Preprocessing
 
 __all__ = [
     "Augmentation",
@@ -181,6 +182,11 @@ class DataSet:
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height, width of an image, as it is judged."""
         return 3, *self.test.size
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The images' own size and normalization, for networks whose weights expect no other."""
+        return Preprocessing(self.mean, self.std, self.test.size)
 
 
 def _reflected(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:

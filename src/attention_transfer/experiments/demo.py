@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from attention_transfer.config import DemoConfig, DistillConfig, TrainConfig
+from attention_transfer.config import DemoConfig, DistillConfig, RunConfig
 from attention_transfer.data import DataSet, ImageSet, as_input, load_data
 from attention_transfer.environment import resolve_precision
 from attention_transfer.models import LoadedModel, load_run
-from attention_transfer.network_inputs import model_normalization
+from attention_transfer.network_inputs import preprocessing_for
 from attention_transfer.runs.folder import writing_to
 from attention_transfer.training import Run, RunProgress, new_folder, run
 from attention_transfer.training.setup import set_up_run
@@ -32,7 +32,7 @@ __all__ = [
     "student_configs",
 ]
 
-TEACHER_RECIPE = TrainConfig(model="wrn-16-2", epochs=40, lr=0.3, precision="bf16")
+TEACHER_RECIPE = RunConfig(student="wrn-16-2", epochs=40, lr=0.3, precision="bf16")
 """How the packaged teacher was trained, and how ``--train-teacher`` trains it anew."""
 
 STUDENT = "wrn-16-1"
@@ -108,7 +108,7 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     return result
 
 
-def student_configs(config: DemoConfig, teacher: Path) -> dict[str, TrainConfig | DistillConfig]:
+def student_configs(config: DemoConfig, teacher: Path) -> dict[str, RunConfig]:
     """The three arms: the same student and schedule alone, with AT, and with AT and KD."""
     common: dict[str, Any] = {
         "epochs": config.epochs,
@@ -119,7 +119,7 @@ def student_configs(config: DemoConfig, teacher: Path) -> dict[str, TrainConfig 
         teacher=str(teacher), student=STUDENT, beta=config.beta, cache=config.cache, **common
     )
     return {
-        "alone": TrainConfig(model=STUDENT, **common),
+        "alone": RunConfig(student=STUDENT, **common),
         "at": distilled,
         # With distillation, the paper lets beta fall during training.
         "at+kd": distilled.replace(kd_alpha=ALPHA, beta_schedule="linear"),
@@ -153,9 +153,7 @@ def _sentence(arms: list[Arm]) -> str:
     )
 
 
-def _settings(at: TrainConfig | DistillConfig, both: TrainConfig | DistillConfig) -> str:
-    assert isinstance(at, DistillConfig)
-    assert isinstance(both, DistillConfig)
+def _settings(at: RunConfig, both: RunConfig) -> str:
     return (
         f"at: beta {at.beta:g} ({at.beta_schedule}, form {at.form}); "
         f"at+kd: beta {both.beta:g} ({both.beta_schedule}, form {both.form}), alpha "
@@ -180,7 +178,7 @@ def _save_attention(networks: dict[str, LoadedModel], data: DataSet, path: Path)
     }
     pixels = as_input(scenes.images)
     for name, model in networks.items():
-        own = model_normalization(model, data)
+        own = preprocessing_for(model, data)
         found = attention_maps(model.network, pixels, normalization=own)
         for level, attention in zip(LEVELS, found.values(), strict=True):
             arrays[f"{name}/{level}"] = attention.numpy()

@@ -1,6 +1,6 @@
 """The networks: the paper's wide ResNets and NINs, and how users name them."""
 
-from attention_transfer.models.card import InputSpec, ModelCard
+from attention_transfer.models.card import ModelCard
 from attention_transfer.models.heads import logit_layers
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.registry import (
@@ -15,10 +15,9 @@ from attention_transfer.models.registry import (
     several,
 )
 from attention_transfer.models.wide_resnet import WideResNet
-from attention_transfer.models.zoo import imagenet_classes, own_input
+from attention_transfer.models.zoo import imagenet_classes, own_preprocessing
 
 __all__ = [
-    "InputSpec",
     "LoadedModel",
     "ModelCard",
     "NetworkInNetwork",
@@ -31,7 +30,7 @@ __all__ = [
     "load_weights",
     "logit_layers",
     "outline",
-    "own_input",
+    "own_preprocessing",
     "own_input_size",
     "several",
 ]

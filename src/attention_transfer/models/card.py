@@ -4,24 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from attention_transfer.config import Count, Interpolation, Positive
 from attention_transfer.errors import InputError
+from attention_transfer.preprocessing import Preprocessing
 
-__all__ = ["InputSpec", "ModelCard", "first_problems"]
-
-
-class InputSpec(NamedTuple):
-    """What a network's images must be like; they come on a scale of 0 to 1."""
-
-    size: tuple[int, int, int]
-    """Channels, height, width."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: Interpolation = "bilinear"
+__all__ = ["ModelCard", "first_problems"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +37,9 @@ class ModelCard:
         return len(self.class_names)
 
     @property
-    def input(self) -> InputSpec:
-        """What its images must be like."""
-        return InputSpec(self.input_size, self.mean, self.std, self.interpolation)
+    def preprocessing(self) -> Preprocessing:
+        """What happens to images before the network's first layer."""
+        return Preprocessing(self.mean, self.std, self.input_size[1:], self.interpolation)
 
     @classmethod
     def read(cls, path: Path) -> "ModelCard":

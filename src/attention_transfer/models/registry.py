@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from attention_transfer.errors import InputError, nearest
-from attention_transfer.models.card import InputSpec, ModelCard, first_problems
+from attention_transfer.models.card import ModelCard, first_problems
 from attention_transfer.models.heads import logit_layers, replace_head
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.wide_resnet import WideResNet
@@ -31,6 +31,7 @@ from attention_transfer.models.zoo import (
     TorchvisionModel,
     ZooModel,
 )
+from attention_transfer.preprocessing import Preprocessing
 
 __all__ = [
     "LoadedModel",
@@ -54,8 +55,8 @@ class LoadedModel:
     name: str
     network: nn.Module
     card: ModelCard | None = None
-    input: InputSpec | None = None
-    """What its images must be like, where its weights are trained; None: as the data come."""
+    preprocessing: Preprocessing | None = None
+    """What its trained weights expect of images; None: what the data set says."""
 
 
 class Outline(NamedTuple):
@@ -132,7 +133,7 @@ def load(
         if classes is not None and found.card.classes != classes:
             with _seeded(seed):
                 replace_head(found.network, classes, found.card.input_size)
-        return replace(found, input=_sized(found.card.input, image_size))
+        return replace(found, preprocessing=_at_size(found.card.preprocessing, image_size))
     name, _, weights = model.partition("@")
     with _seeded(seed):
         return _load_named(name, weights, classes, trained, image_size)
@@ -158,10 +159,10 @@ def _load_named(
                 f"or {name}@random if you mean an untrained network"
             )
         network = zoo.build(None if trained else classes, size, pretrained=True)
-        return LoadedModel(name, network, input=_sized(zoo.input(), size))
+        return LoadedModel(name, network, preprocessing=_at_size(zoo.preprocessing(), size))
     network = _fitting(name, Path(weights), classes, trained, size)
-    spec = _sized(zoo.input(), size) if zoo and zoo.has_pretrained else None
-    return LoadedModel(name, network, input=spec)
+    spec = _at_size(zoo.preprocessing(), size) if zoo and zoo.has_pretrained else None
+    return LoadedModel(name, network, preprocessing=spec)
 
 
 def several(models: str) -> list[str]:
@@ -210,7 +211,7 @@ def own_input_size(model: str) -> tuple[int, int, int]:
     if os.path.isdir(model):
         return _card(Path(model)).input_size
     zoo = _zoo(model.partition("@")[0])
-    return (3, 32, 32) if zoo is None else zoo.input().size
+    return (3, 32, 32) if zoo is None else zoo.input_size
 
 
 def load_run(folder: str | Path) -> LoadedModel:
@@ -223,7 +224,7 @@ def load_run(folder: str | Path) -> LoadedModel:
     card = _card(folder)
     network = build(card.name, card.classes, card.input_size[1:])
     load_weights(network, folder / "model.safetensors")
-    return LoadedModel(card.name, network, card, card.input)
+    return LoadedModel(card.name, network, card, card.preprocessing)
 
 
 def _card(folder: Path) -> ModelCard:
@@ -289,7 +290,7 @@ def _fitting(
         if not _misfits(own, _read_weights(path)):
             load_weights(own, path)
             if not trained and classes is not None:
-                replace_head(own, classes, (3, *(image_size or zoo.input().size[1:])))
+                replace_head(own, classes, (3, *(image_size or zoo.input_size[1:])))
             return own
     load_weights(network, path)
     return network
@@ -319,5 +320,5 @@ def _zoo(name: str) -> ZooModel | None:
     return known[source](rest) if source in known else Factory(name)
 
 
-def _sized(spec: InputSpec, size: ImageSize | None) -> InputSpec:
-    return spec if size is None else spec._replace(size=(spec.size[0], *size))
+def _at_size(preprocessing: Preprocessing, size: ImageSize | None) -> Preprocessing:
+    return preprocessing if size is None else preprocessing._replace(size=size)

@@ -16,10 +16,17 @@ from torch import nn
 
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.factories import import_object
-from attention_transfer.models.card import InputSpec
 from attention_transfer.models.heads import replace_head
+from attention_transfer.preprocessing import Preprocessing
 
-__all__ = ["Factory", "TimmModel", "TorchvisionModel", "ZooModel", "imagenet_classes", "own_input"]
+__all__ = [
+    "Factory",
+    "TimmModel",
+    "TorchvisionModel",
+    "ZooModel",
+    "imagenet_classes",
+    "own_preprocessing",
+]
 
 ImageSize = tuple[int, int]
 """Height and width."""
@@ -55,9 +62,16 @@ class ZooModel:
         """
         raise NotImplementedError
 
-    def input(self) -> InputSpec:
-        """What the images of its pretrained weights must be like."""
+    def preprocessing(self) -> Preprocessing:
+        """The input size and normalization that its pretrained weights expect."""
         raise NotImplementedError
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images of its pretrained weights."""
+        preprocessing = self.preprocessing()
+        assert preprocessing.size is not None
+        return len(preprocessing.mean), *preprocessing.size
 
 
 class TimmModel(ZooModel):
@@ -76,7 +90,7 @@ class TimmModel(ZooModel):
         import timm
 
         options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-        if image_size is not None and image_size != self.input().size[1:] and self._takes_size():
+        if image_size is not None and image_size != self.input_size[1:] and self._takes_size():
             options["img_size"] = image_size
         if not pretrained:
             return _built(f"timm:{self.name}", lambda: timm.create_model(self.name, **options))
@@ -85,7 +99,7 @@ class TimmModel(ZooModel):
             lambda: _from_hub(lambda: timm.create_model(self.name, pretrained=True, **options)),
         )
 
-    def input(self) -> InputSpec:
+    def preprocessing(self) -> Preprocessing:
         import timm
 
         settings = timm.get_pretrained_cfg(self.name, allow_unregistered=True)
@@ -97,7 +111,7 @@ class TimmModel(ZooModel):
 
         try:
             with torch.device("meta"):
-                timm.create_model(self.name, img_size=self.input().size[1:])
+                timm.create_model(self.name, img_size=self.input_size[1:])
         except TypeError:
             return False
         except Exception:
@@ -133,20 +147,22 @@ class TorchvisionModel(ZooModel):
                 f"torchvision:{self.name}", lambda: builder(weights="DEFAULT", **options)
             )
             if classes is not None:
-                replace_head(network, classes, self.input().size)
+                replace_head(network, classes, self.input_size)
         else:
             if classes is not None:
                 options["num_classes"] = classes
             network = _built(f"torchvision:{self.name}", lambda: builder(weights=None, **options))
         return network
 
-    def input(self) -> InputSpec:
+    def preprocessing(self) -> Preprocessing:
         from torchvision import models
 
         found = models.get_model_weights(self.name).DEFAULT.transforms()
         (size,) = found.crop_size
         cubic = found.interpolation.value == "bicubic"
-        return InputSpec((3, size, size), found.mean, found.std, "bicubic" if cubic else "bilinear")
+        return Preprocessing(
+            found.mean, found.std, (size, size), "bicubic" if cubic else "bilinear"
+        )
 
 
 class Factory(ZooModel):
@@ -175,17 +191,17 @@ class Factory(ZooModel):
             )
         return network
 
-    def input(self) -> InputSpec:
-        return InputSpec((3, 224, 224), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing((0.0,) * 3, (1.0,) * 3, (224, 224))
 
 
-def own_input(network: nn.Module) -> InputSpec | None:
+def own_preprocessing(network: nn.Module) -> Preprocessing | None:
     """What the images of a network of timm's must be like, which it says itself; None of others.
 
     Example:
         >>> import timm
-        >>> own_input(timm.create_model("mobilenetv3_small_050")).size, own_input(nn.Identity())
-        ((3, 224, 224), None)
+        >>> own_preprocessing(timm.create_model("mobilenetv3_small_050")).size, own_preprocessing(nn.Identity())
+        ((224, 224), None)
     """
     settings = getattr(network, "pretrained_cfg", None)
     return _timm_input(settings) if isinstance(settings, dict) else None
@@ -205,13 +221,13 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(name.partition(",")[0] for name in names)
 
 
-def _timm_input(settings: dict[str, Any]) -> InputSpec:
+def _timm_input(settings: dict[str, Any]) -> Preprocessing:
     from timm.data.config import resolve_data_config
 
     found: dict[str, Any] = resolve_data_config(pretrained_cfg=settings)  # type: ignore[no-untyped-call]
     cubic = found["interpolation"] == "bicubic"
-    return InputSpec(
-        found["input_size"], found["mean"], found["std"], "bicubic" if cubic else "bilinear"
+    return Preprocessing(
+        found["mean"], found["std"], found["input_size"][1:], "bicubic" if cubic else "bilinear"
     )
 
 

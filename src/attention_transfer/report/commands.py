@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from attention_transfer.config import Config, DistillConfig, TrainConfig
+from attention_transfer.config import Config, DistillConfig, TrainingConfig, flag_of
 
 __all__ = ["command_of"]
 
@@ -16,12 +16,12 @@ def command_of(settings: Mapping[str, Any]) -> str:
         settings: of a run's ``config.yaml``.
 
     Example:
-        >>> command_of({"model": "wrn-16-1", "epochs": 3, "nesterov": False, "lr": 0.4})
+        >>> command_of({"student": "wrn-16-1", "epochs": 3, "nesterov": False, "lr": 0.4})
         'attention-transfer train --model wrn-16-1 --epochs 3 --no-nesterov'
     """
-    kind: type[Config] = TrainConfig if "model" in settings else DistillConfig
-    name = "train" if kind is TrainConfig else "distill"
-    return " ".join(["attention-transfer", name, *_flags(settings, kind)])
+    if settings.get("teacher") is not None:
+        return " ".join(["attention-transfer distill", *_flags(settings, DistillConfig)])
+    return " ".join(["attention-transfer train", *_flags(settings, TrainingConfig)])
 
 
 def _flags(settings: Mapping[str, Any], kind: type[Config]) -> Iterator[str]:
@@ -33,7 +33,7 @@ def _flags(settings: Mapping[str, Any], kind: type[Config]) -> Iterator[str]:
         value = settings[name]
         if not field.is_required() and value == field.default:
             continue
-        flag = "--" + name.replace("_", "-")
+        flag = flag_of(name, kind)
         if isinstance(value, bool):
             yield flag if value else f"--no-{flag[2:]}"
         else:

@@ -145,9 +145,9 @@ def _method(run: RunRecord) -> str:
     used = {
         "AT": "activation" in attention,
         "gradient AT": config.get("gradient_beta") is not None,
-        "F-ActT": config.get("full_activation") is not None,
-        "flip symmetry": config.get("flip_symmetry") is not None,
-        "min-l2": config.get("input_gradient_norm") is not None,
+        "F-ActT": config.get("full_activation_beta") is not None,
+        "flip symmetry": config.get("flip_symmetry_beta") is not None,
+        "min-l2": config.get("input_gradient_norm_beta") is not None,
         "KD": config.get("kd_alpha") is not None,
     }
     return f"{run.student} with {' + '.join(name for name, is_used in used.items() if is_used)}"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attention_transfer.config import (
     DistillConfig,
     RunConfig,
-    TrainConfig,
+    RunConfig,
 )
 from attention_transfer.config.yaml_files import read_config_file, write_config_file
 from attention_transfer.errors import InputError
@@ -101,7 +101,7 @@ class Run:
             raise InputError(f"{folder} exists and is not an empty folder; choose another --out")
 
     @property
-    def config(self) -> TrainConfig | DistillConfig:
+    def config(self) -> RunConfig:
         """What was asked.
 
         Raises:
@@ -111,8 +111,7 @@ class Run:
         if not os.path.isfile(path):
             raise InputError(f"{self.folder} holds no run (no config.yaml)")
         values = read_config_file(path)
-        kind = TrainConfig if "model" in values else DistillConfig
-        return kind.checked(values)
+        return RunConfig.checked(values)
 
     @property
     def checkpoints(self) -> Path:

@@ -13,7 +13,7 @@ from attention_transfer.cache import (
     check_room_for_rest,
     recommended_points,
 )
-from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.config import RunConfig
 from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel
@@ -55,7 +55,7 @@ class CachedTargets:
 
 
 def cached_targets(
-    config: TrainConfig | DistillConfig,
+    config: RunConfig,
     data: DataSet,
     teachers: Sequence[LoadedModel],
     transfer: Transfer,
@@ -68,12 +68,12 @@ def cached_targets(
         InputError: a cache of something else, one that lacks what the terms need, or terms whose
             targets are not kept.
     """
-    if not isinstance(config, DistillConfig) or config.cache is None:
+    if config.cache is None:
         return None
-    if config.full_activation is not None:
+    if config.full_activation_beta is not None:
         raise InputError(
-            "full_activation compares whole activations, which a cache does not keep; leave out "
-            "--cache, or --full-activation"
+            "full activation transfer compares whole activations, which a cache does not keep; leave out "
+            "--cache, or --full-activation-beta"
         )
     if not transfer.wanted:
         return None

@@ -11,7 +11,7 @@ from attention_transfer.data import DataSet, as_input, load_data, resolve_worker
 from attention_transfer.environment import resolve_precision
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, load, load_run, own_input_size
-from attention_transfer.network_inputs import model_normalization, try_out
+from attention_transfer.network_inputs import preprocessing_for, try_out
 from attention_transfer.runs.folder import Run
 from attention_transfer.training.evaluation import Evaluation, compute_metrics, predict
 
@@ -52,13 +52,13 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
             f"has {_few(data.class_names)}; evaluate it on data of its own classes"
         )
     images = data.validation if config.split == "validation" else data.test
-    if model.input is not None:
-        images = images.resized(images.size, model.input.interpolation)
+    if model.preprocessing is not None:
+        images = images.resized(images.size, model.preprocessing.interpolation)
     try_out(model, data, as_input(images.pixels(np.arange(1))))
     logits = predict(
         model.network,
         images,
-        model_normalization(model, data),
+        preprocessing_for(model, data),
         classes=len(data.class_names),
         batch_size=config.batch_size,
         precision=precision,

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from attention_transfer.data import Images, batches
 from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import evaluating
-from attention_transfer.transfer import Normalization, as_logits
+from attention_transfer.transfer import as_logits
 
 __all__ = ["Evaluation", "calibration_error", "confusion_matrix", "compute_metrics", "predict"]
 
@@ -36,7 +37,7 @@ class Evaluation:
 def predict(
     network: nn.Module,
     images: Images,
-    normalization: Normalization | None,
+    normalization: Preprocessing | None,
     *,
     classes: int | None = None,
     batch_size: int = 256,

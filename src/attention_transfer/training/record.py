@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from attention_transfer.cache import weights_fingerprint
-from attention_transfer.config import DistillConfig
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.models import LoadedModel
 from attention_transfer.training.evaluation import Evaluation
@@ -64,13 +63,13 @@ def run_summary(prepared: RunSetup) -> Iterator[str]:
             f"{pair.term}: {pair.student} ({student}) attends like {pair.teacher} "
             f"({', '.join(teachers)}), weight {pair.effective_weight:.4g} on {pair.unit}"
         )
-    if not isinstance(config, DistillConfig):
+    if config.teacher is None:
         return
     square = "^2" if config.gradient_form == "squared" else ""
     for name, beta, what in (
         ("gradient attention", config.gradient_beta, "d"),
-        ("flip symmetry", config.flip_symmetry, "d"),
-        ("input gradient norm", config.input_gradient_norm, "J"),
+        ("flip symmetry", config.flip_symmetry_beta, "d"),
+        ("input gradient norm", config.input_gradient_norm_beta, "J"),
     ):
         if beta is not None:
             yield f"{name}: weight {beta / 2:g} on ||{what}||{square} of input gradients"
@@ -94,7 +93,7 @@ def make_record(
     config, data = prepared.config, prepared.data
     images = config.epochs * len(data.train)
     return {
-        "command": "distill" if isinstance(config, DistillConfig) else "train",
+        "command": "train" if config.teacher is None else "distill",
         "config": config.model_dump(mode="json"),
         "versions": package_versions(),
         "machine": {**describe_machine(), "processes": processes},
@@ -157,7 +156,12 @@ def _network_record(models: Sequence[LoadedModel], prepared: RunSetup) -> dict[s
         "name": ",".join(model.name for model in models),
         "parameters": sum(parameter_count(model.network) for model in models),
         "flops": sum(
-            count_flops(model.network, model.input.size if model.input else data_size)
+            count_flops(
+                model.network,
+                (3, *model.preprocessing.size)
+                if model.preprocessing and model.preprocessing.size
+                else data_size,
+            )
             for model in models
         ),
         "weights_fingerprint": weights_fingerprint([model.network for model in models]),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.config import RunConfig
 from attention_transfer.data import DataSet, as_input
 from attention_transfer.environment import AUTOCAST, fast_bf16, resolve_precision
 from attention_transfer.errors import InputError
@@ -26,9 +26,10 @@ from attention_transfer.network_inputs import (
     augmented,
     decoded_for,
     images_of,
-    model_normalization,
+    preprocessing_for,
     try_out,
 )
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
 from attention_transfer.training.fine_tuning import freeze
 from attention_transfer.training.memory.recomputation import Recomputation, plan_recomputation
@@ -40,7 +41,6 @@ from attention_transfer.transfer import (
     FullActivation,
     GradientAttention,
     InputGradientNorm,
-    Normalization,
     Term,
     Transfer,
     as_logits,
@@ -55,7 +55,7 @@ __all__ = ["RunSetup", "count_flops", "set_up_run", "terms_of"]
 class RunSetup:
     """A run that could begin: everything has been checked."""
 
-    config: TrainConfig | DistillConfig
+    config: RunConfig
     data: DataSet
     student: LoadedModel
     teachers: list[LoadedModel]
@@ -75,9 +75,9 @@ class RunSetup:
     """What a user should know before the run."""
 
     @property
-    def normalization(self) -> Normalization:
+    def normalization(self) -> Preprocessing:
         """Of the student's input."""
-        return model_normalization(self.student, self.data)
+        return preprocessing_for(self.student, self.data)
 
     @property
     def card(self) -> ModelCard:
@@ -93,7 +93,7 @@ class RunSetup:
         )
 
 
-def set_up_run(config: TrainConfig | DistillConfig, data: DataSet | None = None) -> RunSetup:
+def set_up_run(config: RunConfig, data: DataSet | None = None) -> RunSetup:
     """Loads and checks everything a run needs.
 
     Args:
@@ -108,7 +108,7 @@ def set_up_run(config: TrainConfig | DistillConfig, data: DataSet | None = None)
     terms = terms_of(config)
     _check_settings(config, terms)
     if data is None:
-        own_size = own_input_size(_student_of(config))[1:]
+        own_size = own_input_size(config.student)[1:]
         data = images_of(config, own_size, masks=config.masks)
     student, teachers = _load_networks(config, data)
     data = augmented(decoded_for(data, student, teachers), config)
@@ -122,7 +122,7 @@ def set_up_run(config: TrainConfig | DistillConfig, data: DataSet | None = None)
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
     recomputation = Recomputation({}, share=1.0)
     if config.grad_checkpoint:
-        given = model_normalization(student, data)(example)
+        given = preprocessing_for(student, data)(example)
         recomputation = plan_recomputation(student.network, given)
     if config.channels_last:
         for loaded in [student, *teachers]:
@@ -134,8 +134,8 @@ def set_up_run(config: TrainConfig | DistillConfig, data: DataSet | None = None)
             [teacher.network for teacher in teachers] or None,
             terms,
             example_input=example,
-            student_normalization=model_normalization(student, data),
-            teacher_normalization=[model_normalization(teacher, data) for teacher in teachers],
+            student_normalization=preprocessing_for(student, data),
+            teacher_normalization=[preprocessing_for(teacher, data) for teacher in teachers],
         )
     targets = cached_targets(config, data, teachers, transfer, precision)
     if targets is None:
@@ -161,7 +161,7 @@ def set_up_run(config: TrainConfig | DistillConfig, data: DataSet | None = None)
     )
 
 
-def _check_settings(config: TrainConfig | DistillConfig, terms: list[Term]) -> None:
+def _check_settings(config: RunConfig, terms: list[Term]) -> None:
     """Raises an InputError for settings that do not go with each other."""
     if config.grad_checkpoint and any(term.needs_input_gradient for term in terms):
         raise InputError(
@@ -169,7 +169,7 @@ def _check_settings(config: TrainConfig | DistillConfig, terms: list[Term]) -> N
             "again, so grad_checkpoint would save nothing; leave one of them out, or lower memory "
             "with --accumulate"
         )
-    if isinstance(config, DistillConfig) and config.cache_views and config.cache is None:
+    if config.cache_views and config.cache is None:
         raise InputError("cache_views is of a cache, and none is asked for; give --cache as well")
     if config.backbone_lr == 0 and any(term.wanted_pairs is not None for term in terms):
         raise InputError(
@@ -177,22 +177,20 @@ def _check_settings(config: TrainConfig | DistillConfig, terms: list[Term]) -> N
             "transferred to them; give a rate above 0, or --attention none"
         )
     mixed = config.mixup > 0 or config.cutmix > 0
-    if mixed and isinstance(config, DistillConfig) and config.flip_classes is not None:
+    if mixed and config.flip_classes is not None:
         raise InputError(
             "flip_classes chooses images by class, and mixed images have several; leave out mixup "
             "and cutmix, or flip_classes"
         )
 
 
-def _load_networks(
-    config: TrainConfig | DistillConfig, data: DataSet
-) -> tuple[LoadedModel, list[LoadedModel]]:
+def _load_networks(config: RunConfig, data: DataSet) -> tuple[LoadedModel, list[LoadedModel]]:
     """The student and its teachers."""
     classes = len(data.class_names)
     settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
-    names = several(config.teacher) if isinstance(config, DistillConfig) else []
+    names = several(config.teacher) if config.teacher is not None else []
     teachers = [load(name, classes, trained=True, **settings) for name in names]
-    return load(_student_of(config), classes, trained=False, **settings), teachers
+    return load(config.student, classes, trained=False, **settings), teachers
 
 
 def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_size: int) -> None:
@@ -218,7 +216,7 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_si
         return
     try:
         with torch.no_grad():
-            copy.deepcopy(student.network).train()(model_normalization(student, data)(images))
+            copy.deepcopy(student.network).train()(preprocessing_for(student, data)(images))
     except ValueError as error:
         raise InputError(
             f"{student.name} cannot be trained on one image at a time ({error}); give a "
@@ -226,9 +224,7 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_si
         ) from error
 
 
-def _notices(
-    config: TrainConfig | DistillConfig, precision: str, transfer: Transfer
-) -> Iterator[str]:
+def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[str]:
     """What is other, or slower here, than one might expect."""
     if precision == "bf16" and not fast_bf16():
         yield (
@@ -237,24 +233,18 @@ def _notices(
         )
     if config.compile and compiler_fault() is not None:
         yield f"nothing is compiled: no compiler works here ({compiler_fault()})"
-    if isinstance(config, DistillConfig) and config.cache is not None and not transfer.wanted:
+    if config.cache is not None and not transfer.wanted:
         yield "no term needs the teacher, so no cache is read or made"
 
 
-def _student_of(config: TrainConfig | DistillConfig) -> str:
-    return config.student if isinstance(config, DistillConfig) else config.model
-
-
-def terms_of(config: TrainConfig | DistillConfig) -> list[Term]:
+def terms_of(config: RunConfig) -> list[Term]:
     """The terms a configuration asks for.
 
     Raises:
         InputError: a distillation without anything to transfer.
     """
-    if isinstance(config, TrainConfig):
-        return [CrossEntropy()]
     terms: list[Term] = []
-    if "activation" in config.attention:
+    if config.teacher is not None and "activation" in config.attention:
         terms.append(
             ActivationAttention(
                 beta=config.beta,
@@ -265,20 +255,20 @@ def terms_of(config: TrainConfig | DistillConfig) -> list[Term]:
                 schedule=config.beta_schedule,
             )
         )
-    if config.full_activation is not None:
-        terms.append(FullActivation(config.full_activation, config.pairs))
+    if config.full_activation_beta is not None:
+        terms.append(FullActivation(config.full_activation_beta, config.pairs))
     terms += _gradient_terms(config)
     if config.kd_alpha is not None:
         return [*distillation_terms(config.kd_alpha, config.temperature), *terms]
-    if not terms:
+    if not terms and config.teacher is not None:
         raise InputError(
-            "nothing to transfer: attention is none and neither kd_alpha nor full_activation is "
+            "nothing to transfer: attention is none and neither kd_alpha nor full_activation_beta is "
             "given; give one of them (or a gradient term), or use 'attention-transfer train'"
         )
     return [CrossEntropy(), *terms]
 
 
-def _gradient_terms(config: DistillConfig) -> Iterator[Term]:
+def _gradient_terms(config: RunConfig) -> Iterator[Term]:
     form = config.gradient_form
     if "gradient" in config.attention and config.gradient_beta is None:
         raise InputError(
@@ -289,12 +279,12 @@ def _gradient_terms(config: DistillConfig) -> Iterator[Term]:
         yield GradientAttention(
             config.gradient_beta, form, config.gradient_normalize, config.gradient_map
         )
-    if config.flip_symmetry is not None:
+    if config.flip_symmetry_beta is not None:
         classes = config.flip_classes
         chosen = None if classes is None else tuple(map(int, classes.split(",")))
-        yield FlipSymmetry(config.flip_symmetry, form, config.flip_axis, chosen)
-    if config.input_gradient_norm is not None:
-        yield InputGradientNorm(config.input_gradient_norm, form)
+        yield FlipSymmetry(config.flip_symmetry_beta, form, config.flip_axis, chosen)
+    if config.input_gradient_norm_beta is not None:
+        yield InputGradientNorm(config.input_gradient_norm_beta, form)
 
 
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from attention_transfer.cache import TargetCache
-from attention_transfer.config import DistillConfig, TrainConfig
+from attention_transfer.config import RunConfig
 from attention_transfer.data import (
     AugmentedView,
     Batch,
@@ -29,7 +29,8 @@ from attention_transfer.data import (
 )
 from attention_transfer.environment import devices_and_processes, keep_freed_memory
 from attention_transfer.errors import InputError, Interrupted
-from attention_transfer.network_inputs import model_normalization
+from attention_transfer.network_inputs import preprocessing_for
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.runs.checkpoints import load_last_checkpoint, save_checkpoint
 from attention_transfer.runs.folder import Run, new_folder
 from attention_transfer.training.epoch_meters import EpochMeters
@@ -40,13 +41,12 @@ from attention_transfer.training.monitoring.tracking import Tracking
 from attention_transfer.training.record import make_record, run_summary
 from attention_transfer.training.setup import RunSetup, set_up_run
 from attention_transfer.training.train_step import StepIndex, TrainStep
-from attention_transfer.transfer import Normalization
 
 __all__ = ["resume", "run"]
 
 
 def run(
-    config: TrainConfig | DistillConfig,
+    config: RunConfig,
     progress: RunProgress | None = None,
     data: DataSet | None = None,
 ) -> Run:
@@ -66,7 +66,7 @@ def run(
     """
     accelerator = devices_and_processes()
     if config.out is None:
-        kind = "distill" if isinstance(config, DistillConfig) else "train"
+        kind = "train" if config.teacher is None else "distill"
         (folder,) = broadcast_object_list([new_folder(kind)])
         config = config.replace(out=folder)
     assert config.out is not None
@@ -322,7 +322,7 @@ class _Fit:
         """Percent; None without a teacher that tells the data's classes apart."""
         logits = []
         for teacher in self.prepared.teachers:
-            own = model_normalization(teacher, self.data)
+            own = preprocessing_for(teacher, self.data)
             images = self.data.test.resized(own.size or self.data.test.size, own.interpolation)
             try:
                 logits.append(self._logits(teacher.network, images, own))
@@ -334,7 +334,7 @@ class _Fit:
             else None
         )
 
-    def _logits(self, network: nn.Module, images: Images, own: Normalization) -> Tensor:
+    def _logits(self, network: nn.Module, images: Images, own: Preprocessing) -> Tensor:
         return predict(
             network,
             images,

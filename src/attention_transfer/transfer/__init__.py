@@ -6,7 +6,7 @@ from attention_transfer.transfer.objective import Transfer
 from attention_transfer.transfer.output import TransferOutput
 from attention_transfer.transfer.pairing import Pair, PairingSide
 from attention_transfer.transfer.targets import MapFunction, TargetField, Targets, TargetSpec
-from attention_transfer.transfer.teacher import FrozenTeacher, Normalization, as_logits
+from attention_transfer.transfer.teacher import FrozenTeacher, as_logits
 from attention_transfer.transfer.teacher_ensemble import frozen_teacher
 from attention_transfer.transfer.terms.base import Observation, Term
 from attention_transfer.transfer.terms.features import ActivationAttention, FullActivation
@@ -34,7 +34,6 @@ __all__ = [
     "InputGradientNorm",
     "KnowledgeDistillation",
     "MapFunction",
-    "Normalization",
     "Observation",
     "Pair",
     "TargetField",

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import MapKind, activation_map
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import Taps, evaluating
 from attention_transfer.transfer.input_gradients import check_images
 from attention_transfer.transfer.pairing import PairingSide
 from attention_transfer.transfer.teacher import (
-    Normalization,
     input_gradient,
     input_size,
     tapped_forward,
@@ -35,7 +35,7 @@ def attention_maps(
     attention: Literal["activation", "gradient"] = "activation",
     map: MapKind = "sum",
     power: float = 2.0,
-    normalization: Normalization | tuple[Sequence[float], Sequence[float]] | None = None,
+    normalization: Preprocessing | tuple[Sequence[float], Sequence[float]] | None = None,
     labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Where a network looks: the attention map F of its activations at some points, or of its
@@ -85,7 +85,7 @@ def attention_of(
     attention: Literal["activation", "gradient"] = "activation",
     map: MapKind = "sum",
     power: float = 2.0,
-    normalization: Normalization | tuple[Sequence[float], Sequence[float]] | None = None,
+    normalization: Preprocessing | tuple[Sequence[float], Sequence[float]] | None = None,
     labels: Tensor | None = None,
 ) -> Attention:
     """The maps of :func:`attention_maps`, and the output of the pass they were read in."""
@@ -98,7 +98,7 @@ def attention_of(
         return Attention({"input": activation_map(gradient, map, power)}, logits)
     if labels is not None:
         raise InputError('activation attention needs no labels; did you mean attention="gradient"?')
-    own = Normalization(*normalization) if normalization is not None else None
+    own = Preprocessing(*normalization) if normalization is not None else None
     if points is None:
         points = PairingSide(model, input_size(images, own)).recommended
     taps = Taps(model, points)
@@ -111,13 +111,13 @@ def attention_of(
 def _input_gradient(
     model: nn.Module,
     images: Tensor,
-    normalization: Normalization | tuple[Sequence[float], Sequence[float]] | None,
+    normalization: Preprocessing | tuple[Sequence[float], Sequence[float]] | None,
     labels: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """J, (N, C, H, W), and the logits."""
     check_images(images)
     images = images.detach().clone().requires_grad_()
-    own = Normalization(*normalization) if normalization is not None else None
+    own = Preprocessing(*normalization) if normalization is not None else None
     with evaluating(model), torch.enable_grad():
         logits = tapped_forward(model, Taps(model, []), images, own).logits
     labels = logits.argmax(dim=1) if labels is None else labels

@@ -10,10 +10,11 @@ from torch.utils._pytree import tree_map_only
 from attention_transfer.double_backward import DoubleBackward
 from attention_transfer.errors import InputError
 from attention_transfer.functional.losses import summed_cross_entropy
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import evaluating, unwrapped
 from attention_transfer.transfer.cloned_state import call_with_cloned_state
 from attention_transfer.transfer.input_gradients import check_images
-from attention_transfer.transfer.teacher import Normalization, as_logits
+from attention_transfer.transfer.teacher import as_logits
 
 __all__ = ["check_twice_differentiable", "is_compiled", "refuse_sharded"]
 
@@ -54,7 +55,7 @@ def refuse_sharded(network: nn.Module) -> None:
 
 
 def check_twice_differentiable(
-    network: nn.Module, images: Tensor, normalization: Normalization | None = None
+    network: nn.Module, images: Tensor, normalization: Preprocessing | None = None
 ) -> None:
     """Tries double backpropagation on copies of the weights: on one image in eval mode, and, if
     the network is in another, on two in its own.
@@ -86,7 +87,7 @@ class _Attempt:
 
     network: nn.Module
     images: Tensor
-    normalization: Normalization | None
+    normalization: Preprocessing | None
 
     def run(self) -> tuple[DoubleBackward, Tensor, Tensor]:
         """The pass on copies of the weights: its block, the images as a leaf, the output."""

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from attention_transfer.double_backward import DoubleBackward
 from attention_transfer.errors import InputError
 from attention_transfer.functional.losses import summed_cross_entropy
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import Taps, unwrapped
 from attention_transfer.transfer.cloned_state import call_with_cloned_state
-from attention_transfer.transfer.teacher import ForwardResult, Normalization, tapped_forward
+from attention_transfer.transfer.teacher import ForwardResult, tapped_forward
 
 __all__ = ["InputGradients", "check_images"]
 
@@ -51,7 +52,7 @@ class InputGradients:
     def __init__(
         self,
         network: nn.Module,
-        normalization: Normalization | None,
+        normalization: Preprocessing | None,
         images: Tensor,
         labels: Tensor | None,
     ) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from attention_transfer.errors import InputError
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import Taps, evaluating, structure_copy, unwrapped
 from attention_transfer.transfer.compiled_forward import CompiledPass
 from attention_transfer.transfer.differentiability import (
@@ -23,7 +24,6 @@ from attention_transfer.transfer.pairing import Pairing, PairingSide, resolve_pa
 from attention_transfer.transfer.targets import TargetField, Targets, TargetSpec
 from attention_transfer.transfer.teacher import (
     ForwardResult,
-    Normalization,
     input_size,
     tapped_forward,
 )
@@ -57,7 +57,7 @@ class Transfer(nn.Module):
             ``FullActivation`` needs it to make its convolutions, and networks that declare no
             points of their own need it for ``pairs="auto"`` and for patterns.
         student_normalization, teacher_normalization: (means, standard deviations) by channel, if
-            the images given are not normalised yet for that network; a :class:`Normalization`
+            the images given are not normalised yet for that network; a :class:`Preprocessing`
             also brings them to the network's own size. Several teachers share one, or a list has
             one for each.
 
@@ -265,7 +265,7 @@ class Transfer(nn.Module):
         )
 
     def _resolve(
-        self, teachers: list[tuple[nn.Module, Normalization | None]], example: Tensor | None
+        self, teachers: list[tuple[nn.Module, Preprocessing | None]], example: Tensor | None
     ) -> dict[str, Pairing]:
         """The pairs of each term that compares layers."""
         wanted = {name: term.wanted_pairs for name, term in self.terms.items()}

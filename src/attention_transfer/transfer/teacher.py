@@ -5,21 +5,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attention_transfer.errors import InputError
 from attention_transfer.functional.losses import summed_cross_entropy
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import Taps, unwrapped
 from attention_transfer.transfer.compiled_forward import CompiledPass
 from attention_transfer.transfer.inference_optimization import inference_copy, lower_weights
 from attention_transfer.transfer.targets import TargetField, Targets, TargetSpec
 
 if TYPE_CHECKING:
-    from attention_transfer.config import Interpolation
+    pass
 
 __all__ = [
     "FrozenTeacher",
-    "Normalization",
     "ForwardResult",
     "as_logits",
     "input_gradient",
@@ -28,38 +27,7 @@ __all__ = [
 ]
 
 
-class Normalization(NamedTuple):
-    """What a network does with images before its first layer: brings them to its own size, and
-    its channels to mean 0 and standard deviation 1.
-
-    Example:
-        >>> Normalization((0.5,), (0.25,))(torch.tensor([[[[1.0]]]]))
-        tensor([[[[2.]]]])
-        >>> Normalization((0.0,), (1.0,), size=(7, 7))(torch.ones(2, 1, 32, 32)).shape
-        torch.Size([2, 1, 7, 7])
-    """
-
-    mean: Sequence[float]
-    """By channel, on the scale of the images (0 to 1 as a rule)."""
-    std: Sequence[float]
-    size: tuple[int, int] | None = None
-    """Height and width; None: as the images come."""
-    interpolation: "Interpolation" = "bilinear"
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) at the size, minus the mean, over the standard deviation."""
-        if self.size is not None and self.size != tuple(images.shape[-2:]):
-            images = functional.interpolate(
-                images, self.size, mode=self.interpolation, antialias=True
-            )
-        mean, std = (
-            torch.as_tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1)
-            for values in (self.mean, self.std)
-        )
-        return (images - mean) / std
-
-
-def input_size(images: Tensor, normalization: Normalization | None) -> tuple[int, int, int]:
+def input_size(images: Tensor, normalization: Preprocessing | None) -> tuple[int, int, int]:
     """Channels, height and width of what a network gets for images (N, C, H, W)."""
     channels, *size = images.shape[1:]
     height, width = (normalization and normalization.size) or size
@@ -102,7 +70,7 @@ def as_logits(output: object) -> Tensor:
 
 
 def tapped_forward(
-    network: nn.Module, taps: Taps, images: Tensor, normalization: Normalization | None
+    network: nn.Module, taps: Taps, images: Tensor, normalization: Preprocessing | None
 ) -> ForwardResult:
     """One pass of a tapped network on images that are normalised for it first."""
     version = 0 if images.is_inference() else images._version
@@ -159,7 +127,7 @@ class FrozenTeacher:
         self,
         network: nn.Module,
         points: Sequence[str] = (),
-        normalization: Normalization | None = None,
+        normalization: Preprocessing | None = None,
     ) -> None:
         self.network = network.requires_grad_(False).eval()
         self.normalization = normalization

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import to_float32
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.transfer.targets import TargetField, TargetSpec
-from attention_transfer.transfer.teacher import ForwardResult, FrozenTeacher, Normalization
+from attention_transfer.transfer.teacher import ForwardResult, FrozenTeacher
 
 __all__ = [
     "FrozenTeachers",
@@ -19,18 +20,18 @@ __all__ = [
     "given_teachers",
 ]
 
-MeanAndDeviation = Normalization | tuple[Sequence[float], Sequence[float]]
+MeanAndDeviation = Preprocessing | tuple[Sequence[float], Sequence[float]]
 
 
-def as_normalization(given: MeanAndDeviation | None) -> Normalization | None:
+def as_normalization(given: MeanAndDeviation | None) -> Preprocessing | None:
     """A network's own, however it was given."""
-    return None if given is None else Normalization(*given)
+    return None if given is None else Preprocessing(*given)
 
 
 def given_teachers(
     teacher: nn.Module | Sequence[nn.Module] | None,
     normalization: MeanAndDeviation | list[MeanAndDeviation | None] | None,
-) -> list[tuple[nn.Module, Normalization | None]]:
+) -> list[tuple[nn.Module, Preprocessing | None]]:
     """The teachers, each with its normalisation.
 
     Raises:
@@ -55,7 +56,7 @@ def given_teachers(
 
 
 def frozen_teacher(
-    teachers: Sequence[tuple[nn.Module, Normalization | None]], points: Sequence[str]
+    teachers: Sequence[tuple[nn.Module, Preprocessing | None]], points: Sequence[str]
 ) -> FrozenTeacher | None:
     """One teacher, or several that answer as one, or none.
 
@@ -95,7 +96,7 @@ class FrozenTeachers(FrozenTeacher):
         self,
         networks: Sequence[nn.Module],
         points: Sequence[str],
-        normalizations: Sequence[Normalization | None],
+        normalizations: Sequence[Preprocessing | None],
     ) -> None:
         self.network = nn.ModuleList(networks)
         names = [point.split(".", 1) for point in points]

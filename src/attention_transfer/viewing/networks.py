@@ -11,16 +11,15 @@ from torch import nn
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.errors import InputError
 from attention_transfer.models import (
-    InputSpec,
     LoadedModel,
     imagenet_classes,
     load,
-    own_input,
     own_input_size,
+    own_preprocessing,
 )
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.runs.folder import Run
 from attention_transfer.taps import unwrapped
-from attention_transfer.transfer import Normalization
 
 __all__ = ["Network", "Networks", "NamedModel", "distinct", "from_model", "networks_of"]
 
@@ -36,7 +35,7 @@ class NamedModel:
 
     name: str
     network: nn.Module
-    normalization: Normalization | None = None
+    normalization: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
     model: str = ""
     """As it was given, where that is a text."""
@@ -81,11 +80,11 @@ def _viewed(network: Network) -> NamedModel:
             f"got a {type(network).__name__}, expected a network: a torch.nn.Module, a run, or a "
             "MODEL such as 'timm:resnet18'"
         )
-    spec = own_input(unwrapped(network))
+    spec = own_preprocessing(unwrapped(network))
     return NamedModel(
         type(unwrapped(network)).__name__,
         network,
-        _normalization(spec) if spec else None,
+        spec,
         imagenet_classes() if spec else None,
     )
 
@@ -100,10 +99,10 @@ def from_model(model: str) -> NamedModel:
 
 
 def _from_loaded(found: LoadedModel, model: str) -> NamedModel:
-    spec, notice = found.input or own_input(unwrapped(found.network)), ""
+    spec, notice = found.preprocessing or own_preprocessing(unwrapped(found.network)), ""
     if spec is None:
-        spec = InputSpec(own_input_size(model), IMAGENET_MEAN, IMAGENET_STD)
-    if found.input is None and not model.endswith("@random"):
+        spec = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, own_input_size(model)[1:])
+    if found.preprocessing is None and not model.endswith("@random"):
         notice = (
             f"{model} does not say how its images are normalised; done as for most photographs, "
             "with ImageNet's mean and standard deviation"
@@ -111,15 +110,11 @@ def _from_loaded(found: LoadedModel, model: str) -> NamedModel:
     names = None
     if found.card is not None:
         names = found.card.class_names
-    elif found.input is not None:
+    elif found.preprocessing is not None:
         names = imagenet_classes()
-    own = _normalization(spec)
-    certain = found.input is not None
+    own = spec
+    certain = found.preprocessing is not None
     return NamedModel(_short(model), found.network, own, names, notice=notice, certain=certain)
-
-
-def _normalization(spec: InputSpec) -> Normalization:
-    return Normalization(spec.mean, spec.std, spec.size[1:], spec.interpolation)
 
 
 def _short(model: str) -> str:

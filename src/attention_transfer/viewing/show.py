@@ -7,7 +7,7 @@ from typing import Literal
 from attention_transfer.drawing.maps import MapsFigure, draw_maps
 from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import MapKind
-from attention_transfer.transfer import Normalization
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.transfer.terms.base import check_choice
 from attention_transfer.viewing.images import Images, pictures_of
 from attention_transfer.viewing.inference import MapRequest
@@ -25,7 +25,7 @@ def show(
     map: MapKind = "sum",
     power: float = 2.0,
     *,
-    normalization: Normalization | tuple[Sequence[float], Sequence[float]] | None = None,
+    normalization: Preprocessing | tuple[Sequence[float], Sequence[float]] | None = None,
     class_names: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     crop: bool = False,
@@ -66,7 +66,7 @@ def show(
         >>> figure.savefig("maps.png")
     """
     check_choice("scale", scale, ("shared", "each"))
-    own = None if normalization is None else Normalization(*normalization)
+    own = None if normalization is None else Preprocessing(*normalization)
     viewed = [_told(network, own, class_names) for network in networks_of(networks)]
     look = MapRequest(points, attention, map, power, crop)
     pictures = pictures_of(images, names)
@@ -78,7 +78,7 @@ def show(
 
 
 def _told(
-    network: NamedModel, normalization: Normalization | None, class_names: Sequence[str] | None
+    network: NamedModel, normalization: Preprocessing | None, class_names: Sequence[str] | None
 ) -> NamedModel:
     """A network with what the caller knows about it and it does not say itself."""
     if normalization is not None and not network.certain:

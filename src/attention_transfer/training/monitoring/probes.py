@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from attention_transfer.config import DistillConfig
 from attention_transfer.data import Images, as_input
 from attention_transfer.errors import InputError
 from attention_transfer.functional import measures
 from attention_transfer.functional.maps import MapKind, activation_map, mean_map
 from attention_transfer.models import LoadedModel
-from attention_transfer.network_inputs import model_normalization
+from attention_transfer.network_inputs import preprocessing_for
+from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import Taps, evaluating
 from attention_transfer.training.setup import RunSetup
-from attention_transfer.transfer import Normalization, Pair, as_logits
+from attention_transfer.transfer import Pair, as_logits
 from attention_transfer.transfer.pairing import PairingSide, resolve_pairs
 from attention_transfer.transfer.teacher import input_size, tapped_forward
 
@@ -74,7 +74,7 @@ class _Viewer(NamedTuple):
     """A network that is looked at, and where."""
 
     network: nn.Module
-    normalization: Normalization
+    normalization: Preprocessing
     points: list[str]
 
     def features(self, images: Tensor) -> tuple[dict[str, Tensor], object]:
@@ -98,9 +98,9 @@ class Probes:
     def __init__(self, prepared: RunSetup, folder: Path) -> None:
         self.prepared, self.folder = prepared, folder
         config = prepared.config
-        distilled = isinstance(config, DistillConfig)
-        self.kind: MapKind = config.map if isinstance(config, DistillConfig) else "sum"
-        self.power = config.power if isinstance(config, DistillConfig) else 2.0
+        distilled = config.teacher is not None
+        self.kind: MapKind = config.map
+        self.power = config.power
         self.count = min(config.probes, len(prepared.data.validation))
         self.pairs = _pairs(prepared) if distilled else []
         self.points = [pair.student for pair in self.pairs] or _own_points(prepared)
@@ -184,8 +184,8 @@ class Probes:
         ]
         return _looked(viewers, places, pixels, self._map)
 
-    def _own(self, model: LoadedModel) -> Normalization:
-        return model_normalization(model, self.prepared.data)
+    def _own(self, model: LoadedModel) -> Preprocessing:
+        return preprocessing_for(model, self.prepared.data)
 
     def _map(self, features: Tensor) -> Tensor:
         return activation_map(features, self.kind, self.power).cpu()
@@ -267,7 +267,7 @@ def _pairs(prepared: RunSetup) -> list[Pair]:
     example = _pixels(prepared.data.validation, np.zeros(1, dtype=np.int64))
     models = [prepared.student, *prepared.teachers]
     sides = [
-        PairingSide(model.network, input_size(example, model_normalization(model, prepared.data)))
+        PairingSide(model.network, input_size(example, preprocessing_for(model, prepared.data)))
         for model in models
     ]
     try:

@@ -1,0 +1,58 @@
+"""What happens to images before a network's first layer, as one value from training to export."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from attention_transfer.config import Interpolation
+
+__all__ = ["Preprocessing"]
+
+
+class Preprocessing(NamedTuple):
+    """The input size and the normalization that a network's weights expect.
+
+    Called on images (N, C, H, W), it resizes them to ``size`` and brings each channel to mean 0
+    and standard deviation 1.
+
+    Example:
+        >>> Preprocessing((0.5,), (0.25,))(torch.tensor([[[[1.0]]]]))
+        tensor([[[[2.]]]])
+        >>> Preprocessing((0.0,), (1.0,), size=(7, 7))(torch.ones(2, 1, 32, 32)).shape
+        torch.Size([2, 1, 7, 7])
+    """
+
+    mean: Sequence[float]
+    """By channel, on the scale of the images (0 to 1 as a rule)."""
+    std: Sequence[float]
+    """By channel, above 0."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels; None: images keep their size."""
+    interpolation: "Interpolation" = "bilinear"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the images (N, C, *size) at the network's size, normalized by channel.
+
+        Raises:
+            ValueError: images of several or of one spatial axis are to be resized.
+        """
+        if self.size is not None and self.size != tuple(images.shape[2:]):
+            if images.dim() != 4:
+                raise ValueError(
+                    f"only images (N, C, H, W) can be resized to {self.size}, got "
+                    f"{tuple(images.shape)}; leave size out"
+                )
+            images = functional.interpolate(
+                images, self.size, mode=self.interpolation, antialias=True
+            )
+        mean, std = (
+            torch.as_tensor(values, dtype=images.dtype, device=images.device).view(
+                -1, *(1,) * (images.dim() - 2)
+            )
+            for values in (self.mean, self.std)
+        )
+        return (images - mean) / std
