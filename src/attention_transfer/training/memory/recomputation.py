@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.utils.checkpoint import checkpoint
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.taps import evaluating
 from attention_transfer.training.memory.activations import Activations, lightest_parts
 from attention_transfer.transfer import as_logits
@@ -173,9 +173,9 @@ def _told(kind: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{kind} cannot be trained with --grad-checkpoint ({type(error).__name__}: {reason}); "
+            f"{kind} cannot be trained with --grad-checkpoint ({type(error).__name__}: "
+            f"{first_line(error)}); "
             "leave it out"
         ) from error
 
