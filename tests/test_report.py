@@ -33,8 +33,7 @@ from attention_transfer.report.groups import grouped, interval
 from attention_transfer.report.plots import Line, curves
 from attention_transfer.report.viewer import viewer
 from attention_transfer.report.warnings import warnings_of
-from attention_transfer.runs.record import read_runs
-from attention_transfer.training import Run
+from attention_transfer.runs import Run, read_runs
 from conftest import SMALL
 from made_runs import EPOCHS, PROBES, made_run, spots
 

@@ -1,6 +1,5 @@
 """How to build a network and feed it, as a run writes it down."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from attention_transfer.config import Count, Interpolation, Positive
 from attention_transfer.errors import InputError
+from attention_transfer.files import write_json
 from attention_transfer.preprocessing import Preprocessing
 
 __all__ = ["ModelCard", "first_problems"]
@@ -61,7 +61,7 @@ class ModelCard:
 
     def write(self, path: Path) -> None:
         """The card as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_json(path, asdict(self))
 
 
 def first_problems(problems: Sequence[str], count: int = 3) -> str:

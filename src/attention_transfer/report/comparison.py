@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attention_transfer.report.groups import Group, baseline_of
-from attention_transfer.runs.record import Arrays
+from attention_transfer.runs.attention import Arrays
 
 __all__ = ["Changes", "changes", "headline"]
 
@@ -15,7 +15,7 @@ __all__ = ["Changes", "changes", "headline"]
 def headline(groups: Sequence[Group]) -> str:
     """What was asked and what came out, in a sentence for each student and teacher."""
     first = groups[0].first
-    where = f" of {first.final['test_images']:,} unseen test images of {first.data[0]}"
+    where = f" of {first.record.final.test_images:,} unseen test images of {first.record.data.name}"
     lessons: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         if group.teacher is not None:
@@ -24,7 +24,7 @@ def headline(groups: Sequence[Group]) -> str:
     if not sentences:
         sentences = [
             f"{group.label} is wrong on {group.shown_error}{{where}} after "
-            f"{group.first.config['epochs']} epochs."
+            f"{group.first.config.epochs} epochs."
             for group in groups
         ]
     rest = [sentence.replace("{where}", "") for sentence in sentences[1:]]

@@ -20,7 +20,7 @@ def confusion(group: Group, names: Sequence[str]) -> dict[str, Any]:
     """The matrix of a group's answers to the test images, its runs added up, if it is small enough
     to read; and the pairs mistaken most.
     """
-    matrices = [np.array(run.final["test_confusion"], dtype=np.int64) for run in group.runs]
+    matrices = [np.array(run.record.final.test_confusion, dtype=np.int64) for run in group.runs]
     counts = np.sum(matrices, axis=0)
     return {
         "label": group.label,

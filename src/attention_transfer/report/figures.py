@@ -67,15 +67,13 @@ def _plot(title: str, panels: dict[str, list[Line]], y: str) -> dict[str, Any]:
 def _means(group: Group, key: str) -> tuple[list[float], list[float]]:
     """A figure of the epochs, as the mean of the group's runs."""
     length = min(len(run.metrics) for run in group.runs)
-    rows = [[float(run.metrics[epoch][key]) for run in group.runs] for epoch in range(length)]
+    rows = [[getattr(run.metrics[epoch], key) for run in group.runs] for epoch in range(length)]
     return list(range(1, length + 1)), [float(np.mean(row)) for row in rows]
 
 
 def _points(group: Group) -> list[str]:
     return list(
-        dict.fromkeys(
-            point for run in group.runs for row in run.metrics for point in row.get("probes", {})
-        )
+        dict.fromkeys(point for run in group.runs for row in run.metrics for point in row.probes)
     )
 
 
@@ -85,21 +83,21 @@ def _followed(group: Group, point: str, measure: str) -> tuple[list[float], list
     """
     found: dict[float, list[float]] = {}
     for row in (row for run in group.runs for row in run.metrics):
-        measures = row.get("probes", {}).get(point, {})
+        measures = row.probes.get(point, {})
         if measure in measures:
-            found.setdefault(float(row["epoch"]), []).append(float(measures[measure]))
+            found.setdefault(float(row.epoch), []).append(float(measures[measure]))
     return list(found), [float(np.mean(values)) for values in found.values()]
 
 
 def _terms(group: Group) -> list[str]:
-    return list(group.first.metrics[0]["terms"]) if group.first.metrics else []
+    return list(group.first.metrics[0].terms) if group.first.metrics else []
 
 
 def _term(group: Group, name: str) -> tuple[list[float], list[float]]:
     """A term by epoch; the mean of the group's runs."""
     length = min(len(run.metrics) for run in group.runs)
     rows = [
-        [float(run.metrics[epoch]["terms"][name]) for run in group.runs] for epoch in range(length)
+        [float(run.metrics[epoch].terms[name]) for run in group.runs] for epoch in range(length)
     ]
     return list(range(1, length + 1)), [float(np.mean(row)) for row in rows]
 

@@ -10,7 +10,7 @@ from attention_transfer.drawing.sprites import coloured, photograph
 from attention_transfer.report.comparison import Changes
 from attention_transfer.report.groups import Group
 from attention_transfer.report.viewer import probabilities
-from attention_transfer.runs.record import Attention
+from attention_transfer.runs import RunAttention
 
 __all__ = ["disagreements", "pictures_of_changes"]
 
@@ -69,7 +69,7 @@ def pictures_of_changes(changes: Changes, names: Sequence[str]) -> list[dict[str
 
 
 def _before_and_after(
-    before: Attention | None, after: Attention, place: int
+    before: RunAttention | None, after: RunAttention, place: int
 ) -> Iterator[tuple[str, Maps]]:
     """The maps at the taught student's top level: alone, taught, and the teacher's."""
     if before is not None and before.function == after.function and _same(before, after, place):
@@ -82,13 +82,13 @@ def _before_and_after(
             yield name, maps
 
 
-def _top(kept: Attention, network: str, student: str) -> Maps | None:
+def _top(kept: RunAttention, network: str, student: str) -> Maps | None:
     """A network's maps of the test images at a place of the student."""
     number, maps = kept.place(student), kept.of_examples(network)
     return maps[number] if maps and number is not None else None
 
 
-def _same(before: Attention | None, after: Attention, place: int) -> bool:
+def _same(before: RunAttention | None, after: RunAttention, place: int) -> bool:
     """Whether both kept the same image at a place."""
     if before is None:
         return False
@@ -103,7 +103,7 @@ def _maps(maps: Sequence[tuple[str, Maps]], place: int) -> list[dict[str, str]]:
     return [{"name": name, "data": coloured(found, most)} for name, found in chosen]
 
 
-def _image(kept: Attention, place: int, names: Sequence[str]) -> dict[str, Any]:
+def _image(kept: RunAttention, place: int, names: Sequence[str]) -> dict[str, Any]:
     examples = kept.examples
     return {
         "data": photograph(examples["images"][place]),
@@ -112,7 +112,9 @@ def _image(kept: Attention, place: int, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _answer(who: str, kept: Attention | None, place: int, names: Sequence[str]) -> dict[str, Any]:
+def _answer(
+    who: str, kept: RunAttention | None, place: int, names: Sequence[str]
+) -> dict[str, Any]:
     """What a student said, how sure it was, and whether that is right."""
     logits = None if kept is None else kept.examples.get("student/logits")
     if kept is None or logits is None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attention_transfer.runs.record import Attention, RunRecord
+from attention_transfer.runs import Run, RunAttention
 
 __all__ = ["Group", "baseline_of", "grouped", "interval"]
 
@@ -18,11 +18,11 @@ SEPARATE = ("seed", "out", "probes", "probe_every", "report", "workers", "track"
 class Group:
     """Runs that differ in their seed alone."""
 
-    runs: list[RunRecord]
+    runs: list[Run]
     label: str
 
     @property
-    def first(self) -> RunRecord:
+    def first(self) -> Run:
         """The run that stands for all where one is shown: one with maps, if any has some."""
         return next((run for run in self.runs if run.attention is not None), self.runs[0])
 
@@ -31,22 +31,23 @@ class Group:
         """The label where one run stands for all."""
         if len(self.runs) == 1:
             return self.label
-        return f"{self.label}, seed {self.first.config.get('seed')}"
+        return f"{self.label}, seed {self.first.config.seed}"
 
     @property
-    def attention(self) -> Attention | None:
+    def attention(self) -> RunAttention | None:
         """The maps of the run that stands for all."""
         return self.first.attention
 
     @property
     def student(self) -> str:
         """The network that was trained."""
-        return self.first.student
+        return self.first.record.student.name
 
     @property
     def teacher(self) -> str | None:
         """The network that it learned from, if any."""
-        return self.first.teacher
+        teacher = self.first.record.teacher
+        return None if teacher is None else teacher.name
 
     @property
     def errors(self) -> list[float]:
@@ -62,10 +63,10 @@ class Group:
     def spread(self) -> str:
         """Their standard deviation; of one run, the 95 % interval that its images leave."""
         if len(self.runs) > 1:
-            seeds = len({run.config.get("seed") for run in self.runs})
+            seeds = len({run.config.seed for run in self.runs})
             over = f"{seeds} seeds" if seeds == len(self.runs) else f"{len(self.runs)} runs"
             return f"± {statistics.stdev(self.errors):.2f} over {over}"
-        low, high = interval(self.error, int(self.first.final["test_images"]))
+        low, high = interval(self.error, self.first.record.final.test_images)
         return f"{low:.1f} to {high:.1f}"
 
     @property
@@ -88,11 +89,11 @@ def interval(error: float, images: int, z: float = 1.96) -> tuple[float, float]:
     return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
 
 
-def grouped(runs: Sequence[RunRecord]) -> list[Group]:
+def grouped(runs: Sequence[Run]) -> list[Group]:
     """The runs by setting, in the order given, each group with a label of its own."""
-    together: dict[str, list[RunRecord]] = {}
+    together: dict[str, list[Run]] = {}
     for run in runs:
-        together.setdefault(repr((_settings(run), run.data)), []).append(run)
+        together.setdefault(repr((_settings(run), *run.test_set)), []).append(run)
     groups = list(together.values())
     methods = [_method(group[0]) for group in groups]
     alike = {
@@ -115,18 +116,19 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
     if group.teacher is None:
         return None
     alone = [other for other in groups if other.teacher is None and other.student == group.student]
-    epochs = group.first.config.get("epochs")
+    epochs = group.first.config.epochs
     return next(
-        (other for other in alone if other.first.config.get("epochs") == epochs),
+        (other for other in alone if other.first.config.epochs == epochs),
         alone[0] if alone else None,
     )
 
 
-def _settings(run: RunRecord) -> list[tuple[str, str]]:
-    return sorted((name, str(value)) for name, value in run.config.items() if name not in SEPARATE)
+def _settings(run: Run) -> list[tuple[str, str]]:
+    settings = run.config.model_dump(mode="json")
+    return sorted((name, str(value)) for name, value in settings.items() if name not in SEPARATE)
 
 
-def _difference(run: RunRecord, others: Sequence[RunRecord]) -> str:
+def _difference(run: Run, others: Sequence[Run]) -> str:
     """The settings in which a run differs from others of its method."""
     settings = [dict(_settings(other)) for other in others]
     own = dict(_settings(run))
@@ -136,18 +138,18 @@ def _difference(run: RunRecord, others: Sequence[RunRecord]) -> str:
     return "".join(f", {name.replace('_', ' ')} {own[name]}" for name in differing)
 
 
-def _method(run: RunRecord) -> str:
+def _method(run: Run) -> str:
     """The student, and how it learned."""
     config = run.config
-    if run.teacher is None:
-        return f"{run.student} alone"
-    attention = str(config.get("attention", "activation"))
+    student = run.record.student.name
+    if run.record.teacher is None:
+        return f"{student} alone"
     used = {
-        "AT": "activation" in attention,
-        "gradient AT": config.get("gradient_beta") is not None,
-        "F-ActT": config.get("full_activation_beta") is not None,
-        "flip symmetry": config.get("flip_symmetry_beta") is not None,
-        "min-l2": config.get("input_gradient_norm_beta") is not None,
-        "KD": config.get("kd_alpha") is not None,
+        "AT": "activation" in config.attention,
+        "gradient AT": config.gradient_beta is not None,
+        "F-ActT": config.full_activation_beta is not None,
+        "flip symmetry": config.flip_symmetry_beta is not None,
+        "min-l2": config.input_gradient_norm_beta is not None,
+        "KD": config.kd_alpha is not None,
     }
-    return f"{run.student} with {' + '.join(name for name, is_used in used.items() if is_used)}"
+    return f"{student} with {' + '.join(name for name, is_used in used.items() if is_used)}"

@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +22,8 @@ from attention_transfer.report.gallery import disagreements, pictures_of_changes
 from attention_transfer.report.groups import Group, grouped, interval
 from attention_transfer.report.viewer import viewer
 from attention_transfer.report.warnings import warnings_of
-from attention_transfer.runs.record import RunRecord, read_runs
+from attention_transfer.runs import Run, read_runs
+from attention_transfer.runs.record import NetworkRecord
 from attention_transfer.terminal import escape_control_characters
 
 __all__ = ["write_report"]
@@ -87,7 +88,7 @@ def _common(runs: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([folder.resolve().parent for folder in runs]))
 
 
-def _rendered(runs: Sequence[RunRecord]) -> str:
+def _rendered(runs: Sequence[Run]) -> str:
     environment = Environment(
         loader=PackageLoader("attention_transfer.report", "page_files"),
         autoescape=True,
@@ -113,11 +114,11 @@ def _file(environment: Environment, name: str) -> Markup:
     return Markup(environment.loader.get_source(environment, name)[0])
 
 
-def _by_data(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
+def _by_data(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that were judged on the same test images of the same classes, together."""
-    sets: dict[tuple[object, ...], list[RunRecord]] = {}
+    sets: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        sets.setdefault((run.data, *run.class_names), []).append(run)
+        sets.setdefault((run.test_set, *run.class_names), []).append(run)
     return list(sets.values())
 
 
@@ -131,7 +132,7 @@ class _Section:
     classes: int
     groups: list[Group]
     rows: list[dict[str, str]]
-    runs: list[RunRecord]
+    runs: list[Run]
     warnings: list[str]
     plots: list[dict[str, Any]]
     viewer: dict[str, Any] | None
@@ -142,12 +143,12 @@ class _Section:
     commands: list[tuple[str, str]]
 
 
-def _section(number: int, runs: Sequence[RunRecord]) -> _Section:
+def _section(number: int, runs: Sequence[Run]) -> _Section:
     groups = grouped(runs)
     names = runs[0].class_names
     return _Section(
         key=f"data-{number}",
-        name=runs[0].data[0],
+        name=runs[0].record.data.name,
         headline=headline(groups),
         classes=len(names),
         groups=groups,
@@ -164,24 +165,24 @@ def _section(number: int, runs: Sequence[RunRecord]) -> _Section:
     )
 
 
-def _as_run(run: RunRecord) -> dict[str, Any]:
+def _as_run(run: Run) -> dict[str, Any]:
     """The configuration with the precision that auto meant then."""
-    return run.config | {"precision": run.record.get("precision", run.config.get("precision"))}
+    return run.config.model_dump(mode="json") | {"precision": run.record.precision}
 
 
 def _teacher_rows(groups: Sequence[Group]) -> Iterator[dict[str, str]]:
     """A line for each teacher whose own error is known, unless it is one of the runs."""
-    shown = {group.first.record["student"].get("weights_fingerprint") for group in groups}
+    shown = {group.first.record.student.weights_fingerprint for group in groups}
     for group in groups:
-        teacher = group.first.record["teacher"]
-        if teacher is None or teacher["weights_fingerprint"] in shown:
+        teacher = group.first.record.teacher
+        if teacher is None or teacher.weights_fingerprint in shown:
             continue
-        shown.add(teacher["weights_fingerprint"])
-        error = teacher.get("test_error")
-        images = int(group.first.final["test_images"])
+        shown.add(teacher.weights_fingerprint)
+        error = teacher.test_error
+        images = group.first.record.final.test_images
         low, high = (None, None) if error is None else interval(error, images)
         yield {
-            "label": f"teacher: {teacher['name']}",
+            "label": f"teacher: {teacher.name}",
             "teacher": "–",
             "error": "–" if error is None else f"{error:.1f} %",
             "spread": "–" if error is None else f"{low:.1f} to {high:.1f}",
@@ -190,26 +191,26 @@ def _teacher_rows(groups: Sequence[Group]) -> Iterator[dict[str, str]]:
         }
 
 
-def _costs(network: Mapping[str, Any]) -> dict[str, str]:
+def _costs(network: NetworkRecord) -> dict[str, str]:
     return {
-        "parameters": f"{network['parameters']:,}",
-        "flops": f"{network['flops'] / 1e6:,.0f} M",
+        "parameters": f"{network.parameters:,}",
+        "flops": f"{network.flops / 1e6:,.0f} M",
     }
 
 
 def _row(group: Group) -> dict[str, str]:
     """A line of the table of runs."""
     run = group.first
-    seconds = np.mean([float(found.record["seconds"]) for found in group.runs])
-    rate = np.mean([float(found.record["images_per_second"]) for found in group.runs])
+    seconds = np.mean([found.record.seconds for found in group.runs])
+    rate = np.mean([found.record.images_per_second for found in group.runs])
     return {
         "label": group.label,
-        "teacher": run.teacher or "–",
+        "teacher": group.teacher or "–",
         "error": group.shown_error,
         "spread": group.spread,
-        **_costs(run.record["student"]),
-        "size": "–" if run.bytes is None else f"{run.bytes / 1e6:.2f} MB",
-        "epochs": str(run.config["epochs"]),
+        **_costs(run.record.student),
+        "size": "–" if run.model_bytes is None else f"{run.model_bytes / 1e6:.2f} MB",
+        "epochs": str(run.config.epochs),
         "time": _duration(float(seconds)),
         "rate": f"{rate:,.0f}",
     }

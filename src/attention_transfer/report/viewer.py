@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from attention_transfer.drawing.scale import LARGEST, Maps, cosines, shrunk
 from attention_transfer.drawing.sprites import colour_table, map_sheet, photograph
 from attention_transfer.report.groups import Group
-from attention_transfer.runs.record import Attention
+from attention_transfer.runs import RunAttention
 
 __all__ = ["probabilities", "viewer"]
 
@@ -53,7 +53,7 @@ def viewer(groups: Sequence[Group], class_names: Sequence[str]) -> dict[str, Any
     }
 
 
-def _affordable(kept: Sequence[Attention], images: int) -> tuple[int, int]:
+def _affordable(kept: Sequence[RunAttention], images: int) -> tuple[int, int]:
     """How many images, and the largest side of their maps, fit into the page."""
     for side in (LARGEST, LARGEST // 2, SMALLEST):
         each = sum(
@@ -82,7 +82,7 @@ _Targets = dict[tuple[str, tuple[str, float]], _Target]
 """By the student's place, and the function F of the maps."""
 
 
-def _targets(kept: Sequence[Attention]) -> _Targets:
+def _targets(kept: Sequence[RunAttention]) -> _Targets:
     """A student alone is compared with the teacher that another run had."""
     found: _Targets = {}
     for run in kept:
@@ -92,7 +92,9 @@ def _targets(kept: Sequence[Attention]) -> _Targets:
     return found
 
 
-def _run(label: str, kept: Attention, targets: _Targets, images: int, side: int) -> dict[str, Any]:
+def _run(
+    label: str, kept: RunAttention, targets: _Targets, images: int, side: int
+) -> dict[str, Any]:
     return {
         "label": label,
         "epochs": kept.epochs,
@@ -104,7 +106,7 @@ def _run(label: str, kept: Attention, targets: _Targets, images: int, side: int)
 
 
 def _point(
-    kept: Attention, number: int, targets: _Targets, images: int, side: int
+    kept: RunAttention, number: int, targets: _Targets, images: int, side: int
 ) -> dict[str, Any]:
     """One place of the student through the epochs, and the teacher's that it is compared with."""
     student, _, own = kept.points[number].partition(":")
@@ -127,7 +129,7 @@ def _point(
     }
 
 
-def _answers(kept: Attention, epoch: int, images: int) -> list[list[float]] | None:
+def _answers(kept: RunAttention, epoch: int, images: int) -> list[list[float]] | None:
     """The class that the student finds most probable for each image, and its probability."""
     logits = kept.answers.get(epoch)
     if logits is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from attention_transfer.config import MapsConfig, height_and_width
 from attention_transfer.drawing.maps import MapsFigure, draw_maps, lines_of
 from attention_transfer.errors import InputError
-from attention_transfer.runs.folder import new_folder, writing_to
+from attention_transfer.runs import new_folder, writing_to
 from attention_transfer.viewing.images import FilePicture, find_files
 from attention_transfer.viewing.inference import MapRequest
 from attention_transfer.viewing.layout import MapGrid, see
