@@ -59,7 +59,7 @@ class Recording(RunProgress):
         self.steps: list[dict[str, float]] = []
 
     def step(self, images: int, figures: StepFigures) -> None:
-        self.steps.append({name: float(value) for name, value in moment.terms.items()})
+        self.steps.append({name: float(value) for name, value in figures.terms.items()})
 
 
 def times() -> dict[Path, int]:

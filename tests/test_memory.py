@@ -456,7 +456,5 @@ def test_settings_that_do_not_fit_are_refused(
 
 def test_a_network_without_modules_to_recompute_is_refused() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
-    with pytest.raises(
-        InputError, match=r"no modules whose recomputation would save memory.*--accumulate"
-    ):
+    with pytest.raises(InputError, match=r"no modules whose recomputation .*--accumulate"):
         plan_recomputation(network, torch.rand(1, 3, 4, 4))

@@ -28,6 +28,8 @@ from attention_transfer.training.classification_metrics import (
     compute_metrics,
     confusion_matrix,
 )
+from attention_transfer.training.epoch_meters import EpochMeters
+from attention_transfer.training.monitoring.tracking import scalars
 from attention_transfer.training.schedule import learning_rate_factor
 from conftest import SMALL
 
@@ -127,6 +129,22 @@ def test_a_line_of_metrics_that_was_cut_short_is_named_and_does_not_stop_resumin
     assert timeless(at.resume(Path("broken")).metrics) == timeless(whole.metrics)
 
 
+def test_meters_and_progress_take_terms_of_any_name_and_no_maps() -> None:
+    """A term of one's own may have any name, need no layers, and be the only one."""
+    terms = {"step": torch.tensor(2.0), "a/b c": torch.tensor(4.0)}
+    logits, labels = torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 2])
+    out = at.TransferOutput(torch.tensor(6.0), terms, terms, logits, {}, None)
+    meters = EpochMeters()
+    meters.add(out, labels, step=0)
+    meters.add(out, torch.eye(3)[labels], step=1)
+    means = meters.means(trainer.Accelerator(), seconds=2.0)
+    assert means["terms"] == {"step": 2.0, "a/b c": 4.0}
+    assert means["train_error"] == pytest.approx(100 / 3)
+    assert means["attention_agreement"] == {}
+    assert means["images_per_second"] == 3.0
+    assert scalars(means)["term/step"] == 2.0
+
+
 def test_folders_of_runs_are_read_without_torch(teacher: Run) -> None:
     code = (
         "import sys; from pathlib import Path; from attention_transfer.runs import Run;"
@@ -194,7 +212,7 @@ def test_a_run_resumes_from_its_last_epoch_as_if_never_interrupted(
     with pytest.raises(ConnectionError):
         at.distill(out="broken", progress=Interrupting(crash), **common, **SMALL)
     with pytest.raises(
-        InputError, match=r"broken is not finished \(no record.json\); resume it: .* resume broken"
+        InputError, match=r"not finished \(no record.json\); resume it: .* resume broken"
     ):
         _ = Run(Path("broken")).record
     resumed = at.resume(Path("broken"))
@@ -221,7 +239,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before() -> None:
 def test_what_cannot_be_resumed_says_why(teacher: Run) -> None:
     with pytest.raises(InputError, match="finished"):
         at.resume(teacher.folder)
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="there is no folder nowhere"):
         at.resume(Path("nowhere"))
     with pytest.raises(ConnectionError):
         at.train(model="nin-thin", out="early", progress=Interrupting(1), **SMALL)

@@ -1,9 +1,9 @@
 """Errors a user can act on: what was got, what was expected, what to do next."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["InputError", "Interrupted", "TrainingError", "first_line", "nearest"]
+__all__ = ["InputError", "Interrupted", "TrainingError", "first_line", "first_problems", "nearest"]
 
 
 class InputError(ValueError):
@@ -27,6 +27,16 @@ def first_line(error: BaseException) -> str:
     ('out of memory', 'StopIteration')
     """
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def first_problems(problems: Sequence[str], count: int = 3) -> str:
+    """Join the first few of many problems, and say how many more there are.
+
+    >>> first_problems(["a", "b", "c", "d"])
+    'a; b; c and 1 more'
+    """
+    more = f" and {len(problems) - count} more" if len(problems) > count else ""
+    return "; ".join(problems[:count]) + more
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

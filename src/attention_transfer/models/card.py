@@ -1,6 +1,5 @@
 """How to build a network and feed it, as a run writes it down."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,11 +7,11 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from attention_transfer.config import Count, Interpolation, Positive
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_problems
 from attention_transfer.files import write_json
 from attention_transfer.preprocessing import Preprocessing
 
-__all__ = ["ModelCard", "first_problems"]
+__all__ = ["ModelCard"]
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,3 @@ class ModelCard:
     def write(self, path: Path) -> None:
         """The card as JSON."""
         write_json(path, asdict(self))
-
-
-def first_problems(problems: Sequence[str], count: int = 3) -> str:
-    """The first few of many faults, and how many more there are.
-
-    >>> first_problems(["a", "b", "c", "d"])
-    'a; b; c and 1 more'
-    """
-    more = f" and {len(problems) - count} more" if len(problems) > count else ""
-    return "; ".join(problems[:count]) + more

@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from attention_transfer.config import RunConfig
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_problems
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -51,16 +51,16 @@ class _Schema(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            fault = error.errors()[0]
-            key = ".".join(map(str, fault["loc"]))
-            if key == "schema_version":
+            faults = {".".join(map(str, fault["loc"])): fault for fault in error.errors()}
+            if "schema_version" in faults:
                 raise InputError(
-                    f"{where} has schema version {fault['input']!r}, expected {SCHEMA_VERSION}; "
-                    "use the version of attention-transfer that wrote it, or train the run again"
+                    f"{where} has schema version {faults['schema_version']['input']!r}, expected "
+                    f"{SCHEMA_VERSION}; use the version of attention-transfer that wrote it, or "
+                    "train the run again"
                 ) from None
+            problems = [f"{key}: {fault['msg']}".lstrip(": ") for key, fault in faults.items()]
             raise InputError(
-                f"{where} is damaged ({key}{': ' if key else ''}{fault['msg']}); train the run "
-                "again"
+                f"{where} is damaged ({first_problems(problems)}); train the run again"
             ) from None
 
 

@@ -8,7 +8,7 @@ import re
 import sys
 import textwrap
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import TracebackType
@@ -56,17 +56,19 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
 
     >>> scalars({"epoch": 2, "step": 9, "terms": {"cross_entropy": 0.5}})
     {'epoch': 2.0, 'term/cross_entropy': 0.5}
-    >>> scalars({"probes": {"group1:group1": {"cosine": 0.9}}})
+    >>> scalars({"probes": {"group1:group1": {"cosine": 0.9}}, "seconds": 1.0})
     {'probes/group1:group1/cosine': 0.9}
     """
-    figures: dict[str, float] = {}
-    for name, value in row.items():
+    figures = {PREFIXES.get(name, name): row[name] for name in row if name not in SKIPPED}
+    return dict(_flattened(figures))
+
+
+def _flattened(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
         if isinstance(value, Mapping):
-            prefix = PREFIXES.get(name, name)
-            figures |= {f"{prefix}/{key}": figure for key, figure in scalars(value).items()}
-        elif name not in SKIPPED:
-            figures[name] = float(value)
-    return figures
+            yield from _flattened(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", float(value)
 
 
 class Tracking:
