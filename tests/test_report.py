@@ -270,7 +270,7 @@ def test_the_command_repeats_the_run(teacher: str | None, tmp_path: Path) -> Non
     COMMANDS[name].add_arguments(parser)
     kind = DistillConfig if teacher else RunConfig
     again = config_from(parser.parse(arguments), kind)
-    assert again == kind.checked(run.config).replace(out=None)
+    assert again == kind.checked(run.config.model_dump()).replace(out=None)
 
 
 def test_a_sheet_holds_each_map_at_its_place() -> None:
