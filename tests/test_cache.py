@@ -24,7 +24,7 @@ from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.runs import Run
 from attention_transfer.training import RunProgress
 from attention_transfer.training.monitoring.progress import StepFigures
-from attention_transfer.training.setup import RunSetup, prepare, set_up_run
+from attention_transfer.training.setup import RunSetup, set_up_run
 from conftest import SMALL, Listening
 
 EVERYTHING: dict[str, Any] = {
