@@ -140,7 +140,7 @@ def test_views_go_round_when_there_are_more_epochs(teacher: Run) -> None:
     settings = {"teacher": "teacher", "student": "nin-thin", "cache": "targets", "out": "run"}
     run = at.distill(**settings, progress=progress, **SMALL)
     assert run.record.cache.views == 2
-    assert "targets from targets: 2 views of each image; 3 epochs cycle through them" in (
+    assert "teacher targets from targets: 2 views of each image; 3 epochs cycle through them" in (
         progress.lines
     )
 
@@ -450,7 +450,7 @@ def builder(
     """A process of its own that builds a cache of the small images."""
     settings = ["--teacher", "teacher", "--precision", "fp32", "--views", str(views), *flags]
 
-    def set_up_run() -> None:
+    def prepare() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # which is ignored in the background
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -71,7 +71,7 @@ def write_run(folder: Path, classes: int, **card: Any) -> None:
 def write_begun(folder: Path, model: str) -> Path:
     """A run's folder with a configuration alone; returns where its checkpoints belong."""
     folder.mkdir()
-    (folder / "config.yaml").write_text(f"model: {model}\n")
+    (folder / "config.yaml").write_text(f"student: {model}\n")
     return folder / "checkpoints"
 
 
@@ -115,7 +115,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "a-file").write_text("something")
     (root / "typo.yaml").write_text("teacher: teacher\nstudent: wrn-10-1\nbetta: 3\n")
     (root / "tag.yaml").write_text("model: !!python/object/apply:os.system ['touch sentinel']\n")
-    (root / "null-out.yaml").write_text('model: wrn-10-1\nout: "a\\0b"\n')
+    (root / "null-out.yaml").write_text('student: wrn-10-1\nout: "a\\0b"\n')
     return root
 
 
@@ -248,12 +248,12 @@ BAD: dict[str, tuple[str, str]] = {
     "demo below a file": ("demo --out a-file/run", "cannot write to a-file/run.*choose another"),
     # Going on, evaluate.
     "resume nothing": ("resume empty", r"empty holds no run \(no config.yaml\)"),
-    "resume nowhere": ("resume nowhere", r"nowhere holds no run \(no config.yaml\)"),
+    "resume nowhere": ("resume nowhere", "there is no folder nowhere, expected a run's folder"),
     "resume a finished run": ("resume finished", "run in finished is finished; .*nothing to resum"),
     "resume without checkpoint": ("resume begun", "no whole checkpoint to resume from; start a n"),
     "resume another network": ("resume edited", "edited"),
     "resume a pickle": ("resume crafted", "crafted"),
-    "resume a name too long": (f"resume {LONG}", "holds no run"),
+    "resume a name too long": (f"resume {LONG}", "there is no folder x+, expected a run"),
     "evaluate nothing": ("evaluate", "model is missing: a run's folder"),
     "evaluate without data": (
         "evaluate wrn-10-1@teacher/model.safetensors",
