@@ -128,7 +128,7 @@ def test_a_point_that_does_not_run_is_an_error() -> None:
     net = Residual()
     net.unused = nn.Identity()
     with (
-        pytest.raises(InputError, match="no output was seen at point 'unused'"),
+        pytest.raises(InputError, match="gave no output 'unused'"),
         Taps(net, ["unused"]),
     ):
         net(IMAGES)

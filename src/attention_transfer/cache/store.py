@@ -310,6 +310,6 @@ def _write_manifest(folder: Path, contents: Contents) -> None:
 
 
 def _summary(contents: Contents) -> str:
-    names = [str(reading) for reading in contents.wanted.readings]
-    names += ["logits"] * contents.wanted.logits + ["gradients"] * contents.wanted.gradient
+    names = [str(target) for target in contents.spec.fields]
+    names += ["logits"] * contents.spec.logits + ["gradients"] * contents.spec.gradient
     return f"{contents.views} views of {', '.join(names)}"

@@ -171,8 +171,8 @@ def _pairs(sides: "list[PairingSide]", pairing: "Pairing") -> dict[str, Any]:
         )
     return {
         "pairs": pairs,
-        "alone_in_student": pairing.alone_in_student,
-        "alone_in_teacher": pairing.alone_in_teacher,
+        "unpaired_student_points": pairing.unpaired_student_points,
+        "unpaired_teacher_points": pairing.unpaired_teacher_points,
     }
 
 
@@ -183,5 +183,5 @@ def _by_reason(points: "PointTable") -> dict[str, list[str]]:
     return reasons
 
 
-def _rounded(stride: tuple[float, float]) -> tuple[float, ...]:
+def _rounded(stride: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(round(step, 1) for step in stride)

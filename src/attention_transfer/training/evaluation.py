@@ -12,7 +12,7 @@ from attention_transfer.data import Images, batches
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import evaluating
-from attention_transfer.transfer import as_logits
+from attention_transfer.transfer import class_logits
 
 __all__ = ["Evaluation", "calibration_error", "confusion_matrix", "compute_metrics", "predict"]
 
@@ -74,7 +74,7 @@ def predict(
         order = np.arange(len(images))
         for batch in batches(images, order, batch_size, workers=workers, device=device):
             given = normalization(batch.images) if normalization else batch.images
-            logits.append(as_logits(network(given)).float().cpu())
+            logits.append(class_logits(network(given)).float().cpu())
             told_apart = logits[-1].shape[1]
             if classes not in (None, told_apart):
                 raise InputError(

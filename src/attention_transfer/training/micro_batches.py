@@ -51,19 +51,26 @@ def merge_outputs(outputs: Sequence[TransferOutput]) -> TransferOutput:
     """
     if len(outputs) == 1:
         return outputs[0]
-    images = [len(out.logits) for out in outputs]
+    images = [len(_logits(out)) for out in outputs]
     theirs = [out.teacher_logits for out in outputs if out.teacher_logits is not None]
     return TransferOutput(
         loss=_mean([out.loss for out in outputs], images),
         terms=_means([out.terms for out in outputs], images),
         raw_terms=_means([out.raw_terms for out in outputs], images),
-        logits=torch.cat([out.logits.detach() for out in outputs]),
+        output=None,
+        logits=torch.cat([_logits(out).detach() for out in outputs]),
         maps={
             term: {pair: _together([out.maps[term][pair] for out in outputs]) for pair in pairs}
             for term, pairs in outputs[0].maps.items()
         },
         teacher_logits=torch.cat(theirs) if theirs else None,
     )
+
+
+def _logits(out: TransferOutput) -> Tensor:
+    """Return the logits (N, classes), which every student of a whole run has."""
+    assert out.logits is not None
+    return out.logits
 
 
 def _mean(values: Sequence[Tensor], images: Sequence[int]) -> Tensor:

@@ -50,8 +50,8 @@ def run_summary(prepared: RunSetup) -> Iterator[str]:
     yield from prepared.notices
     for name, pairing in prepared.transfer.pairings.items():
         for whose, alone in (
-            ("student", pairing.alone_in_student),
-            ("teacher", pairing.alone_in_teacher),
+            ("student", pairing.unpaired_student_points),
+            ("teacher", pairing.unpaired_teacher_points),
         ):
             if alone:
                 yield f"{name}: no partner for the {whose}'s {', '.join(alone)}"

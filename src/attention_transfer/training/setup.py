@@ -43,7 +43,7 @@ from attention_transfer.transfer import (
     InputGradientNorm,
     Term,
     Transfer,
-    as_logits,
+    class_logits,
     compiler_fault,
     distillation_terms,
 )
@@ -171,7 +171,7 @@ def _check_settings(config: RunConfig, terms: list[Term]) -> None:
         )
     if config.cache_views and config.cache is None:
         raise InputError("cache_views is of a cache, and none is asked for; give --cache as well")
-    if config.backbone_lr == 0 and any(term.wanted_pairs is not None for term in terms):
+    if config.backbone_lr == 0 and any(term.pairs is not None for term in terms):
         raise InputError(
             "with backbone_lr 0 the student's features stay as they are, so nothing could be "
             "transferred to them; give a rate above 0, or --attention none"
@@ -199,7 +199,7 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_si
     Raises:
         InputError: it cannot.
     """
-    logits = as_logits(try_out(student, data, images))
+    logits = class_logits(try_out(student, data, images))
     classes = len(data.class_names)
     if logits.shape[1] != classes:
         raise InputError(
@@ -233,7 +233,7 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
         )
     if config.compile and compiler_fault() is not None:
         yield f"nothing is compiled: no compiler works here ({compiler_fault()})"
-    if config.cache is not None and not transfer.wanted:
+    if config.cache is not None and not transfer.target_spec:
         yield "no term needs the teacher, so no cache is read or made"
 
 

@@ -124,7 +124,9 @@ class TrainStep:
         # Processes average their gradients; their shares of a batch can differ by one image.
         share = len(labels) * self.accelerator.num_processes / total
         self.scaler.scale(out.loss * share).backward()
-        return replace(out, loss=out.loss.detach(), logits=out.logits.detach())
+        return replace(
+            out, loss=out.loss.detach(), logits=None if out.logits is None else out.logits.detach()
+        )
 
     def _move(self, place: StepIndex) -> None:
         """The optimizer's step along the gradient that has been added up."""

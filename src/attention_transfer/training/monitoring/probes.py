@@ -25,9 +25,9 @@ from attention_transfer.network_inputs import preprocessing_for
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import Taps, evaluating
 from attention_transfer.training.setup import RunSetup
-from attention_transfer.transfer import Pair, as_logits
+from attention_transfer.transfer import Pair, class_logits
+from attention_transfer.transfer.forward import input_size, tapped_forward
 from attention_transfer.transfer.pairing import PairingSide, resolve_pairs
-from attention_transfer.transfer.teacher import input_size, tapped_forward
 
 __all__ = ["ProbeMaps", "Probes", "probed_epochs"]
 
@@ -241,7 +241,7 @@ def _looked(
 def _mean_logits(outputs: list[object]) -> list[Tensor]:
     """One tensor; or none, if the networks give no logits of the same classes."""
     try:
-        return [torch.stack([as_logits(output).float().cpu() for output in outputs]).mean(dim=0)]
+        return [torch.stack([class_logits(output).float().cpu() for output in outputs]).mean(dim=0)]
     except (InputError, RuntimeError):
         return []
 

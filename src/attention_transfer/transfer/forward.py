@@ -1,0 +1,146 @@
+"""A network's forward pass: its inputs, its output, the logits in it, and its tapped features."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.errors import InputError
+from attention_transfer.functional.losses import summed_cross_entropy
+from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.taps import (
+    Inputs,
+    Taps,
+    call_network,
+    main_input,
+    unwrapped,
+    with_main_input,
+)
+
+__all__ = [
+    "FindLogits",
+    "ForwardResult",
+    "class_logits",
+    "describe_output",
+    "find_logits",
+    "input_gradient",
+    "input_size",
+    "preprocess",
+    "tapped_forward",
+]
+
+FindLogits = Callable[[object], Tensor | None]
+"""A function from a network's output to the logits in it, or None."""
+
+
+@dataclass(frozen=True)
+class ForwardResult:
+    """What one forward pass gave."""
+
+    output: object
+    """The network's output, as it is."""
+    features: dict[str, Tensor]
+    """Feature maps (N, C, *S) by attention point."""
+
+
+def find_logits(output: object) -> Tensor | None:
+    """Return the logits in a network's output: (N, classes), or (N, classes, ...) by position.
+
+    They are the output itself if it is a tensor; or its attribute ``.logits``, as of Hugging Face's
+    models; or its item ``"logits"`` or ``"out"``, as of torchvision's segmentation models.
+
+    Example:
+        >>> find_logits({"out": torch.zeros(2, 21, 8, 8), "aux": None}).shape
+        torch.Size([2, 21, 8, 8])
+        >>> find_logits([torch.zeros(2, 3)]) is None
+        True
+    """
+    candidates: list[object] = [output, getattr(output, "logits", None)]
+    if isinstance(output, Mapping):
+        candidates += [output.get("logits"), output.get("out")]
+    return next(
+        (logits for logits in candidates if isinstance(logits, Tensor) and logits.dim() >= 2), None
+    )
+
+
+def describe_output(output: object) -> str:
+    """Describe a network's output for an error message.
+
+    >>> describe_output({"aux": 1})
+    "a dict with 'aux'"
+    """
+    if isinstance(output, Tensor):
+        return f"a tensor {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with {', '.join(map(repr, output))}"
+    return f"a {type(output).__name__}"
+
+
+def class_logits(output: object) -> Tensor:
+    """Return the logits (N, classes) in a network's output, one row for each image.
+
+    Raises:
+        InputError: there are none.
+    """
+    logits = find_logits(output)
+    if logits is not None and logits.dim() == 2:
+        return logits
+    raise InputError(
+        f"the network returns {describe_output(output)}, expected logits (N, classes); wrap it in "
+        "a module whose forward returns them"
+    )
+
+
+def preprocess(inputs: Inputs, preprocessing: Preprocessing | None) -> Inputs:
+    """Return the inputs with the main one preprocessed."""
+    if preprocessing is None:
+        return inputs
+    if isinstance(inputs, Tensor):
+        return preprocessing(inputs)
+    return with_main_input(inputs, preprocessing(main_input(inputs)))
+
+
+def input_size(inputs: Inputs, preprocessing: Preprocessing | None) -> tuple[int, ...]:
+    """Return channels and spatial axes of a network's main input, after preprocessing."""
+    channels, *size = main_input(inputs).shape[1:]
+    return channels, *((preprocessing and preprocessing.size) or size)
+
+
+def tapped_forward(
+    network: nn.Module, taps: Taps, inputs: Inputs, preprocessing: Preprocessing | None
+) -> ForwardResult:
+    """Run a network on preprocessed inputs and capture its tapped features.
+
+    Raises:
+        InputError: the network does not take such inputs, or overwrites them in place.
+    """
+    main = main_input(inputs)
+    version = 0 if main.is_inference() else main._version
+    own_inputs = preprocess(inputs, preprocessing)
+    with taps as outputs:
+        output = call_network(network, own_inputs)
+    if not main.is_inference() and main._version != version:
+        raise InputError(
+            f"{type(unwrapped(network)).__name__} overwrote the images in place, which the other "
+            "network sees too; write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
+        )
+    return ForwardResult(output, taps.feature_maps(outputs, own_inputs))
+
+
+def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Tensor:
+    """Return J, as a constant: the summed cross-entropy's gradient at the images.
+
+    Raises:
+        InputError: the loss does not depend on the images.
+    """
+    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        loss = summed_cross_entropy(logits, labels)
+        try:
+            return torch.autograd.grad(loss, images)[0]
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"the loss does not depend on the images, so it has no gradient there ({reason}); "
+                "let gradients through the network"
+            ) from error
