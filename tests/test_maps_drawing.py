@@ -1,4 +1,4 @@
-"""Attention in pictures: at the right place, in the right colours, in words that fit."""
+"""The table of maps: maps at the right position, in the right colours, with text that fits."""
 
 import io
 from pathlib import Path
@@ -17,9 +17,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 import attention_transfer as at
-from attention_transfer.drawing.maps import Cell, Column, Place, Row, draw_maps, relative
-from attention_transfer.drawing.text import quiet_about_glyphs, shortened, text_width, wrapped
-from attention_transfer.viewing.networks import distinct
+from attention_transfer.drawing.contact_sheet import contact_sheet
+from attention_transfer.drawing.maps import Cell, Column, ImagePart, Row, draw_maps
+from attention_transfer.drawing.scale import (
+    cosine_similarity,
+    downsample,
+    to_unit_mean,
+    to_unit_rms,
+)
+from attention_transfer.drawing.sprites import map_sprite
+from attention_transfer.drawing.text import ignore_missing_glyphs, shorten, text_width, wrap
+from attention_transfer.viewing.networks import distinct_names
 
 GOLDEN = Path(__file__).parent / "golden" / "maps.png"
 INFERNO = matplotlib.colormaps["inferno"]
@@ -150,13 +158,13 @@ def example() -> Figure:
     pixels = (255 * np.stack([y, x / 1.5, 1 - y], axis=-1)).astype(np.uint8)
     hill = np.exp(-8 * ((y - 0.3) ** 2 + (x - 1.0) ** 2))
     maps = [
-        relative(hill),
-        relative(hill[::3, ::3]),
-        relative(1 - hill[::6, ::6]),
+        to_unit_mean(hill),
+        to_unit_mean(hill[::3, ::3]),
+        to_unit_mean(1 - hill[::6, ::6]),
         np.zeros((2, 3)),
     ]
     cells = [Cell(found) for found in maps[:3]]
-    part = Cell(maps[1], Place(0.25, 0.0, 0.75, 1.0))
+    part = Cell(maps[1], ImagePart(0.25, 0.0, 0.75, 1.0))
     columns = [Column(group, name) for group in ("low level", "top level") for name in "ab"]
     rows = [
         Row("wide", pixels, (24, 36), [("a", "cat, 90 %"), ("b", "dog, 20 %")], [*cells, part]),
@@ -194,7 +202,7 @@ def test_pictures_and_words_do_not_overlap() -> None:
     )
     figure.savefig("maps.svg")
     renderer = FigureCanvasAgg(figure).get_renderer()
-    with quiet_about_glyphs():
+    with ignore_missing_glyphs():
         boxes = [text.get_window_extent(renderer) for text in figure.texts if text.get_text()]
     boxes += [axes.get_window_extent(renderer) for axes in figure.axes]
     edge = figure.bbox
@@ -218,7 +226,7 @@ def test_a_notebook_shows_a_figure_by_itself_and_pyplot_knows_nothing_of_it() ->
 
 @pytest.mark.parametrize("value", [0.0, float("inf"), float("nan")])
 def test_maps_without_a_scale_are_drawn(value: float) -> None:
-    cells = [Cell(relative(np.full((3, 3), value)))]
+    cells = [Cell(to_unit_mean(np.full((3, 3), value)))]
     row = Row("a", np.zeros((8, 8, 3), np.uint8), (8, 8), [], cells)
     for limit in (2.0, None):
         assert rendered(draw_maps([Column("a", "b")], [row], limit)).std() > 0
@@ -236,23 +244,23 @@ def test_many_columns_go_on_below() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=60), st.floats(0.5, 3.0))
 def test_any_text_fits_its_room(text: str, width: float) -> None:
-    assert text_width(shortened(text, width, 8.0), 8.0) <= width
-    lines = wrapped(text, width, 8.0, lines=3).split("\n")
+    assert text_width(shorten(text, width, 8.0), 8.0) <= width
+    lines = wrap(text, width, 8.0, lines=3).split("\n")
     assert len(lines) <= 3
     assert all(line.isprintable() and text_width(line, 8.0) <= width for line in lines)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "a (2)"]), st.sampled_from(["", "x", "y"]))))
 def test_no_two_networks_have_one_name(pairs: list[tuple[str, str]]) -> None:
-    found = distinct([name for name, _ in pairs], [whole for _, whole in pairs])
+    found = distinct_names([name for name, _ in pairs], [full for _, full in pairs])
     assert len(set(found)) == len(found) == len(pairs)
 
 
 @given(st.lists(st.floats(0.01, 1e6), min_size=4, max_size=4), st.floats(1e-6, 1e6))
 def test_a_relative_map_has_the_mean_one_and_no_scale(values: list[float], factor: float) -> None:
     attention = np.array(values).reshape(2, 2)
-    assert relative(attention).mean() == pytest.approx(1)
-    np.testing.assert_allclose(relative(factor * attention), relative(attention), rtol=1e-9)
+    assert to_unit_mean(attention).mean() == pytest.approx(1)
+    np.testing.assert_allclose(to_unit_mean(factor * attention), to_unit_mean(attention), rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -275,3 +283,39 @@ def test_a_runs_folder_may_be_a_path() -> None:
 
     figure = at.show(packaged_teacher(), torch.rand(1, 3, 32, 32), points="top")
     assert any("demo_teacher" in text.get_text() for text in figure.findobj(matplotlib.text.Text))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4)])
+def test_maps_of_one_or_three_axes_are_refused(shape: tuple[int, ...]) -> None:
+    row = Row("a", np.zeros((8, 8, 3), np.uint8), (8, 8), [], [Cell(np.ones(shape))])
+    with pytest.raises(ValueError, match=r"shape .*, expected \(H, W\): only maps with two spat"):
+        draw_maps([Column("a", "b")], [row], 2.0)
+    with pytest.raises(ValueError, match=r"expected \(H, W\)"):
+        to_unit_mean(np.ones(shape))
+    maps, images = np.ones((2, *shape)), np.zeros((2, 8, 8, 3), np.uint8)
+    for draw in (
+        to_unit_rms,
+        downsample,
+        lambda maps: cosine_similarity(maps, maps),
+        lambda maps: contact_sheet(images, [maps]),
+        lambda maps: map_sprite([maps], np.ones(2)),
+    ):
+        with pytest.raises(ValueError, match=r"expected \(N, H, W\)"):
+            draw(maps)
+
+
+def test_a_network_with_three_spatial_axes_is_refused_in_one_sentence() -> None:
+    class Volumes(nn.Module):
+        attention_points = ("stage",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage = nn.Conv3d(3, 4, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            volumes = torch.stack([images, images, images], dim=2)
+            features: Tensor = self.stage(volumes)
+            return features.mean(dim=(2, 3, 4))
+
+    with pytest.raises(at.InputError, match=r"expected \(H, W\).*choose other attention points"):
+        at.show(Volumes(), torch.rand(1, 3, 8, 8))

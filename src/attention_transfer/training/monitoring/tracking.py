@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from accelerate.tracking import (
     GeneralTracker,
     MLflowTracker,
@@ -25,7 +26,7 @@ from accelerate.tracking import (
 from numpy.typing import NDArray
 
 from attention_transfer.config import RunConfig
-from attention_transfer.drawing.contact_sheet import contact_sheets
+from attention_transfer.drawing.contact_sheet import contact_sheet
 from attention_transfer.errors import InputError
 
 __all__ = ["Tracking", "check_installed", "scalars"]
@@ -66,6 +67,27 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
         elif name not in LEFT_OUT:
             found[name] = float(value)
     return found
+
+
+def contact_sheets(attention: Path, epoch: int) -> dict[str, NDArray[np.uint8]]:
+    """Return a picture of the probe images and their maps for each layer pair.
+
+    Args:
+        attention: the run's folder of raw maps.
+        epoch: one after which the probes' maps were written.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in ("probes", "teacher", f"epoch-{epoch:04d}"):
+        if (attention / f"{name}.npz").exists():
+            with np.load(attention / f"{name}.npz", allow_pickle=False) as file:
+                arrays |= file
+    networks = [name for name in ("teacher", "student") if f"{name}/0" in arrays]
+    return {
+        point: contact_sheet(
+            arrays["images"], [arrays[f"{network}/{number}"] for network in networks]
+        )
+        for number, point in enumerate(arrays["points"].tolist())
+    }
 
 
 class Tracking:
