@@ -302,20 +302,3 @@ def test_maps_of_one_or_three_axes_are_refused(shape: tuple[int, ...]) -> None:
     ):
         with pytest.raises(ValueError, match=r"expected \(N, H, W\)"):
             draw(maps)
-
-
-def test_a_network_with_three_spatial_axes_is_refused_in_one_sentence() -> None:
-    class Volumes(nn.Module):
-        attention_points = ("stage",)
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.stage = nn.Conv3d(3, 4, 2)
-
-        def forward(self, images: Tensor) -> Tensor:
-            volumes = torch.stack([images, images, images], dim=2)
-            features: Tensor = self.stage(volumes)
-            return features.mean(dim=(2, 3, 4))
-
-    with pytest.raises(at.InputError, match=r"expected \(H, W\).*choose other attention points"):
-        at.show(Volumes(), torch.rand(1, 3, 8, 8))
