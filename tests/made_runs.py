@@ -16,7 +16,7 @@ GRIDS = ((8, 8), (4, 4))
 POINTS = ("low:low", "top:top")
 
 
-def spots(count: int, grid: tuple[int, int], shift: int) -> NDArray[np.float32]:
+def one_position_maps(count: int, grid: tuple[int, int], shift: int) -> NDArray[np.float32]:
     """Maps that are 1 at one place each and 0 elsewhere; the place moves on with a shift."""
     maps = np.zeros((count, *grid), dtype=np.float32)
     places = (np.arange(count) + shift) % (grid[0] * grid[1])
@@ -139,7 +139,9 @@ def keep_maps(
         }
 
     def of(name: str, count: int, shift: int) -> dict[str, Any]:
-        maps = {f"{name}/{at}": spots(count, grid, shift) for at, grid in enumerate(GRIDS)}
+        maps = {
+            f"{name}/{at}": one_position_maps(count, grid, shift) for at, grid in enumerate(GRIDS)
+        }
         return {**maps, f"{name}/logits": 4 * np.eye(len(classes))[predicted[:count]]}
 
     np.savez(folder / "probes.npz", **pictures(PROBES))

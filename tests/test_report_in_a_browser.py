@@ -142,15 +142,15 @@ def test_the_slider_moves_the_students_attention_onto_the_teachers(
         teacher = pixels(page, "teacher")
         assert pixels(page, "student") == teacher
         assert brightest(teacher) == (0, 0)
-        said = page.locator(".said")
-        assert "cosine is 1.00" in said.inner_text()
+        status = page.locator(".status")
+        assert "cosine between the maps is 1.00" in status.inner_text()
         slider.fill("0")
         page.wait_for_function(
-            """() => document.querySelector(".said").textContent.includes("After epoch 0")"""
+            """() => document.querySelector(".status").textContent.includes("After epoch 0")"""
         )
         assert brightest(pixels(page, "student")) == (0, 4)  # four cells from the teacher's
         assert pixels(page, "teacher") == teacher
-        assert "cosine is 0.00" in said.inner_text()
+        assert "cosine between the maps is 0.00" in status.inner_text()
         page.locator(".thumbs input").nth(2).check()
         page.wait_for_function("""() => document.querySelector(".image-name").textContent""")
         assert brightest(pixels(page, "teacher")) == (0, 2)
