@@ -1,4 +1,4 @@
-"""The report: figures against oracles, what it says, and what it refuses."""
+"""The report: its numbers against independent oracles, its texts, and the input it refuses."""
 
 import base64
 import io
@@ -42,7 +42,7 @@ HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 
 
 class _Text(HTMLParser):
-    """The tags of a page, and its text."""
+    """The tags and the text of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def test_the_interval_is_wilsons(images: int, data: st.DataObject) -> None:
     assert (low, high) == pytest.approx((100 * oracle.low, 100 * oracle.high), abs=1e-9)
 
 
-def test_the_sentence_says_what_was_gained(alone: Path, taught: Path) -> None:
+def test_the_headline_states_the_gain(alone: Path, taught: Path) -> None:
     assert headline(group_runs(read_runs([alone, taught]))) == (
         "On 100 test images of pets, wrn-10-1 has 12.0 % error alone; distilled from wrn-16-2, it "
         "has 6.0 % with AT (50 % fewer mistakes)."
@@ -95,7 +95,7 @@ def test_the_sentence_says_what_was_gained(alone: Path, taught: Path) -> None:
     )
 
 
-def test_seeds_are_one_line_with_their_spread(tmp_path: Path) -> None:
+def test_seeds_are_one_group_with_their_spread(tmp_path: Path) -> None:
     seeds = [
         made_run(tmp_path / f"seed-{seed}", seed=seed, wrong=tuple(range(count)))
         for seed, count in enumerate((10, 12, 17))
@@ -126,8 +126,8 @@ def test_methods_have_their_names(settings: dict[str, Any], method: str, tmp_pat
     assert group.label == f"wrn-10-1 with {method}"
 
 
-def test_each_student_is_beside_itself_alone(tmp_path: Path) -> None:
-    """Not beside another network, and with its own teacher."""
+def test_each_student_is_compared_with_itself_alone(tmp_path: Path) -> None:
+    """Never with another network, and each with its own teacher."""
     runs = [
         made_run(tmp_path / "small", wrong=(1, 2)),
         made_run(tmp_path / "large", student="wrn-40-1", wrong=(1, 2, 3, 4)),
@@ -142,19 +142,19 @@ def test_each_student_is_beside_itself_alone(tmp_path: Path) -> None:
         "wrn-16-2, it has 3.0 % with AT (25 % fewer mistakes). nin-thin with AT has 1.0 % error "
         "(teacher wrn-16-2)."
     )
-    assert [(found.alone.student, found.corrected) for found in compare_answers(groups)] == [
+    assert [(change.alone.student, change.corrected) for change in compare_answers(groups)] == [
         ("wrn-10-1", 1),
         ("wrn-40-1", 1),
     ]
 
 
-def test_an_unequal_length_is_said(tmp_path: Path) -> None:
+def test_unequal_epochs_are_a_warning(tmp_path: Path) -> None:
     runs = [made_run(tmp_path / "a", epochs=4), made_run(tmp_path / "b", teacher="t", epochs=40)]
     (warning,) = run_warnings(group_runs(read_runs(runs)))
     assert "trained for 4 epochs and wrn-10-1 with AT for 40" in warning
 
 
-def test_labels_say_what_differs(tmp_path: Path) -> None:
+def test_labels_name_the_settings_that_differ(tmp_path: Path) -> None:
     runs = [made_run(tmp_path / str(beta), teacher="t", beta=beta) for beta in (10, 1000)]
     labels = [group.label for group in group_runs(read_runs(runs))]
     assert labels == ["wrn-10-1 with AT, beta 10.0", "wrn-10-1 with AT, beta 1000.0"]
@@ -171,15 +171,15 @@ def test_maps_of_other_functions_and_images_are_not_compared(tmp_path: Path) -> 
     record = json.loads((taught / "record.json").read_text())
     record["attention"] |= {"map": "max", "power": 4.0}
     (taught / "record.json").write_text(json.dumps(record))
-    found = viewer_data(group_runs(read_runs([alone, taught])), ["cat", "dog", "owl"])
-    assert found is not None
-    assert found["runs"][1]["label"] == "wrn-10-1 alone"
-    assert found["runs"][1]["points"][0]["teacher"] is None
+    view = viewer_data(group_runs(read_runs([alone, taught])), ["cat", "dog", "owl"])
+    assert view is not None
+    assert view["runs"][1]["label"] == "wrn-10-1 alone"
+    assert view["runs"][1]["points"][0]["teacher"] is None
     larger = made_run(tmp_path / "c", size=20)
-    found = viewer_data(group_runs(read_runs([larger, taught])), ["cat", "dog", "owl"])
-    assert found is not None
-    assert [run["label"] for run in found["runs"]] == ["wrn-10-1 with AT"]
-    assert found["skipped"] == ["wrn-10-1 alone"]
+    view = viewer_data(group_runs(read_runs([larger, taught])), ["cat", "dog", "owl"])
+    assert view is not None
+    assert [run["label"] for run in view["runs"]] == ["wrn-10-1 with AT"]
+    assert view["skipped"] == ["wrn-10-1 alone"]
     assert "Not shown, because they followed other images" in _Text(page_of(larger, taught)).text
 
 
@@ -187,9 +187,9 @@ def test_cosines_do_not_depend_on_how_small_maps_are_shown(
     taught: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def agreement() -> list[list[float]]:
-        found = viewer_data(group_runs(read_runs([taught])), ["cat", "dog", "owl"])
-        assert found is not None
-        point = found["runs"][0]["points"][0]
+        view = viewer_data(group_runs(read_runs([taught])), ["cat", "dog", "owl"])
+        assert view is not None
+        point = view["runs"][0]["points"][0]
         sizes.append(point["sprite"]["height"])
         shown: list[list[float]] = point["agreement"]
         return shown
@@ -201,10 +201,10 @@ def test_cosines_do_not_depend_on_how_small_maps_are_shown(
     assert sizes == [8, 2]
 
 
-def test_maps_that_are_not_finite_leave_a_page(taught: Path) -> None:
+def test_maps_that_are_not_finite_still_give_a_page(taught: Path) -> None:
     for path in taught.glob("attention/*.npz"):
-        with np.load(path) as found:
-            arrays = {name: found[name].copy() for name in found.files}
+        with np.load(path) as file:
+            arrays = {name: file[name].copy() for name in file.files}
         for name in arrays:
             if "/" in name:
                 arrays[name].reshape(-1)[:3] = [np.nan, np.inf, -np.inf]
@@ -250,9 +250,9 @@ def test_a_report_that_fails_costs_no_run(
 
 
 def test_changed_answers_are_counted(alone: Path, taught: Path) -> None:
-    (found,) = compare_answers(group_runs(read_runs([alone, taught])))
-    assert (found.images, found.corrected, found.newly_wrong) == (100, 9, 3)
-    assert found.examples == [(index, True) for index in range(9)]  # twelve were kept
+    (change,) = compare_answers(group_runs(read_runs([alone, taught])))
+    assert (change.images, change.corrected, change.newly_wrong) == (100, 9, 3)
+    assert change.examples == [(index, True) for index in range(9)]  # twelve were kept
     text = _Text(page_of(alone, taught)).text
     assert "Of 100 test images, 9 are corrected" in text
 
@@ -320,10 +320,10 @@ def test_cosines_are_the_measures() -> None:
     assert cosine_similarity(student, teacher) == pytest.approx(oracle.numpy(), rel=1e-5)
 
 
-def test_the_viewers_maps_come_nearer_to_the_teachers(taught: Path) -> None:
-    found = viewer_data(group_runs(read_runs([taught])), ["cat", "dog", "owl"])
-    assert found is not None
-    (run,) = found["runs"]
+def test_the_viewer_shows_the_student_approach_the_teacher(taught: Path) -> None:
+    view = viewer_data(group_runs(read_runs([taught])), ["cat", "dog", "owl"])
+    assert view is not None
+    (run,) = view["runs"]
     assert run["epochs"] == list(EPOCHS)
     for point, (height, width) in zip(run["points"], ((8, 8), (4, 4)), strict=True):
         sprite = pixels_of(point["sprite"]["data"])
@@ -342,10 +342,10 @@ def test_the_viewers_maps_come_nearer_to_the_teachers(taught: Path) -> None:
 def test_the_student_alone_is_shown_beside_the_teacher_of_the_others(
     alone: Path, taught: Path
 ) -> None:
-    found = viewer_data(group_runs(read_runs([alone, taught])), ["cat", "dog", "owl"])
-    assert found is not None
-    assert [run["label"] for run in found["runs"]] == ["wrn-10-1 with AT", "wrn-10-1 alone"]
-    places = [run["points"][1] for run in found["runs"]]
+    view = viewer_data(group_runs(read_runs([alone, taught])), ["cat", "dog", "owl"])
+    assert view is not None
+    assert [run["label"] for run in view["runs"]] == ["wrn-10-1 with AT", "wrn-10-1 alone"]
+    places = [run["points"][1] for run in view["runs"]]
     assert places[0]["teacher_sprite"] == places[1]["teacher_sprite"]
     assert [place["teacher"] for place in places] == ["top", "top"]
     (by_itself,) = viewer_data(group_runs(read_runs([alone])), ["cat", "dog", "owl"])["runs"]  # type: ignore[index]
@@ -356,19 +356,19 @@ def test_the_student_alone_is_shown_beside_the_teacher_of_the_others(
 def test_confusion_of_few_and_of_many_classes(tmp_path: Path) -> None:
     runs = [made_run(tmp_path / f"seed-{seed}", seed=seed, wrong=(seed,)) for seed in range(2)]
     (group,) = group_runs(read_runs(runs))
-    found = confusion(group, ["cat", "dog", "owl"])
-    counts = [[cell["count"] for cell in row["cells"]] for row in found["rows"]]
+    matrix = confusion(group, ["cat", "dog", "owl"])
+    counts = [[cell["count"] for cell in row["cells"]] for row in matrix["rows"]]
     assert counts == [[67, 1, 0], [0, 65, 1], [0, 0, 66]]  # of both runs
-    assert found["pairs"] == [
+    assert matrix["pairs"] == [
         {"true": "cat", "predicted": "dog", "count": 1, "of": 68},
         {"true": "dog", "predicted": "owl", "count": 1, "of": 66},
     ]
     classes = tuple(str(index) for index in range(30))
     large = made_run(tmp_path / "large", classes=classes, wrong=(7, 37, 67))
     (group,) = group_runs(read_runs([large]))
-    found = confusion(group, classes)
-    assert found["rows"] == []
-    assert found["pairs"] == [{"true": "7", "predicted": "8", "count": 3, "of": 4}]
+    matrix = confusion(group, classes)
+    assert matrix["rows"] == []
+    assert matrix["pairs"] == [{"true": "7", "predicted": "8", "count": 3, "of": 4}]
 
 
 def test_plots_have_no_styles_and_no_scripts() -> None:
@@ -382,8 +382,8 @@ def test_plots_have_no_styles_and_no_scripts() -> None:
 
 def test_the_page_needs_nothing_but_itself(alone: Path, taught: Path) -> None:
     page = page_of(alone, taught)
-    found = _Text(page)
-    for tag, attributes in found.tags:
+    parsed = _Text(page)
+    for tag, attributes in parsed.tags:
         for name in ("src", "href", "xlink:href"):
             address = attributes.get(name)
             assert address is None or address.startswith(("data:", "#")), (tag, address)
@@ -391,18 +391,18 @@ def test_the_page_needs_nothing_but_itself(alone: Path, taught: Path) -> None:
         assert not any(name.startswith("on") for name in attributes)
     (policy,) = [
         str(attributes["content"])
-        for tag, attributes in found.tags
+        for tag, attributes in parsed.tags
         if attributes.get("http-equiv") == "Content-Security-Policy"
     ]
     nonce = re.findall(r"script-src 'nonce-([^']+)'", policy)[0]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    scripts = [attributes for tag, attributes in found.tags if tag in ("script", "style")]
+    scripts = [attributes for tag, attributes in parsed.tags if tag in ("script", "style")]
     assert all(attributes["nonce"] == nonce for attributes in scripts)
     assert nonce not in page_of(alone, taught)
     for figure in ("12.0 %", "6.0 %", "77,850", "25 M", "0.32 MB", "48 s", "1,000", "2.0 %"):
-        assert figure in found.text, figure
-    assert "attention-transfer distill --student wrn-10-1 --teacher runs/teacher" in found.text
+        assert figure in parsed.text, figure
+    assert "attention-transfer distill --student wrn-10-1 --teacher runs/teacher" in parsed.text
 
 
 def test_names_of_all_kinds_stay_text(tmp_path: Path) -> None:
@@ -410,11 +410,11 @@ def test_names_of_all_kinds_stay_text(tmp_path: Path) -> None:
     run = made_run(tmp_path / "a<b>&c", teacher=HOSTILE, classes=classes, data=HOSTILE)
     page = page_of(run)
     assert HOSTILE not in page
-    found = _Text(page)
-    assert [tag for tag, _ in found.tags].count("script") == 2  # the data's and our own
-    assert not any(attributes.get("src") == "x" for _, attributes in found.tags)
-    assert r"zero\u200bwidth\x1b[31m" in found.text
-    assert "\u05d0\u05d1\u05d2 \\u202e evil" in found.text
+    parsed = _Text(page)
+    assert [tag for tag, _ in parsed.tags].count("script") == 2  # the data's and our own
+    assert not any(attributes.get("src") == "x" for _, attributes in parsed.tags)
+    assert r"zero\u200bwidth\x1b[31m" in parsed.text
+    assert "\u05d0\u05d1\u05d2 \\u202e evil" in parsed.text
     data = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
     assert json.loads(data[0])["classes"][0] == HOSTILE
 
@@ -443,7 +443,7 @@ def test_runs_of_different_data_are_kept_apart(alone: Path, tmp_path: Path) -> N
     assert text.count("training time") == 2
 
 
-def test_a_run_without_probes_says_so(taught: Path, tmp_path: Path) -> None:
+def test_a_run_without_maps_is_a_warning(taught: Path, tmp_path: Path) -> None:
     bare = made_run(tmp_path / "bare", probes=False)
     text = _Text(page_of(taught, bare)).text
     assert "bare saved no attention maps" in text
@@ -461,11 +461,11 @@ def test_warnings_of_a_run(tmp_path: Path) -> None:
     figures = (folder / "metrics.jsonl").read_text()
     waiting = figures.replace('waiting_for_data": 0.1', 'waiting_for_data": 2.5')
     (folder / "metrics.jsonl").write_text(waiting)
-    found = list(run_warnings(group_runs(read_runs([folder]))))
-    assert found[0] == "left out, broken: a.png"
-    assert "higher validation error (1.0 %) than those after epoch 2" in found[1]
-    assert "waited for data 25 % of its time" in found[2]
-    assert len(found) == 3
+    warnings = list(run_warnings(group_runs(read_runs([folder]))))
+    assert warnings[0] == "left out, broken: a.png"
+    assert "higher validation error (1.0 %) than those after epoch 2" in warnings[1]
+    assert "waited for data 25 % of its time" in warnings[2]
+    assert len(warnings) == 3
 
 
 def test_a_demo_stands_for_its_runs(tmp_path: Path) -> None:
@@ -510,7 +510,7 @@ def test_a_pickle_in_an_array_file_is_not_run(taught: Path) -> None:
     assert not Path("sentinel").exists()
 
 
-def test_what_is_no_finished_run_is_refused(
+def test_folders_without_a_finished_run_are_refused(
     tmp_path: Path, alone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -528,7 +528,7 @@ def test_what_is_no_finished_run_is_refused(
         at.write_report([])
 
 
-def test_a_page_that_cannot_be_written_is_said(
+def test_a_page_that_cannot_be_written_is_an_error(
     taught: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", str(taught), "--out", "/dev/null/page.html"]) == 2

@@ -49,7 +49,7 @@ class SceneMaps:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return everything as named arrays, for an ``.npz`` file."""
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "images": self.images,
             "labels": self.labels,
             "boxes": self.boxes,

@@ -116,7 +116,7 @@ def common_limits(networks: Sequence[Maps]) -> NDArray[np.float64]:
     >>> common_limits([np.array([[[1.0, 2.0]]]), np.array([[[3.0]]])])
     array([3.])
     """
-    return np.max([maps.max(axis=(1, 2)) for maps in networks], axis=0)  # type: ignore[no-any-return]
+    return np.asarray(np.max([maps.max(axis=(1, 2)) for maps in networks], axis=0))
 
 
 def fractions(attention: NDArray[np.floating], limit: ArrayLike) -> NDArray[np.float64]:
@@ -133,8 +133,9 @@ def fractions(attention: NDArray[np.floating], limit: ArrayLike) -> NDArray[np.f
     """
     limits = np.asarray(limit, dtype=np.float64)
     limits = limits.reshape(limits.shape + (1, 1) * bool(limits.ndim))
-    shares = np.divide(attention, np.where(limits > 0, limits, np.inf))
-    return np.nan_to_num(shares).clip(0, 1)
+    shares: NDArray[np.float64] = np.divide(attention, np.where(limits > 0, limits, np.inf))
+    shares = np.nan_to_num(shares)
+    return shares.clip(0, 1)
 
 
 def colourize(shares: NDArray[np.floating]) -> Pixels:

@@ -86,8 +86,7 @@ def compare_answers(groups: Sequence[Group]) -> Iterator[AnswerChanges]:
             int(index): bool(right_after[index])
             for index in np.flatnonzero(right_before != right_after)
         }
-        attention = group.attention
-        indices = [] if attention is None else attention.examples.get("indices", np.zeros(0))
+        examples = {} if group.attention is None else group.attention.examples
         yield AnswerChanges(
             alone,
             group,
@@ -96,7 +95,7 @@ def compare_answers(groups: Sequence[Group]) -> Iterator[AnswerChanges]:
             newly_wrong=int((right_before & ~right_after).sum()),
             examples=[
                 (number, changed[int(index)])
-                for number, index in enumerate(indices)
+                for number, index in enumerate(examples.get("indices", ()))
                 if int(index) in changed
             ],
         )

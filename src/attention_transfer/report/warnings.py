@@ -43,8 +43,8 @@ def _about_training(run: RunRecord) -> Iterator[str]:
     if last - float(best["validation_error"]) > 2:
         yield (
             f"{run.name}: the last weights have a higher validation error ({last:.1f} %) than "
-            f"those after epoch {best['epoch']} ({best['validation_error']:.1f} %); train for fewer "
-            "epochs, or with a lower learning rate"
+            f"those after epoch {best['epoch']} ({best['validation_error']:.1f} %); train for "
+            "fewer epochs, or with a lower learning rate"
         )
     waited = sum(row.get("seconds_waiting_for_data", 0.0) for row in run.metrics)
     seconds = float(run.record["seconds"])

@@ -63,7 +63,7 @@ class MapGrid:
             meaning = "where J is the gradient of the predicted class's loss at the image"
         return (
             f"{self.request.attention.capitalize()} attention: {mapping} over {channels} of "
-            f"|{symbol}|{power}, {meaning}. Above on the image, below alone."
+            f"|{symbol}|{power}, {meaning}. Upper: on the image; lower: alone."
         )
 
     def limit(self) -> float:
