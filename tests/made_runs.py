@@ -14,6 +14,17 @@ EPOCHS = (0, 2, 4)
 PROBES, EXAMPLES = 6, 12
 GRIDS = ((8, 8), (4, 4))
 POINTS = ("low:low", "top:top")
+SPLITS = ("train", "validation", "test")
+MACHINE = {
+    "platform": "Linux x86_64",
+    "python": "3.11.7",
+    "cores": 2,
+    "threads": 2,
+    "cpu": "AVX512",
+    "gpus": [],
+    "fast_bf16": False,
+    "processes": 1,
+}
 
 
 def one_position_maps(count: int, grid: tuple[int, int], shift: int) -> NDArray[np.float32]:
@@ -67,20 +78,45 @@ def made_run(
     error = 100 * len(wrong) / images
     record: dict[str, Any] = {
         "schema_version": 1,
+        "command": "train" if teacher is None else "distill",
         "config": config.model_dump(mode="json"),
         "versions": {"torch": "2.0"},
-        "data": {"name": data, "notices": [], "test": {"images": images, "fingerprint": data}},
+        "machine": MACHINE,
+        "precision": "fp32",
+        "compiled": False,
+        "data": {
+            "name": data,
+            "notices": [],
+            **{split: {"images": images, "fingerprint": data} for split in SPLITS},
+        },
         "student": network(student, 77_850),
         "teacher": teacher and {**network("wrn-16-2", 691_674), "test_error": 2.0},
+        "pairs": [],
         "final": {
-            "validation_error": error,
-            "test_error": error,
-            "test_images": images,
-            "test_confusion": confusion.tolist(),
+            f"{split}_{name}": value
+            for split in SPLITS[1:]
+            for name, value in {
+                "images": images,
+                "error": error,
+                "top5_error": None,
+                "loss": 0.5,
+                "calibration_error": 1.0,
+                "confusion": confusion.tolist(),
+            }.items()
         },
         "best_on_validation": {"epoch": 4, "validation_error": error},
-        "attention": {"points": points} if probes else None,
+        "attention": {
+            "map": "sum",
+            "power": 2.0,
+            "points": points,
+            "probes": PROBES,
+            "epochs": list(EPOCHS),
+        }
+        if probes
+        else None,
+        "cache": None,
         "seconds": 48.0,
+        "seconds_waiting_for_data": 0.4,
         "images_per_second": 1000.0,
     }
     (folder / "record.json").write_text(json.dumps(record))
@@ -110,10 +146,17 @@ def row(epoch: int, points: list[str], error: float, taught: bool) -> dict[str, 
     terms = {"cross_entropy": 1 / epoch} | ({"activation_attention": 2 / epoch} if taught else {})
     return {
         "epoch": epoch,
+        "step": 10 * epoch,
+        "lr": 0.1,
         "terms": terms,
         "train_error": error + 4 - epoch,
-        "validation_error": error + 4 - epoch,
+        "attention_agreement": {},
+        "images_per_second": 1000.0,
+        "seconds": 12.0,
         "seconds_waiting_for_data": 0.1,
+        "validation_error": error + 4 - epoch,
+        "validation_loss": 0.5,
+        "seconds_left": 0.0,
         "probes": dict.fromkeys(points, measures),
     }
 

@@ -33,8 +33,7 @@ from attention_transfer.report.confusion import confusion
 from attention_transfer.report.groups import group_runs, wilson_interval
 from attention_transfer.report.viewer import _View, viewer_data
 from attention_transfer.report.warnings import run_warnings
-from attention_transfer.runs.record import read_runs
-from attention_transfer.training import Run
+from attention_transfer.runs import Run, read_runs
 from conftest import SMALL
 from made_runs import EPOCHS, PROBES, made_run, one_position_maps
 
@@ -268,12 +267,12 @@ def test_the_command_repeats_the_run(teacher: str | None, tmp_path: Path) -> Non
     if teacher:
         settings |= {"kd_alpha": 0.5, "pairs": "auto-2"}
     (run,) = read_runs([made_run(tmp_path / "run", teacher=teacher, **settings)])
-    name, *arguments = shlex.split(command_line(run.config))[1:]
+    name, *arguments = shlex.split(command_line(run.config.model_dump(mode="json")))[1:]
     parser = Parser(name, "", ())
     COMMANDS[name].add_arguments(parser)
     kind = DistillConfig if teacher else RunConfig
     again = config_from(parser.parse(arguments), kind)
-    assert again == kind.checked(run.config).replace(out=None)
+    assert again == kind.checked(run.config.model_dump()).replace(out=None)
 
 
 def test_a_sprite_holds_each_map_at_its_position() -> None:
@@ -480,11 +479,11 @@ def test_a_demo_stands_for_its_runs(tmp_path: Path) -> None:
     ("file", "content", "match"),
     [
         ("record.json", "{", "record.json is damaged"),
-        ("record.json", "[]", "holds a list"),
-        ("record.json", "{}", r"no whole record of a run (data"),
-        ("metrics.jsonl", '{"epoch": 1}', "terms"),
+        ("record.json", "[]", "record.json is damaged (Input should be an object)"),
+        ("record.json", "{}", "record.json is damaged (command: Field required; config: Field"),
+        ("metrics.jsonl", '{"epoch": 1}', "terms: Field required and 9 more"),
         ("predictions.npz", "PK", "remove {folder}/predictions.npz to do without it"),
-        ("metrics.jsonl", "no", "metrics.jsonl is damaged"),
+        ("metrics.jsonl", "no", "metrics.jsonl line 1 is damaged"),
         ("attention/epoch-0002.npz", "PK", "epoch-0002.npz is damaged"),
         ("model.json", "3", "model.json is damaged"),
     ],
@@ -518,7 +517,7 @@ def test_folders_without_a_finished_run_are_refused(
     for folder, said in (
         ("missing", "there is no folder"),
         ("empty", "holds no run (no config.yaml)"),
-        ("alone", "is not finished (no record.json); go on with it: attention-transfer resume"),
+        ("alone", "is not finished (no record.json); resume it: attention-transfer resume"),
     ):
         assert main(["report", str(tmp_path / folder)]) == 2
         error = capsys.readouterr().err

@@ -4,7 +4,6 @@ A wide teacher that was trained before, and a thin student trained three ways at
 schedule: alone, with attention transfer, and with attention transfer and distillation.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,11 +16,11 @@ from attention_transfer.config import DemoConfig, DistillConfig, RunConfig
 from attention_transfer.data import DataSet, ImageSet, as_input, load_data
 from attention_transfer.drawing.demo_figure import SceneMaps
 from attention_transfer.environment import resolve_precision
+from attention_transfer.files import write_arrays, write_json
 from attention_transfer.models import LoadedModel, load_run
 from attention_transfer.network_inputs import preprocessing_for
-from attention_transfer.runs.array_files import write_arrays
-from attention_transfer.runs.folder import writing_to
-from attention_transfer.training import Run, RunProgress, new_folder, run
+from attention_transfer.runs import Run, new_folder, writing_to
+from attention_transfer.training import RunProgress, run
 from attention_transfer.training.setup import set_up_run
 from attention_transfer.transfer import attention_maps
 
@@ -91,11 +90,11 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     with writing_to(folder):
         (folder / "alone").mkdir(parents=True, exist_ok=True)
     if config.train_teacher:
-        progress.say("teacher: trained anew")
+        progress.write_line("teacher: trained anew")
         teacher = run(TEACHER_RECIPE.replace(out=folder / "teacher"), progress, data).folder
     runs = {}
     for name, asked in student_configs(config, teacher).items():
-        progress.say(f"{name}: {STUDENT}, {asked.epochs} epochs")
+        progress.write_line(f"{name}: {STUDENT}, {asked.epochs} epochs")
         runs[name] = run(asked.replace(out=folder / name), progress, data)
     arms = [_teacher_arm(teacher, runs["at"])]
     arms += [_arm(name, finished) for name, finished in runs.items()]
@@ -106,7 +105,7 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     result = DemoResult(folder, arms, _sentence(arms), settings, scenes)
     summary: dict[str, Any] = {"schema_version": 1, "config": config.model_dump(mode="json")}
     summary |= {"arms": [asdict(arm) for arm in arms], "settings": settings}
-    (folder / "demo.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "demo.json", summary)
     return result
 
 
@@ -130,14 +129,15 @@ def student_configs(config: DemoConfig, teacher: Path) -> dict[str, RunConfig]:
 
 def _arm(name: str, finished: Run) -> Arm:
     record = finished.record
-    return Arm(name, finished.test_error, record["student"]["parameters"], record["seconds"])
+    return Arm(name, finished.test_error, record.student.parameters, record.seconds)
 
 
 def _teacher_arm(folder: Path, finished: Run) -> Arm:
     """The teacher, judged on this demo's test images when a student of its was."""
-    teacher = finished.record["teacher"]
-    seconds = Run(folder).record["seconds"]
-    return Arm("teacher", teacher["test_error"], teacher["parameters"], seconds)
+    teacher = finished.record.teacher
+    assert teacher is not None
+    assert teacher.test_error is not None
+    return Arm("teacher", teacher.test_error, teacher.parameters, Run(folder).record.seconds)
 
 
 def _sentence(arms: list[Arm]) -> str:

@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attention_transfer.report.groups import Group, find_baseline
-from attention_transfer.runs.record import Arrays
+from attention_transfer.runs.attention import Arrays
 
 __all__ = ["AnswerChanges", "compare_answers", "headline"]
 
 
 def headline(groups: Sequence[Group]) -> str:
     """Return the main result: a sentence for each pair of student and teacher."""
-    run = groups[0].representative
+    record = groups[0].representative.record
     distilled: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         if group.teacher is not None:
@@ -23,10 +23,11 @@ def headline(groups: Sequence[Group]) -> str:
     if not sentences:
         sentences = [
             f"{group.label} has {group.error_text} error after "
-            f"{group.representative.config['epochs']} epochs."
+            f"{group.representative.config.epochs} epochs."
             for group in groups
         ]
-    return f"On {run.final['test_images']:,} test images of {run.data[0]}, {' '.join(sentences)}"
+    text = " ".join(sentences)
+    return f"On {record.final.test_images:,} test images of {record.data.name}, {text}"
 
 
 def _distillation_sentence(distilled: Sequence[Group], groups: Sequence[Group]) -> str:

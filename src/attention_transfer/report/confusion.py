@@ -23,7 +23,7 @@ def confusion(group: Group, names: Sequence[str]) -> dict[str, Any]:
         group: runs, whose matrices are added.
         names: of the classes.
     """
-    matrices = [np.array(run.final["test_confusion"], dtype=np.int64) for run in group.runs]
+    matrices = [np.array(run.record.final.test_confusion, dtype=np.int64) for run in group.runs]
     counts = np.sum(matrices, axis=0)
     return {
         "label": group.label,

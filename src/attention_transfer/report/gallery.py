@@ -10,7 +10,7 @@ from attention_transfer.drawing.sprites import coloured_map, encode_image
 from attention_transfer.report.comparison import AnswerChanges
 from attention_transfer.report.groups import Group
 from attention_transfer.report.viewer import softmax
-from attention_transfer.runs.record import Attention
+from attention_transfer.runs import RunAttention
 
 __all__ = ["changed_images", "disagreements"]
 
@@ -27,7 +27,7 @@ def disagreements(groups: Sequence[Group], names: Sequence[str]) -> list[dict[st
     ]
 
 
-def _disagreement(group: Group, attention: Attention, names: Sequence[str]) -> dict[str, Any]:
+def _disagreement(group: Group, attention: RunAttention, names: Sequence[str]) -> dict[str, Any]:
     student, teacher = (
         _maps_at(attention, network, attention.top) for network in ("student", "teacher")
     )
@@ -74,7 +74,7 @@ def changed_images(changes: AnswerChanges, names: Sequence[str]) -> list[dict[st
 
 
 def _before_and_after(
-    before: Attention | None, after: Attention, index: int
+    before: RunAttention | None, after: RunAttention, index: int
 ) -> Iterator[tuple[str, Maps]]:
     """Yield the maps at the distilled student's top level: alone, distilled, and the teacher's."""
     if before is not None and before.function == after.function and _same(before, after, index):
@@ -87,13 +87,13 @@ def _before_and_after(
             yield name, maps
 
 
-def _maps_at(attention: Attention, network: str, student_point: str) -> Maps | None:
+def _maps_at(attention: RunAttention, network: str, student_point: str) -> Maps | None:
     """Return a network's maps of the test images at the layer pair of a student's point."""
     number, maps = attention.place(student_point), attention.of_examples(network)
     return maps[number] if maps and number is not None else None
 
 
-def _same(before: Attention | None, after: Attention, index: int) -> bool:
+def _same(before: RunAttention | None, after: RunAttention, index: int) -> bool:
     """Return whether both runs kept the same test image under an index."""
     if before is None:
         return False
@@ -108,7 +108,7 @@ def _drawn_maps(networks: Sequence[tuple[str, Maps]], index: int) -> list[dict[s
     return [{"name": name, "data": coloured_map(attention, limit)} for name, attention in maps]
 
 
-def _image(attention: Attention, index: int, names: Sequence[str]) -> dict[str, Any]:
+def _image(attention: RunAttention, index: int, names: Sequence[str]) -> dict[str, Any]:
     examples = attention.examples
     return {
         "data": encode_image(examples["images"][index]),
@@ -118,7 +118,7 @@ def _image(attention: Attention, index: int, names: Sequence[str]) -> dict[str, 
 
 
 def _answer(
-    network: str, attention: Attention | None, index: int, names: Sequence[str]
+    network: str, attention: RunAttention | None, index: int, names: Sequence[str]
 ) -> dict[str, Any]:
     """Return the class that a student predicts, its probability, and whether it is right."""
     logits = None if attention is None else attention.examples.get("student/logits")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attention_transfer.runs.record import Attention, RunRecord
+from attention_transfer.runs import Run, RunAttention
 
 __all__ = ["Group", "find_baseline", "group_runs", "wilson_interval"]
 
@@ -18,11 +18,11 @@ IGNORED_SETTINGS = ("seed", "out", "probes", "probe_every", "report", "workers",
 class Group:
     """Runs of one method, which differ only in their seed."""
 
-    runs: list[RunRecord]
+    runs: list[Run]
     label: str
 
     @property
-    def representative(self) -> RunRecord:
+    def representative(self) -> Run:
         """Return the run shown where only one can be: the first with attention maps, if any."""
         return next((run for run in self.runs if run.attention is not None), self.runs[0])
 
@@ -31,22 +31,23 @@ class Group:
         """Return the label of the representative run, with its seed if there are several runs."""
         if len(self.runs) == 1:
             return self.label
-        return f"{self.label}, seed {self.representative.config.get('seed')}"
+        return f"{self.label}, seed {self.representative.config.seed}"
 
     @property
-    def attention(self) -> Attention | None:
+    def attention(self) -> RunAttention | None:
         """Return the raw maps of the representative run."""
         return self.representative.attention
 
     @property
     def student(self) -> str:
         """Return the name of the trained network."""
-        return self.representative.student
+        return self.representative.record.student.name
 
     @property
     def teacher(self) -> str | None:
         """Return the teacher's name, or None if the network was trained alone."""
-        return self.representative.teacher
+        teacher = self.representative.record.teacher
+        return None if teacher is None else teacher.name
 
     @property
     def errors(self) -> list[float]:
@@ -67,10 +68,10 @@ class Group:
     def spread_text(self) -> str:
         """Return the standard deviation over runs, or a single run's 95 % confidence interval."""
         if len(self.runs) > 1:
-            seeds = len({run.config.get("seed") for run in self.runs})
+            seeds = len({run.config.seed for run in self.runs})
             over = f"{seeds} seeds" if seeds == len(self.runs) else f"{len(self.runs)} runs"
             return f"± {statistics.stdev(self.errors):.2f} over {over}"
-        images = int(self.representative.final["test_images"])
+        images = self.representative.record.final.test_images
         low, high = wilson_interval(self.error, images)
         return f"{low:.1f} to {high:.1f}"
 
@@ -93,14 +94,14 @@ def wilson_interval(error: float, images: int, z: float = 1.96) -> tuple[float, 
     return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
 
 
-def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
+def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group runs by their settings, in the given order, each group with a label of its own."""
-    by_settings: dict[str, list[RunRecord]] = {}
+    by_settings: dict[str, list[Run]] = {}
     for run in runs:
-        by_settings.setdefault(repr((_settings(run), run.data)), []).append(run)
+        by_settings.setdefault(repr((_settings(run), *run.test_set)), []).append(run)
     groups = list(by_settings.values())
     methods = [_method(group[0]) for group in groups]
-    of_method: dict[str, list[RunRecord]] = {}
+    of_method: dict[str, list[Run]] = {}
     for method, group in zip(methods, groups, strict=True):
         of_method.setdefault(method, []).append(group[0])
     labels = [
@@ -119,19 +120,21 @@ def find_baseline(group: Group, groups: Sequence[Group]) -> Group | None:
     if group.teacher is None:
         return None
     alone = [other for other in groups if other.teacher is None and other.student == group.student]
-    epochs = group.representative.config.get("epochs")
-    equal = [other for other in alone if other.representative.config.get("epochs") == epochs]
+    epochs = group.representative.config.epochs
+    equal = [other for other in alone if other.representative.config.epochs == epochs]
     return next(iter([*equal, *alone]), None)
 
 
-def _settings(run: RunRecord) -> list[tuple[str, str]]:
+def _settings(run: Run) -> list[tuple[str, str]]:
     """Return the settings that tell groups apart."""
     return sorted(
-        (name, str(value)) for name, value in run.config.items() if name not in IGNORED_SETTINGS
+        (name, str(value))
+        for name, value in run.config.model_dump(mode="json").items()
+        if name not in IGNORED_SETTINGS
     )
 
 
-def _differences(run: RunRecord, same_method: Sequence[RunRecord]) -> str:
+def _differences(run: Run, same_method: Sequence[Run]) -> str:
     """Return the settings in which a run differs from others of its method."""
     settings = [dict(_settings(other)) for other in same_method]
     differing = [
@@ -142,18 +145,18 @@ def _differences(run: RunRecord, same_method: Sequence[RunRecord]) -> str:
     return "".join(f", {name.replace('_', ' ')} {value}" for name, value in differing)
 
 
-def _method(run: RunRecord) -> str:
+def _method(run: Run) -> str:
     """Return the student's name and the terms that it was trained with."""
     config = run.config
-    if run.teacher is None:
-        return f"{run.student} alone"
-    attention = str(config.get("attention", "activation"))
+    student = run.record.student.name
+    if run.record.teacher is None:
+        return f"{student} alone"
     used = {
-        "AT": "activation" in attention,
-        "gradient AT": config.get("gradient_beta") is not None,
-        "F-ActT": config.get("full_activation_beta") is not None,
-        "flip symmetry": config.get("flip_symmetry_beta") is not None,
-        "min-l2": config.get("input_gradient_norm_beta") is not None,
-        "KD": config.get("kd_alpha") is not None,
+        "AT": "activation" in config.attention,
+        "gradient AT": config.gradient_beta is not None,
+        "F-ActT": config.full_activation_beta is not None,
+        "flip symmetry": config.flip_symmetry_beta is not None,
+        "min-l2": config.input_gradient_norm_beta is not None,
+        "KD": config.kd_alpha is not None,
     }
-    return f"{run.student} with {' + '.join(name for name, is_used in used.items() if is_used)}"
+    return f"{student} with {' + '.join(name for name, is_used in used.items() if is_used)}"

@@ -76,12 +76,12 @@ def _plot(title: str, panels: dict[str, list[Line]], y: str) -> dict[str, Any]:
 
 def _epoch_means(group: Group, key: str) -> tuple[list[float], list[float]]:
     """Return the epochs, and a figure of each as the mean over the group's runs."""
-    return _means([[float(row[key]) for row in run.metrics] for run in group.runs])
+    return _means([[float(getattr(row, key)) for row in run.metrics] for run in group.runs])
 
 
 def _term_means(group: Group, name: str) -> tuple[list[float], list[float]]:
     """Return the epochs, and a term of the loss in each as the mean over the group's runs."""
-    return _means([[float(row["terms"][name]) for row in run.metrics] for run in group.runs])
+    return _means([[row.terms[name] for row in run.metrics] for run in group.runs])
 
 
 def _means(runs: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
@@ -93,23 +93,23 @@ def _means(runs: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
 def _points(group: Group) -> list[str]:
     """Return the layer pairs, or attention points, that the group's runs measured."""
     rows = (row for run in group.runs for row in run.metrics)
-    return list(dict.fromkeys(point for row in rows for point in row.get("probes", {})))
+    return list(dict.fromkeys(point for row in rows for point in row.probes))
 
 
 def _measure_means(group: Group, point: str, measure: str) -> tuple[list[float], list[float]]:
     """Return the epochs at which attention was measured, and the means over the group's runs."""
     values: dict[float, list[float]] = {}
     for row in (row for run in group.runs for row in run.metrics):
-        measures = row.get("probes", {}).get(point, {})
+        measures = row.probes.get(point, {})
         if measure in measures:
-            values.setdefault(float(row["epoch"]), []).append(float(measures[measure]))
+            values.setdefault(float(row.epoch), []).append(measures[measure])
     return list(values), [float(np.mean(each)) for each in values.values()]
 
 
 def _terms(group: Group) -> list[str]:
     """Return the names of the loss's terms."""
     metrics = group.representative.metrics
-    return list(metrics[0]["terms"]) if metrics else []
+    return list(metrics[0].terms) if metrics else []
 
 
 _MEASURES = (

@@ -2,8 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from attention_transfer.errors import InputError
+from attention_transfer.files import write_text
 from attention_transfer.report.command_line import command_line
 from attention_transfer.report.comparison import AnswerChanges, compare_answers, headline
 from attention_transfer.report.confusion import confusion
@@ -22,7 +22,8 @@ from attention_transfer.report.groups import Group, group_runs, wilson_interval
 from attention_transfer.report.learning_curves import attention_measures, learning_curves
 from attention_transfer.report.viewer import viewer_data
 from attention_transfer.report.warnings import run_warnings
-from attention_transfer.runs.record import RunRecord, read_runs
+from attention_transfer.runs import Run, read_runs
+from attention_transfer.runs.record import NetworkRecord
 from attention_transfer.terminal import escape_control_characters
 
 __all__ = ["write_report"]
@@ -65,14 +66,10 @@ def write_report(runs: AnyRun | Sequence[AnyRun], out: str | Path | None = None)
         raise InputError(
             f"cannot write {path}: it is a folder; give a file, such as {path / 'report.html'}"
         )
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_text(path, text)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from None
     return path
 
@@ -88,7 +85,7 @@ def _common_folder(runs: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([folder.resolve().parent for folder in runs]))
 
 
-def _render(runs: Sequence[RunRecord]) -> str:
+def _render(runs: Sequence[Run]) -> str:
     environment = Environment(
         loader=PackageLoader("attention_transfer.report", "page_files"),
         autoescape=True,
@@ -114,11 +111,11 @@ def _file(environment: Environment, name: str) -> Markup:
     return Markup(environment.loader.get_source(environment, name)[0])
 
 
-def _by_data(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
+def _by_data(runs: Sequence[Run]) -> list[list[Run]]:
     """Group runs that were evaluated on the same test images of the same classes."""
-    sets: dict[tuple[object, ...], list[RunRecord]] = {}
+    sets: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        sets.setdefault((run.data, *run.class_names), []).append(run)
+        sets.setdefault((run.test_set, *run.class_names), []).append(run)
     return list(sets.values())
 
 
@@ -132,7 +129,7 @@ class _Section:
     classes: int
     groups: list[Group]
     rows: list[dict[str, str]]
-    runs: list[RunRecord]
+    runs: list[Run]
     warnings: list[str]
     plots: list[dict[str, Any]]
     viewer: dict[str, Any] | None
@@ -143,12 +140,12 @@ class _Section:
     commands: list[tuple[str, str]]
 
 
-def _section(number: int, runs: Sequence[RunRecord]) -> _Section:
+def _section(number: int, runs: Sequence[Run]) -> _Section:
     groups = group_runs(runs)
     names = runs[0].class_names
     return _Section(
         key=f"data-{number}",
-        name=runs[0].data[0],
+        name=runs[0].record.data.name,
         headline=headline(groups),
         classes=len(names),
         groups=groups,
@@ -165,24 +162,24 @@ def _section(number: int, runs: Sequence[RunRecord]) -> _Section:
     )
 
 
-def _resolved_settings(run: RunRecord) -> dict[str, Any]:
+def _resolved_settings(run: Run) -> dict[str, Any]:
     """Return the configuration with the precision that ``auto`` stood for."""
-    return run.config | {"precision": run.record.get("precision", run.config.get("precision"))}
+    return run.config.model_dump(mode="json") | {"precision": run.record.precision}
 
 
 def _teacher_rows(groups: Sequence[Group]) -> Iterator[dict[str, str]]:
     """Yield a row for each teacher that is not itself one of the runs."""
-    shown = {group.representative.record["student"].get("weights_fingerprint") for group in groups}
+    shown = {group.representative.record.student.weights_fingerprint for group in groups}
     for group in groups:
-        teacher = group.representative.record["teacher"]
-        if teacher is None or teacher["weights_fingerprint"] in shown:
+        teacher = group.representative.record.teacher
+        if teacher is None or teacher.weights_fingerprint in shown:
             continue
-        shown.add(teacher["weights_fingerprint"])
-        error = teacher.get("test_error")
-        images = int(group.representative.final["test_images"])
+        shown.add(teacher.weights_fingerprint)
+        error = teacher.test_error
+        images = group.representative.record.final.test_images
         low, high = (None, None) if error is None else wilson_interval(error, images)
         yield {
-            "label": f"teacher: {teacher['name']}",
+            "label": f"teacher: {teacher.name}",
             "teacher": "–",
             "error": "–" if error is None else f"{error:.1f} %",
             "spread": "–" if error is None else f"{low:.1f} to {high:.1f}",
@@ -191,26 +188,26 @@ def _teacher_rows(groups: Sequence[Group]) -> Iterator[dict[str, str]]:
         }
 
 
-def _costs(network: Mapping[str, Any]) -> dict[str, str]:
+def _costs(network: NetworkRecord) -> dict[str, str]:
     return {
-        "parameters": f"{network['parameters']:,}",
-        "flops": f"{network['flops'] / 1e6:,.0f} M",
+        "parameters": f"{network.parameters:,}",
+        "flops": f"{network.flops / 1e6:,.0f} M",
     }
 
 
 def _row(group: Group) -> dict[str, str]:
     """Return a group's row in the table of runs."""
     run = group.representative
-    seconds = np.mean([float(each.record["seconds"]) for each in group.runs])
-    rate = np.mean([float(each.record["images_per_second"]) for each in group.runs])
+    seconds = np.mean([each.record.seconds for each in group.runs])
+    rate = np.mean([each.record.images_per_second for each in group.runs])
     return {
         "label": group.label,
-        "teacher": run.teacher or "–",
+        "teacher": group.teacher or "–",
         "error": group.error_text,
         "spread": group.spread_text,
-        **_costs(run.record["student"]),
-        "size": "–" if run.bytes is None else f"{run.bytes / 1e6:.2f} MB",
-        "epochs": str(run.config["epochs"]),
+        **_costs(run.record.student),
+        "size": "–" if run.model_bytes is None else f"{run.model_bytes / 1e6:.2f} MB",
+        "epochs": str(run.config.epochs),
         "time": _duration(float(seconds)),
         "rate": f"{rate:,.0f}",
     }

@@ -16,7 +16,7 @@ from attention_transfer.drawing.scale import (
 )
 from attention_transfer.drawing.sprites import encode_image, map_sprite
 from attention_transfer.report.groups import Group
-from attention_transfer.runs.record import Attention
+from attention_transfer.runs import RunAttention
 
 __all__ = ["softmax", "viewer_data"]
 
@@ -75,7 +75,7 @@ def viewer_data(groups: Sequence[Group], class_names: Sequence[str]) -> dict[str
     }
 
 
-def _fit_into_page(runs: Sequence[Attention], images: int) -> _View:
+def _fit_into_page(runs: Sequence[RunAttention], images: int) -> _View:
     """Choose how many images, and how fine maps, fit into the page."""
     for side in (LARGEST_SIDE, LARGEST_SIDE // 2, SMALLEST_SIDE):
         bytes_per_image = sum(
@@ -104,7 +104,7 @@ _Targets = dict[tuple[str, tuple[str, float]], _TeacherMaps]
 """By the student's point, and the mapping function and power of the maps."""
 
 
-def _teacher_maps(runs: Sequence[Attention]) -> _Targets:
+def _teacher_maps(runs: Sequence[RunAttention]) -> _Targets:
     """Return the teacher's maps; they also serve runs of the student alone."""
     targets: _Targets = {}
     for run in runs:
@@ -114,7 +114,7 @@ def _teacher_maps(runs: Sequence[Attention]) -> _Targets:
     return targets
 
 
-def _run(label: str, attention: Attention, targets: _Targets, view: _View) -> dict[str, Any]:
+def _run(label: str, attention: RunAttention, targets: _Targets, view: _View) -> dict[str, Any]:
     return {
         "label": label,
         "epochs": attention.epochs,
@@ -125,7 +125,7 @@ def _run(label: str, attention: Attention, targets: _Targets, view: _View) -> di
     }
 
 
-def _point(attention: Attention, number: int, targets: _Targets, view: _View) -> dict[str, Any]:
+def _point(attention: RunAttention, number: int, targets: _Targets, view: _View) -> dict[str, Any]:
     """Return the maps of one point of the student by epoch, and the teacher's beside them."""
     student, _, teacher_point = attention.points[number].partition(":")
     target = targets.get((student, attention.function))
@@ -151,7 +151,7 @@ def _point(attention: Attention, number: int, targets: _Targets, view: _View) ->
     }
 
 
-def _answers(attention: Attention, epoch: int, images: int) -> list[list[float]] | None:
+def _answers(attention: RunAttention, epoch: int, images: int) -> list[list[float]] | None:
     """Return the class that the student predicts for each image, and its probability."""
     logits = attention.answers.get(epoch)
     if logits is None:

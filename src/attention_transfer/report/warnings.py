@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from attention_transfer.report.groups import Group, find_baseline
-from attention_transfer.runs.record import RunRecord
+from attention_transfer.runs import Run
 
 __all__ = ["run_warnings"]
 
@@ -16,8 +16,8 @@ def run_warnings(groups: Sequence[Group]) -> Iterator[str]:
     runs = [run for group in groups for run in group.runs]
     notices: dict[str, list[str]] = {}
     for run in runs:
-        for notice in run.record["data"].get("notices") or ():
-            notices.setdefault(str(notice), []).append(run.name)
+        for notice in run.record.data.notices:
+            notices.setdefault(notice, []).append(run.name)
     for notice, names in notices.items():
         yield notice if len(names) == len(runs) else f"{', '.join(names)}: {notice}"
     for run in runs:
@@ -27,41 +27,41 @@ def run_warnings(groups: Sequence[Group]) -> Iterator[str]:
         yield from _about_baseline(group, find_baseline(group, groups))
 
 
-def _about_maps(run: RunRecord) -> Iterator[str]:
+def _about_maps(run: Run) -> Iterator[str]:
     if run.attention is not None:
         return
-    summary = run.record.get("attention")
-    if summary and not summary["points"]:
-        yield f"{run.name}: {run.student} has no attention points"
+    summary = run.record.attention
+    if summary and not summary.points:
+        yield f"{run.name}: {run.record.student.name} has no attention points"
     else:
         yield f"{run.name} saved no attention maps, so none are shown; train with --probes above 0"
 
 
-def _about_training(run: RunRecord) -> Iterator[str]:
-    best = run.record["best_on_validation"]
-    last = float(run.final["validation_error"])
-    if last - float(best["validation_error"]) > 2:
+def _about_training(run: Run) -> Iterator[str]:
+    best = run.record.best_on_validation
+    last = run.record.final.validation_error
+    if last - best.validation_error > 2:
         yield (
             f"{run.name}: the last weights have a higher validation error ({last:.1f} %) than "
-            f"those after epoch {best['epoch']} ({best['validation_error']:.1f} %); train for "
+            f"those after epoch {best.epoch} ({best.validation_error:.1f} %); train for "
             "fewer epochs, or with a lower learning rate"
         )
-    waited = sum(row.get("seconds_waiting_for_data", 0.0) for row in run.metrics)
-    seconds = float(run.record["seconds"])
+    waited = sum(row.seconds_waiting_for_data for row in run.metrics)
+    seconds = run.record.seconds
     if seconds > LONG_RUN and waited > 0.03 * seconds:
         yield (
             f"{run.name} waited for data {100 * waited / seconds:.0f} % of its time; give it more "
             "--workers"
         )
-    for name in run.metrics[-1]["terms"] if run.metrics else ():
-        if not any(row["terms"].get(name) for row in run.metrics):
+    for name in run.metrics[-1].terms if run.metrics else ():
+        if not any(row.terms.get(name) for row in run.metrics):
             yield f"{run.name}: the term {name} was 0 in every epoch"
 
 
 def _about_baseline(group: Group, alone: Group | None) -> Iterator[str]:
     if alone is None:
         return
-    epochs = [each.representative.config.get("epochs") for each in (alone, group)]
+    epochs = [each.representative.config.epochs for each in (alone, group)]
     if epochs[0] != epochs[1]:
         yield (
             f"{alone.label} was trained for {epochs[0]} epochs and {group.label} for {epochs[1]}: "

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from attention_transfer.config import MapsConfig, height_and_width
 from attention_transfer.drawing.maps import MapsFigure, count_lines, draw_maps
 from attention_transfer.errors import InputError
-from attention_transfer.runs.array_files import write_arrays
-from attention_transfer.runs.folder import new_folder, writing_to
+from attention_transfer.files import replacing, write_arrays
+from attention_transfer.runs import new_folder, writing_to
 from attention_transfer.viewing.images import FileImage, find_image_files
 from attention_transfer.viewing.inference import MapRequest
 from attention_transfer.viewing.layout import MapGrid, compute_grid
@@ -72,7 +72,8 @@ def write_maps(config: MapsConfig) -> MapsResult:
             _save(figure, folder / f"{name}.{config.format}")
             for name, figure in _figures(grid, config)
         ]
-        raw = write_arrays(folder / "maps.npz", _raw_arrays(grid, images))
+        raw = folder / "maps.npz"
+        write_arrays(raw, _raw_arrays(grid, images))
     return MapsResult(folder, pictures, raw, grid, images, unreadable)
 
 
@@ -123,9 +124,8 @@ def _figures(grid: MapGrid, config: MapsConfig) -> Iterator[tuple[str, MapsFigur
 
 def _save(figure: MapsFigure, path: Path) -> Path:
     """Write a picture, complete or not at all, and return its path."""
-    partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, format=path.suffix[1:])
-    partial.rename(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:])
     return path
 
 

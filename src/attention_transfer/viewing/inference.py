@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attention_transfer.data.decoding import Box, BrokenImageError
 from attention_transfer.data.views import centre
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.functional.maps import MapKind, to_float32
 from attention_transfer.transfer import Attention, attention_of
 from attention_transfer.transfer.pairing import PairingSide
@@ -170,10 +170,9 @@ class MapRequest:
             raise
         except Exception as error:
             height, width = images.shape[-2:]
-            reason = str(error).strip().partition("\n")[0]
             raise InputError(
                 f"{network.name} does not run on images {height}x{width} "
-                f"({type(error).__name__}: {reason}); give the size that it expects"
+                f"({type(error).__name__}: {first_line(error)}); give the size that it expects"
             ) from error
 
 

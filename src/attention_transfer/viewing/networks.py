@@ -18,7 +18,7 @@ from attention_transfer.models import (
     own_preprocessing,
 )
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.runs.folder import Run
+from attention_transfer.runs import Run
 from attention_transfer.taps import unwrapped
 
 __all__ = ["NamedModel", "Network", "Networks", "distinct_names", "named_models"]
