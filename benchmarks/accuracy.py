@@ -23,7 +23,8 @@ from attention_transfer.config import DemoConfig, RunConfig
 from attention_transfer.data import load_data
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.experiments.demo import packaged_teacher, student_configs
-from attention_transfer.training import Run, RunProgress, run
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress, run
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
             else:
                 finished = run(config.replace(out=folder), progress, data)
             errors.setdefault(arm, []).append(finished.test_error)
-            seconds.setdefault(arm, []).append(finished.record["seconds"])
+            seconds.setdefault(arm, []).append(finished.record.seconds)
     document = {
         "settings": DemoConfig().model_dump(mode="json"),
         "machine": describe_machine(),

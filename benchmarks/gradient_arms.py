@@ -25,7 +25,8 @@ from attention_transfer.config import DistillConfig, RunConfig
 from attention_transfer.data import load_data
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.experiments.demo import packaged_teacher
-from attention_transfer.training import Run, RunProgress, resume, run
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress, resume, run
 
 UPSIDE_DOWN = {"flip_axis": "vertical", "flip_classes": "0,1,3,8"}
 BETAS = (0.001, 0.01, 0.1)
@@ -109,7 +110,7 @@ class Comparison:
 
         def error(arm: str, beta: float, seed: int) -> float:
             finished = self.distilled(f"{arm} {beta:g}", gradient_arm(arm, beta), seed)
-            return float(finished.record["final"]["validation_error"])
+            return finished.record.final.validation_error
 
         return {
             arm: {
@@ -169,7 +170,7 @@ def summary(runs: list[Run]) -> dict[str, Any]:
         "test_errors": errors,
         "mean": statistics.mean(errors),
         "standard_deviation": statistics.stdev(errors) if len(errors) > 1 else None,
-        "median_seconds": statistics.median(finished.record["seconds"] for finished in runs),
+        "median_seconds": statistics.median(finished.record.seconds for finished in runs),
     }
 
 

@@ -11,7 +11,8 @@ from torch import nn
 import attention_transfer as at
 from attention_transfer import network_inputs
 from attention_transfer.data import Augmentation, DataSet, ImageSet
-from attention_transfer.training import Run, RunProgress
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -84,13 +85,13 @@ SMALL: dict[str, Any] = {
 
 
 class Listening(RunProgress):
-    """Keeps the lines that are said."""
+    """Collects the lines that are written."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
 
-    def say(self, line: str) -> None:
+    def write_line(self, line: str) -> None:
         self.lines.append(line)
 
 

@@ -60,9 +60,9 @@ def prepare_folder() -> None:
     Path("busy").mkdir()
     Path("busy/file.txt").write_text("something")
     Path("a-run").mkdir()
-    Path("a-run/config.yaml").write_text("model: wrn-16-1\n")
+    Path("a-run/config.yaml").write_text("student: wrn-16-1\n")
     Path("finished").mkdir()
-    Path("finished/config.yaml").write_text("model: wrn-16-1\n")
+    Path("finished/config.yaml").write_text("student: wrn-16-1\n")
     Path("finished/record.json").write_text("{}")
     Path("a-file").write_text("")
     Path("empty").mkdir()
@@ -175,8 +175,8 @@ def test_the_installed_command_does_the_same() -> None:
 def test_attention_needs_no_classes_in_common() -> None:
     prepare_folder()
     config = DistillConfig.checked({"teacher": "other-classes", "student": "wrn-10-1"})
-    prepared = setup.set_up_run(config)
-    assert len(prepared.transfer.pair_descriptions) == 3
+    run_setup = setup.set_up_run(config)
+    assert len(run_setup.transfer.pair_descriptions) == 3
 
 
 def test_help_answers_everywhere(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,9 @@ from attention_transfer.cli import main
 from attention_transfer.config import CacheConfig, DistillConfig
 from attention_transfer.data import AugmentedView, batches
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.training import Run, RunProgress
-from attention_transfer.training.monitoring.progress import Moment
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress
+from attention_transfer.training.monitoring.progress import StepFigures
 from attention_transfer.training.setup import RunSetup, prepare, set_up_run
 from conftest import SMALL, Listening
 
@@ -57,8 +58,8 @@ class Recording(RunProgress):
         super().__init__()
         self.steps: list[dict[str, float]] = []
 
-    def step(self, images: int, moment: Moment) -> None:
-        self.steps.append({name: float(value) for name, value in moment.terms.items()})
+    def step(self, images: int, figures: StepFigures) -> None:
+        self.steps.append({name: float(value) for name, value in figures.terms.items()})
 
 
 def times() -> dict[Path, int]:
@@ -85,8 +86,8 @@ def test_a_cached_run_is_step_for_step_the_live_run(teacher: Run, asked: dict[st
     for one, other in zip(live.steps, cached.steps, strict=True):
         assert one == pytest.approx(other, rel=1e-3)
     record = at.Run(Path("cached")).record
-    assert record["cache"]["views"] == 3
-    assert record["cache"]["seconds_building"] > 0
+    assert record.cache.views == 3
+    assert record.cache.seconds_building > 0
 
 
 def test_a_cache_serves_other_students_weights_and_seeds(teacher: Run) -> None:
@@ -138,8 +139,8 @@ def test_views_go_round_when_there_are_more_epochs(teacher: Run) -> None:
     progress = Listening()
     settings = {"teacher": "teacher", "student": "nin-thin", "cache": "targets", "out": "run"}
     run = at.distill(**settings, progress=progress, **SMALL)
-    assert run.record["cache"]["views"] == 2
-    assert "targets from targets: 2 views of each image, which 3 epochs go round in" in (
+    assert run.record.cache.views == 2
+    assert "targets from targets: 2 views of each image; 3 epochs cycle through them" in (
         progress.lines
     )
 
@@ -151,7 +152,7 @@ def test_a_run_without_a_need_of_its_teacher_leaves_the_cache_alone(teacher: Run
     run = at.distill(**settings, **terms, progress=progress, **{**SMALL, "epochs": 1})
     assert "no term needs the teacher, so no cache is read or made" in progress.lines
     assert not Path("targets").exists()
-    assert run.record["cache"] is None
+    assert run.record.cache is None
 
 
 def test_an_interrupted_cached_run_resumes_exactly(teacher: Run) -> None:
@@ -179,14 +180,14 @@ def test_a_resumed_run_has_its_views_though_the_cache_is_gone(teacher: Run) -> N
         at.distill(out="broken", progress=Stopping(), **common)
     assert main(["cache", "remove", "targets"]) == 0
     resumed = at.resume("broken")
-    assert resumed.record["cache"]["views"] == 1
+    assert resumed.record.cache.views == 1
     one, other = (run.load().network.state_dict() for run in (whole, resumed))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_an_interrupted_build_leaves_no_run_and_is_gone_on_with(teacher: Run) -> None:
     class Stopping(RunProgress):
-        def say(self, line: str) -> None:
+        def write_line(self, line: str) -> None:
             if line == "targets: 2 of 3 shards":
                 raise KeyboardInterrupt
 
@@ -195,7 +196,7 @@ def test_an_interrupted_build_leaves_no_run_and_is_gone_on_with(teacher: Run) ->
         at.distill(out="run", progress=Stopping(), **common)
     assert not Path("run").exists()
     assert len(TargetCache.open(Path("targets")).missing()) == 1
-    assert at.distill(out="run", **common).record["cache"]["views"] == 3
+    assert at.distill(out="run", **common).record.cache.views == 3
 
 
 def test_several_teachers_are_kept_as_one(teacher: Run) -> None:

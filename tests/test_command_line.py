@@ -24,7 +24,7 @@ from attention_transfer.data import DataSet, ImageSet, load_data
 from attention_transfer.experiments import demo
 from attention_transfer.models import ModelCard, build
 from attention_transfer.runs.checkpoints import save_checkpoint
-from attention_transfer.training import RunProgress, evaluate, setup
+from attention_transfer.training import RunProgress, evaluation, setup
 
 Capture = pytest.CaptureFixture[str]
 
@@ -44,7 +44,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch, tiny: DataSet) -> None:
     def load(name: str, **settings: Any) -> DataSet:
         return tiny if name == "cluttered-digits" else load_data(name, **settings)
 
-    for module in (network_inputs, evaluate, demo):
+    for module in (network_inputs, evaluation, demo):
         monkeypatch.setattr(module, "load_data", load)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
@@ -265,7 +265,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "evaluate on other classes": (
         "evaluate three --data cluttered-digits",
-        "three was trained to tell 0, 1, 2 apart, tiny has 0, 1, 2 and 7 more",
+        "three was trained on the classes 0, 1, 2, tiny has 0, 1, 2 and 7 more",
     ),
 }
 
@@ -411,7 +411,7 @@ def test_doctor_prints_tables_for_people(capsys: Capture) -> None:
 def show(name: str) -> None:
     """Everywhere that a name can turn up: a table's title, head and cells, and a run's lines."""
     print_table(console(False), [name, "error"], [[name, "1"]], title=name)
-    RunProgress(console(False)).say(name)
+    RunProgress(console(False)).write_line(name)
 
 
 @pytest.mark.parametrize("name", ["[red]x[/red]", "[/]", "[link=file:///]x", ":x:", "a\\", "=1+1"])

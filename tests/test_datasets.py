@@ -300,7 +300,7 @@ def test_networks_of_ones_own_teach_and_learn(tmp_path: Path) -> None:
     run = at.distill(
         teacher="theirs.work:Small", student="theirs.work:Small", out=tmp_path / "run", **settings
     )
-    assert [pair["student"] for pair in run.record["pairs"]] == ["stem", "body"]
+    assert [pair.student for pair in run.record.pairs] == ["stem", "body"]
     assert main(["evaluate", str(run.folder)]) == 0
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import attention_transfer as at
 from attention_transfer.errors import InputError
-from attention_transfer.training import Run
+from attention_transfer.runs import Run
 from attention_transfer.training.fine_tuning import parameter_groups
 from conftest import SMALL
 
@@ -30,7 +30,7 @@ def test_frozen_modules_keep_their_weights_and_statistics(teacher: Run) -> None:
     for name, value in before.items():
         same = torch.equal(value, after[name])
         assert same == name.startswith(("stem.", "group1.")), name
-    assert [pair["student"] for pair in run.record["pairs"]] == ["group2", "group3"]
+    assert [pair.student for pair in run.record.pairs] == ["group2", "group3"]
 
 
 def test_a_point_in_a_frozen_part_is_refused(teacher: Run) -> None:
@@ -109,6 +109,6 @@ def test_a_run_goes_on_from_another_runs_weights(teacher: Run) -> None:
     run = at.distill(
         teacher=str(teacher.folder), student=str(teacher.folder), lr=1e-6, epochs=1, out="on"
     )
-    assert run.record["student"]["name"] == "wrn-10-1"
+    assert run.record.student.name == "wrn-10-1"
     before, after = (load_file(own.folder / "model.safetensors") for own in (teacher, run))
     assert torch.allclose(before["stem.weight"], after["stem.weight"], atol=1e-3)

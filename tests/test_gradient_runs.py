@@ -11,7 +11,8 @@ import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.config import DistillConfig
 from attention_transfer.errors import InputError
-from attention_transfer.training import Run, RunProgress, run
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress, run
 from attention_transfer.training.setup import terms_of
 from conftest import SMALL
 
@@ -34,15 +35,15 @@ def test_the_command_trains_with_every_gradient_term(capsys: pytest.CaptureFixtu
     assert "input gradient norm: weight 0.005 on ||J||^2" in out
     student = Run(Path("student"))
     row = student.metrics[-1]
-    assert set(row["terms"]) == {
+    assert set(row.terms) == {
         "cross_entropy",
         "activation_attention",
         "gradient_attention",
         "flip_symmetry",
         "input_gradient_norm",
     }
-    assert all(value >= 0 for value in row["terms"].values())
-    assert 0 < row["attention_agreement"]["input:input"] <= 1
+    assert all(value >= 0 for value in row.terms.values())
+    assert 0 < row.attention_agreement["input:input"] <= 1
     assert student.config.attention == "activation,gradient"
 
 

@@ -117,7 +117,7 @@ def test_unusual_networks_are_trained_kept_and_read_again(student: str, photos: 
     run = at.distill(
         teacher="own:Small", student=f"own:{student}", data=photos, image_size=32, **SETTINGS
     )
-    assert [pair["teacher"] for pair in run.record["pairs"]] == ["first", "second"]
+    assert [pair.teacher for pair in run.record.pairs] == ["first", "second"]
     assert run.load().network.state_dict().keys()
     assert main(["evaluate", str(run.folder), "--json"]) == 0
 
@@ -290,10 +290,10 @@ def test_what_a_run_records_is_what_evaluate_finds_at_any_size(
     )
     capsys.readouterr()
     assert main(["evaluate", str(run.folder), "--json"]) == 0
-    assert f'"loss": {run.record["final"]["test_loss"]}' in capsys.readouterr().out
+    assert f'"loss": {run.record.final.test_loss}' in capsys.readouterr().out
     (tmp_path / "photos" / "c").rename(tmp_path / "photos" / "zebra")
     assert main(["evaluate", str(run.folder)]) == 2
-    assert "was trained to tell a, b, c apart" in capsys.readouterr().err
+    assert "was trained on the classes a, b, c, " in capsys.readouterr().err
 
 
 def test_a_teacher_sees_images_as_fine_as_its_own(photos: str, tmp_path: Path) -> None:

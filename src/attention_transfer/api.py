@@ -9,7 +9,8 @@ from accelerate import PartialState
 from attention_transfer import training
 from attention_transfer.config import DistillConfig, RunConfig
 from attention_transfer.report.page import write_report
-from attention_transfer.training import Run, RunProgress
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress
 
 __all__ = ["distill", "resume", "run", "train"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attention_transfer.config import ImagesConfig, height_and_width
 from attention_transfer.data import DataSet, WithAugmentation, load_data
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.models import LoadedModel
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import evaluating
@@ -80,10 +80,9 @@ def try_out(model: LoadedModel, data: DataSet, images: Tensor) -> object:
             return model.network(given)
     except Exception as error:
         height, width = given.shape[-2:]
-        reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{model.name} does not run on images {height}x{width} ({type(error).__name__}: "
-            f"{reason}); give another --image-size, or another network"
+            f"{first_line(error)}); give another --image-size, or another network"
         ) from error
 
 

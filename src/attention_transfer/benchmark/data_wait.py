@@ -11,6 +11,7 @@ from attention_transfer.benchmark.figures import spread
 from attention_transfer.benchmark.synthetic_images import cifar_files, photo_files
 from attention_transfer.benchmark.timing import Say
 from attention_transfer.config import BenchmarkConfig, RunConfig
+from attention_transfer.runs import EpochMetrics
 from attention_transfer.training import run
 
 __all__ = ["counted", "measure"]
@@ -29,7 +30,7 @@ def measure(config: BenchmarkConfig, say: Say) -> Measured:
     with TemporaryDirectory() as folder, ExitStack() as files:
         for name, settings in _kinds(Path(folder), files):
             say(f"data: {name}")
-            rows: list[dict[str, Any]] = []
+            rows: list[EpochMetrics] = []
             for number in range(config.runs):
                 asked = RunConfig(
                     epochs=config.epochs,
@@ -45,7 +46,7 @@ def measure(config: BenchmarkConfig, say: Say) -> Measured:
     return Measured(cases=cases, notes=NOTES)
 
 
-def counted(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def counted(metrics: list[EpochMetrics]) -> list[EpochMetrics]:
     """The epochs of a run that count: of several all but the first, which warms up."""
     return metrics[1:] or metrics
 
@@ -63,9 +64,9 @@ def _kinds(folder: Path, files: ExitStack) -> Iterator[tuple[str, dict[str, Any]
     )
 
 
-def _case(rows: list[dict[str, Any]]) -> Case:
-    shares = [row["seconds_waiting_for_data"] / row["seconds"] for row in rows]
+def _case(rows: list[EpochMetrics]) -> Case:
+    shares = [row.seconds_waiting_for_data / row.seconds for row in rows]
     return Case(
-        images_per_second={"training": spread([row["images_per_second"] for row in rows])},
+        images_per_second={"training": spread([row.images_per_second for row in rows])},
         ratios={"waiting_over_step": spread(shares)},
     )

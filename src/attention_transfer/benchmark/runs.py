@@ -41,7 +41,7 @@ def run_rate(config: RunConfig) -> float:
     """Images a second of a run in the middle one of its epochs that count."""
     with TemporaryDirectory() as folder:
         rows = counted(training.run(config.replace(out=Path(folder) / "run")).metrics)
-        return statistics.median(float(row["images_per_second"]) for row in rows)
+        return statistics.median(row.images_per_second for row in rows)
 
 
 def runs_until_paid(cache: float, live: float, cached: float) -> int | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from attention_transfer.cache.contents import Contents, difference
 from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.files import move_into_place, partial_path
 from attention_transfer.transfer import Targets
 
 __all__ = ["Shard", "TargetCache", "check_room", "free_bytes", "remove_cache"]
@@ -184,9 +185,7 @@ class TargetCache:
             digest = self._sealed(shard)
             digest.update(content)
             file.write(digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(self.path(shard))
+        move_into_place(partial, self.path(shard))
 
     def _rows(self, shard: Shard) -> NDArray[np.void]:
         """A shard's rows, checked when they are first read; those of other views are let go."""
@@ -236,7 +235,7 @@ class TargetCache:
         return self.contents.rows_in(shard) * self.contents.row.itemsize + CHECKSUM_BYTES
 
     def _partial(self, shard: Shard) -> Path:
-        return self.folder / f".{self.path(shard).name}.partial"
+        return partial_path(self.path(shard))
 
 
 def check_room(folder: Path, needed: int) -> None:

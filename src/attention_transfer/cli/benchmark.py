@@ -11,6 +11,7 @@ from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.errors import InputError
+from attention_transfer.files import write_text
 from attention_transfer.terminal import escape_control_characters, print_line
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def run(arguments: Namespace) -> int:
     text = json.dumps(measure(config, _say).as_json(), indent=2)
     document = Document.read(text)
     if config.out is not None:
-        config.out.write_text(text + "\n", encoding="utf-8")
+        write_text(config.out, text + "\n")
     if arguments.json:
         print_json(json.loads(text))
     else:

@@ -20,14 +20,14 @@ def run(arguments: Namespace) -> int:
     config = config_from(arguments, DemoConfig)
     from dataclasses import asdict
 
-    from attention_transfer.drawing.demo_figure import draw_attention
+    from attention_transfer.drawing.demo_figure import draw_demo_figure
     from attention_transfer.experiments.demo import run_demo
     from attention_transfer.report.page import write_report
     from attention_transfer.training import RunProgress
 
     where = console(arguments.json)
     result = run_demo(config, RunProgress(where))
-    picture = draw_attention(result.attention, result.folder / "attention.png")
+    picture = draw_demo_figure(result.scenes, result.folder / "attention.png")
     page = write_report([result.folder])
     if arguments.json:
         print_json(

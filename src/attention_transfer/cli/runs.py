@@ -7,7 +7,8 @@ from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.terminal import print_line
 
 if TYPE_CHECKING:
-    from attention_transfer.training import Run, RunProgress
+    from attention_transfer.runs import Run
+    from attention_transfer.training import RunProgress
 
 __all__ = ["report_run"]
 
@@ -26,15 +27,15 @@ def report_run(work: "Callable[[RunProgress], Run]", as_json: bool) -> int:
     written = finished.folder / "report.html"
     page = str(written) if written.is_file() else None
     if as_json:
-        print_json({"folder": str(finished.folder), "report": page, **record})
+        values = record.model_dump(mode="json")
+        print_json({"folder": str(finished.folder), "report": page, **values})
         return 0
-    final, student = record["final"], record["student"]
     row = [
-        student["name"],
-        f"{final['test_error']:.2f}",
-        f"{final['validation_error']:.2f}",
-        f"{student['parameters']:,}",
-        f"{record['seconds']:.0f}",
+        record.student.name,
+        f"{record.final.test_error:.2f}",
+        f"{record.final.validation_error:.2f}",
+        f"{record.student.parameters:,}",
+        f"{record.seconds:.0f}",
     ]
     columns = ["network", "test error %", "validation error %", "parameters", "seconds"]
     print_table(where, columns, [row])

@@ -7,6 +7,7 @@ import yaml
 
 from attention_transfer.config import Config
 from attention_transfer.errors import InputError
+from attention_transfer.files import write_text
 
 __all__ = ["read_config_file", "write_config_file"]
 
@@ -78,6 +79,4 @@ def _parsed(text: str, path: Path) -> Any:
 
 def write_config_file(config: Config, path: Path) -> None:
     """Every value of a configuration, as YAML that :func:`read_config_file` reads."""
-    path.write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
-    )
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -26,7 +26,7 @@ from attention_transfer.data.decoding import (
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, AugmentedView, DataSet
 from attention_transfer.data.splitting import by_split, hold_out_test
 from attention_transfer.data.views import CropFlip, centre
-from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.errors import InputError, TrainingError, first_line
 from attention_transfer.factories import import_object
 
 __all__ = ["DatasetImages", "factory_data", "hugging_face_data"]
@@ -209,10 +209,9 @@ def hugging_face_data(name: str, size: tuple[int, int], *, data_seed: int = 0) -
         path, _, configuration = name.partition(":")
         splits = datasets.load_dataset(path, configuration or None)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"the dataset {name!r} cannot be had ({type(error).__name__}: {reason}); check its "
-            "name and the network"
+            f"the dataset {name!r} cannot be had ({type(error).__name__}: {first_line(error)}); "
+            "check its name and the network"
         ) from None
     undecoded = {split: _undecoded(datasets, part) for split, part in splits.items()}
     return _without_broken(_data_set(name, undecoded, size, data_seed))

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from attention_transfer.config import Interpolation
+from attention_transfer.errors import first_line
 
 __all__ = [
     "MOST_PIXELS",
@@ -138,8 +139,7 @@ def _told() -> Iterator[None]:
     except UnidentifiedImageError:
         raise BrokenImageError("it is no image") from None
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise BrokenImageError(reason) from None
+        raise BrokenImageError(first_line(error)) from None
 
 
 def _opened(source: bytes | Path) -> Image.Image:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from attention_transfer.data.augmentation import WithAugmentation, targets
 from attention_transfer.data.images import AugmentedView, Images, ImageSet
 from attention_transfer.data.randomness import permutation
-from attention_transfer.errors import TrainingError
+from attention_transfer.errors import TrainingError, first_line
 
 __all__ = [
     "Batch",
@@ -272,7 +272,7 @@ def _made(images: Images, shares: Iterator[_Share], workers: int, pinned: bool) 
         raise
     except (RuntimeError, *GONE) as error:
         at = [images.name(index) for index in dataset.at.tolist() if index >= 0]
-        reason = "it exited" if isinstance(error, GONE) else str(error).partition("\n")[0]
+        reason = "it exited" if isinstance(error, GONE) else first_line(error)
         raise TrainingError(
             f"a loader worker stopped at {' or '.join(at) or 'its start'}: {reason}; resume the "
             "run, with --workers 0 if it happens again"

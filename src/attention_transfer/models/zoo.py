@@ -14,7 +14,7 @@ from urllib.request import getproxies
 import torch
 from torch import nn
 
-from attention_transfer.errors import InputError, nearest
+from attention_transfer.errors import InputError, first_line, nearest
 from attention_transfer.factories import import_object
 from attention_transfer.models.heads import replace_head
 from attention_transfer.preprocessing import Preprocessing
@@ -247,8 +247,9 @@ def _built(name: str, build: Callable[[], Any]) -> nn.Module:
             warnings.simplefilter("ignore")
             return cast(nn.Module, build())
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{name} could not be built: {type(error).__name__}: {reason}") from error
+        raise InputError(
+            f"{name} could not be built: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _from_hub(create: Callable[[], Any]) -> nn.Module:

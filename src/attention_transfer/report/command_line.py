@@ -1,4 +1,4 @@
-"""The command that repeats a run."""
+"""The command line that repeats a run."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -6,17 +6,17 @@ from typing import Any
 
 from attention_transfer.config import Config, DistillConfig, TrainingConfig, flag_of
 
-__all__ = ["command_of"]
+__all__ = ["command_line"]
 
 
-def command_of(settings: Mapping[str, Any]) -> str:
-    """The command line of a run, with the settings that are not the defaults.
+def command_line(settings: Mapping[str, Any]) -> str:
+    """Return a run's command line, with the settings that differ from the defaults.
 
     Args:
-        settings: of a run's ``config.yaml``.
+        settings: the content of the run's ``config.yaml``.
 
     Example:
-        >>> command_of({"student": "wrn-16-1", "epochs": 3, "nesterov": False, "lr": 0.4})
+        >>> command_line({"student": "wrn-16-1", "epochs": 3, "nesterov": False, "lr": 0.4})
         'attention-transfer train --model wrn-16-1 --epochs 3 --no-nesterov'
     """
     if settings.get("teacher") is not None:
@@ -25,8 +25,9 @@ def command_of(settings: Mapping[str, Any]) -> str:
 
 
 def _flags(settings: Mapping[str, Any], kind: type[Config]) -> Iterator[str]:
-    first = [name for name, field in kind.model_fields.items() if field.is_required()]
-    for name in [*first, *(name for name in kind.model_fields if name not in first)]:
+    """Yield the flags of the settings, the required ones first."""
+    required = [name for name, field in kind.model_fields.items() if field.is_required()]
+    for name in dict.fromkeys([*required, *kind.model_fields]):
         field = kind.model_fields[name]
         if name not in settings or name == "out":
             continue
