@@ -1,4 +1,4 @@
-"""One's own datasets and Hugging Face's: every kind of sample, and what is none."""
+"""Users' own datasets and Hugging Face's: every kind of sample, and what is refused."""
 
 import shutil
 import sys
@@ -15,6 +15,7 @@ from attention_transfer.cli import main
 from attention_transfer.data import AugmentedView, batches, load_data
 from attention_transfer.data.datasets import DatasetImages
 from attention_transfer.data.decoding import as_pil
+from attention_transfer.data.views import CropResize
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.factories import import_object
 from test_folders import CLASSES, fill
@@ -147,7 +148,9 @@ def test_every_image_is_in_the_fingerprint() -> None:
 
     def fingerprint() -> str:
         labels = torch.tensor([label for _, label in samples])
-        return DatasetImages(samples, (0, 1), np.arange(60), labels, (4, 4)).fingerprint
+        return DatasetImages(
+            labels, CropResize((4, 4)), samples, (0, 1), np.arange(60)
+        ).fingerprint
 
     before = fingerprint()
     assert fingerprint() == before
@@ -177,7 +180,7 @@ def test_every_kind_of_image_is_understood(image: object) -> None:
     ("data", "match"),
     [
         ("theirs.work:unfinished", "has the splits test, expected train"),
-        ("theirs.work:nothing", "gave a int, expected a dataset, a pair"),
+        ("theirs.work:nothing", "got a int, expected a map-style dataset, a pair"),
         ("theirs.work:failing", "failed: RuntimeError: no disk"),
         ("theirs.work:odd", r"a sample of .* is a float, expected \(image, label\)"),
         ("theirs.work:endless", "expected a map-style dataset"),
@@ -189,7 +192,7 @@ def test_every_kind_of_image_is_understood(image: object) -> None:
         ("theirs.work:raises", "ZeroDivisionError: division by zero"),
         ("theirs.play:pair", "cannot import 'theirs.play'"),
         ("imagenet:theirs", "not laid out as ImageNet"),
-        ("hf:./nowhere", "cannot be had"),
+        ("hf:./nowhere", "cannot be loaded"),
     ],
 )
 def test_what_is_no_data_is_refused(
@@ -204,10 +207,10 @@ def test_what_is_no_data_is_refused(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_sample_that_cannot_be_had_is_named(workers: int) -> None:
+def test_a_sample_that_cannot_be_read_is_named(workers: int) -> None:
     data = load_data("theirs.work:broken", image_size=(16, 16))
     order = np.arange(len(data.train))
-    with pytest.raises(TrainingError, match="sample 7 of Pairs cannot be had: KeyError: 'gone'"):
+    with pytest.raises(TrainingError, match="sample 7 of Pairs cannot be read: KeyError: 'gone'"):
         list(batches(data.train, order, 8, view=AugmentedView(0, 0), workers=workers))
 
 
@@ -243,7 +246,8 @@ def test_a_view_does_not_depend_on_those_asked_for_before(tmp_path: Path) -> Non
 
     def opened() -> DatasetImages:
         samples = [(Image.open(tmp_path / "a.jpg"), 0)]
-        return DatasetImages(samples, (0, 1), np.arange(1), torch.zeros(1).long(), (32, 32))
+        labels = torch.zeros(1, dtype=torch.int64)
+        return DatasetImages(labels, CropResize((32, 32)), samples, (0, 1), np.arange(1))
 
     indices, views = np.arange(1), [AugmentedView(0, number) for number in range(3)]
     forth, back = opened(), opened()
@@ -272,7 +276,7 @@ def test_a_dataset_of_hugging_faces_library(
     (tmp_path / "spoilt" / "train" / "cat" / "01.png").write_bytes(whole[: len(whole) // 2])
     spoilt = load_data(f"hf:{tmp_path / 'spoilt'}", validation=0.25, image_size=(24, 32))
     assert [len(part) for part in (spoilt.train, spoilt.validation, spoilt.test)] == [8, 3, 12]
-    assert spoilt.notices[0].startswith("left out, broken: sample 5 of Dataset")
+    assert spoilt.notices[0].startswith("skipped corrupt image sample 5 of Dataset")
     data = load_data(f"hf:{tmp_path / 'images'}", validation=0.25, image_size=(24, 32))
     assert data.class_names == CLASSES
     assert [len(part) for part in (data.train, data.validation, data.test)] == [9, 3, 12]

@@ -1,4 +1,4 @@
-"""Every kind of image file gives its true pixels; what is broken is told, and costs nothing."""
+"""Decoding of every kind of image file, and of corrupt ones."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from attention_transfer.data.decoding import Box, BrokenImageError, decode, image_size
+from attention_transfer.data.decoding import Box, CorruptImageError, decode, image_size
 
 Pixels = NDArray[np.uint8]
 HEIGHT, WIDTH = 12, 20
@@ -182,20 +182,20 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_what_is_broken_is_told(fault: str) -> None:
-    with pytest.raises(BrokenImageError):
+def test_corrupt_files_are_refused(fault: str) -> None:
+    with pytest.raises(CorruptImageError):
         decode(BROKEN[fault], (8, 8))
 
 
 BOMB = """
 import io, resource, sys
-from attention_transfer.data.decoding import BrokenImageError, image_size, decode
+from attention_transfer.data.decoding import CorruptImageError, image_size, decode
 content = sys.stdin.buffer.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for look in (image_size, lambda content: decode(content, (8, 8))):
     try:
         look(content)
-    except BrokenImageError as error:
+    except CorruptImageError as error:
         print(error)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

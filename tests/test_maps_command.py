@@ -280,7 +280,7 @@ BAD: dict[str, tuple[str, str]] = {
     "empty folder": (f"{STUDENT} empty", "no images in the folder empty"),
     "pattern without a match": (f"{STUDENT} photos/*.gif", r"no file matches 'photos/\*\.gif'"),
     "no file": (f"{STUDENT} dangling.png", "dangling.png is no file; expected an image"),
-    "one unreadable": (f"{STUDENT} notes.txt", "notes.txt cannot be read: it is no image; expect"),
+    "one unreadable": (f"{STUDENT} notes.txt", "notes.txt cannot be read: it is not an image; expect"),
     "none readable": (f"{STUDENT} notes.txt cut.png", "notes.txt cannot be read.*nor can 1 other"),
     "own name": ("maps wrn-10-1 --images photos", "wrn-10-1 has no pretrained weights; give the"),
     "unknown network": ("maps wnr-10-1 --images photos", "unknown model.*did you mean"),

@@ -43,7 +43,7 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
         data_seed=data_seed or 0,
         download=config.download,
         image_size=None if config.image_size is None else height_and_width(config.image_size),
-        own_size=own_input_size(config.model)[1:],
+        default_size=own_input_size(config.model)[1:],
     )
     model = load(config.model, len(data.class_names), trained=True)
     if model.card is not None and model.card.class_names != data.class_names:

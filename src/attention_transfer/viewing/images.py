@@ -17,10 +17,9 @@ from attention_transfer.config import Interpolation
 from attention_transfer.data.decoding import (
     Box,
     decode,
-    fitted,
     image_size,
-    read,
-    turned_size,
+    resized_part,
+    upright_size,
 )
 from attention_transfer.data.folders import SUFFIXES, files_under
 from attention_transfer.errors import InputError
@@ -44,14 +43,14 @@ class Picture(Protocol):
         """Height and width.
 
         Raises:
-            BrokenImageError: it is none.
+            CorruptImageError: it is none.
         """
 
     def part(self, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Tensor:
         """A part of it at a size, (3, H, W) on a scale of 0 to 1.
 
         Raises:
-            BrokenImageError: it is damaged.
+            CorruptImageError: it is damaged.
         """
 
 
@@ -68,7 +67,7 @@ class FilePicture:
 
     def part(self, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Tensor:
         """A part of it at a size."""
-        return _as_tensor(decode(read(self.path), size, box, interpolation))
+        return _as_tensor(decode(self.path, size, box, interpolation))
 
 
 class PixelPicture:
@@ -80,11 +79,11 @@ class PixelPicture:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
-        return turned_size(self.image)
+        return upright_size(self.image)
 
     def part(self, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Tensor:
         """A part of it at a size."""
-        return _as_tensor(fitted(self.image, size, box, interpolation))
+        return _as_tensor(resized_part(self.image, size, box, interpolation))
 
 
 class TensorPicture:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attention_transfer.data.decoding import Box, BrokenImageError
+from attention_transfer.data.decoding import Box, CorruptImageError
 from attention_transfer.data.views import centre
 from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import MapKind, to_float32
@@ -141,7 +141,7 @@ class MapRequest:
             try:
                 boxes.append(self.box(network, picture))
                 parts.append(picture.part(size, boxes[-1], by))
-            except BrokenImageError as error:
+            except CorruptImageError as error:
                 raise InputError(f"{picture.name} can no longer be read: {error}") from None
         images = torch.stack(parts)
         seen = self._attention(network, spots, images)

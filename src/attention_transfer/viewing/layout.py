@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attention_transfer.data.decoding import Box, BrokenImageError
+from attention_transfer.data.decoding import Box, CorruptImageError
 from attention_transfer.drawing.maps import Cell, Column, Place, Row, relative, shared_limit
 from attention_transfer.viewing.images import Picture
 from attention_transfer.viewing.inference import MapRequest, NetworkMaps
@@ -117,7 +117,7 @@ def see(
     for place, picture in enumerate(pictures):
         try:
             scenes.append(_scene(picture, networks, look))
-        except BrokenImageError as error:
+        except CorruptImageError as error:
             unreadable[place] = str(error)
     if not scenes:
         return MapGrid(look, networks, [], [], []), unreadable
