@@ -122,14 +122,14 @@ LOSSLESS: dict[str, Callable[[], tuple[bytes, Pixels]]] = {
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
-def test_pixels_are_the_true_ones(kind: str) -> None:
+def test_lossless_images_decode_to_their_pixels(kind: str) -> None:
     content, expected = LOSSLESS[kind]()
     assert image_size(content) == (HEIGHT, WIDTH)
     assert np.array_equal(decode(content, (HEIGHT, WIDTH)), expected)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_jpegs_are_close_to_the_true_ones(mode: str) -> None:
+def test_jpegs_decode_close_to_their_pixels(mode: str) -> None:
     image = Image.fromarray(picture()).convert(mode)
     found = decode(encoded(image, "JPEG", quality=95, subsampling=0), (HEIGHT, WIDTH))
     difference = found.astype(int) - np.asarray(image.convert("RGB"))

@@ -82,7 +82,7 @@ def test_other_pixels_in_a_file_of_the_same_size_have_another_fingerprint(tmp_pa
         (("training", "valid", "test"), (9, 9, 9)),
     ],
 )
-def test_splits_that_are_there_are_used(
+def test_splits_of_the_folder_are_used(
     splits: tuple[str, ...], sizes: tuple[int, int, int], tmp_path: Path
 ) -> None:
     for number, split in enumerate(splits):
@@ -92,7 +92,7 @@ def test_splits_that_are_there_are_used(
     assert data.test.root == tmp_path / splits[-1]
 
 
-def test_nested_files_count_and_strays_are_told(tmp_path: Path) -> None:
+def test_nested_files_count_and_other_files_are_named(tmp_path: Path) -> None:
     fill(tmp_path)
     write(tmp_path / "cat" / "indoors" / "sofa" / "a.PNG", 1)
     (tmp_path / "cat" / "notes.txt").write_text("no image")
@@ -174,7 +174,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert data.class_names == ("car", "plane", "train")
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no folder"):
         load_data(f"folder:{tmp_path}/nothing")
     with pytest.raises(InputError, match="has 0 subfolders"):
@@ -188,7 +188,7 @@ sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
 
 @given(sizes, sizes, st.integers(0, 1000))
 @example((7, 59), (1, 51), 1)
-def test_crops_lie_inside_and_have_the_wanted_area_and_shape(
+def test_crops_lie_inside_the_image_and_have_the_wanted_shape(
     whole: tuple[int, int], size: tuple[int, int], index: int
 ) -> None:
     box, _ = random_crop_and_flip(whole, size, seed=index)
@@ -202,7 +202,19 @@ def test_crops_lie_inside_and_have_the_wanted_area_and_shape(
     assert ratio == pytest.approx(size[1] / size[0])
 
 
-def test_crops_are_spread_as_they_should_be() -> None:
+def test_an_image_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = folder_data(fill(tmp_path), (16, 16)).train
+    opened: list[object] = []
+    original = Image.open
+    monkeypatch.setattr(
+        Image, "open", lambda *args, **kw: (opened.append(args), original(*args, **kw))[1]
+    )
+    for view in (None, AugmentedView(0, 0)):
+        images.pixels(np.arange(5), view)
+    assert len(opened) == 10
+
+
+def test_areas_and_ratios_of_crops_are_spread_evenly() -> None:
     boxes = [random_crop_and_flip((1000, 1000), (8, 8), seed)[0] for seed in range(3000)]
     widths = np.array([box.right - box.left for box in boxes])
     heights = np.array([box.bottom - box.top for box in boxes])
@@ -257,13 +269,13 @@ def test_mixed_images_hold_their_labels_shares(ways: tuple[str, ...]) -> None:
     pure = batch.labels.amax(1) > 0.99
     assert bool((~cut & ~pure).any()) == ("mixup" in ways)
     assert bool((cut & ~pure).any()) == ("cutmix" in ways)
-    own = batch.labels[torch.arange(600), labels]
+    own_share = batch.labels[torch.arange(600), labels]
     # Blended: a half, and a third of the other half. Cut: more, as parts outside are cut off.
-    assert 0.62 < float(own.mean()) < (0.71 if ways == ("mixup",) else 0.8)
+    assert 0.62 < float(own_share.mean()) < (0.71 if ways == ("mixup",) else 0.8)
     assert torch.equal(next(batches(images, order, 600)).labels, labels)
 
 
-def test_workers_change_nothing(tmp_path: Path) -> None:
+def test_batches_are_the_same_with_workers(tmp_path: Path) -> None:
     images = WithAugmentation(
         folder_data(fill(tmp_path), (16, 16)).train, 3, randaugment=9, mixup=0.2
     )
@@ -288,7 +300,7 @@ def test_an_image_that_breaks_later_is_named(tmp_path: Path, workers: int) -> No
 
 
 class Deadly(FileImages):
-    """Kills the process that decodes a certain sample."""
+    """File images that kill the process that decodes sample 9."""
 
     def pixels(self, indices: np.ndarray, view: AugmentedView | None = None) -> torch.Tensor:
         if 9 in indices:
@@ -309,7 +321,7 @@ def test_a_killed_worker_ends_the_epoch_and_names_the_samples(tmp_path: Path) ->
 
 
 class Endless(FileImages):
-    """Never comes back from a certain sample."""
+    """File images whose sample 9 takes forever."""
 
     def pixels(self, indices: np.ndarray, view: AugmentedView | None = None) -> torch.Tensor:
         if 9 in indices:
@@ -328,7 +340,7 @@ def test_a_worker_that_hangs_ends_the_epoch_and_names_the_sample(
 
 
 def test_a_student_learns_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A teacher, a student of another family and resolution, resumed and judged."""
+    """A teacher, a student of another family and resolution, resumed and evaluated."""
     for name, colour in zip(CLASSES, ((250, 0, 0), (0, 250, 0), (0, 0, 250)), strict=True):
         for index in range(12):
             path = tmp_path / "images" / name / f"{index}.jpg"

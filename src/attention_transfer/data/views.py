@@ -83,7 +83,7 @@ def random_crop_and_flip(
 
     Example:
         >>> random_crop_and_flip((100, 100), (32, 32), seed=0)
-        (Box(left=4, top=12, right=75, bottom=79), True)
+        (Box(left=14, top=23, right=93, bottom=91), True)
     """
     from torchvision.transforms import v2  # takes half a second
 

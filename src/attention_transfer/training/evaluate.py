@@ -10,7 +10,7 @@ from attention_transfer.config import EvaluateConfig, height_and_width
 from attention_transfer.data import DataSet, as_input, load_data, resolve_workers
 from attention_transfer.environment import resolve_precision
 from attention_transfer.errors import InputError
-from attention_transfer.models import LoadedModel, load, load_run, own_input_size
+from attention_transfer.models import LoadedModel, default_input_size, load, load_run
 from attention_transfer.network_inputs import preprocessing_for, try_out
 from attention_transfer.runs.folder import Run
 from attention_transfer.training.evaluation import Evaluation, compute_metrics, predict
@@ -43,7 +43,7 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
         data_seed=data_seed or 0,
         download=config.download,
         image_size=None if config.image_size is None else height_and_width(config.image_size),
-        default_size=own_input_size(config.model)[1:],
+        default_size=default_input_size(config.model)[1:],
     )
     model = load(config.model, len(data.class_names), trained=True)
     if model.card is not None and model.card.class_names != data.class_names:

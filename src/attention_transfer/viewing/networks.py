@@ -12,10 +12,10 @@ from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.errors import InputError
 from attention_transfer.models import (
     LoadedModel,
+    default_input_size,
     imagenet_classes,
     load,
-    own_input_size,
-    own_preprocessing,
+    timm_preprocessing,
 )
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.runs.folder import Run
@@ -80,7 +80,7 @@ def _viewed(network: Network) -> NamedModel:
             f"got a {type(network).__name__}, expected a network: a torch.nn.Module, a run, or a "
             "MODEL such as 'timm:resnet18'"
         )
-    spec = own_preprocessing(unwrapped(network))
+    spec = timm_preprocessing(unwrapped(network))
     return NamedModel(
         type(unwrapped(network)).__name__,
         network,
@@ -99,9 +99,9 @@ def from_model(model: str) -> NamedModel:
 
 
 def _from_loaded(found: LoadedModel, model: str) -> NamedModel:
-    spec, notice = found.preprocessing or own_preprocessing(unwrapped(found.network)), ""
+    spec, notice = found.preprocessing or timm_preprocessing(unwrapped(found.network)), ""
     if spec is None:
-        spec = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, own_input_size(model)[1:])
+        spec = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, default_input_size(model)[1:])
     if found.preprocessing is None and not model.endswith("@random"):
         notice = (
             f"{model} does not say how its images are normalised; done as for most photographs, "
