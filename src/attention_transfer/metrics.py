@@ -23,8 +23,8 @@ from attention_transfer.functional import measures
 __all__ = [
     "AttentionCosineSimilarity",
     "AttentionEntropy",
-    "EnergyPointingGame",
     "AttentionRankCorrelation",
+    "EnergyPointingGame",
     "PointingGame",
 ]
 
