@@ -1,4 +1,4 @@
-"""Functions of the user's own, by name."""
+"""Import a user's functions and classes by name."""
 
 import importlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ __all__ = ["import_object"]
 
 
 def import_object(name: str) -> Callable[..., Any]:
-    """The function or class that ``package.module:factory`` names.
+    """Import the function or class that ``package.module:factory`` names.
 
     Raises:
         InputError: the module cannot be imported, or has no such function.
@@ -21,14 +21,14 @@ def import_object(name: str) -> Callable[..., Any]:
     """
     module, _, attribute = name.partition(":")
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except Exception as error:
         raise InputError(
             f"cannot import {module!r} for {name!r} ({type(error).__name__}: {error}); it must be "
-            "installed, or lie on PYTHONPATH"
+            "installed, or be on PYTHONPATH"
         ) from None
-    factory: Callable[..., Any] | None = getattr(found, attribute, None)
-    if not callable(factory):
-        known = [known for known, value in vars(found).items() if callable(value)]
-        raise InputError(f"{module} has no factory {attribute!r}; {nearest(attribute, known)}")
-    return factory
+    function: Callable[..., Any] | None = getattr(imported, attribute, None)
+    if not callable(function):
+        known = [known for known, value in vars(imported).items() if callable(value)]
+        raise InputError(f"{module} has no function {attribute!r}; {nearest(attribute, known)}")
+    return function

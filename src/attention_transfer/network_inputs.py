@@ -35,7 +35,7 @@ def images_of(
         data_seed=config.data_seed,
         download=config.download,
         image_size=None if config.image_size is None else height_and_width(config.image_size),
-        own_size=own_size,
+        default_size=own_size,
         masks=masks,
     )
 

@@ -19,7 +19,7 @@ from attention_transfer.config import CacheConfig
 from attention_transfer.data import as_input
 from attention_transfer.environment import resolve_precision
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.models import load, own_input_size, several
+from attention_transfer.models import default_input_size, load, split_models
 from attention_transfer.network_inputs import augmented, decoded_for, images_of, try_out
 from attention_transfer.transfer import TargetField, map_reduction
 
@@ -32,9 +32,9 @@ def target_source(config: CacheConfig) -> TargetSource:
     Raises:
         InputError: bad settings, or a teacher that does not fit the images.
     """
-    names = several(config.teacher)
+    names = split_models(config.teacher)
     precision = resolve_precision(config.precision)
-    data = images_of(config, own_input_size(names[0])[1:])
+    data = images_of(config, default_input_size(names[0])[1:])
     classes = len(data.class_names)
     teachers = [
         load(name, classes, trained=True, seed=0, image_size=data.input_size[1:]) for name in names

@@ -33,11 +33,11 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Looks and prints; no weights are loaded."""
     config = config_from(arguments, PointsConfig)
-    from attention_transfer.models import several
+    from attention_transfer.models import split_models
     from attention_transfer.transfer.pairing import resolve_pairs
 
     size = None if config.image_size is None else height_and_width(config.image_size)
-    teachers = [] if config.pair is None else several(config.pair)
+    teachers = [] if config.pair is None else split_models(config.pair)
     found = [_surveyed(config.model, size), *(_surveyed(teacher, None) for teacher in teachers)]
     names, sides = [name for name, _ in found], [side for _, side in found]
     pairing = None if config.pair is None else resolve_pairs("auto", *sides)
@@ -54,15 +54,15 @@ def run(arguments: Namespace) -> int:
 
 def _surveyed(model: str, size: tuple[int, int] | None) -> "tuple[str, PairingSide]":
     """A network's name, and its points."""
-    from attention_transfer.models import outline
+    from attention_transfer.models import model_structure
     from attention_transfer.transfer.pairing import PairingSide
 
-    found = outline(model, size)
+    found = model_structure(model, size)
     side = PairingSide(found.network, found.input_size)
     try:
         _ = side.points
-    except InputError:  # it may look at values, which an outline has not
-        found = outline(model, size, values=True)
+    except InputError:  # its computation may depend on values, which meta tensors have not
+        found = model_structure(model, size, values=True)
         side = PairingSide(found.network, found.input_size)
     return found.name, side
 

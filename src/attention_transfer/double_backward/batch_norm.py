@@ -26,6 +26,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from attention_transfer.double_backward.first_pass import FirstPass
+from attention_transfer.errors import first_line
 from attention_transfer.functional.maps import to_float32
 
 __all__ = ["BatchNorm"]
@@ -177,7 +178,7 @@ def _compiled() -> tuple[Kernel, Kernel] | None:
         channels = torch.ones(3)
         kernels[0](*torch.ones(3, 2, 3, 5), channels, channels)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         _log.info("batch normalisation's second derivative runs uncompiled: %s", reason)
         return None
     return kernels[0], kernels[1]

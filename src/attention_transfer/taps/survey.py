@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.taps.inputs import Inputs, call_network, main_input, map_inputs
 from attention_transfer.taps.layout import Layout, LayoutReader
 from attention_transfer.taps.modules import (
@@ -158,7 +158,7 @@ class _Recorder:
             except Exception as error:
                 if fake:
                     raise
-                reason = str(error).strip().partition("\n")[0]
+                reason = first_line(error)
                 raise InputError(
                     f"{type(self.network).__name__} does not run on an input of shape "
                     f"{tuple(main_input(inputs).shape)}: {reason}; give the input size it takes"

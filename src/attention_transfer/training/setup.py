@@ -17,10 +17,10 @@ from attention_transfer.errors import InputError
 from attention_transfer.models import (
     LoadedModel,
     ModelCard,
+    default_input_size,
     load,
     logit_layers,
-    own_input_size,
-    several,
+    split_models,
 )
 from attention_transfer.network_inputs import (
     augmented,
@@ -108,7 +108,7 @@ def set_up_run(config: RunConfig, data: DataSet | None = None) -> RunSetup:
     terms = terms_of(config)
     _check_settings(config, terms)
     if data is None:
-        own_size = own_input_size(config.student)[1:]
+        own_size = default_input_size(config.student)[1:]
         data = images_of(config, own_size, masks=config.masks)
     student, teachers = _load_networks(config, data)
     data = augmented(decoded_for(data, student, teachers), config)
@@ -188,7 +188,7 @@ def _load_networks(config: RunConfig, data: DataSet) -> tuple[LoadedModel, list[
     """The student and its teachers."""
     classes = len(data.class_names)
     settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
-    names = several(config.teacher) if config.teacher is not None else []
+    names = split_models(config.teacher) if config.teacher is not None else []
     teachers = [load(name, classes, trained=True, **settings) for name in names]
     return load(config.student, classes, trained=False, **settings), teachers
 

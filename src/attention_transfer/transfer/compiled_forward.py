@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.taps import Inputs, Taps
 
 __all__ = ["CompiledForward", "compiler_fault"]
@@ -23,7 +23,7 @@ def compiler_fault() -> str | None:
     try:
         torch.compile(lambda values: values.sin().cos(), dynamic=False)(torch.ones(8))
     except Exception as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return first_line(error)
     return None
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from attention_transfer.double_backward import DoubleBackward
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.functional.losses import summed_cross_entropy
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import (
@@ -130,7 +130,7 @@ def _try(attempt: _Attempt) -> None:
             gradient = double.gradient(loss, images)
             torch.autograd.backward(gradient.square().sum())
     except (RuntimeError, NotImplementedError) as error:
-        raise InputError(_explanation(attempt, _first_line(error))) from error
+        raise InputError(_explanation(attempt, first_line(error))) from error
     if detached:
         raise InputError(_explanation(attempt, f"the gradient of {detached[0]} is detached"))
 
@@ -298,10 +298,6 @@ def _fault(call: _Call) -> _Fault | None:
         try:
             torch.autograd.backward(gradient.square().sum(), retain_graph=True)
         except (RuntimeError, NotImplementedError) as error:
-            return _Fault(f"has no second derivative ({_first_line(error)}); {_INSTEAD}")
+            return _Fault(f"has no second derivative ({first_line(error)}); {_INSTEAD}")
         fault = None
     return fault
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

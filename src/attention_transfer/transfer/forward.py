@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.functional.losses import summed_cross_entropy
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import (
@@ -139,7 +139,7 @@ def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Ten
         try:
             return torch.autograd.grad(loss, images)[0]
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise InputError(
                 f"the loss does not depend on the images, so it has no gradient there ({reason}); "
                 "let gradients through the network"

@@ -17,10 +17,9 @@ from attention_transfer.config import Interpolation
 from attention_transfer.data.decoding import (
     Box,
     decode,
-    fitted,
     image_size,
-    read,
-    turned_size,
+    resized_part,
+    upright_size,
 )
 from attention_transfer.data.folders import SUFFIXES, files_under
 from attention_transfer.errors import InputError
@@ -44,7 +43,7 @@ class SourceImage(Protocol):
         """Return height and width in pixels.
 
         Raises:
-            BrokenImageError: it is not an image.
+            CorruptImageError: it is not an image.
         """
 
     def crop(self, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Tensor:
@@ -56,7 +55,7 @@ class SourceImage(Protocol):
             interpolation: how pixels are interpolated.
 
         Raises:
-            BrokenImageError: it is damaged.
+            CorruptImageError: it is damaged.
         """
 
 
@@ -73,7 +72,7 @@ class FileImage:
 
     def crop(self, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Tensor:
         """Return a part of the image at a size."""
-        return _to_tensor(decode(read(self.path), size, box, interpolation))
+        return _to_tensor(decode(self.path, size, box, interpolation))
 
 
 class DecodedImage:
@@ -85,11 +84,11 @@ class DecodedImage:
     @property
     def size(self) -> tuple[int, int]:
         """Return height and width in pixels."""
-        return turned_size(self.image)
+        return upright_size(self.image)
 
     def crop(self, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Tensor:
         """Return a part of the image at a size."""
-        return _to_tensor(fitted(self.image, size, box, interpolation))
+        return _to_tensor(resized_part(self.image, size, box, interpolation))
 
 
 class TensorImage:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attention_transfer.data.decoding import Box, BrokenImageError
+from attention_transfer.data.decoding import Box, CorruptImageError
 from attention_transfer.data.views import centre
 from attention_transfer.errors import InputError, first_line
 from attention_transfer.functional.maps import MapKind, to_float32
@@ -142,7 +142,7 @@ class MapRequest:
             try:
                 boxes.append(self.box(network, image))
                 crops.append(image.crop(size, boxes[-1], interpolation))
-            except BrokenImageError as error:
+            except CorruptImageError as error:
                 raise InputError(f"{image.name} can no longer be read: {error}") from None
         result = self._attention(network, points, torch.stack(crops))
         answers = _answers(network, result.output, len(images))

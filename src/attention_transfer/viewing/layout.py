@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attention_transfer.data.decoding import Box, BrokenImageError
+from attention_transfer.data.decoding import Box, CorruptImageError
 from attention_transfer.drawing.maps import Cell, Column, ImagePart, Row
 from attention_transfer.drawing.scale import Pixels, shared_limit, to_unit_mean
 from attention_transfer.viewing.images import SourceImage
@@ -131,7 +131,7 @@ def compute_grid(
         try:
             displayed.append(_display_image(image, networks, request))
             readable.append(image)
-        except BrokenImageError as error:
+        except CorruptImageError as error:
             unreadable[index] = str(error)
     if not readable:
         return MapGrid(request, networks, [], [], []), unreadable

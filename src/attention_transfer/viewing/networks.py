@@ -12,10 +12,10 @@ from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.errors import InputError
 from attention_transfer.models import (
     LoadedModel,
+    default_input_size,
     imagenet_classes,
     load,
-    own_input_size,
-    own_preprocessing,
+    timm_preprocessing,
 )
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.runs import Run
@@ -83,16 +83,16 @@ def _named(network: Network) -> NamedModel:
             f"got a {type(network).__name__}, expected a network: a torch.nn.Module, a run, or a "
             "MODEL such as 'timm:resnet18'"
         )
-    preprocessing = own_preprocessing(unwrapped(network))
+    preprocessing = timm_preprocessing(unwrapped(network))
     names = imagenet_classes() if preprocessing else None
     return NamedModel(type(unwrapped(network)).__name__, network, preprocessing, names)
 
 
 def _from_loaded(loaded: LoadedModel, model: str) -> NamedModel:
     """Return a loaded network, with ImageNet's preprocessing if it declares none."""
-    preprocessing = loaded.preprocessing or own_preprocessing(unwrapped(loaded.network))
+    preprocessing = loaded.preprocessing or timm_preprocessing(unwrapped(loaded.network))
     if preprocessing is None:
-        preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, own_input_size(model)[1:])
+        preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, default_input_size(model)[1:])
     notice = ""
     if loaded.preprocessing is None and not model.endswith("@random"):
         notice = (
