@@ -37,7 +37,7 @@ PACKAGES = (
 EXTRAS = {
     "datasets": ("datasets",),
     "demo": ("mlxtend", "scikit-learn"),
-    "peers": ("torchdistill",),
+    "metrics": ("torchmetrics",),
     "trackers": ("tensorboard", "wandb", "trackio", "mlflow"),
 }
 """Extra -> the packages it brings."""
