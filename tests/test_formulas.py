@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from attention_transfer.errors import InputError
-from attention_transfer.functional import losses, maps
+from attention_transfer.functional import fused, losses, maps
 from attention_transfer.functional.maps import MapKind
 
 KINDS: tuple[MapKind, ...] = ("sum", "max")
@@ -92,11 +92,12 @@ def test_the_hand_written_gradient_is_autograds(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tied_channels_share_the_gradient(kind: MapKind) -> None:
-    a = torch.tensor([[[[2.0]], [[-2.0]], [[1.0]]]], dtype=torch.float64)
+    a = torch.tensor([[[[2.0, 1.0]], [[-2.0, 3.0]], [[1.0, 3.0]]]], dtype=torch.float64)
     x, y = a.clone().requires_grad_(), a.clone().requires_grad_()
-    maps.scale_free_map(x, kind, 2).sum().backward()
-    divisor = {"sum": 2**2 + 2**2 + 1, "max": 2**2}[kind]
-    (maps.activation_map(y, kind, 2) / divisor).sum().backward()
+    maps.normalized_map(x, kind, 2)[:, 0].sum().backward()
+    maps.normalize(maps.activation_map(y, kind, 2))[:, 0].sum().backward()
+    assert y.grad is not None
+    assert y.grad.any()
     torch.testing.assert_close(x.grad, y.grad)
 
 
@@ -141,7 +142,7 @@ def test_half_precision_features_give_float32_maps(
     a.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         normal = maps.normalized_map(a)
-        loss = losses.attention_transfer(maps.scale_free_map(a), torch.ones(2, 56, 56))
+        loss = fused.attention_transfer(a, torch.ones(2, 56, 56))[0]
     assert normal.dtype == loss.dtype == torch.float32
     expected = reference_normalized(reference_map(a.detach().double().numpy(), "sum", 2))
     np.testing.assert_allclose(normal.detach().numpy(), expected, rtol=1e-4, atol=1e-7)
@@ -161,14 +162,14 @@ def test_zero_and_constant_maps_have_sound_values_and_gradients(
     zero = torch.zeros(2, 3, 4, 4, requires_grad=True)
     assert not maps.normalized_map(zero, kind, power).any()
     teacher = maps.activation_map(features(2, 3, 4, 4, dtype=torch.float32))
-    losses.attention_transfer(maps.scale_free_map(zero, kind, power), teacher, form).backward()
+    fused.attention_transfer(zero, teacher, kind, power, form)[0].backward()
     assert zero.grad is not None
     assert not zero.grad.any()
     constant = torch.full((2, 3, 4, 4), 0.7, requires_grad=True)
     torch.testing.assert_close(
         maps.normalized_map(constant, kind, power), torch.full((2, 16), 0.25)
     )
-    losses.attention_transfer(maps.scale_free_map(constant, kind, power), teacher, form).backward()
+    fused.attention_transfer(constant, teacher, kind, power, form)[0].backward()
     assert constant.grad is not None
     assert constant.grad.isfinite().all()
 
@@ -265,6 +266,55 @@ def test_pooling_features_is_not_pooling_their_map() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("size", [(7,), (3, 4, 5)])
+def test_signals_and_volumes_have_maps_by_the_same_formula(
+    kind: MapKind, power: float, size: tuple[int, ...]
+) -> None:
+    a = features(3, 5, *size)
+    expected = reference_map(a.numpy(), kind, power)
+    np.testing.assert_allclose(maps.activation_map(a, kind, power).numpy(), expected, rtol=1e-12)
+    normal = maps.normalized_map(a, kind, power)
+    np.testing.assert_allclose(normal.numpy(), reference_normalized(expected), rtol=1e-12)
+    assert gradcheck(lambda x: maps.normalized_map(x, kind, power), a[:1].requires_grad_())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_maps_of_volumes_and_signals_are_pooled_axis_by_axis(form: losses.TransferForm) -> None:
+    student, teacher = features(2, 4, 6, 4).abs(), features(2, 2, 3, 8, seed=1).abs()
+    pooled = student.numpy().reshape(2, 2, 2, 3, 2, 4).mean(axis=(2, 4))
+    other = teacher.numpy().reshape(2, 2, 3, 4, 2).mean(axis=4)
+    value = losses.attention_transfer(student, teacher, form).item()
+    assert value == pytest.approx(reference_transfer(pooled, other, form), rel=1e-12)
+    signal, longer = features(2, 6).abs(), features(2, 12, seed=1).abs()
+    value = losses.attention_transfer(signal, longer, form).item()
+    pooled = longer.numpy().reshape(2, 6, 2).mean(axis=2)
+    assert value == pytest.approx(reference_transfer(signal.numpy(), pooled, form), rel=1e-12)
+
+
+def test_whole_activations_of_volumes() -> None:
+    student, teacher = features(2, 3, 2, 4, 4), features(2, 3, 2, 2, 4, seed=1)
+    pooled = student.numpy().reshape(2, 3, 2, 2, 2, 4).mean(axis=4)
+    value = losses.full_activation_transfer(student, teacher).item()
+    assert value == pytest.approx(((pooled - teacher.numpy()) ** 2).mean())
+
+
+def test_distillation_of_every_position_is_the_mean_over_positions() -> None:
+    student, teacher = features(2, 5, 3, 4) * 3, features(2, 5, 3, 4, seed=1) * 3
+    rows = [z.movedim(1, -1).reshape(-1, 5) for z in (student, teacher)]
+    expected = losses.knowledge_distillation(*rows, temperature=2.0)
+    value = losses.knowledge_distillation(student, teacher, temperature=2.0)
+    torch.testing.assert_close(value, expected)
+    mask = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    chosen = [z[mask.flatten()] for z in rows]
+    masked = losses.knowledge_distillation(student, teacher, 2.0, mask)
+    torch.testing.assert_close(masked, losses.knowledge_distillation(*chosen, temperature=2.0))
+    assert losses.knowledge_distillation(student, teacher, 2.0, mask & ~mask).item() == 0
+    with pytest.raises(ValueError, match="mask must be"):
+        losses.knowledge_distillation(student, teacher, 2.0, mask[:, 0])
+
+
 def test_a_single_position_is_no_broadcast() -> None:
     wide, single = features(3, 4, 4).abs(), features(3, 1, 1).abs()
     assert losses.attention_transfer(wide, single).item() == 0  # both are 1 after normalisation
@@ -322,13 +372,13 @@ def test_a_second_derivative_of_the_fused_map_is_refused() -> None:
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: maps.activation_map(torch.rand(2, 3)), r"\(N, C, H, W\), got .*\(2, 3\)"),
+        (lambda: maps.activation_map(torch.rand(2, 3)), r"\(N, C, H, W\).* got .*\(2, 3\)"),
         (lambda: maps.activation_map(torch.rand(1, 1, 2, 2), power=0), "power.*above 0, got 0"),
         (lambda: maps.activation_map(torch.rand(1, 1, 2, 2), power=float("inf")), "power"),
-        (lambda: maps.scale_free_map(torch.rand(1, 1, 2, 2), kind="mean"), "kind"),  # type: ignore[arg-type]
-        (lambda: maps.normalize(torch.rand(2, 3)), r"\(N, H, W\)"),
+        (lambda: maps.normalized_map(torch.rand(1, 1, 2, 2), kind="mean"), "kind"),  # type: ignore[arg-type]
+        (lambda: maps.normalize(torch.rand(2)), r"\(N, H, W\)"),
         (lambda: losses.attention_transfer(torch.rand(2, 2, 2), torch.rand(3, 2, 2)), "same N"),
-        (lambda: losses.attention_transfer(torch.rand(2, 4), torch.rand(2, 5)), r"\(N, H, W\)"),
+        (lambda: losses.attention_transfer(torch.rand(2, 4), torch.rand(2, 4, 5)), r"\(N, H, W\)"),
         (
             lambda: losses.attention_transfer(torch.rand(2, 2, 2), torch.rand(2, 2, 2), norm=0.5),
             "norm must be at least 1",

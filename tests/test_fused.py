@@ -51,6 +51,29 @@ def test_it_is_the_plain_functions(
     torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("power", [1, 2, 3])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("size", "teacher_size"),
+    [((9,), (9,)), ((9,), (4,)), ((4,), (9,)), ((3, 4, 5), (3, 4, 5)), ((4, 6, 5), (2, 7, 5))],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_it_is_the_plain_functions_of_signals_and_volumes(
+    kind: MapKind,
+    power: float,
+    form: losses.TransferForm,
+    size: tuple[int, ...],
+    teacher_size: tuple[int, ...],
+    channels_last: bool,
+) -> None:
+    features, teacher = random(3, 8, *size), random(3, *teacher_size, seed=1).abs()
+    if channels_last:
+        features = features.movedim(1, -1).contiguous().movedim(-1, 1)
+    ours, plain = both(features, teacher, kind, power, form)
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-13)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("power", "channels"), [(1, 64), (2, 64), (2, 16), (2, 5), (4, 16)])
@@ -102,7 +125,7 @@ def test_zero_features_and_equal_maps_have_a_gradient_of_zero(
     zero = torch.zeros(2, 3, 4, 4, requires_grad=True)
     zero_loss, _ = fused.attention_transfer(zero, torch.rand(2, 4, 4), kind, power, form)
     features = random(2, 3, 4, 4).requires_grad_()
-    own = maps.scale_free_map(features.detach(), kind, power)
+    own, _ = kernels.scaled_map(features.detach(), kind, power)
     equal_loss, _ = fused.attention_transfer(features, own, kind, power, form)
     (zero_loss + equal_loss).backward()
     assert zero.grad is not None

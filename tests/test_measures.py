@@ -377,18 +377,50 @@ def test_gradients_are_those_of_finite_differences_and_finite_at_zero() -> None:
     assert not measures.rank_correlation(maps.requires_grad_(), teacher).requires_grad
 
 
+@pytest.mark.parametrize("shape", [(5,), (3, 4, 5)])
+def test_maps_of_one_and_three_axes_are_measured_like_images(shape: tuple[int, ...]) -> None:
+    """A signal is an image of one row; a volume's figures are those of its positions in a row."""
+    student, teacher = attention(3, 60).view(3, -1)[:, : math.prod(shape)], attention(3, 60, seed=1)
+    teacher = teacher.view(3, -1)[:, : math.prod(shape)]
+    maps, others = student.reshape(3, *shape), teacher.reshape(3, *shape)
+    masks = teacher > teacher.median()
+    for measure, second in (
+        (measures.cosine, (others, teacher)),
+        (measures.rank_correlation, (others, teacher)),
+        (measures.energy_pointing_game, (masks.reshape(3, *shape), masks)),
+        (measures.pointing_game, (masks.reshape(3, *shape), masks)),
+    ):
+        row = measure(student.unsqueeze(1), second[1].unsqueeze(1))
+        torch.testing.assert_close(measure(maps, second[0]), row)
+    torch.testing.assert_close(measures.entropy(maps), measures.entropy(student.unsqueeze(1)))
+
+
+def test_volumes_of_other_sizes_are_compared_and_covered_axis_by_axis() -> None:
+    maps, others = attention(2, 4, 4 * 6).view(2, 4, 4, 6), attention(2, 2, 4 * 3).view(2, 2, 4, 3)
+    pooled = maps.view(2, 2, 2, 4, 3, 2).mean(dim=(2, 5))
+    torch.testing.assert_close(measures.cosine(maps, others), measures.cosine(pooled, others))
+    masks = torch.zeros(2, 8, 8, 12)
+    masks[:, :4] = 1  # the front half
+    share = maps[:, :2].sum(dim=(1, 2, 3)) / maps.sum(dim=(1, 2, 3))
+    torch.testing.assert_close(measures.energy_pointing_game(maps, masks), share)
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda m: measures.entropy(m[0]), r"maps must be \(N, H, W\), got \(4, 4\)"),
-        (lambda m: measures.entropy(m[:, :0]), r"maps must be \(N, H, W\), got \(2, 0, 4\)"),
+        (lambda m: measures.entropy(m[0, 0]), r"maps must be \(N, H, W\).* got \(4,\)"),
+        (lambda m: measures.entropy(m[:, :0]), r"maps must be \(N, H, W\).* got \(2, 0, 4\)"),
         (lambda m: measures.entropy(-m), "maps must not be negative, got -"),
         (lambda m: measures.energy_pointing_game(-m, m > 0), "maps must not be negative"),
-        (lambda m: measures.cosine(m[None], m), r"student_maps must be \(N, H, W\), got \(1, 2,"),
-        (lambda m: measures.cosine(m, m[0]), r"teacher_maps must be \(N, H, W\), got \(4, 4\)"),
+        (
+            lambda m: measures.cosine(m[None, None], m),
+            r"student_maps must be \(N, H, W\).* got \(1, 1, 2,",
+        ),
+        (lambda m: measures.cosine(m, m[0, 0]), r"teacher_maps must be \(N, H, W\).* got \(4,\)"),
+        (lambda m: measures.cosine(m, m[:, 0]), "different numbers of spatial axes"),
         (lambda m: measures.rank_correlation(m, m[:1]), "same N images, got 2 and 1"),
-        (lambda m: measures.energy_pointing_game(m, m[0]), r"masks must be \(N, H, W\)"),
-        (lambda m: measures.pointing_game(m[0], m), r"maps must be \(N, H, W\)"),
+        (lambda m: measures.energy_pointing_game(m, m[:, 0]), "must have the same axes"),
+        (lambda m: measures.pointing_game(m[0, 0], m), r"maps must be \(N, H, W\)"),
         (lambda m: measures.pointing_game(m, m[:1]), "same N images, got 2 maps and 1 masks"),
         (
             lambda m: measures.energy_pointing_game(m, m * 255),

@@ -1,9 +1,9 @@
-"""Attention maps and their loss in one pass over the features, with a gradient written by hand.
+"""Attention maps and their loss in one pass over the features, with a hand-written gradient.
 
-The plain functions of :mod:`attention_transfer.maps` and :mod:`attention_transfer.functional.losses` say what
-is computed; this says it again so that a training step hardly notices. Autograd would keep float32
-copies of the features and go over them five times; here they are read once for the loss and once
-for its gradient, and kept as they are, with one number per position.
+The plain functions of ``at.maps`` and ``at.losses`` define what is computed; this computes the same
+so that a training step hardly notices. Autograd would keep float32 copies of the features and make
+five passes over them; here they are read once for the loss and once for its gradient, and kept as
+they are, with one number for each position.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_transfer.functional.kernels import features_gradient, moderate, scaled_map
+from attention_transfer.functional.kernels import features_gradient, is_moderate, scaled_map
 from attention_transfer.functional.losses import TransferForm, attention_distance, check_transfer
 from attention_transfer.functional.maps import MapKind, common_size, normalize, resize
 
@@ -26,21 +26,23 @@ def attention_transfer(
     form: TransferForm = "code",
     norm: float = 2.0,
 ) -> tuple[Tensor, Tensor]:
-    """The attention transfer loss of one pair, from the student's features: equal to
-    ``losses.attention_transfer(maps.activation_map(features, kind, power), teacher_map, form,
-    norm)``, and right for every finite input, as :func:`attention_transfer.functional.maps.normalized_map`.
+    """Return the attention transfer loss of one layer pair, from the student's features.
+
+    Equal to ``losses.attention_transfer(maps.activation_map(features, kind, power), teacher_map,
+    form, norm)``, and right for every finite input, as ``maps.normalized_map`` is.
 
     Args:
-        features: the student's, (N, C, H, W), any floating dtype and memory format.
-        teacher_map: (N, H', W'), at any scale; a constant.
+        features: the student's, (N, C, *S), one to three spatial axes, any floating dtype and
+            memory format.
+        teacher_map: (N, *S') with as many axes, at any scale; a constant.
         kind: ``"sum"`` or ``"max"`` over channels.
         power: p > 0, real.
         form: as of :func:`attention_transfer.functional.losses.attention_transfer`.
         norm: the same.
 
     Returns:
-        The loss, a scalar, and the student's map (N, H, W), a constant: normalised, but where it
-        had to be pooled. Both in at least float32. The loss's gradient has the features' dtype and
+        The loss, a scalar, and the student's map (N, *S), a constant: normalized, unless it had to
+        be pooled. Both in at least float32. The loss's gradient has the features' dtype and
         memory format; there is no second derivative.
 
     Raises:
@@ -53,20 +55,22 @@ def attention_transfer(
         0.0
     """
     check_transfer(form, norm)
-    if teacher_map.dim() != 3 or len(teacher_map) != len(features):
+    if teacher_map.dim() != features.dim() - 1 or len(teacher_map) != len(features):
         raise ValueError(
-            "the teacher's map must be (N, H, W) of the features' N images, got "
-            f"{tuple(teacher_map.shape)} for features {tuple(features.shape)}"
+            "the teacher's map must be (N, H, W) of the features' N images, or have their one or "
+            f"three axes, got {tuple(teacher_map.shape)} for features {tuple(features.shape)}"
         )
-    found: tuple[Tensor, Tensor] = _AttentionTransfer.apply(
+    result: tuple[Tensor, Tensor] = _AttentionTransfer.apply(
         features, teacher_map.detach(), kind, power, form, norm
     )
-    return found
+    return result
 
 
 class _AttentionTransfer(torch.autograd.Function):
-    """Everything but the last pass over the features is done in the forward pass: what is left for
-    the backward pass is the loss's slope at each position of the map.
+    """The loss of one pair, whose backward pass is one pass over the features.
+
+    The forward pass works out the loss's slope at each position of the map; the backward pass
+    multiplies the features by it.
     """
 
     @staticmethod
@@ -108,9 +112,9 @@ class _AttentionTransfer(torch.autograd.Function):
 
 
 def _unit_vectors(vectors: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:
-    """Vectors (N, L) at length 1, or 0 where they are zero, and what each was multiplied by."""
+    """Return vectors (N, L) at length 1, or 0 where they are zero, and each one's factor."""
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    if moderate(lengths):
+    if is_moderate(lengths):
         return vectors.div_(lengths) if in_place else vectors / lengths, 1 / lengths
     unit = normalize(vectors.unsqueeze(1))
     return unit, torch.where(lengths > 0, 1 / lengths, 0)
@@ -119,7 +123,7 @@ def _unit_vectors(vectors: Tensor, in_place: bool = False) -> tuple[Tensor, Tens
 def _loss_and_slope(
     student: Tensor, teacher: Tensor, form: TransferForm, norm: float
 ) -> tuple[Tensor, Tensor]:
-    """The loss of unit vectors (N, L), and its gradient at the student's."""
+    """Return the loss of unit vectors (N, L), and its gradient at the student's."""
     difference = torch.sub(student, teacher, out=teacher)  # nobody else has this teacher
     if form == "code":
         loss = torch.linalg.vector_norm(difference).square() / difference.numel()
@@ -132,7 +136,14 @@ def _loss_and_slope(
 
 
 def _spread(slope: Tensor, features: Tensor) -> Tensor:
-    """The gradient of adaptive average pooling, from the pooled size back to the features'."""
+    """Return the gradient of adaptive average pooling, from the pooled size to the features'."""
     like = features.new_empty((len(features), 1, *features.shape[2:]), dtype=slope.dtype)
-    spread: Tensor = torch.ops.aten._adaptive_avg_pool2d_backward(slope.unsqueeze(1), like)
+    above = slope.unsqueeze(1)
+    if features.dim() == 5:
+        spread: Tensor = torch.ops.aten._adaptive_avg_pool3d_backward(above, like)
+    elif features.dim() == 4:
+        spread = torch.ops.aten._adaptive_avg_pool2d_backward(above, like)
+    else:  # pooling a signal is pooling an image of one row
+        rows = torch.ops.aten._adaptive_avg_pool2d_backward(above.unsqueeze(2), like.unsqueeze(2))
+        spread = rows.squeeze(2)
     return spread.squeeze(1)

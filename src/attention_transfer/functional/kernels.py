@@ -1,76 +1,127 @@
-"""Maps that are right for features of every finite scale, in one pass, with their gradient."""
+"""The passes over features that attention maps and their gradients are made of.
+
+Outside of autograd, in as few passes as can be, and right for features of every finite scale: F is
+taken of A / s, where the divisor s of each image keeps every power finite. That is F(A) up to a
+positive factor for each image, which normalization removes. The modules ``maps`` and ``fused`` are
+built on these, so that both give the same numbers.
+"""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from attention_transfer.errors import InputError
-from attention_transfer.functional.maps import (
-    MapKind,
-    activation_map,
-    check_features,
-    largest_magnitude,
-    normalize,
-)
+
+__all__ = [
+    "MapKind",
+    "absolute_power",
+    "check_features",
+    "features_gradient",
+    "is_moderate",
+    "largest_magnitude",
+    "scaled_map",
+    "shape_of",
+    "to_float32",
+]
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["features_gradient", "moderate", "normalized_map", "scale_free_map", "scaled_map"]
+MapKind = Literal["sum", "max"]
 
 
-def scale_free_map(features: Tensor, kind: MapKind = "sum", power: float = 2.0) -> Tensor:
-    """F(A / s) with a divisor s per image that makes it finite for every finite A: equal to F(A)
-    up to a positive factor per image, which normalisation removes.
+def to_float32(tensor: Tensor) -> Tensor:
+    """Return the tensor in at least float32; float64 stays.
 
-    s is the largest magnitude of the image's features, or (for F_sum^2, where one pass gives it)
-    the largest norm over channels. Shapes, errors and dtypes as in :func:`activation_map`. The
-    divisor is a constant to autograd: what follows must not depend on the map's scale. Only the
-    features and one number per image are kept for the backward pass, whose gradient has the
-    features' dtype and memory format; there is no second derivative.
-
-    Example:
-        >>> scale_free_map(torch.full((1, 1, 1, 2), 1e30))
-        tensor([[[1., 1.]]])
+    >>> to_float32(torch.zeros(1, dtype=torch.bfloat16)).dtype
+    torch.float32
     """
-    result: Tensor = _ScaleFreeMap.apply(features, kind, power)
-    return result
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def normalized_map(features: Tensor, kind: MapKind = "sum", power: float = 2.0) -> Tensor:
-    """The normalised attention map of features: ``normalize(activation_map(features))``, but
-    right for every finite input (1e-30 as well as 1e30), because a normalised map does not depend
-    on the scale of the features.
+def check_features(features: Tensor, kind: str, power: float) -> None:
+    """Raise a ValueError or TypeError unless features are (N, C, *S) and F is known."""
+    if not 3 <= features.dim() <= 5:
+        raise ValueError(
+            f"features must be (N, C, H, W), (N, C, L) or (N, C, D, H, W), got {shape_of(features)}"
+        )
+    if not features.is_floating_point():
+        raise TypeError(f"features must be floating point, got {features.dtype}")
+    if kind not in ("sum", "max"):
+        raise ValueError(f'kind must be "sum" or "max", got {kind!r}')
+    if not (power > 0 and math.isfinite(power)):
+        raise ValueError(f"power must be a finite number above 0, got {power}")
 
-    Args:
-        features: (N, C, H, W), any floating dtype.
-        kind: ``"sum"`` or ``"max"`` over channels.
-        power: p > 0, real.
 
-    Returns:
-        (N, H*W) in at least float32; rows of unit l2 norm, or zeros for all-zero features.
+def shape_of(tensor: Tensor) -> str:
+    """Describe a tensor's shape for an error message."""
+    return f"a tensor of shape {tuple(tensor.shape)}"
 
-    Raises:
-        ValueError, TypeError: as :func:`activation_map`.
 
-    Example:
-        >>> normalized_map(torch.tensor([[[[1e30, 0.0]]]]))
-        tensor([[1., 0.]])
+def largest_magnitude(tensor: Tensor) -> Tensor:
+    """Return each sample's largest |value|, shaped to divide by; 1 where a sample is all zero."""
+    axes = tuple(range(1, tensor.dim()))
+    values = tensor.detach()
+    largest = torch.maximum(values.amax(axes, keepdim=True), -values.amin(axes, keepdim=True))
+    return torch.where(largest > 0, largest, 1)
+
+
+def absolute_power(values: Tensor, power: float) -> Tensor:
+    """Return |v|^p, with a gradient of zero at v = 0 for every p.
+
+    >>> absolute_power(torch.tensor([-3.0, 0.0]), 2)
+    tensor([9., 0.])
     """
-    return normalize(scale_free_map(features, kind, power))
+    if power == 2:
+        return values.square()
+    magnitude = values.abs()
+    if power == 1:
+        return magnitude
+    if power >= 2:
+        return magnitude.pow(power)
+    # Below 2 the derivative (the second one, above 1) is infinite at 0: take zeros out first.
+    zero = magnitude == 0
+    return magnitude.masked_fill(zero, 1).pow(power).masked_fill(zero, 0)
+
+
+def is_moderate(magnitudes: Tensor) -> bool:
+    """Return whether squares of these magnitudes neither overflow nor vanish in float32.
+
+    >>> is_moderate(torch.tensor([1.0, 1e20]))
+    False
+    """
+    least, most = magnitudes.aminmax()
+    return float(least) > 1e-15 and float(most) < 1e15
 
 
 def scaled_map(
     features: Tensor, kind: MapKind = "sum", power: float = 2.0
 ) -> tuple[Tensor, Tensor]:
-    """F(A / s), as in :func:`scale_free_map` but outside of autograd, and the divisors s.
+    """Return F(A / s) and the divisors s, as constants: outside of autograd.
+
+    s is the largest magnitude of an image's features or, for F_sum^2, where the same pass gives
+    it, the largest norm over channels.
+
+    Args:
+        features: (N, C, *S), one to three spatial axes.
+        kind: ``"sum"`` or ``"max"`` over channels.
+        power: p > 0, real.
 
     Returns:
-        maps (N, H, W) and divisors (N, 1, 1, 1), in at least float32.
+        Maps (N, *S) and divisors (N, 1, ...) of the features' number of axes, in at least
+        float32.
+
+    Raises:
+        ValueError, TypeError: as :func:`attention_transfer.functional.maps.activation_map`.
+
+    Example:
+        >>> scaled_map(torch.full((1, 1, 1, 2), 1e30))[0]
+        tensor([[[1., 1.]]])
     """
     check_features(features, kind, power)
     if features.is_cuda:
@@ -90,26 +141,57 @@ def features_gradient(
     power: float,
     scale: Tensor | float = 1.0,
 ) -> Tensor:
-    """The gradient at the features of scale * sum(upstream * F(A / s)), s a constant: one pass over
-    them.
+    """Return the gradient at the features of scale * sum(upstream * F(A / s)), s a constant.
 
     Args:
-        features: (N, C, H, W).
-        divisors: s, (N, 1, 1, 1), of :func:`scaled_map`.
-        upstream: (N, H, W), in the divisors' dtype.
+        features: (N, C, *S).
+        divisors: s, as :func:`scaled_map` gave them.
+        upstream: (N, *S), in the divisors' dtype.
         kind: of F.
         power: of F.
-        scale: a number.
+        scale: a number, or a scalar tensor.
 
     Returns:
-        (N, C, H, W) in the features' dtype and memory format. Differentiating it raises an
-        InputError.
+        (N, C, *S) in the features' dtype and memory format, computed in one pass. Differentiating
+        it raises an InputError.
     """
     gradient_of = FUSED_GRADIENT if features.is_cuda else _features_gradient
     with torch.no_grad():
         gradient = gradient_of(features, divisors, upstream, kind, power, scale)
     twice = torch.is_grad_enabled() and features.requires_grad
     return _Gradient.apply(gradient, features) if twice else gradient
+
+
+def _scaled_square_sum(features: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return F_sum^2 and the divisors in one pass; None if squares could overflow or vanish."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    norms = features.new_empty((len(features), *features.shape[2:]), dtype=dtype)
+    channels_last = _is_channels_last(features)
+    for images, norm in _in_parts(features, norms):
+        if channels_last:
+            torch.linalg.vector_norm(images.to(dtype), dim=1, out=norm)
+        else:  # over channels far apart in memory, PyTorch's norm is fifty times slower than this
+            torch.sum(images.to(dtype).square(), dim=1, out=norm).sqrt_()
+    divisors = norms.amax(dim=tuple(range(1, norms.dim())), keepdim=True)
+    if not is_moderate(divisors):
+        return None
+    return norms.div_(divisors).square_(), divisors.unsqueeze(1)
+
+
+def _scaled_map(features: Tensor, kind: MapKind, power: float) -> tuple[Tensor, Tensor]:
+    """Return F with each image divided by its largest magnitude, and those divisors."""
+    count, _, *size = features.shape
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    maps = features.new_empty((count, *size), dtype=dtype)
+    divisors = features.new_empty((count, *(1,) * (features.dim() - 1)), dtype=dtype)
+    for images, map_, divisor in _in_parts(features, maps, divisors):
+        values = images.to(dtype, copy=True)
+        values.div_(divisor.copy_(largest_magnitude(values)))
+        if kind == "max":
+            map_.copy_(absolute_power(values.abs().amax(dim=1), power))
+        else:
+            map_.copy_(absolute_power(values, power).sum(dim=1))
+    return maps, divisors
 
 
 def _features_gradient(
@@ -123,7 +205,7 @@ def _features_gradient(
     result = torch.empty_like(features)
     slope = upstream.unsqueeze(1)
     plain = kind == "sum" and power == 2 and features.dtype != torch.float16
-    if plain and not torch.compiler.is_compiling() and moderate(divisors):
+    if plain and not torch.compiler.is_compiling() and is_moderate(divisors):
         factors = 2 * scale / divisors.square()
         for images, above, factor, below in _in_parts(
             features, slope, factors, result, elements=2**20
@@ -146,16 +228,16 @@ def _features_gradient(
 
 
 def _times_positions(features: Tensor, factors: Tensor, out: Tensor) -> None:
-    """Features (n, C, H, W) times a factor for each position (n, 1, H, W).
+    """Write features (n, C, *S) times a factor for each position (n, 1, *S) to ``out``.
 
     In channels_last, where the channels of a position are fewer than two vector registers hold,
-    PyTorch multiplies number by number: the factors are laid beside the features first, eight bytes
-    at a time, which takes a third of the time.
+    PyTorch multiplies number by number. Repeating each factor beside the features first, eight
+    bytes at a time, takes a third of the time.
     """
     channels, size = features.shape[1], features.element_size()
     registers = 128 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 64
-    channels_last = features.is_contiguous(memory_format=torch.channels_last)
-    if not channels_last or channels * size >= registers or channels * size % 8:
+    short_rows = channels * size < registers and channels * size % 8 == 0
+    if features.dim() != 4 or not _is_channels_last(features) or not short_rows:
         torch.mul(features, factors, out=out)
         return
     rows = factors.permute(0, 2, 3, 1).reshape(-1, 1)
@@ -165,68 +247,42 @@ def _times_positions(features: Tensor, factors: Tensor, out: Tensor) -> None:
     torch.mul(features, beside.view(n, height, width, channels).permute(0, 3, 1, 2), out=out)
 
 
-def _scaled_square_sum(features: Tensor) -> tuple[Tensor, Tensor] | None:
-    """F_sum^2 with each image divided by the largest norm over channels, and that divisor.
+def _is_channels_last(features: Tensor) -> bool:
+    """Return whether the channels of each position lie side by side in memory."""
+    if features.dim() == 3:
+        return features.transpose(1, 2).is_contiguous()
+    channels_last = torch.channels_last if features.dim() == 4 else torch.channels_last_3d
+    return features.is_contiguous(memory_format=channels_last)
 
-    One pass over the features. None if squares could overflow or vanish in float32.
+
+def _power_slope(values: Tensor, power: float) -> Tensor:
+    """Return (1/p) d|v|^p/dv = |v|^(p-1) sign(v), and 0 at v = 0; may overwrite v."""
+    if power == 2:
+        return values
+    if power == 1:
+        return values.sign_()
+    slope = values.abs().pow_(power - 1).mul_(values.sign())
+    return slope if power >= 1 else slope.masked_fill_(values == 0, 0)
+
+
+def _in_parts(
+    features: Tensor, *others: Tensor, elements: int = 2**18
+) -> Iterator[tuple[Tensor, ...]]:
+    """Split features and what belongs to them along N on a CPU.
+
+    What is computed of a part in float32 then stays in the processor's caches and takes little
+    memory.
     """
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    norms = features.new_empty((len(features), *features.shape[2:]), dtype=dtype)
-    channels_last = features.is_contiguous(memory_format=torch.channels_last)
-    for images, norm in _in_parts(features, norms):
-        if channels_last:
-            torch.linalg.vector_norm(images.to(dtype), dim=1, out=norm)
-        else:  # over channels far apart in memory, PyTorch's norm is fifty times slower than this
-            torch.sum(images.to(dtype).square(), dim=1, out=norm).sqrt_()
-    divisors = norms.amax(dim=(1, 2), keepdim=True)
-    if not moderate(divisors):
-        return None
-    return norms.div_(divisors).square_(), divisors.unsqueeze(1)
-
-
-def moderate(magnitudes: Tensor) -> bool:
-    """Whether squares of what has these magnitudes neither overflow nor vanish in float32.
-
-    >>> moderate(torch.tensor([1.0, 1e20]))
-    False
-    """
-    least, most = magnitudes.aminmax()
-    return float(least) > 1e-15 and float(most) < 1e15
-
-
-def _scaled_map(features: Tensor, kind: MapKind, power: float) -> tuple[Tensor, Tensor]:
-    """F with each image divided by its largest magnitude, and that divisor (N, 1, 1, 1)."""
-    count, _, height, width = features.shape
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    maps = features.new_empty((count, height, width), dtype=dtype)
-    divisors = features.new_empty((count, 1, 1, 1), dtype=dtype)
-    for images, map_, divisor in _in_parts(features, maps, divisors):
-        values = images.to(dtype, copy=True)
-        values.div_(divisor.copy_(largest_magnitude(values)))
-        map_.copy_(activation_map(values, kind, power))
-    return maps, divisors
-
-
-class _ScaleFreeMap(torch.autograd.Function):
-    """F(A / s), with the backward pass written by hand: autograd's would keep several
-    float32 copies of the features, and lose their memory format.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, features: Tensor, kind: MapKind, power: float) -> Tensor:
-        maps, divisors = scaled_map(features, kind, power)
-        ctx.save_for_backward(features, divisors)
-        ctx.kind, ctx.power = kind, power  # type: ignore[attr-defined]
-        return maps
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        features, divisors = ctx.saved_tensors
-        return features_gradient(features, divisors, gradient, ctx.kind, ctx.power), None, None
+    images = len(features)
+    if features.device.type == "cpu" and not torch.compiler.is_compiling():
+        images = elements // max(1, features[:1].numel())
+    return zip(
+        *(torch.split(tensor, max(1, images)) for tensor in (features, *others)), strict=True
+    )
 
 
 class _Gradient(torch.autograd.Function):
-    """A gradient that cannot be differentiated again, and says so."""
+    """A gradient that raises a clear error when it is differentiated again."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, gradient: Tensor, features: Tensor) -> Tensor:
@@ -240,39 +296,15 @@ class _Gradient(torch.autograd.Function):
         )
 
 
-def _in_parts(
-    features: Tensor, *others: Tensor, elements: int = 2**18
-) -> Iterator[tuple[Tensor, ...]]:
-    """Features and what belongs to them, split along N on a CPU, so that what is computed of a
-    part in float32 stays in its caches, and the memory it takes is little.
-    """
-    images = len(features)
-    if features.device.type == "cpu" and not torch.compiler.is_compiling():
-        images = elements // max(1, features[:1].numel())
-    return zip(
-        *(torch.split(tensor, max(1, images)) for tensor in (features, *others)), strict=True
-    )
-
-
-def _power_slope(values: Tensor, power: float) -> Tensor:
-    """(1/p) d|v|^p/dv = |v|^(p-1) sign(v), and 0 at v = 0; overwrites v."""
-    if power == 2:
-        return values
-    if power == 1:
-        return values.sign_()
-    slope = values.abs().pow_(power - 1).mul_(values.sign())
-    return slope if power >= 1 else slope.masked_fill_(values == 0, 0)
-
-
 class Kernel:
-    """A function of tensors as one compiled kernel; as it is, from the first failure on."""
+    """A function of tensors as one compiled kernel, or as it is from the first failure on."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self._failed = False
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function gives."""
+        """Return the function's result."""
         if not self._failed and not torch.compiler.is_compiling():
             try:
                 return self._compiled(*arguments)
@@ -284,9 +316,9 @@ class Kernel:
 
     @cached_property
     def _compiled(self) -> Callable[..., Any]:
-        """Made at the first call: importing the compiler takes seconds."""
+        """Compile at the first call only: importing the compiler takes seconds."""
         return torch.compile(self._function, dynamic=True)
 
 
 FUSED_MAP, FUSED_GRADIENT = Kernel(_scaled_map), Kernel(_features_gradient)
-"""For graphics processors, where single operations would each go over the features."""
+"""For GPUs, where single operations would each make a pass over the features."""

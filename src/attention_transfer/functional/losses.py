@@ -1,7 +1,8 @@
-"""The losses: pure functions of maps, features and logits; no weights, no state.
+"""The losses: pure functions of maps, features and logits, without weights or state.
 
 Weights (beta, alpha) belong to the terms of :mod:`attention_transfer.transfer`. Every loss is a
-mean over the batch and computed in at least float32.
+mean over the batch and computed in at least float32. Maps and features have one to three spatial
+axes S: (L,), (H, W) or (D, H, W).
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attention_transfer.functional.maps import common_size, normalize, resize, to_float32
+from attention_transfer.functional.maps import common_size, normalize, pool, resize, to_float32
 
 __all__ = [
     "GradientForm",
@@ -33,7 +34,7 @@ TransferForm = Literal["code", "paper", "paper-eq2"]
 def attention_transfer(
     student_map: Tensor, teacher_map: Tensor, form: TransferForm = "code", norm: float = 2.0
 ) -> Tensor:
-    r"""The attention transfer loss of one pair of layers; its weight beta is not in it.
+    r"""Return the attention transfer loss of one layer pair, without its weight beta.
 
     With q = vec(F) / ||vec(F)||_2 on either side and d = q_S - q_T, per image:
 
@@ -44,17 +45,16 @@ def attention_transfer(
       10^3 / (elements of the map x batch size), on the sum over the batch.
 
     Where the sizes differ, each axis of the larger map is average-pooled to the smaller one's
-    length before normalisation, and H and W are those lengths.
+    length before normalization, and H and W are those lengths.
 
     Args:
-        student_map: (N, H, W), an attention map F (normalised or not). Or (N, L), for maps that
-            have no grid; then both must have the same length.
-        teacher_map: the same, for the same images. The teacher's side is a constant: no gradient.
+        student_map: (N, H, W), or (N, L) or (N, D, H, W): an attention map F, normalized or not.
+        teacher_map: the same number of axes, for the same images. It is a constant: no gradient.
         form: see above.
         norm: the norm of the two paper forms, at least 1; the experiments used 2.
 
     Returns:
-        A scalar, at least float32. Zero, with zero gradient, where the normalised maps agree.
+        A scalar, at least float32. Zero, with zero gradient, where the normalized maps agree.
 
     Raises:
         ValueError: the maps do not fit, or form or norm is unknown.
@@ -68,21 +68,20 @@ def attention_transfer(
         tensor(0.1414)
     """
     check_transfer(form, norm)
-    if student_map.dim() == 2 and student_map.shape == teacher_map.shape:
-        student_map, teacher_map = student_map.unsqueeze(1), teacher_map.unsqueeze(1)
-    if student_map.dim() != 3 or teacher_map.dim() != 3 or len(student_map) != len(teacher_map):
+    axes = student_map.dim()
+    if not 2 <= axes <= 4 or teacher_map.dim() != axes or len(student_map) != len(teacher_map):
         raise ValueError(
-            "the maps must be (N, H, W) of the same N images, got student "
-            f"{tuple(student_map.shape)} and teacher {tuple(teacher_map.shape)}"
+            "the maps must be (N, H, W), or both (N, L) or (N, D, H, W), of the same N images, got "
+            f"student {tuple(student_map.shape)} and teacher {tuple(teacher_map.shape)}"
         )
-    size = common_size(student_map.shape[-2:], teacher_map.shape[-2:])
+    size = common_size(student_map.shape[1:], teacher_map.shape[1:])
     student = normalize(resize(student_map, size))
     teacher = normalize(resize(teacher_map.detach(), size))
     return attention_distance(student - teacher, form, norm)
 
 
 def attention_distance(difference: Tensor, form: TransferForm, norm: float = 2.0) -> Tensor:
-    """The loss of :func:`attention_transfer` from differences (N, L) of normalised maps.
+    """Return the loss of :func:`attention_transfer` from differences (N, L) of normalized maps.
 
     >>> attention_distance(torch.tensor([[-0.2, 0.2]]), form="code")
     tensor(0.0400)
@@ -94,7 +93,7 @@ def attention_distance(difference: Tensor, form: TransferForm, norm: float = 2.0
 
 
 def check_transfer(form: str, norm: float) -> None:
-    """Raises a ValueError unless the form is known and the norm is at least 1.
+    """Raise a ValueError unless the form is known and the norm is at least 1.
 
     >>> check_transfer("paper", 2.0)
     """
@@ -104,51 +103,57 @@ def check_transfer(form: str, norm: float) -> None:
         raise ValueError(f"norm must be at least 1, got {norm}")
 
 
-def effective_weight(beta: float, form: TransferForm, size: tuple[int, int]) -> tuple[float, str]:
-    """What beta amounts to on one image's difference of normalised maps, and in which unit.
+def effective_weight(beta: float, form: TransferForm, size: tuple[int, ...]) -> tuple[float, str]:
+    """Return beta's weight on one image's difference d of normalized maps, and the unit.
+
+    Args:
+        beta: the weight of :func:`attention_transfer`.
+        form: the same.
+        size: of the maps that are compared, by axis.
 
     >>> effective_weight(1000.0, "code", (32, 32))
     (0.9765625, '||d||^2')
     >>> effective_weight(0.1, "paper", (32, 32))
     (0.05, '||d||')
     """
-    positions = size[0] * size[1]
+    positions = math.prod(size)
     if form == "code":
         return beta / positions, "||d||^2"
     return (beta / 2 if form == "paper" else beta / 2 / positions), "||d||"
 
 
 def full_activation_transfer(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    r"""The baseline that attention transfer beats: an l2 loss on whole activations (F-ActT).
+    r"""Return an l2 loss on whole activations (F-ActT), the baseline that attention beats.
 
     .. math:: \frac{1}{N C H W} \sum (A_S - A_T)^2
 
     Args:
-        student_features: (N, C, H, W), of the teacher's channels (a 1x1 convolution makes them so
+        student_features: (N, C, *S), of the teacher's channels (a 1x1 convolution makes them so
             where they differ: see :class:`attention_transfer.FullActivation`).
-        teacher_features: (N, C, H', W'); a constant. Sizes are matched as for maps, axis by axis
-            by average pooling.
+        teacher_features: (N, C, *S'); a constant. Sizes are matched as for maps, axis by axis by
+            average pooling.
 
     Returns:
         A scalar, at least float32.
 
     Raises:
-        ValueError: batch or channels differ.
+        ValueError: batch, channels or number of axes differ.
 
     Example:
         >>> full_activation_transfer(torch.zeros(1, 2, 4, 4), torch.full((1, 2, 8, 8), 3.0))
         tensor(9.)
     """
     shapes = tuple(student_features.shape), tuple(teacher_features.shape)
-    if any(len(shape) != 4 for shape in shapes) or shapes[0][:2] != shapes[1][:2]:
+    same_axes = len(shapes[0]) == len(shapes[1]) and 3 <= len(shapes[0]) <= 5
+    if not same_axes or shapes[0][:2] != shapes[1][:2]:
         raise ValueError(
-            "features must be (N, C, H, W) with the same N and C, got student "
-            f"{shapes[0]} and teacher {shapes[1]}"
+            "features must be (N, C, H, W), or both (N, C, L) or (N, C, D, H, W), with the same N "
+            f"and C, got student {shapes[0]} and teacher {shapes[1]}"
         )
-    size = common_size(shapes[0][-2:], shapes[1][-2:])
+    size = common_size(shapes[0][2:], shapes[1][2:])
     student, teacher = (
-        functional.adaptive_avg_pool2d(to_float32(features), size)
-        if features.shape[-2:] != size
+        pool(to_float32(features), size)
+        if tuple(features.shape[2:]) != size
         else to_float32(features)
         for features in (student_features, teacher_features.detach())
     )
@@ -156,7 +161,7 @@ def full_activation_transfer(student_features: Tensor, teacher_features: Tensor)
 
 
 def half_l2_norm(difference: Tensor, form: GradientForm = "paper") -> Tensor:
-    r"""Half the l2 norm of each image's difference, or half its square (paper, Eq. 4 and 6).
+    r"""Return half the l2 norm of each image's difference, or half its square (Eq. 4 and 6).
 
     .. math:: \tfrac12 \|d\|_2 \;\text{(paper)} \qquad \tfrac12 \|d\|_2^2 \;\text{(squared)}
 
@@ -186,8 +191,9 @@ def half_l2_norm(difference: Tensor, form: GradientForm = "paper") -> Tensor:
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
-    """The loss whose gradient at the images is attention: cross-entropy, summed over the batch,
-    so that each image's gradient is its own.
+    """Return the cross-entropy summed over the batch, whose gradient at the images is attention.
+
+    Of a sum, unlike a mean, each image's gradient does not depend on the batch.
 
     Args:
         logits: (N, classes).
@@ -214,19 +220,25 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def knowledge_distillation(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 4.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    r"""Hinton's knowledge distillation with soft targets, batch mean.
+    r"""Return Hinton's knowledge distillation with soft targets, a mean over batch and positions.
 
     .. math:: T^2 \, KL\big(softmax(z_T / T) \,\|\, softmax(z_S / T)\big)
 
     Args:
-        student_logits: (N, classes).
-        teacher_logits: (N, classes); a constant.
+        student_logits: (N, K) for K classes, or (N, K, ...) with logits for every position, as in
+            semantic segmentation.
+        teacher_logits: the same shape; a constant.
         temperature: T > 0. The factor T^2 keeps the gradient's size when T changes.
+        mask: (N, ...) of the logits without their class axis: True where a position counts. None:
+            all of them.
 
     Returns:
-        A scalar, at least float32, at least 0.
+        A scalar, at least float32, at least 0; 0 where the mask leaves nothing.
 
     Raises:
         ValueError: the shapes differ, or the temperature is not positive.
@@ -235,14 +247,25 @@ def knowledge_distillation(
         >>> knowledge_distillation(torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]]))
         tensor(1.7751)
     """
-    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
+    if student_logits.dim() < 2 or student_logits.shape != teacher_logits.shape:
         raise ValueError(
-            "logits must be (N, classes), the same for both networks, got student "
-            f"{tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)}"
+            "logits must be (N, classes) or (N, classes, ...), the same for both networks, got "
+            f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)}"
         )
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
     student = functional.log_softmax(to_float32(student_logits) / temperature, dim=1)
     teacher = functional.log_softmax(to_float32(teacher_logits.detach()) / temperature, dim=1)
-    divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return temperature**2 * divergence
+    if mask is None and student.dim() == 2:
+        divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return temperature**2 * divergence
+    by_position = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
+    if mask is None:
+        return temperature**2 * by_position.mean()
+    if mask.shape != by_position.shape:
+        raise ValueError(
+            f"the mask must be {tuple(by_position.shape)}, as the logits without their class axis, "
+            f"got {tuple(mask.shape)}"
+        )
+    total = torch.where(mask, by_position, 0).sum()
+    return temperature**2 * total / mask.sum().clamp(min=1)

@@ -1,12 +1,13 @@
-"""Numbers for attention: pure functions from attention maps (N, H, W) to a figure per image, (N,).
+"""Measures of attention: pure functions from attention maps (N, *S) to one number per image, (N,).
 
-How alike two networks look (:func:`cosine`, :func:`rank_correlation`), how evenly one looks
-(:func:`entropy`), and whether it looks at the object (:func:`energy_pointing_game`,
-:func:`pointing_game`). No figure depends on a map's scale, 1e-30 or 1e30, and all are computed in
-at least float32, whatever the state of autocast.
+How alike two networks' maps are (:func:`cosine`, :func:`rank_correlation`), how evenly one is
+spread (:func:`entropy`), and whether it lies on the object (:func:`energy_pointing_game`,
+:func:`pointing_game`). Maps have one to three spatial axes S, written (H, W) below; maps that are
+compared have the same number. No measure depends on a map's scale, 1e-30 or 1e30, and all are
+computed in at least float32, whatever the state of autocast.
 
-A map of zeros alone counts as even attention; compared with another map it is like none of them
-(0). A NaN in a map makes its own image's figure NaN, and no other's.
+An all-zero map counts as evenly spread; its cosine and its correlation with any map are 0. A NaN in
+a map makes the measure of its own image NaN, and no other's.
 
     >>> student = torch.tensor([[[0.0, 1.0], [1.0, 2.0]]])
     >>> teacher = torch.tensor([[[0.0, 0.0], [1.0, 3.0]]])
@@ -35,7 +36,7 @@ __all__ = [
 
 
 def cosine(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
-    r"""How alike two networks look: the cosine of their maps.
+    r"""Return how alike two networks' attention is: the cosine of their maps.
 
     .. math:: \left\langle \frac{Q_S}{\|Q_S\|_2}, \frac{Q_T}{\|Q_T\|_2} \right\rangle
               \qquad Q = vec(F)
@@ -46,7 +47,7 @@ def cosine(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
             average-pooled to the length of the smaller.
 
     Returns:
-        (N,): 1 for maps equal up to scale, 0 for maps that share no place or are all zero.
+        (N,): 1 for maps equal up to scale, 0 for maps that overlap nowhere or are all zero.
 
     Raises:
         ValueError: maps are not (N, H, W), or not of the same N images.
@@ -59,8 +60,9 @@ def cosine(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
 
 
 def rank_correlation(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
-    r"""Whether two networks put places in the same order of importance: Spearman's rho, the
-    correlation of ranks r, where places of the same value share their mean rank.
+    r"""Return Spearman's rho: whether two maps put positions in the same order of importance.
+
+    It is the correlation of ranks r, where equal values share their mean rank.
 
     .. math:: \rho = \frac{\sum_i (r^S_i - \bar r)(r^T_i - \bar r)}
                           {\|r^S - \bar r\|_2 \|r^T - \bar r\|_2}
@@ -71,7 +73,7 @@ def rank_correlation(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
 
     Returns:
         (N,): 1 for the same order, -1 for the reverse; 0 where either map is constant (or 1x1),
-        and so puts its places in no order. There is no gradient.
+        which is no order. There is no gradient.
 
     Raises:
         ValueError: maps are not (N, H, W), or not of the same N images.
@@ -86,8 +88,7 @@ def rank_correlation(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
 
 
 def entropy(maps: Tensor) -> Tensor:
-    r"""How evenly a network looks: the entropy of its map as a distribution over places, as a
-    share of the largest there could be.
+    r"""Return how evenly attention is spread: the map's entropy over the largest possible one.
 
     .. math:: -\frac{1}{\log H W} \sum_i p_i \log p_i \qquad p = F / \sum_i F_i
 
@@ -95,8 +96,8 @@ def entropy(maps: Tensor) -> Tensor:
         maps: (N, H, W), non-negative.
 
     Returns:
-        (N,): 1 for a constant map, also for one of zeros alone or of a single place (1x1); 0 for
-        attention that is all on one of several places. The gradient at a place of zero is zero.
+        (N,): 1 for a constant map, also an all-zero one or one of a single position (1x1); 0 for
+        attention at one of several positions alone. The gradient at a value of zero is zero.
 
     Raises:
         ValueError: maps are not (N, H, W), or have negative values.
@@ -106,23 +107,24 @@ def entropy(maps: Tensor) -> Tensor:
         tensor([1.0000, 0.5000])
     """
     shares = _shares(maps).flatten(1)
-    places = shares.shape[1]
-    if places == 1:
+    positions = shares.shape[1]
+    if positions == 1:
         return shares[:, 0]
     logarithms = torch.where(shares > 0, shares, 1).log()
-    return ((shares * -logarithms).sum(dim=1) / math.log(places)).clamp(0, 1)
+    return ((shares * -logarithms).sum(dim=1) / math.log(positions)).clamp(0, 1)
 
 
 def energy_pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    r"""How much of a network's attention is on the object: the share of the map that lies inside
-    the mask (of class activation maps, the energy-based pointing game: Wang et al., Score-CAM,
-    CVPR Workshops 2020).
+    r"""Return the share of a network's attention that lies on the object, inside the mask.
+
+    Of class activation maps this is the energy-based pointing game (Wang et al., Score-CAM, CVPR
+    Workshops 2020).
 
     .. math:: \sum_i p_i m_i \qquad p = F / \sum_i F_i
 
-    Each place of the map stands for a cell, an H-th of the image's height by a W-th of its width,
-    over which its attention is spread evenly; m_i is the exact share of that cell's area which
-    the mask covers. So even attention scores the mask's share of the image.
+    Each position of the map stands for a cell, an H-th of the image's height by a W-th of its
+    width, over which its attention is spread evenly; m_i is the exact share of that cell's area
+    which the mask covers. So even attention scores the mask's share of the image.
 
     Args:
         maps: (N, H, W), non-negative.
@@ -130,29 +132,29 @@ def energy_pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
             numbers from 0 to 1. See :func:`box_masks`.
 
     Returns:
-        (N,), from 0 (an empty mask too) to 1. A map of zeros alone counts as even attention.
+        (N,), from 0 (an empty mask too) to 1. An all-zero map counts as evenly spread.
 
     Raises:
-        ValueError: maps are not (N, H, W) or have negative values; masks are not (N, H, W), of
-            other images, or not between 0 and 1.
+        ValueError: maps have negative values, or no spatial axis; masks have other axes, are of
+            other images, or are not between 0 and 1.
 
     Example:
         >>> mask = torch.tensor([[[True, False, False]]])  # a third of the image, left
-        >>> energy_pointing_game(torch.tensor([[[3.0, 1.0]]]), mask)  # two thirds of the left half's 3/4
+        >>> energy_pointing_game(torch.tensor([[[3.0, 1.0]]]), mask)  # 2/3 of the left half's 3/4
         tensor([0.5000])
     """
     shares = _shares(maps)
     _check_masks(masks, maps)
-    return (shares * _covered(masks, shares)).sum(dim=(1, 2)).clamp(0, 1)
+    return (shares * _covered(masks, shares)).flatten(1).sum(dim=1).clamp(0, 1)
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """Whether a network looks at the object most: 1 where the place of the map's maximum lies
-    inside the mask, else 0 (Zhang et al., Top-down Neural Attention by Excitation Backprop,
-    ECCV 2016; with no tolerance around the object).
+    """Return 1 where the map's maximum lies inside the mask, else 0.
 
-    A place is the centre of its cell of the image (see :func:`energy_pointing_game`); a centre on the
-    border of two pixels belongs to the right or lower one.
+    After Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016, with no
+    tolerance around the object. A position is the centre of its cell of the image (see
+    :func:`energy_pointing_game`); a centre on the border of two pixels belongs to the right or
+    lower one.
 
     Args:
         maps: (N, H, W).
@@ -160,8 +162,8 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
             one half are inside.
 
     Returns:
-        (N,): 0 or 1; between them, the share of hits among several equal maxima (for a map of
-        zeros alone, the share of all places that lie inside).
+        (N,): 0 or 1; between them, the share of hits among several equal maxima (for an all-zero
+        map, the share of all positions that lie inside).
 
     Raises:
         ValueError: as :func:`energy_pointing_game`, but for negative values, which do no harm.
@@ -174,17 +176,17 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
     _check_maps(maps)
     _check_masks(masks, maps)
     values = to_float32(maps)
-    maxima = values == values.amax(dim=(1, 2), keepdim=True)
-    rows, columns = (
-        _centres(cells, pixels, masks.device)
-        for cells, pixels in zip(maps.shape[1:], masks.shape[1:], strict=True)
-    )
-    hits = maxima & (masks > 0.5)[:, rows][:, :, columns]
-    return hits.sum(dim=(1, 2)).to(values.dtype) / maxima.sum(dim=(1, 2))
+    maxima = values == _by_image(values, values.flatten(1).amax(dim=1))
+    inside = masks > 0.5
+    for axis in range(1, maps.dim()):
+        centres = _centres(maps.shape[axis], masks.shape[axis], masks.device)
+        inside = inside.index_select(axis, centres)
+    hits = (maxima & inside).flatten(1).sum(dim=1)
+    return hits.to(values.dtype) / maxima.flatten(1).sum(dim=1)
 
 
 def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes as masks: a pixel is inside where its centre is. What lies outside the image is cut.
+    """Return boxes as masks: a pixel is inside where its centre is; boxes are cut at the border.
 
     Args:
         boxes: (N, 4): left, top, right and bottom in pixels, right and bottom excluded.
@@ -217,12 +219,19 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _check_maps(maps: Tensor, name: str = "maps") -> None:
-    if maps.dim() != 3 or 0 in maps.shape[1:]:
-        raise ValueError(f"{name} must be (N, H, W), got {tuple(maps.shape)}")
+    if not 2 <= maps.dim() <= 4 or 0 in maps.shape[1:]:
+        raise ValueError(
+            f"{name} must be (N, H, W), (N, L) or (N, D, H, W), got {tuple(maps.shape)}"
+        )
 
 
 def _check_masks(masks: Tensor, maps: Tensor) -> None:
     _check_maps(masks, "masks")
+    if masks.dim() != maps.dim():
+        raise ValueError(
+            f"maps and masks must have the same axes, got maps {tuple(maps.shape)} and masks "
+            f"{tuple(masks.shape)}"
+        )
     if len(masks) != len(maps):
         raise ValueError(
             f"maps and masks must be of the same N images, got {len(maps)} maps and "
@@ -236,7 +245,7 @@ def _check_masks(masks: Tensor, maps: Tensor) -> None:
 
 
 def _at_common_size(student_maps: Tensor, teacher_maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps at the smaller size of either axis, in at least float32."""
+    """Return both maps at their common size, in at least float32."""
     _check_maps(student_maps, "student_maps")
     _check_maps(teacher_maps, "teacher_maps")
     if len(student_maps) != len(teacher_maps):
@@ -248,17 +257,23 @@ def _at_common_size(student_maps: Tensor, teacher_maps: Tensor) -> tuple[Tensor,
     return _pooled(student_maps, size), _pooled(teacher_maps, size)
 
 
-def _pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return to_float32(maps) if maps.shape[1:] == size else resize(_scaled(maps), size)
+def _pooled(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    return to_float32(maps) if tuple(maps.shape[1:]) == size else resize(_scaled(maps), size)
 
 
 def _scaled(maps: Tensor) -> Tensor:
-    """Each map divided by the power of two at its largest magnitude, so that sums stay finite; a
-    power of two rounds nothing, and equal sums stay equal.
+    """Return each map over the power of two at its largest magnitude, so that sums stay finite.
+
+    A power of two rounds nothing, and equal sums stay equal.
     """
     values = to_float32(maps)
-    largest = values.detach().abs().amax(dim=(1, 2), keepdim=True)
+    largest = _by_image(values, values.detach().abs().flatten(1).amax(dim=1))
     return values / torch.where(largest == 0, 1, largest.log2().floor().exp2())
+
+
+def _by_image(maps: Tensor, numbers: Tensor) -> Tensor:
+    """Return one number per image (N,), shaped to be combined with its map."""
+    return numbers.view(-1, *(1,) * (maps.dim() - 1))
 
 
 def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
@@ -266,7 +281,7 @@ def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _centred_ranks(maps: Tensor) -> Tensor:
-    """Twice each place's rank in its map, less the mean; equal values share their mean rank."""
+    """Return twice each position's rank less the mean; equal values share their mean rank."""
     values = maps.flatten(1).contiguous()
     ordered = values.sort(dim=1).values
     below = torch.searchsorted(ordered, values)
@@ -276,28 +291,28 @@ def _centred_ranks(maps: Tensor) -> Tensor:
 
 
 def _shares(maps: Tensor) -> Tensor:
-    """The maps as distributions over places, (N, H, W): each sums to 1; zeros become even."""
+    """Return the maps as distributions over positions: each sums to 1; zeros become even."""
     _check_maps(maps)
     if (maps < 0).any():
         raise ValueError(f"maps must not be negative, got {maps.min().item():g}")
     values = _scaled(maps)
-    total = values.sum(dim=(1, 2), keepdim=True)
+    total = _by_image(values, values.flatten(1).sum(dim=1))
     even = 1 / math.prod(maps.shape[1:])
     return torch.where(total == 0, even, values / torch.where(total == 0, 1, total))
 
 
 def _covered(masks: Tensor, maps: Tensor) -> Tensor:
-    """The share of each cell's area that the mask covers: (N, H, W) of the maps."""
-    rows, columns = (
-        _overlap(cells, pixels, maps)
-        for cells, pixels in zip(maps.shape[1:], masks.shape[1:], strict=True)
-    )
+    """Return the share of each cell that the mask covers, in the maps' shape."""
+    covered = masks.to(maps.dtype)
     with torch.autocast(masks.device.type, enabled=False):
-        return rows @ masks.to(maps.dtype) @ columns.T
+        for axis in range(1, maps.dim()):
+            overlap = _overlap(maps.shape[axis], masks.shape[axis], maps)
+            covered = torch.tensordot(covered, overlap, dims=([1], [1]))  # the axis goes last
+    return covered
 
 
 def _overlap(cells: int, pixels: int, like: Tensor) -> Tensor:
-    """The share of each cell that lies in each pixel, along one axis: (cells, pixels).
+    """Return the share of each cell that lies in each pixel, along one axis: (cells, pixels).
 
     >>> _overlap(2, 3, like=torch.zeros(1))
     tensor([[0.6667, 0.3333, 0.0000],
@@ -311,7 +326,7 @@ def _overlap(cells: int, pixels: int, like: Tensor) -> Tensor:
 
 
 def _centres(cells: int, pixels: int, device: torch.device) -> Tensor:
-    """The pixel in which the centre of each cell lies, along one axis: (cells,).
+    """Return the pixel in which the centre of each cell lies, along one axis: (cells,).
 
     >>> _centres(2, 6, torch.device("cpu"))
     tensor([1, 4])
