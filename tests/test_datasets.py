@@ -167,7 +167,6 @@ def test_every_image_is_in_the_fingerprint() -> None:
         torch.full((1, 4, 6), 100 / 255),
         Image.new("L", (6, 4), 100),
     ],
-    ids=str,
 )
 def test_every_kind_of_image_is_understood(image: object) -> None:
     pixels = np.asarray(as_pil(image).convert("RGB"))

@@ -1,4 +1,4 @@
-"""the main job on embedded images: a small network alone, and attending like a large one"""
+"""compare a small network trained alone and with attention transfer, on built-in images"""
 
 from argparse import Namespace
 
@@ -11,12 +11,12 @@ EXAMPLES = ("demo", "demo --train-teacher --out runs/my-demo", "demo --epochs 3 
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
+    """Add the command's flags to the parser."""
     parser.add_config(DemoConfig)
 
 
 def run(arguments: Namespace) -> int:
-    """Trains, then prints the table, the sentence and where the picture is."""
+    """Train the networks, then print the table, the summary and the paths of what was written."""
     config = config_from(arguments, DemoConfig)
     from dataclasses import asdict
 

@@ -14,7 +14,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the command's flags to its parser."""
+    """Add the command's flags to the parser."""
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", type=Path, help="folders of finished runs"
     )
@@ -23,8 +23,8 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         type=Path,
         default=None,
-        help="the page (default: report.html in the run's folder; for several runs, in the folder "
-        "that holds them)",
+        help="HTML file to write (default: report.html in the run's folder, or in the folder that "
+        "holds all runs)",
     )
     parser.add_json()
 

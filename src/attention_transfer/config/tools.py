@@ -115,14 +115,14 @@ class MapsConfig(Config):
 class BenchmarkConfig(Config):
     """What is measured, and how often."""
 
-    what: Literal["step", "run", "peers", "gradient", "data", "import", "fused"] = Field(
-        description="step, run (whole epochs), peers (other libraries), gradient, data (waiting "
-        "for it), import, or fused (maps and loss)"
+    what: Literal["step", "run", "gradient", "data", "import", "fused"] = Field(
+        description="step, run (whole epochs), gradient, data (waiting for it), import, or "
+        "fused (maps and loss)"
     )
     pairs: Annotated[tuple[NetworkPair, ...], BeforeValidator(as_several), Field(min_length=1)] = (
         Field(
             ("wrn-16-1:wrn-16-2", "wrn-16-2:wrn-40-2"),
-            description="student:teacher, of step, run and peers",
+            description="student:teacher, of step and run",
         )
     )
     networks: Several = Field(
@@ -136,7 +136,7 @@ class BenchmarkConfig(Config):
         "auto", description="fp32, bf16, or auto: bf16 where the machine is fast at it"
     )
     compile: bool = Field(False, description="compile the networks, and measure what that gives")
-    data: str = Field("cluttered-digits", description="images of run and peers")
+    data: str = Field("cluttered-digits", description="images of run")
     epochs: Count = Field(
         2, description="passes over the images in a run; of several the first warms up"
     )

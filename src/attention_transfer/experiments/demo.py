@@ -1,7 +1,8 @@
-"""The demo: the main job on the embedded data, in minutes.
+"""The demo: what attention transfer gains on the embedded data, in minutes.
 
-A wide teacher that was trained before, and a thin student trained three ways at equal epochs and
-schedule: alone, with attention transfer, and with attention transfer and distillation.
+The teacher is a wide network that comes trained with the package. A thin student is trained three
+times with the same epochs and schedule: alone, with attention transfer (AT), and with attention
+transfer and knowledge distillation (AT+KD).
 """
 
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 TEACHER_RECIPE = RunConfig(student="wrn-16-2", epochs=40, lr=0.3, precision="bf16")
-"""How the packaged teacher was trained, and how ``--train-teacher`` trains it anew."""
+"""The configuration of the packaged teacher, which ``--train-teacher`` trains again."""
 
 STUDENT = "wrn-16-1"
 ALPHA = 0.9
@@ -44,7 +45,14 @@ LEVELS = ("low", "middle", "top")
 
 @dataclass(frozen=True)
 class Arm:
-    """One network of the comparison; its error on the test images is in percent."""
+    """One network of the comparison.
+
+    Args:
+        name: teacher, alone, at or at+kd.
+        test_error: error on the test images, in percent.
+        parameters: number of parameters.
+        seconds: training time.
+    """
 
     name: str
     test_error: float
@@ -54,7 +62,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found, and where."""
+    """The demo's networks, a summary in words, and the paths of its files."""
 
     folder: Path
     arms: list[Arm]
@@ -65,19 +73,19 @@ class DemoResult:
 
 
 def packaged_teacher() -> Path:
-    """The run's folder of the teacher that comes with the package."""
+    """Return the run folder of the teacher that comes with the package."""
     return Path(str(files("attention_transfer.experiments") / "demo_teacher"))
 
 
 def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoResult:
-    """Trains (or reuses) the teacher, trains the three students, reads the test images once each.
+    """Train the three students, and the teacher if asked to, and compare them on the test images.
 
     Args:
-        config: of the demo.
-        progress: told about every step; silent by default.
+        config: the settings of the demo.
+        progress: receives the progress of every run; silent by default.
 
     Raises:
-        InputError: before anything is written, whatever would not fit.
+        InputError: the settings cannot work here; nothing has been written then.
     """
     folder = config.out or new_folder("demo")
     Run.check_free(folder)
@@ -90,12 +98,12 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     with writing_to(folder):
         (folder / "alone").mkdir(parents=True, exist_ok=True)
     if config.train_teacher:
-        progress.write_line("teacher: trained anew")
+        progress.write_line("teacher: training it again")
         teacher = run(TEACHER_RECIPE.replace(out=folder / "teacher"), progress, data).folder
     runs = {}
-    for name, asked in student_configs(config, teacher).items():
-        progress.write_line(f"{name}: {STUDENT}, {asked.epochs} epochs")
-        runs[name] = run(asked.replace(out=folder / name), progress, data)
+    for name, student in student_configs(config, teacher).items():
+        progress.write_line(f"{name}: {STUDENT}, {student.epochs} epochs")
+        runs[name] = run(student.replace(out=folder / name), progress, data)
     arms = [_teacher_arm(teacher, runs["at"])]
     arms += [_arm(name, finished) for name, finished in runs.items()]
     networks = {"teacher": teacher, "alone": runs["alone"].folder, "at": runs["at"].folder}
@@ -110,20 +118,20 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
 
 
 def student_configs(config: DemoConfig, teacher: Path) -> dict[str, RunConfig]:
-    """The three arms: the same student and schedule alone, with AT, and with AT and KD."""
+    """Return the configurations of the three students: alone, with AT, and with AT and KD."""
     common: dict[str, Any] = {
         "epochs": config.epochs,
         "seed": config.seed,
         "precision": config.precision,
     }
-    distilled = DistillConfig(
+    attention_transfer = DistillConfig(
         teacher=str(teacher), student=STUDENT, beta=config.beta, cache=config.cache, **common
     )
     return {
         "alone": RunConfig(student=STUDENT, **common),
-        "at": distilled,
+        "at": attention_transfer,
         # With distillation, the paper lets beta fall during training.
-        "at+kd": distilled.replace(kd_alpha=ALPHA, beta_schedule="linear"),
+        "at+kd": attention_transfer.replace(kd_alpha=ALPHA, beta_schedule="linear"),
     }
 
 
@@ -133,7 +141,7 @@ def _arm(name: str, finished: Run) -> Arm:
 
 
 def _teacher_arm(folder: Path, finished: Run) -> Arm:
-    """The teacher, judged on this demo's test images when a student of its was."""
+    """Return the teacher, with its test error from the record of a student's run."""
     teacher = finished.record.teacher
     assert teacher is not None
     assert teacher.test_error is not None
