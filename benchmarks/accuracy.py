@@ -25,6 +25,7 @@ from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.experiments.demo import packaged_teacher, student_configs
 from attention_transfer.runs import Run
 from attention_transfer.training import RunProgress, run
+from attention_transfer.training.objects import RunObjects
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
             if (folder / "record.json").exists():
                 finished = Run(folder)
             else:
-                finished = run(config.replace(out=folder), progress, data)
+                finished = run(config.replace(out=folder), progress, RunObjects(data=data))
             errors.setdefault(arm, []).append(finished.test_error)
             seconds.setdefault(arm, []).append(finished.record.seconds)
     document = {

@@ -160,7 +160,7 @@ def trained(config: RunConfig) -> Run:
         return resume(config.out, progress)
     if config.out.exists():
         shutil.rmtree(config.out)  # interrupted in its first epoch
-    return run(config, progress, load_data("cluttered-digits"))
+    return run(config, progress, RunObjects(data=load_data("cluttered-digits")))
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:

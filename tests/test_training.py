@@ -30,6 +30,7 @@ from attention_transfer.training.classification_metrics import (
 )
 from attention_transfer.training.epoch_meters import EpochMeters
 from attention_transfer.training.monitoring.tracking import scalars
+from attention_transfer.training.objects import RunObjects
 from attention_transfer.training.schedule import learning_rate_factor
 from conftest import SMALL
 
@@ -186,7 +187,7 @@ def test_the_teacher_is_bit_equal_after_training(teacher: Run, data: DataSet) ->
     config = DistillConfig.checked(
         {"teacher": str(teacher.folder), "student": "wrn-10-1", "out": "student", **SMALL}
     )
-    run_setup = setup.set_up_run(config, data)
+    run_setup = setup.set_up_run(config, RunObjects(data=data))
     run = Run.create(Path("student"), config)
     trainer.Trainer(run_setup, run, trainer.Accelerator(), RunProgress()).finish()
     after = run_setup.teachers[0].network.state_dict()

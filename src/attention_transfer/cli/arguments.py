@@ -135,7 +135,7 @@ def _takes_several(field: FieldInfo) -> bool:
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return " (required)"
-    if field.default is None or field.default == "":
+    if field.default in (None, "", ()):
         return ""
     default = " ".join(field.default) if _takes_several(field) else field.default
     return f" (default: {default})"

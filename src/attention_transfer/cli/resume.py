@@ -20,4 +20,4 @@ def run(arguments: Namespace) -> int:
     folder = arguments.folder
     from attention_transfer import api
 
-    return report_run(lambda progress: api.resume(folder, progress), arguments.json)
+    return report_run(lambda progress: api.resume(folder, progress=progress), arguments.json)

@@ -22,6 +22,7 @@ from attention_transfer.config.fields import (
     Precision,
     Seed,
     Workers,
+    as_several,
     in_order,
     known_trackers,
 )
@@ -69,6 +70,12 @@ class TrainingConfig(ImagesConfig):
     """Settings of training one network, alone or with a teacher."""
 
     student: str = Field(description="the network that learns, such as wrn-16-1")
+    terms: Annotated[tuple[str, ...], BeforeValidator(as_several)] = Field(
+        (),
+        description="a loss term of your own, package.module:factory or "
+        "package.module:factory(weight=0.5), beside the others; of a name that one of them has, "
+        "in its place; repeatable",
+    )
     masks: Path | None = Field(
         None,
         description="folder of object masks (cat/1.png for cat/1.jpg, white: the object), to "
@@ -243,6 +250,8 @@ def flag_of(name: str, config: type[Config] = RunConfig) -> str:
     """
     if config is TrainingConfig and name == "student":
         return "--model"
+    if name == "terms":
+        return "--term"
     return "--" + name.replace("_", "-")
 
 

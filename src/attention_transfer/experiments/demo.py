@@ -22,6 +22,7 @@ from attention_transfer.models import LoadedModel, load_run
 from attention_transfer.network_inputs import preprocessing_for
 from attention_transfer.runs import Run, new_folder, writing_to
 from attention_transfer.training import RunProgress, run
+from attention_transfer.training.objects import RunObjects
 from attention_transfer.training.setup import set_up_run
 from attention_transfer.transfer import attention_maps
 
@@ -94,16 +95,18 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     data = load_data("cluttered-digits")
     teacher = packaged_teacher()
     if config.cache is not None and not config.train_teacher:
-        set_up_run(student_configs(config, teacher)["at"], data)
+        set_up_run(student_configs(config, teacher)["at"], RunObjects(data=data))
     with writing_to(folder):
         (folder / "alone").mkdir(parents=True, exist_ok=True)
     if config.train_teacher:
         progress.write_line("teacher: training it again")
-        teacher = run(TEACHER_RECIPE.replace(out=folder / "teacher"), progress, data).folder
+        teacher = run(
+            TEACHER_RECIPE.replace(out=folder / "teacher"), progress, RunObjects(data=data)
+        ).folder
     runs = {}
     for name, student in student_configs(config, teacher).items():
         progress.write_line(f"{name}: {STUDENT}, {student.epochs} epochs")
-        runs[name] = run(student.replace(out=folder / name), progress, data)
+        runs[name] = run(student.replace(out=folder / name), progress, RunObjects(data=data))
     arms = [_teacher_arm(teacher, runs["at"])]
     arms += [_arm(name, finished) for name, finished in runs.items()]
     networks = {"teacher": teacher, "alone": runs["alone"].folder, "at": runs["at"].folder}

@@ -185,7 +185,7 @@ class Probes:
 
     def _student_maps(self, pixels: Tensor) -> ProbeMaps:
         setup = self.setup
-        student = _TappedNetwork(setup.student.network, setup.normalization, self.student_points)
+        student = _TappedNetwork(setup.student.network, setup.preprocessing, self.student_points)
         return _probe_maps([student], [[(0, point)] for point in student.points], pixels, self._map)
 
     def _teacher_maps(self, pixels: Tensor) -> ProbeMaps:
@@ -300,7 +300,7 @@ def _layer_pairs(setup: RunSetup) -> list[Pair]:
 def _recommended_points(setup: RunSetup) -> list[str]:
     """Return the student's recommended points; none if its attention cannot be read."""
     example = _pixels(setup.data.validation, np.zeros(1, dtype=np.int64))
-    side = PairingSide(setup.student.network, input_size(example, setup.normalization))
+    side = PairingSide(setup.student.network, input_size(example, setup.preprocessing))
     try:
         return list(side.recommended)
     except InputError:
