@@ -58,6 +58,11 @@ class PairInputs:
     """The maps recorded by the term, by pair."""
 
     @property
+    def key(self) -> str:
+        """The pair's name without dots, for a ``ModuleDict`` with a module for each pair."""
+        return str(self.pair).replace(".", "/")
+
+    @property
     def teacher_features(self) -> Tensor:
         """The teacher's features (N, C', *S') at the pair's only teacher point.
 

@@ -58,24 +58,19 @@ class FullActivation(PairTerm):
             student, teacher = pair.student_features, pair.teacher_features
             channels = student.shape[1], teacher.shape[1]
             convolution = _CONVOLUTIONS[student.dim() - 2]
-            self.regressors[_key(pair)] = (
+            self.regressors[pair.key] = (
                 convolution(*channels, 1) if channels[0] != channels[1] else nn.Identity()
             )
 
     def loss(self, pair: PairInputs) -> Tensor:
-        if _key(pair) not in self.regressors:
+        if pair.key not in self.regressors:
             raise InputError(
                 "FullActivation makes its 1x1 convolutions when the Transfer is built; "
                 "pass example_input=images[:1] to Transfer"
             )
-        regressor = self.regressors[_key(pair)]
+        regressor = self.regressors[pair.key]
         student = regressor(maps.to_float32(pair.student_features))
         return losses.full_activation_transfer(student, pair.teacher_features)
 
     def effective_weight(self, size: tuple[int, ...]) -> tuple[float, str]:
         return self.weight, "mean squared difference"
-
-
-def _key(pair: PairInputs) -> str:
-    """Return a pair's name without dots, which a module's name cannot have."""
-    return str(pair.pair).replace(".", "/")
