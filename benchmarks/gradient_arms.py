@@ -26,6 +26,7 @@ from attention_transfer.data import load_data
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.experiments.demo import packaged_teacher
 from attention_transfer.runs import Run
+from attention_transfer.training.objects import RunObjects
 from attention_transfer.training import RunProgress, resume, run
 
 UPSIDE_DOWN = {"flip_axis": "vertical", "flip_classes": "0,1,3,8"}

@@ -109,8 +109,11 @@ def resume(
 
     Args:
         folder: of the run.
-        student, teacher, data, terms: the Python objects that the run began with, if any; a
-            network's weights are put back from the checkpoint.
+        student: the module that the run began with, if it was an object; its weights are put back
+            from the checkpoint.
+        teacher: the same of the teacher; of several, a sequence.
+        data: the data set that the run began with, if it was an object.
+        terms: the terms that the run began with as objects.
         progress: shows lines and a live view; silent by default.
 
     Raises:

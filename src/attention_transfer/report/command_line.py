@@ -25,8 +25,8 @@ def command_line(settings: Mapping[str, Any]) -> str:
     ]
     if objects:
         return (
-            f"This run was given Python objects ({', '.join(objects)}), which a command line cannot "
-            "name; to repeat it, call at.train or at.distill with them."
+            f"This run was given Python objects ({', '.join(objects)}), which a command line "
+            "cannot name; to repeat it, call at.train or at.distill with them."
         )
     if settings.get("teacher") is not None:
         return " ".join(["attention-transfer distill", *_flags(settings, DistillConfig)])

@@ -12,8 +12,9 @@ from attention_transfer.taps.modules import unwrapped
 __all__ = ["Inputs", "call_network", "main_input", "map_inputs", "with_main_input"]
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
-"""A tensor, a tuple (positional arguments) or a dictionary (keyword arguments) of tensors, each with
-the batch as its first axis."""
+"""A tensor, or tensors as a tuple (positional arguments) or a dictionary (keyword arguments), each
+with the batch as its first axis.
+"""
 
 
 def call_network(network: nn.Module, inputs: Inputs) -> Any:

@@ -90,8 +90,8 @@ def cached_targets(
     if config.cache_views not in (None, cache.contents.views):
         raise InputError(
             f"the cache in {config.cache} has {cache.contents.views} views of each image and this "
-            f"run's epochs cycle through {config.cache_views}; give another folder, or for a new run "
-            "leave out --cache-views"
+            f"run's epochs cycle through {config.cache_views}; give another folder, or for a new "
+            "run leave out --cache-views"
         )
     lacking = list(cache.contents.missing_targets(transfer.target_spec))
     if lacking:

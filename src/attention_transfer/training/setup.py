@@ -158,8 +158,8 @@ def _check_settings(config: RunConfig, terms: list[Term]) -> None:
     """Raise an InputError for settings that contradict each other."""
     if config.grad_checkpoint and any(term.needs_input_gradient for term in terms):
         raise InputError(
-            "gradient terms differentiate the backward pass, which keeps all that it recomputes, so "
-            "grad_checkpoint would save nothing; leave one of them out, or lower memory with "
+            "gradient terms differentiate the backward pass, which keeps all that it recomputes, "
+            "so grad_checkpoint would save nothing; leave one of them out, or lower memory with "
             "--accumulate"
         )
     if config.cache_views and config.cache is None:
@@ -214,8 +214,8 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_si
     classes = len(data.class_names)
     if logits.shape[1] != classes:
         raise InputError(
-            f"{student.name} has {logits.shape[1]} outputs, the data set {classes} classes; let its "
-            "factory take num_classes, or give a network with as many"
+            f"{student.name} has {logits.shape[1]} outputs, the data set {classes} classes; let "
+            "its factory take num_classes, or give a network with as many"
         )
     for name, value in student.network.state_dict().items():
         if not isinstance(value, Tensor):
@@ -239,7 +239,7 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
     """Yield what differs from what was configured, or is slow on this machine."""
     if precision == "bf16" and not fast_bf16():
         yield (
-            "this machine has no hardware for bf16, which takes several times as long as fp32 here; "
+            "this machine has no hardware for bf16, which takes several times as long as fp32; "
             "--precision auto would take fp32"
         )
     if config.compile and compiler_fault() is not None:

@@ -10,8 +10,9 @@ __all__ = ["NamedSchedule", "Schedule", "check_schedule", "schedule_factor"]
 
 NamedSchedule = Literal["constant", "linear", "cosine"]
 Schedule = NamedSchedule | Callable[[float], float]
-"""``"constant"``; ``"linear"`` or ``"cosine"``, which fall from 1 to 0; or a function from the share
-of the training that is done (0 to 1) to the factor of the weight."""
+"""``"constant"``; ``"linear"`` or ``"cosine"``, which fall from 1 to 0; or a function from the
+share of the training that is done (0 to 1) to the factor of the weight.
+"""
 
 
 def check_schedule(schedule: object) -> None:

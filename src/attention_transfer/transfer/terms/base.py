@@ -53,7 +53,7 @@ class PairInputs:
     """The teacher's features (N, C', *S') at each of the pair's teacher points, where the term
     declares no reduction; constants."""
     teacher_targets: tuple[Tensor, ...]
-    """The teacher's features at each point reduced by the term's ``teacher_reduction``; constants."""
+    """The reductions of the teacher's features by ``teacher_reduction``, one a point; constants."""
     maps: dict[str, PairedMaps] = field(default_factory=dict, repr=False)
     """The maps recorded by the term, by pair."""
 
@@ -207,7 +207,7 @@ class Term(nn.Module, ABC):
     needs_logits: bool = False
     """Whether it reads the student's logits."""
     needs_teacher_logits: bool = False
-    """Whether it reads the teacher's; if no term does, the teacher's pass ends at its last point."""
+    """Whether it reads the teacher's; if none does, the teacher's pass ends at its last point."""
     needs_input_gradient: bool = False
     """Whether it reads the loss's gradient at the student's input (double backpropagation)."""
     needs_teacher_gradient: bool = False
