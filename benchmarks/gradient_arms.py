@@ -26,8 +26,8 @@ from attention_transfer.data import load_data
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.experiments.demo import packaged_teacher
 from attention_transfer.runs import Run
-from attention_transfer.training.objects import RunObjects
 from attention_transfer.training import RunProgress, resume, run
+from attention_transfer.training.objects import RunObjects
 
 UPSIDE_DOWN = {"flip_axis": "vertical", "flip_classes": "0,1,3,8"}
 BETAS = (0.001, 0.01, 0.1)

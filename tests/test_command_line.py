@@ -248,12 +248,12 @@ BAD: dict[str, tuple[str, str]] = {
     "demo below a file": ("demo --out a-file/run", "cannot write to a-file/run.*choose another"),
     # Going on, evaluate.
     "resume nothing": ("resume empty", r"empty holds no run \(no config.yaml\)"),
-    "resume nowhere": ("resume nowhere", r"nowhere holds no run \(no config.yaml\)"),
+    "resume nowhere": ("resume nowhere", "there is no folder nowhere, expected a run's folder"),
     "resume a finished run": ("resume finished", "run in finished is finished; .*nothing to resum"),
     "resume without checkpoint": ("resume begun", "no whole checkpoint to resume from; start a n"),
     "resume another network": ("resume edited", "edited"),
     "resume a pickle": ("resume crafted", "crafted"),
-    "resume a name too long": (f"resume {LONG}", "holds no run"),
+    "resume a name too long": (f"resume {LONG}", "there is no folder x+, expected a run"),
     "evaluate nothing": ("evaluate", "model is missing: a run's folder"),
     "evaluate without data": (
         "evaluate wrn-10-1@teacher/model.safetensors",

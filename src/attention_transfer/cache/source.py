@@ -97,7 +97,8 @@ class TargetSource:
 
         See :func:`attention_transfer.cache.build`.
         """
-        points = dict.fromkeys(target.point for target in self.contents.spec.fields)
+        spec = self._spec_of(cache)
+        points = dict.fromkeys(target.point for target in spec.fields)
         teacher = _teacher(self.teachers, list(points))
         example = as_input(self.images.pixels(np.arange(1)))
         if device is not None:
@@ -108,7 +109,7 @@ class TargetSource:
             cache,
             self.images,
             teacher,
-            self._spec_of(cache),
+            spec,
             dtype=AUTOCAST.get(self.precision),
             device=device,
             workers=resolve_workers(self.workers, self.images),
@@ -121,15 +122,16 @@ class TargetSource:
         Raises:
             InputError: the cache has a reduction that this source does not know.
         """
-        known = {target: target for target in self.contents.spec.fields}
-        unknown = [target for target in cache.contents.spec.fields if target not in known]
-        if unknown:
-            raise InputError(
-                f"the cache in {cache.folder} is not whole, and this run cannot make its "
-                f"{unknown[0]}; give a new folder"
-            )
+        known = {target.reduction: target.reduction for target in self.contents.spec.fields}
         spec = cache.contents.spec
-        return replace(spec, fields=tuple(known[target] for target in spec.fields))
+        for target in spec.fields:
+            if target.reduction not in known:
+                raise InputError(
+                    f"the cache in {cache.folder} is not whole, and this run cannot compute its "
+                    f"{target}; give a new folder"
+                )
+        fields = (TargetField(target.point, known[target.reduction]) for target in spec.fields)
+        return replace(spec, fields=tuple(fields))
 
 
 def _teacher(

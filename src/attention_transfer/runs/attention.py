@@ -54,7 +54,7 @@ class RunAttention:
         count = len(record.points)
         teacher, examples = folder / "teacher.npz", folder / "examples.npz"
         return cls(
-            points=record.points,
+            points=list(record.points),
             probes=read_arrays(folder / "probes.npz"),
             student={epoch: _maps(arrays, "student", count) for epoch, arrays in epochs.items()},
             answers={

@@ -2,8 +2,8 @@
 
 A convolution's output is (N, C, H, W). Others put channels last, (N, H, W, C); transformers have
 tokens, (N, L, C), of which the first few may stand for no position (class, distillation and
-register tokens); a mixer's inner layers (N, C, L). Of signals a feature map is (N, C, L) itself, and of
-volumes and videos (N, C, D, H, W).
+register tokens); a mixer's inner layers (N, C, L). Of signals a feature map is (N, C, L) itself,
+and of volumes and videos (N, C, D, H, W).
 """
 
 import math
