@@ -264,9 +264,7 @@ def test_targets_of_something_else_are_refused_with_the_difference(
 def test_another_network_with_the_same_weights_is_refused(teacher: Run) -> None:
     """Of the same state, and with other activations."""
     build_cache(config(teacher="conftest:rectified@random", views=1))
-    with pytest.raises(
-        InputError, match=r"is of something else .the teacher's answer, .* here"
-    ):
+    with pytest.raises(InputError, match=r"is of something else .the teacher's answer, .* here"):
         build_cache(config(teacher="conftest:bounded@random", views=1))
 
 

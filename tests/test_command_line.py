@@ -203,7 +203,7 @@ BAD: dict[str, tuple[str, str]] = {
     "one name": (f"{DISTILL} --pairs group1", "got the pair 'group1', expected student.layer:teac"),
     "three names": (f"{DISTILL} --pairs a:b:c", "got the pair 'a:b:c', expected student.layer:"),
     "half a pair": (f"{DISTILL} --pairs group1:", "got the pair 'group1:', expected student"),
-    "a point of vectors": (f"{DISTILL} --pairs classifier:group1", "it has no places"),
+    "a point of vectors": (f"{DISTILL} --pairs classifier:group1", "it has no positions"),
     # Weights.
     "other width": (
         "distill --teacher wrn-10-2@teacher/model.safetensors --student wrn-10-1",

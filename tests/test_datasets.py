@@ -312,7 +312,7 @@ def test_a_users_networks_and_data_make_a_run(tmp_path: Path) -> None:
     ("student", "match"),
     [
         ("users.work:number", "returned a int, expected a torch.nn.Module"),
-        ("users.work:Boxes", r"puts out a dict, expected logits \(N, classes\)"),
+        ("users.work:Boxes", r"returns a dict with 'scores', expected logits \(N, classes\)"),
         ("users.work:Smal", "did you mean Small"),
     ],
 )

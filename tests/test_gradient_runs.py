@@ -80,7 +80,7 @@ def test_settings_reach_the_terms() -> None:
     settings = {"flip_symmetry_beta": 2, "flip_axis": "vertical", "flip_classes": "0,1,3,8"}
     config = DistillConfig.checked({**PAIR, **settings, "gradient_form": "squared"})
     assert repr(configured_terms(config)[-1]) == repr(
-        at.FlipSymmetry(2, "squared", "vertical", (0, 1, 3, 8))
+        at.FlipSymmetry(2.0, "squared", "vertical", (0, 1, 3, 8))
     )
 
 

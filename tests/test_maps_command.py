@@ -296,7 +296,7 @@ BAD: dict[str, tuple[str, str]] = {
     "no point": (f"{STUDENT} photos --points ,", "no network has a point ''; known: low, middle"),
     "a point of vectors": (
         f"{STUDENT} photos --points classifier",
-        r"point 'classifier' \(Linear\) has no attention map: it has no places",
+        r"point 'classifier' \(Linear\) has no attention map: it has no positions",
     ),
     "one network has none": (
         "maps runs/student own:Two --images photos --points group1",
@@ -308,9 +308,12 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "no logits": (
         "maps own:Mute --images photos --attention gradient",
-        r"the network puts out a dict, expected logits \(N, classes\)",
+        r"the network returns a dict with 'features', expected logits \(N, classes\)",
     ),
-    "size not taken": ("maps own:Fixed --images photos", r"Fixed does not run on images.*16 wide"),
+    "size not taken": (
+        "maps own:Fixed --images photos",
+        r"Fixed does not run on an input.*16 wide",
+    ),
     "power": (f"{STUDENT} photos --power 0", "power is '0', it should be greater than 0"),
     "format": (f"{STUDENT} photos --format gif", "format is 'gif', expected one of png, svg, pdf"),
     "maps there": (f"{STUDENT} photos --out full", r"full already holds maps \(maps.npz\); choose"),

@@ -136,7 +136,7 @@ def test_a_module_is_a_point_by_all_its_names() -> None:
 @pytest.mark.parametrize(
     ("student", "flags", "match"),
     [
-        ("own:ten", {}, "tells 10 classes apart and the data have 3"),
+        ("own:ten", {}, "has 10 outputs, the data set 3 classes"),
         ("own:Fixed", {"image_size": 64}, "does not run on images 64x64"),
         ("own:Notes", {}, "keeps _extra_state, a dict"),
         ("timm:mobilenetv3_small_050", {"batch_size": 1}, "batch-size of at least 2"),

@@ -94,7 +94,7 @@ class Contents:
 
     @property
     def holds(self) -> tuple[object, ...]:
-        """What is kept, apart from its provenance."""
+        """The fields and views that are kept, apart from their provenance."""
         return self.shapes, self.spec.logits, self.spec.gradient, self.views
 
     @property

@@ -1,4 +1,4 @@
-"""What a network is called with: one tensor, a tuple of tensors, or a dictionary of them."""
+"""Inputs of a network: one tensor, a tuple of tensors, or a dictionary of them."""
 
 import inspect
 from collections.abc import Callable, Mapping

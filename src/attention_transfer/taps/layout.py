@@ -1,4 +1,4 @@
-"""Where the channels and the spatial axes are in a module's output.
+"""Layouts of module outputs: which axes are channels, and which are spatial.
 
 A convolution's output is (N, C, H, W). Others put channels last, (N, H, W, C); transformers have
 tokens, (N, L, C), of which the first few may stand for no position (class, distillation and
@@ -27,7 +27,7 @@ _CHANNELS_LAST: dict[int, Axes] = {1: "NLC", 2: "NHWC", 3: "NDHWC"}
 
 
 class Layout(NamedTuple):
-    """How to read a tensor as a feature map.
+    """The order of a tensor's axes, to read it as a feature map.
 
     Example:
         >>> tokens = torch.arange(5.0).view(1, 5, 1)  # a class token, then a grid of 2x2
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
 
     @property
     def kind(self) -> Literal["feature map", "tokens"]:
-        """What the output is called: ``feature map`` or ``tokens``."""
+        """The kind of output: ``feature map`` or ``tokens``."""
         return "feature map" if "H" in self.axes or len(self.grid) == 1 else "tokens"
 
     def read(self, output: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class AttentionPoint:
 
     @property
     def kind(self) -> str:
-        """What the output is called: ``feature map`` or ``tokens``."""
+        """The kind of output: ``feature map`` or ``tokens``."""
         return self.layout.kind
 
     @property
@@ -52,7 +52,7 @@ class AttentionPoint:
 
     @property
     def stage(self) -> Stage:
-        """How often each spatial axis has been halved, rounded."""
+        """The number of times each spatial axis has been halved, rounded."""
         return tuple(round(math.log2(stride)) for stride in self.stride)
 
 

@@ -20,7 +20,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNor
 
 @dataclass
 class ModuleRun:
-    """What the forward pass tells about a module."""
+    """A module that ran in the forward pass."""
 
     module: nn.Module
     stage: Stage | None = None

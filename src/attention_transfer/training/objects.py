@@ -1,4 +1,4 @@
-"""What a run is given as Python objects, in place of the names that a command line has."""
+"""Networks, data and terms of a run as Python objects, in place of names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

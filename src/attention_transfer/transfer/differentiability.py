@@ -122,7 +122,7 @@ class _Attempt:
 def _try(attempt: _Attempt) -> None:
     try:
         double, images, output = attempt.run()
-        logits = class_logits(attempt.find_logits(output))
+        logits = class_logits(output, attempt.find_logits)
         with torch.autocast(images.device.type, enabled=False):
             loss = summed_cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
             # A derivative that is detached from its own would go unnoticed.

@@ -13,7 +13,9 @@ from attention_transfer.taps import (
     Inputs,
     Taps,
     call_network,
+    evaluating,
     main_input,
+    structure_copy,
     unwrapped,
     with_main_input,
 )
@@ -21,6 +23,7 @@ from attention_transfer.taps import (
 __all__ = [
     "FindLogits",
     "ForwardResult",
+    "check_points_learn",
     "class_logits",
     "describe_output",
     "find_logits",
@@ -36,7 +39,7 @@ FindLogits = Callable[[object], Tensor | None]
 
 @dataclass(frozen=True)
 class ForwardResult:
-    """What one forward pass gave."""
+    """The result of one forward pass."""
 
     output: object
     """The network's output, as it is."""
@@ -77,13 +80,17 @@ def describe_output(output: object) -> str:
     return f"a {type(output).__name__}"
 
 
-def class_logits(output: object) -> Tensor:
+def class_logits(output: object, find: FindLogits = find_logits) -> Tensor:
     """Return the logits (N, classes) in a network's output, one row for each image.
+
+    Args:
+        output: of the network.
+        find: finds the logits in it.
 
     Raises:
         InputError: there are none.
     """
-    logits = find_logits(output)
+    logits = find(output)
     if logits is not None and logits.dim() == 2:
         return logits
     raise InputError(
@@ -126,6 +133,29 @@ def tapped_forward(
             "network sees too; write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
         )
     return ForwardResult(output, taps.feature_maps(outputs, own_inputs))
+
+
+def check_points_learn(
+    network: nn.Module, taps: Taps, example: Inputs, preprocessing: Preprocessing | None
+) -> None:
+    """Raise an InputError if a point is in a frozen part, whose attention cannot change."""
+    learns = {parameter.requires_grad for parameter in network.parameters()}
+    if learns == {False}:
+        raise InputError(
+            "no parameter of the student requires a gradient, so it could not learn; "
+            "student.requires_grad_() lets it"
+        )
+    if learns != {True, False}:
+        return
+    copied = structure_copy(unwrapped(network), frozen=False)
+    with evaluating(copied), torch.enable_grad():
+        result = tapped_forward(copied, Taps(copied, taps.points), example, preprocessing)
+    fixed = [name for name, feature in result.features.items() if not feature.requires_grad]
+    if fixed:
+        raise InputError(
+            f"the student's point {fixed[0]!r} is in a part that is frozen, so its attention "
+            "cannot change; choose later points (pairs='auto-2'), or freeze less"
+        )
 
 
 def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Tensor:

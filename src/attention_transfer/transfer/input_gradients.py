@@ -85,7 +85,7 @@ class InputGradients:
         """Run the ordinary forward pass and return its result."""
         with torch.enable_grad(), self._double:
             result = tapped_forward(self.network, taps, self.inputs, self.preprocessing)
-        self._logits = class_logits(self.find_logits(result.output))
+        self._logits = class_logits(result.output, self.find_logits)
         self._random = not torch.equal(self._random_state[0], _random_state(self.images.device)[0])
         if self.differentiable:
             return result
@@ -131,7 +131,7 @@ class InputGradients:
                 output = call_with_cloned_state(
                     unwrapped(self.network), own_inputs, parameters=False
                 )
-        logits = class_logits(self.find_logits(output))
+        logits = class_logits(output, self.find_logits)
         gradient = self._gradient(double, logits, labels, flipped).flip(axis)
         return gradient[chosen] if whole and chosen is not None else gradient
 

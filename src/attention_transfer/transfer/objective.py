@@ -14,8 +14,6 @@ from attention_transfer.taps import (
     Taps,
     evaluating,
     main_input,
-    structure_copy,
-    unwrapped,
 )
 from attention_transfer.transfer.compiled_forward import CompiledForward
 from attention_transfer.transfer.differentiability import (
@@ -26,6 +24,7 @@ from attention_transfer.transfer.differentiability import (
 from attention_transfer.transfer.forward import (
     FindLogits,
     ForwardResult,
+    check_points_learn,
     find_logits,
     input_size,
     preprocess,
@@ -357,7 +356,7 @@ class Transfer(nn.Module):
             self._check_gradients(example)
         with evaluating(self.student):
             student = tapped_forward(self.student, self._taps, example, self.student_normalization)
-        self._check_learnable(example)
+        check_points_learn(self.student, self._taps, example, self.student_normalization)
         targets, teacher_features = Targets(), dict[str, Tensor]()
         if self.teacher is not None:
             teacher = self.teacher(example)
@@ -382,27 +381,6 @@ class Transfer(nn.Module):
                 )
                 for pair in pairs
             ]
-
-    def _check_learnable(self, example: Inputs) -> None:
-        """Raise an InputError if a point is in a frozen part, whose attention cannot change."""
-        learns = {parameter.requires_grad for parameter in self.student.parameters()}
-        if learns == {False}:
-            raise InputError(
-                "no parameter of the student requires a gradient, so it could not learn; "
-                "student.requires_grad_() lets it"
-            )
-        if learns != {True, False}:
-            return
-        network = structure_copy(unwrapped(self.student), frozen=False)
-        taps = Taps(network, self._taps.points)
-        with evaluating(network), torch.enable_grad():
-            features = tapped_forward(network, taps, example, self.student_normalization).features
-        fixed = [name for name, feature in features.items() if not feature.requires_grad]
-        if fixed:
-            raise InputError(
-                f"the student's point {fixed[0]!r} is in a part that is frozen, so its attention "
-                "cannot change; choose later points (pairs='auto-2'), or freeze less"
-            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the teacher along with ``.to()``, ``.cuda()`` and so on."""

@@ -1,4 +1,4 @@
-"""What a batch gives, and what a layer pair is before the first one."""
+"""The output of a Transfer for one batch, and the description of its layer pairs."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ __all__ = ["PairDescription", "TransferOutput", "describe_pair"]
 
 @dataclass(frozen=True)
 class TransferOutput:
-    """What one batch gave."""
+    """The loss, terms, outputs and attention maps of one batch."""
 
     loss: Tensor
     """The scalar to call ``backward()`` on: the sum of ``terms``."""

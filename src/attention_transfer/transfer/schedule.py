@@ -1,4 +1,4 @@
-"""How a term's weight changes over the training."""
+"""Schedules of a term's weight over the training."""
 
 import math
 from collections.abc import Callable

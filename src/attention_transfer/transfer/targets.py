@@ -1,4 +1,4 @@
-"""What the terms need of a teacher, and the teacher's answers: all that a student learns from."""
+"""Teacher targets: what the terms need of a teacher, and the teacher's answers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -94,7 +94,7 @@ class TargetField(NamedTuple):
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """What is needed of a teacher."""
+    """The targets that the terms need of a teacher."""
 
     fields: tuple[TargetField, ...] = ()
     logits: bool = False

@@ -122,7 +122,7 @@ class FrozenTeacher:
             images = main_input(inputs).detach().requires_grad_()
             with torch.enable_grad():
                 fields, output = self.read(with_main_input(inputs, images), spec)
-            logits = class_logits(self.find_logits(output))
+            logits = class_logits(output, self.find_logits)
             return Targets(fields, logits.detach(), input_gradient(logits, labels, images))
         whole = any(target.reduction is None for target in spec.fields)
         with torch.no_grad() if whole else torch.inference_mode():

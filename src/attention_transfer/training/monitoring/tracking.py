@@ -237,7 +237,15 @@ def _identity(tracker: GeneralTracker) -> str:
 def _hyperparameters(config: RunConfig) -> dict[str, str | float]:
     """Return the configuration in types that every tracker accepts."""
     values = config.model_dump(mode="json")
-    return {name: "none" if value is None else value for name, value in values.items()}
+    return {
+        name: value if isinstance(value, int | float | str) else _as_text(value)
+        for name, value in values.items()
+    }
+
+
+def _as_text(value: object) -> str:
+    """Return a setting that is neither a number nor text as text."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else "none"
 
 
 def _log_figures(tracker: GeneralTracker, figures: Mapping[str, float], step: int) -> None:

@@ -41,7 +41,7 @@ class PairedMaps(NamedTuple):
 
 @dataclass(frozen=True)
 class PairInputs:
-    """What a term sees of one layer pair."""
+    """The inputs of a term for one layer pair."""
 
     term: str
     """The term's name, for errors."""
@@ -120,7 +120,7 @@ class PairInputs:
 
 @dataclass(frozen=True)
 class TermInputs:
-    """What a term sees of one batch; what it does not declare it does not get."""
+    """The inputs of a term for one batch: what it declares that it needs, and no more."""
 
     term: str
     """The term's name, for errors."""
@@ -234,7 +234,7 @@ class Term(nn.Module, ABC):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the term needs a teacher at all."""
+        """Whether the term needs a teacher."""
         return self.pairs is not None or self.needs_teacher_logits or self.needs_teacher_gradient
 
     def weight_at(self, progress: float) -> float:

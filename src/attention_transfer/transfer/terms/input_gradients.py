@@ -26,7 +26,7 @@ _AXES: dict[str | int, int] = {"horizontal": 3, "vertical": 2, 3: 3, 2: 2, -1: 3
 
 
 class _GradientTerm(Term):
-    """What the terms over input gradients have in common."""
+    """The base class of terms over input gradients."""
 
     needs_logits = True
     needs_input_gradient = True
