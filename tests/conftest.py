@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 import attention_transfer as at
@@ -14,6 +15,10 @@ from attention_transfer import network_inputs
 from attention_transfer.data import Augmentation, DataSet, ImageSet
 from attention_transfer.runs import Run
 from attention_transfer.training import RunProgress
+
+# The first example of a test may import a library; how long it takes is no property of the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
