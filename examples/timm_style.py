@@ -27,7 +27,7 @@ def main(steps: int) -> list[float]:
         student,
         teacher,
         terms=[at.CrossEntropy(), at.ActivationAttention(beta=1000.0)],
-        example_input=images,  # where attention can be read is found, and who meets whom
+        example_input=images,  # to find the attention points of both networks and pair them
         student_normalization=at.Preprocessing(data.mean, data.std, size=(64, 64)),
         teacher_normalization=at.Preprocessing(data.mean, data.std, size=(32, 32)),
     )

@@ -1,4 +1,4 @@
-"""Folders of runs with figures and maps that are known, made without training anything."""
+"""Run folders with known figures and maps, written without training anything."""
 
 import json
 from pathlib import Path
@@ -27,8 +27,8 @@ MACHINE = {
 }
 
 
-def spots(count: int, grid: tuple[int, int], shift: int) -> NDArray[np.float32]:
-    """Maps that are 1 at one place each and 0 elsewhere; the place moves on with a shift."""
+def one_position_maps(count: int, grid: tuple[int, int], shift: int) -> NDArray[np.float32]:
+    """Return maps that are 1 at one position, which ``shift`` moves on, and 0 elsewhere."""
     maps = np.zeros((count, *grid), dtype=np.float32)
     places = (np.arange(count) + shift) % (grid[0] * grid[1])
     maps.reshape(count, -1)[np.arange(count), places] = 1
@@ -48,19 +48,19 @@ def made_run(
     size: int = 16,
     **settings: Any,
 ) -> Path:
-    """A finished run.
+    """Write the folder of a finished run.
 
     Args:
-        folder: of the run.
-        teacher: its name, if the run has one.
-        student: its name.
-        classes: their names.
-        wrong: test images that are answered wrongly, with the next class.
-        images: of the test.
-        data: the set's name, which also tells its test images from another's.
-        probes: whether maps were kept.
-        size: of the images that were kept.
-        settings: of the configuration.
+        folder: the run's folder.
+        teacher: the teacher's name, if the run has one.
+        student: the student's name.
+        classes: names of the classes.
+        wrong: indices of the test images that are predicted wrongly, as the next class.
+        images: number of test images.
+        data: name of the data set, also used as the fingerprint of its test images.
+        probes: whether attention maps were saved.
+        size: height and width of the saved images in pixels.
+        settings: further settings of the configuration.
     """
     kind = RunConfig if teacher is None else DistillConfig
     names = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
@@ -125,7 +125,7 @@ def made_run(
     rows = [row(epoch, points, error, teacher is not None) for epoch in range(1, 5)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
     if probes:
-        keep_maps(folder / "attention", teacher is not None, classes, labels, predicted, size)
+        write_maps(folder / "attention", teacher is not None, classes, labels, predicted, size)
     return folder
 
 
@@ -139,7 +139,7 @@ def network(name: str, parameters: int) -> dict[str, Any]:
 
 
 def row(epoch: int, points: list[str], error: float, taught: bool) -> dict[str, Any]:
-    """An epoch's line of figures."""
+    """Return an epoch's line of metrics.jsonl."""
     measures = {"student_entropy": 0.5, "inside": 0.25, "pointing": 0.75}
     if taught:
         measures |= {"cosine": epoch / 4, "rank_correlation": 0.5, "teacher_entropy": 0.25}
@@ -161,7 +161,7 @@ def row(epoch: int, points: list[str], error: float, taught: bool) -> dict[str, 
     }
 
 
-def keep_maps(
+def write_maps(
     folder: Path,
     taught: bool,
     classes: tuple[str, ...],
@@ -169,7 +169,7 @@ def keep_maps(
     predicted: NDArray[np.int64],
     size: int,
 ) -> None:
-    """Raw maps: the teacher's are at the image's own place, the student's come nearer to it."""
+    """Write raw maps: the student's approach the teacher's, epoch by epoch."""
     folder.mkdir()
     generator = np.random.default_rng(0)
 
@@ -182,7 +182,9 @@ def keep_maps(
         }
 
     def of(name: str, count: int, shift: int) -> dict[str, Any]:
-        maps = {f"{name}/{at}": spots(count, grid, shift) for at, grid in enumerate(GRIDS)}
+        maps = {
+            f"{name}/{at}": one_position_maps(count, grid, shift) for at, grid in enumerate(GRIDS)
+        }
         return {**maps, f"{name}/logits": 4 * np.eye(len(classes))[predicted[:count]]}
 
     np.savez(folder / "probes.npz", **pictures(PROBES))

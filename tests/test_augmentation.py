@@ -1,108 +1,190 @@
-"""Random erasing of whole batches: as the paper says, as torchvision does, and by sample."""
+"""Augmented views: torchvision's transforms, and users' own, as functions of a sample's key."""
 
-import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 from torchvision.transforms import v2
 
-from attention_transfer.data import AugmentedView
-from attention_transfer.data.augmentation import erased
-from attention_transfer.data.randomness import integers, uniform
+from attention_transfer.data import AugmentedView, DataSet, ImageSet, WithAugmentation, batches
+from attention_transfer.data.folders import folder_data
+from attention_transfer.data.randomness import sample_seeds, seeded_torch
+from attention_transfer.data.views import CropResize, random_crop_and_flip
+from attention_transfer.errors import InputError, TrainingError
+from test_folders import fill
 
 VIEW = AugmentedView(3, 5)
 
 
-def white(count: int, size: tuple[int, int]) -> torch.Tensor:
-    return torch.full((count, *size, 3), 255, dtype=torch.uint8)
-
-
-def by_the_paper(
-    image: NDArray[np.uint8], index: int, probability: float, view: AugmentedView
-) -> NDArray[np.uint8]:
-    """Zhong et al., algorithm 1, for one image, step by step."""
-    key = view.data_seed, view.number, index
-    if uniform("erase", *key) >= probability:
-        return image
-    height, width = image.shape[:2]
-    for attempt in range(10):
-        area = height * width * (0.02 + (0.33 - 0.02) * uniform("erase area", *key, attempt))
-        shift = uniform("erase ratio", *key, attempt)
-        upright = math.exp(math.log(1 / 3.3) + (math.log(1 / 0.3) - math.log(1 / 3.3)) * shift)
-        tall, wide = round(math.sqrt(area / upright)), round(math.sqrt(area * upright))
-        if tall < height and wide < width:
-            top = int(integers(0, height - tall, "erase top", *key))
-            left = int(integers(0, width - wide, "erase left", *key))
-            changed = image.copy()
-            changed[top : top + tall, left : left + wide] = 127
-            return changed
-    return image
-
-
-@pytest.mark.parametrize("size", [(32, 32), (20, 48), (7, 3)])
-@pytest.mark.parametrize("probability", [0.3, 1.0])
-def test_erasing_is_the_papers(size: tuple[int, int], probability: float) -> None:
-    pixels = torch.from_numpy(
-        np.random.default_rng(0).integers(0, 256, (200, *size, 3), dtype=np.uint8)
+@pytest.mark.parametrize("whole", [(100, 100), (60, 140), (37, 11)])
+@pytest.mark.parametrize("size", [(32, 32), (24, 48)])
+def test_a_crop_is_the_one_that_torchvision_draws(
+    whole: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Each pixel holds its own row and column, which the crop of the whole must agree on."""
+    rows, columns = np.mgrid[0 : whole[0], 0 : whole[1]]
+    image = Image.fromarray(np.stack([rows, columns, 0 * rows], axis=2).astype(np.uint8))
+    aspect = size[1] / size[0]
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, ratio=(3 / 4 * aspect, 4 / 3 * aspect)),
+            v2.RandomHorizontalFlip(),
+        ]
     )
-    before = pixels.clone()
-    indices = np.random.default_rng(1).permutation(1000)[:200]
-    found = erased(pixels, indices, VIEW, probability).numpy()
-    for image, index, view in zip(pixels.numpy(), indices.tolist(), found, strict=True):
-        assert np.array_equal(view, by_the_paper(image, index, probability, VIEW))
-    assert torch.equal(pixels, before)
+    indices, views = np.arange(40), CropResize(size)
+    for index, seed in enumerate(sample_seeds("crop and flip", VIEW, indices)):
+        torch.manual_seed(seed)
+        expected = np.asarray(transform(image)).astype(int)
+        pixels = views.finish(views.decode(image, VIEW, index, draft=False), VIEW, index)
+        # torchvision cuts before it resizes; here the filter reaches over the crop's border.
+        assert np.abs(pixels.astype(int) - expected).max() <= 3
 
 
-@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
-def test_erased_parts_are_spread_as_torchvisions(size: tuple[int, int]) -> None:
-    """Quantiles of their heights, widths and areas over 3,000 images, within two pixels or 2 %."""
-    count = 3000
-    ours = erased(white(count, size), np.arange(count), VIEW, 1.0).numpy() == 127
-    torch.manual_seed(0)
-    erase = v2.RandomErasing(1.0, value=127)
-    images = white(count, size).permute(0, 3, 1, 2)
-    theirs = torch.stack([erase(image) for image in images]).permute(0, 2, 3, 1).numpy() == 127
-    for axes, tolerance in (((2, 3), 1), ((1, 3), 1), ((), 0)):
-        spreads = []
-        for hidden in (ours, theirs):
-            figure = hidden.any(axis=axes).sum(axis=1) if axes else hidden.mean(axis=(1, 2, 3))
-            spreads.append(np.quantile(figure, [0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98]))
-        assert np.abs(spreads[0] - spreads[1]).max() <= (tolerance or 0.02)
+def test_half_of_the_views_are_flipped() -> None:
+    flips = [random_crop_and_flip((50, 50), (8, 8), seed)[1] for seed in range(1000)]
+    assert 440 < sum(flips) < 560
 
 
-def test_a_grey_rectangle_is_erased_of_as_many_images_as_were_asked_for() -> None:
-    hidden = erased(white(4000, (32, 32)), np.arange(4000), VIEW, 0.25).numpy() == 127
-    chosen = hidden.any(axis=(1, 2, 3))
-    assert abs(chosen.mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
-    rows, columns = hidden[chosen].any(axis=(2, 3)), hidden[chosen].any(axis=(1, 3))
-    assert np.array_equal(
-        hidden[chosen], (rows[:, :, None] & columns[:, None])[..., None].repeat(3, 3)
+@pytest.mark.parametrize(
+    ("settings", "transform"),
+    [
+        ({"randaugment": 9}, v2.RandAugment(2, 9, fill=[127] * 3)),
+        ({"random_erasing": 0.4}, v2.RandomErasing(0.4, value=127)),
+        (
+            {"randaugment": 20, "random_erasing": 1.0},
+            v2.Compose([v2.RandAugment(2, 20, fill=[127] * 3), v2.RandomErasing(1.0, value=127)]),
+        ),
+    ],
+    ids=str,
+)
+def test_stronger_augmentation_is_torchvisions(
+    settings: dict[str, Any], transform: Callable[[torch.Tensor], torch.Tensor], data: DataSet
+) -> None:
+    indices = np.array([5, 3, 30, 17])
+    views = WithAugmentation(data.train, 3, **settings).pixels(indices, VIEW)
+    crops = data.train.pixels(indices, VIEW)
+    for view, crop, seed in zip(
+        views, crops, sample_seeds("transforms", VIEW, indices), strict=True
+    ):
+        torch.manual_seed(seed)
+        assert torch.equal(view, transform(crop.permute(2, 0, 1)).permute(1, 2, 0))
+
+
+def test_as_many_images_are_erased_as_the_setting_says() -> None:
+    white = ImageSet(torch.full((2000, 16, 16, 3), 255, dtype=torch.uint8), torch.zeros(2000))
+    views = WithAugmentation(white, 1, random_erasing=0.25).pixels(np.arange(2000), VIEW)
+    assert abs(float((views == 127).flatten(1).any(1).float().mean()) - 0.25) < 0.04
+    assert WithAugmentation(white, 1, random_erasing=0.25).pixels(np.arange(0), VIEW).shape == (
+        *(0, 16, 16, 3),
     )
-    for sides in (rows, columns):
-        assert (np.diff(sides.astype(int), axis=1) == 1).sum(axis=1).max() == 1  # in one piece
-    areas = hidden[chosen].mean(axis=(1, 2, 3))
-    assert 0.01 < areas.min() < 0.03
-    assert 0.3 < areas.max() < 0.35
-    heights, widths = rows.sum(axis=1), columns.sum(axis=1)
-    assert 0.25 < (heights / widths).min() < (heights / widths).max() < 4
-    everywhere = hidden[chosen].mean(axis=(0, 3))
-    assert everywhere.min() > 0  # corners too
 
 
-def test_erasing_depends_on_seed_view_and_sample_alone() -> None:
-    indices = np.arange(60)
-    whole = erased(white(60, (16, 16)), indices, VIEW, 0.5)
-    torch.manual_seed(9)
-    picked = np.array([41, 3, 17])
-    assert torch.equal(erased(white(3, (16, 16)), picked, VIEW, 0.5), whole[picked])
+def test_seeding_leaves_torchs_generator_as_it_was() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    with pytest.raises(KeyError), seeded_torch(5):
+        torch.rand(1)
+        raise KeyError
+    assert torch.equal(torch.rand(3), expected)
+
+
+class Noise:
+    """A user's transform that draws from all three generators, and counts its calls."""
+
+    def __repr__(self) -> str:
+        return f"Noise() at {hex(id(self))}"
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        pixels = np.asarray(image).astype(int)
+        shift = int(torch.randint(0, 9, ())) + random.randrange(9)
+        noise = np.random.randint(0, 9, pixels.shape) + shift
+        return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
+
+
+def folder_images(folder: Path, data: DataSet) -> DataSet:
+    return folder_data(fill(folder), (16, 16))
+
+
+def images_in_memory(folder: Path, data: DataSet) -> DataSet:
+    return data
+
+
+@pytest.mark.parametrize("source", [folder_images, images_in_memory])
+def test_a_users_transform_is_a_function_of_seed_view_and_sample(
+    source: Callable[[Path, DataSet], DataSet], tmp_path: Path, data: DataSet
+) -> None:
+    images = source(tmp_path, data).with_transform(Noise()).train
+    order = np.arange(len(images))
+    whole = images.pixels(order, VIEW)
+    random.seed(9)
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index,union-attr]
+    assert torch.equal(images.pixels(order[[7, 2]], VIEW), whole[[7, 2]])
+    assert state == (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),  # type: ignore[index,union-attr]
+        torch.get_rng_state().tolist(),
+    )
     for other in (AugmentedView(4, 5), AugmentedView(3, 6)):
-        assert not torch.equal(erased(white(60, (16, 16)), indices, other, 0.5), whole)
+        assert not torch.equal(images.pixels(order, other), whole)
+    (batch,) = batches(images, order, len(order), view=VIEW, workers=1)
+    assert torch.equal((batch.images * 255).round().byte(), whole.permute(0, 3, 1, 2))
+    assert not torch.equal(images.pixels(order), whole)
 
 
-def test_nothing_is_erased_where_nothing_is_to_be_or_fits() -> None:
-    indices = np.arange(50)
-    assert torch.equal(erased(white(50, (8, 8)), indices, VIEW, 0.0), white(50, (8, 8)))
-    assert torch.equal(erased(white(50, (1, 1)), indices, VIEW, 1.0), white(50, (1, 1)))
-    assert erased(white(0, (8, 8)), indices[:0], VIEW, 1.0).shape == (0, 8, 8, 3)
+@pytest.mark.parametrize(
+    ("transform", "shape"),
+    [
+        (v2.Compose([v2.RandomResizedCrop(16), v2.RandomHorizontalFlip()]), "as asked"),
+        (v2.Compose([v2.ToImage(), v2.RandomCrop(20, padding=4)]), "resized"),
+        (v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]), "floating-point"),
+        (np.asarray, "an array"),
+        (v2.Grayscale(), "one channel"),
+    ],
+    ids=str,
+)
+def test_transforms_may_return_images_of_any_size_and_kind(
+    transform: Callable[[Image.Image], Any], shape: str, tmp_path: Path
+) -> None:
+    images = folder_data(fill(tmp_path), (16, 16)).with_transform(transform).train
+    pixels = images.pixels(np.arange(4), VIEW)
+    assert pixels.shape == (4, 16, 16, 3)
+    if shape == "as asked":
+        path = images.root / images.paths[2]  # type: ignore[attr-defined]
+        (seed,) = sample_seeds("transform", VIEW, np.array([2]))
+        torch.manual_seed(seed)
+        assert np.array_equal(pixels[2], np.asarray(transform(Image.open(path))))
+
+
+def test_a_transform_that_fails_is_refused_before_training(data: DataSet) -> None:
+    normalize = v2.Compose(
+        [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.2] * 3)]
+    )
+    with pytest.raises(InputError, match=r"Normalize.*failed on .*before they are normalised"):
+        data.with_transform(normalize)
+    with pytest.raises(InputError, match=r"failed on an image 16x16 \(TypeError: got a NoneType"):
+        data.with_transform(lambda image: None)
+
+
+def test_a_transform_that_fails_later_names_itself(data: DataSet) -> None:
+    def fragile(image: Image.Image) -> Image.Image:
+        if random.random() < 0.01:
+            raise ValueError("too dark")
+        return image
+
+    images = data.with_transform(fragile).train
+    with pytest.raises(TrainingError, match=r"fragile.* failed on an image .*too dark"):
+        for number in range(20):
+            images.pixels(np.arange(len(images)), AugmentedView(0, number))
+
+
+def test_a_cache_knows_a_transform_by_its_repr_without_addresses(data: DataSet) -> None:
+    first, second = (data.with_transform(Noise()).train.provenance for _ in range(2))
+    assert first == second == "Noise()"
+    crops = [data.with_transform(v2.RandomCrop(16, pad)).train.provenance for pad in (1, 2)]
+    assert crops[0] != crops[1]

@@ -92,7 +92,7 @@ CASES = {
     "missing file": (DISTILL + "--config none.yaml", "cannot read the configuration none.yaml"),
     "unknown point": (DISTILL + "--pairs grup1:group1", "no point 'grup1'; did you mean group1"),
     "half a pair": (DISTILL + "--pairs group1", "expected student.layer:teacher.layer"),
-    "pair of vectors": (DISTILL + "--pairs classifier:group1", r"it has no places"),
+    "pair of vectors": (DISTILL + "--pairs classifier:group1", r"it has no positions"),
     "teacher without weights": (
         "distill --teacher wrn-16-2 --student wrn-10-1",
         r"no pretrained weights.*folder of a run.*@FILE\.safetensors.*@random",

@@ -1,4 +1,4 @@
-"""The command line: bad input is one line and leaves nothing; help, versions and tables."""
+"""The command line: bad input gives one line and writes nothing; help, versions and tables."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def tiny() -> DataSet:
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch, tiny: DataSet) -> None:
-    """Tiny images in place of the embedded ones, which take seconds to draw; no GPU."""
+    """Replace the embedded images, which take seconds to draw, by random ones; hide the GPU."""
 
     def load(name: str, **settings: Any) -> DataSet:
         return tiny if name == "cluttered-digits" else load_data(name, **settings)
@@ -69,7 +69,7 @@ def write_run(folder: Path, classes: int, **card: Any) -> None:
 
 
 def write_begun(folder: Path, model: str) -> Path:
-    """A run's folder with a configuration alone; returns where its checkpoints belong."""
+    """Write a run folder with only a configuration; return its checkpoints folder."""
     folder.mkdir()
     (folder / "config.yaml").write_text(f"student: {model}\n")
     return folder / "checkpoints"
@@ -77,7 +77,7 @@ def write_begun(folder: Path, model: str) -> Path:
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything the cases below point at."""
+    """Write the files and folders that the cases below use."""
     root = tmp_path_factory.mktemp("material")
     write_run(root / "teacher", 10)
     write_run(root / "three", 3)
@@ -136,7 +136,7 @@ BAD: dict[str, tuple[str, str]] = {
     "abbreviated flag": (f"{TRAIN} --mom 0.5", "unknown flag --mom"),
     "stray argument": (f"{TRAIN} now", "unexpected argument 'now'; see .*train --help"),
     "flag without a value": (f"{TRAIN} --epochs", "--epochs: expected one.*train --help"),
-    "no model": ("train", "model is missing: the network, such as wrn-16-2"),
+    "no model": ("train", "model is missing: the network to train, such as --model wrn"),
     "no student": ("distill --teacher teacher", "student is missing: .*such as wrn-16-1"),
     "no folder": ("resume", "required: DIR; see .*resume --help"),
     "ANSI codes in a flag": ("train --\x1b[31mx", "unknown flag"),
@@ -203,7 +203,7 @@ BAD: dict[str, tuple[str, str]] = {
     "one name": (f"{DISTILL} --pairs group1", "got the pair 'group1', expected student.layer:teac"),
     "three names": (f"{DISTILL} --pairs a:b:c", "got the pair 'a:b:c', expected student.layer:"),
     "half a pair": (f"{DISTILL} --pairs group1:", "got the pair 'group1:', expected student"),
-    "a point of vectors": (f"{DISTILL} --pairs classifier:group1", "it has no places"),
+    "a point of vectors": (f"{DISTILL} --pairs classifier:group1", "it has no positions"),
     # Weights.
     "other width": (
         "distill --teacher wrn-10-2@teacher/model.safetensors --student wrn-10-1",
@@ -292,7 +292,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert "sentinel" not in before
 
 
-def test_the_malice_works() -> None:
+def test_the_malicious_pickle_runs_code_when_it_is_loaded() -> None:
     pickle.loads(MALICE).close()
     assert Path("sentinel").exists()
 
@@ -320,7 +320,7 @@ def test_attention_needs_no_classes_in_common(material: Path) -> None:
 
 
 def answer(arguments: list[str]) -> int | str | None:
-    """The exit code, of a return or of argparse's own exit."""
+    """Return the exit code, whether main returns it or argparse exits with it."""
     try:
         return main(arguments)
     except SystemExit as stop:
@@ -409,7 +409,7 @@ def test_doctor_prints_tables_for_people(capsys: Capture) -> None:
 
 
 def show(name: str) -> None:
-    """Everywhere that a name can turn up: a table's title, head and cells, and a run's lines."""
+    """Print a name wherever one can appear: a table's title, head and cells, and progress lines."""
     print_table(console(False), [name, "error"], [[name, "1"]], title=name)
     RunProgress(console(False)).write_line(name)
 
@@ -426,7 +426,7 @@ def test_no_control_codes_reach_the_terminal(name: str, capsys: Capture) -> None
     assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
 
 
-def test_runs_say_where_they_are(capsys: Capture) -> None:
+def test_runs_print_their_folder(capsys: Capture) -> None:
     quick = ["--epochs", "1", "--lr", "0.01", "--precision", "fp32"]
     assert main(["train", "--model", "wrn-10-1", "--out", "[b]:x:", *quick]) == 0
     assert "the run is in [b]:x:" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Keyed randomness, batches, the embedded scenes, CIFAR from its real files."""
+"""Keyed randomness, batches, the embedded scenes, and CIFAR from files in its real layout."""
 
 import hashlib
 import pickle
@@ -94,10 +94,10 @@ def test_processes_share_the_batches(data: DataSet) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 9, 10, 11])
-def test_sets_around_the_size_of_a_batch(data: DataSet, size: int) -> None:
+def test_sets_of_about_one_batch(data: DataSet, size: int) -> None:
     part = data.train.subset(np.arange(size))
-    found = [len(batch.labels) for batch in batches(part, np.arange(size), 10)]
-    assert found == [size]
+    lengths = [len(batch.labels) for batch in batches(part, np.arange(size), 10)]
+    assert lengths == [size]
 
 
 def test_images_come_in_order_scaled_and_in_channels_last(data: DataSet) -> None:
@@ -125,7 +125,7 @@ def test_an_augmented_image_is_a_crop_of_its_padded_self(data: DataSet, flip: bo
     assert (2 < flips < 18) if flip else flips == 0
 
 
-def test_the_crop_and_the_flip_are_those_drawn_for_the_sample(data: DataSet) -> None:
+def test_crop_and_flip_are_drawn_by_the_samples_key(data: DataSet) -> None:
     indices = np.array([30, 3, 17, 8, 44])
     views = Augmentation(3, flip=True)(
         data.train.images[indices], indices, AugmentedView(7, 2)
@@ -150,16 +150,16 @@ def test_a_view_is_a_function_of_seed_view_and_sample(data: DataSet) -> None:
 
 
 def test_validation_is_a_share_of_each_class_and_of_training_alone(data: DataSet) -> None:
-    held = hold_out_validation(data, 0.25, data_seed=0)
-    assert len(held.validation) == 12
-    assert np.bincount(held.validation.labels).tolist() == [4, 4, 4]
+    split = hold_out_validation(data, 0.25, data_seed=0)
+    assert len(split.validation) == 12
+    assert np.bincount(split.validation.labels).tolist() == [4, 4, 4]
     parts = [
         {image.tobytes() for image in part.images.numpy()}
-        for part in (held.train, held.validation, data.train)
+        for part in (split.train, split.validation, data.train)
     ]
     assert parts[0] | parts[1] == parts[2]
     assert not parts[0] & parts[1]
-    assert hold_out_validation(data, 0.25, 1).validation.fingerprint != held.validation.fingerprint
+    assert hold_out_validation(data, 0.25, 1).validation.fingerprint != split.validation.fingerprint
     with pytest.raises(InputError, match="validation share"):
         hold_out_validation(data, 0.001, 0)
 
@@ -261,16 +261,18 @@ def test_cifar_is_read_from_its_own_files(
     name: str, source: type[CIFAR10], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write_cifar(tmp_path, monkeypatch, source)
-    found = load_data(f"{name}:{tmp_path}", validation=0.5)
+    loaded = load_data(f"{name}:{tmp_path}", validation=0.5)
     classes = 10 if name == "cifar10" else 100
-    assert len(found.class_names) == classes
-    assert len(found.train) == len(found.validation)
-    assert len(found.test) == 2 * classes
+    assert len(loaded.class_names) == classes
+    assert len(loaded.train) == len(loaded.validation)
+    assert len(loaded.test) == 2 * classes
     with (tmp_path / source.base_folder / source.test_list[0][0]).open("rb") as file:
         first = pickle.load(file)["data"][0]
-    assert np.array_equal(found.test.images[0].numpy(), first.reshape(3, 32, 32).transpose(1, 2, 0))
-    assert found.train.augmentation == Augmentation(pad=4, flip=True)
-    assert found.mean[0] * 255 == pytest.approx(125.3)
+    assert np.array_equal(
+        loaded.test.images[0].numpy(), first.reshape(3, 32, 32).transpose(1, 2, 0)
+    )
+    assert loaded.train.augmentation == Augmentation(pad=4, flip=True)
+    assert loaded.mean[0] * 255 == pytest.approx(125.3)
 
 
 def test_damaged_cifar_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""One's own datasets and Hugging Face's: every kind of sample, and what is none."""
+"""Users' own datasets and Hugging Face's: every kind of sample, and what is refused."""
 
 import shutil
 import sys
@@ -15,12 +15,13 @@ from attention_transfer.cli import main
 from attention_transfer.data import AugmentedView, batches, load_data
 from attention_transfer.data.datasets import DatasetImages
 from attention_transfer.data.decoding import as_pil
+from attention_transfer.data.views import CropResize
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.factories import import_object
 from test_folders import CLASSES, fill
 
 MODULE = '''
-"""Networks and data of somebody's own."""
+"""Networks and data of a user."""
 import numpy as np
 import torch
 from torch import nn
@@ -66,7 +67,7 @@ def alone(): return Pairs()
 
 
 class Turned(Pairs):
-    """Its samples have other labels than its attribute."""
+    """A dataset whose samples have other labels than its attribute."""
 
     def __getitem__(self, index):
         image, label = super().__getitem__(index)
@@ -74,7 +75,7 @@ class Turned(Pairs):
 
 
 class Changed(Pairs):
-    """Images as somebody's transform leaves them."""
+    """A dataset whose images are as a transform leaves them."""
 
     def __init__(self, change, labels=None):
         super().__init__()
@@ -117,21 +118,21 @@ def number(): return 3
 
 @pytest.fixture(autouse=True)
 def _package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "__init__.py").write_text("")
-    (tmp_path / "theirs" / "work.py").write_text(MODULE)
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "__init__.py").write_text("")
+    (tmp_path / "users" / "work.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("theirs", "theirs.work"):
+    for name in ("users", "users.work"):
         sys.modules.pop(name, None)
 
 
 def test_pairs_and_dictionaries_give_the_same_images() -> None:
-    pairs = load_data("theirs.work:pair", validation=0.25, image_size=(20, 24))
-    splits = load_data("theirs.work:splits", image_size=(20, 24))
+    pairs = load_data("users.work:pair", validation=0.25, image_size=(20, 24))
+    splits = load_data("users.work:splits", image_size=(20, 24))
     assert pairs.class_names == splits.class_names == ("red", "green", "blue")
     assert [len(part) for part in (pairs.train, pairs.validation, pairs.test)] == [27, 9, 12]
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [36, 12, 9]
-    expected = import_object("theirs.work:Pairs")()
+    expected = import_object("users.work:Pairs")()
     for part in (pairs.test, splits.test):
         pixels = part.pixels(np.arange(9))
         for index in range(9):
@@ -147,7 +148,7 @@ def test_every_image_is_in_the_fingerprint() -> None:
 
     def fingerprint() -> str:
         labels = torch.tensor([label for _, label in samples])
-        return DatasetImages(samples, (0, 1), np.arange(60), labels, (4, 4)).fingerprint
+        return DatasetImages(labels, CropResize((4, 4)), samples, (0, 1), np.arange(60)).fingerprint
 
     before = fingerprint()
     assert fingerprint() == before
@@ -166,33 +167,32 @@ def test_every_image_is_in_the_fingerprint() -> None:
         torch.full((1, 4, 6), 100 / 255),
         Image.new("L", (6, 4), 100),
     ],
-    ids=str,
 )
 def test_every_kind_of_image_is_understood(image: object) -> None:
-    found = as_pil(image).convert("RGB")
-    assert np.array_equal(np.asarray(found), np.full((4, 6, 3), 100))
+    pixels = np.asarray(as_pil(image).convert("RGB"))
+    assert np.array_equal(pixels, np.full((4, 6, 3), 100))
 
 
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        ("theirs.work:unfinished", "has the splits test, expected train"),
-        ("theirs.work:nothing", "gave a int, expected a dataset, a pair"),
-        ("theirs.work:failing", "failed: RuntimeError: no disk"),
-        ("theirs.work:odd", r"a sample of .* is a float, expected \(image, label\)"),
-        ("theirs.work:endless", "expected a map-style dataset"),
-        ("theirs.work:pears", "did you mean pair"),
-        ("theirs.work:normalised", r"values go from -1 to .* before they are normalised"),
-        ("theirs.work:unscaled", "values go from 0 to 2.*, expected 0 to 1"),
-        ("theirs.work:negative", "has labels from -1 to 1"),
-        ("theirs.work:one_hot", "is no dataset of images and class indices"),
-        ("theirs.work:raises", "ZeroDivisionError: division by zero"),
-        ("theirs.play:pair", "cannot import 'theirs.play'"),
-        ("imagenet:theirs", "not laid out as ImageNet"),
-        ("hf:./nowhere", "cannot be had"),
+        ("users.work:unfinished", "has the splits test, expected train"),
+        ("users.work:nothing", "got a int, expected a map-style dataset, a pair"),
+        ("users.work:failing", "failed: RuntimeError: no disk"),
+        ("users.work:odd", r"a sample of .* is a float, expected \(image, label\)"),
+        ("users.work:endless", "expected a map-style dataset"),
+        ("users.work:pears", "did you mean pair"),
+        ("users.work:normalised", r"values go from -1 to .* before they are normalised"),
+        ("users.work:unscaled", "values go from 0 to 2.*, expected 0 to 1"),
+        ("users.work:negative", "has labels from -1 to 1"),
+        ("users.work:one_hot", "is no dataset of images and class indices"),
+        ("users.work:raises", "ZeroDivisionError: division by zero"),
+        ("users.play:pair", "cannot import 'users.play'"),
+        ("imagenet:users", "not laid out as ImageNet"),
+        ("hf:./nowhere", "cannot be loaded"),
     ],
 )
-def test_what_is_no_data_is_refused(
+def test_invalid_data_are_refused(
     data: str, match: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match=match):
@@ -204,25 +204,25 @@ def test_what_is_no_data_is_refused(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_sample_that_cannot_be_had_is_named(workers: int) -> None:
-    data = load_data("theirs.work:broken", image_size=(16, 16))
+def test_a_sample_that_cannot_be_read_is_named(workers: int) -> None:
+    data = load_data("users.work:broken", image_size=(16, 16))
     order = np.arange(len(data.train))
-    with pytest.raises(TrainingError, match="sample 7 of Pairs cannot be had: KeyError: 'gone'"):
+    with pytest.raises(TrainingError, match="sample 7 of Pairs cannot be read: KeyError: 'gone'"):
         list(batches(data.train, order, 8, view=AugmentedView(0, 0), workers=workers))
 
 
 def test_a_dataset_without_a_test_split_is_shared_out_by_class() -> None:
-    data = load_data("theirs.work:whole", validation=0.2, image_size=(16, 16))
+    data = load_data("users.work:whole", validation=0.2, image_size=(16, 16))
     parts = data.train, data.validation, data.test
     assert [np.bincount(part.labels).tolist() for part in parts] == [[8] * 3, [2] * 3, [2] * 3]
     chosen = [index for part in parts for index in part.indices.tolist()]
     assert sorted(chosen) == list(range(36))
-    other = load_data("theirs.work:whole", validation=0.2, image_size=(16, 16), data_seed=1)
+    other = load_data("users.work:whole", validation=0.2, image_size=(16, 16), data_seed=1)
     assert other.test.indices.tolist() != data.test.indices.tolist()
 
 
 def test_labels_are_those_of_the_samples() -> None:
-    data = load_data("theirs.work:turned", image_size=(16, 16))
+    data = load_data("users.work:turned", image_size=(16, 16))
     for part in (data.train, data.test):
         assert part.labels.tolist() == [2 - index % 3 for index in part.indices.tolist()]
 
@@ -230,7 +230,7 @@ def test_labels_are_those_of_the_samples() -> None:
 def test_sixteen_bits_and_a_dataset_alone() -> None:
     """Deep pixels are scaled; a single dataset is shared out."""
     deep, plain = (
-        load_data(f"theirs.work:{name}", image_size=(16, 16)) for name in ("deep", "alone")
+        load_data(f"users.work:{name}", image_size=(16, 16)) for name in ("deep", "alone")
     )
     everything = np.arange(len(plain.test))
     assert torch.equal(deep.test.pixels(everything), plain.test.pixels(everything))
@@ -243,7 +243,8 @@ def test_a_view_does_not_depend_on_those_asked_for_before(tmp_path: Path) -> Non
 
     def opened() -> DatasetImages:
         samples = [(Image.open(tmp_path / "a.jpg"), 0)]
-        return DatasetImages(samples, (0, 1), np.arange(1), torch.zeros(1).long(), (32, 32))
+        labels = torch.zeros(1, dtype=torch.int64)
+        return DatasetImages(labels, CropResize((32, 32)), samples, (0, 1), np.arange(1))
 
     indices, views = np.arange(1), [AugmentedView(0, number) for number in range(3)]
     forth, back = opened(), opened()
@@ -272,7 +273,7 @@ def test_a_dataset_of_hugging_faces_library(
     (tmp_path / "spoilt" / "train" / "cat" / "01.png").write_bytes(whole[: len(whole) // 2])
     spoilt = load_data(f"hf:{tmp_path / 'spoilt'}", validation=0.25, image_size=(24, 32))
     assert [len(part) for part in (spoilt.train, spoilt.validation, spoilt.test)] == [8, 3, 12]
-    assert spoilt.notices[0].startswith("left out, broken: sample 5 of Dataset")
+    assert spoilt.notices[0].startswith("skipped corrupt image sample 5 of Dataset")
     data = load_data(f"hf:{tmp_path / 'images'}", validation=0.25, image_size=(24, 32))
     assert data.class_names == CLASSES
     assert [len(part) for part in (data.train, data.validation, data.test)] == [9, 3, 12]
@@ -295,10 +296,13 @@ def test_arrays_of_hugging_faces_library_are_no_broken_files(
     assert len(data.train) + len(data.validation) + len(data.test) == 30
 
 
-def test_networks_of_ones_own_teach_and_learn(tmp_path: Path) -> None:
-    settings = {"data": "theirs.work:pair", "image_size": 32, "epochs": 1, "batch_size": 8}
+def test_a_users_networks_and_data_make_a_run(tmp_path: Path) -> None:
+    settings = {"data": "users.work:pair", "image_size": 32, "epochs": 1, "batch_size": 8}
     run = at.distill(
-        teacher="theirs.work:Small", student="theirs.work:Small", out=tmp_path / "run", **settings
+        teacher="users.work:Small",
+        student="users.work:Small",
+        out=tmp_path / "run",
+        **settings,
     )
     assert [pair.student for pair in run.record.pairs] == ["stem", "body"]
     assert main(["evaluate", str(run.folder)]) == 0
@@ -307,12 +311,92 @@ def test_networks_of_ones_own_teach_and_learn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("student", "match"),
     [
-        ("theirs.work:number", "gave a int, expected a torch.nn.Module"),
-        ("theirs.work:Boxes", r"puts out a dict, expected logits \(N, classes\)"),
-        ("theirs.work:Smal", "did you mean Small"),
+        ("users.work:number", "returned a int, expected a torch.nn.Module"),
+        ("users.work:Boxes", r"returns a dict with 'scores', expected logits \(N, classes\)"),
+        ("users.work:Smal", "did you mean Small"),
     ],
 )
-def test_what_is_no_network_is_refused(student: str, match: str) -> None:
+def test_invalid_networks_are_refused(student: str, match: str) -> None:
     with pytest.raises(InputError, match=match):
-        at.distill(teacher="theirs.work:Small", student=student, data="theirs.work:pair")
+        at.distill(teacher="users.work:Small", student=student, data="users.work:pair")
     assert not Path("runs").exists()
+
+
+def stripes(count: int, size: tuple[int, int] = (20, 24)) -> list[tuple[np.ndarray, int]]:
+    """Samples of three classes, each with a channel of its own."""
+    noise = np.random.default_rng(count).integers(0, 60, (count, *size, 3), dtype=np.uint8)
+    noise[np.arange(count), :, :, np.arange(count) % 3] += 150
+    return [(image, index % 3) for index, image in enumerate(noise)]
+
+
+def test_a_data_set_is_made_from_datasets_in_python() -> None:
+    names = ("red", "green", "blue")
+    data = at.data.from_datasets(
+        stripes(60), stripes(9), class_names=names, mean=(0.4,) * 3, std=(0.3,) * 3
+    )
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [54, 6, 9]
+    assert (data.class_names, data.input_size) == (names, (3, 20, 24))
+    assert (data.mean, data.std) == ((0.4,) * 3, (0.3,) * 3)
+    splits = at.data.from_datasets(stripes(60), stripes(9), stripes(12), size=(16, 16))
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [60, 12, 9]
+    assert (splits.class_names, splits.input_size) == (("0", "1", "2"), (3, 16, 16))
+    alone = at.data.from_datasets(stripes(60), validation_share=0.25)
+    assert [len(part) for part in (alone.train, alone.validation, alone.test)] == [36, 12, 12]
+
+
+def test_a_transform_is_for_training_images_alone() -> None:
+    data = at.data.from_datasets(stripes(60), transform=lambda image: image.rotate(180))
+    order = np.arange(4)
+    plain = at.data.from_datasets(stripes(60))
+    for split in ("train", "validation", "test"):
+        assert torch.equal(getattr(data, split).pixels(order), getattr(plain, split).pixels(order))
+    whole = torch.from_numpy(np.stack([stripes(60)[index][0] for index in data.train.indices[:4]]))
+    assert torch.equal(data.train.pixels(order, AugmentedView(0, 1)), whole.flip(1, 2))
+
+
+@pytest.mark.parametrize("kind", ["pair", "dictionary", "data set"])
+def test_objects_are_data_as_names_are(kind: str) -> None:
+    datasets = {"train": stripes(60), "test": stripes(9)}
+    given = {
+        "pair": (datasets["train"], datasets["test"]),
+        "dictionary": datasets,
+        "data set": at.data.from_datasets(**datasets),
+    }[kind]
+    data = load_data(given, image_size=(16, 32))
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [54, 6, 9]
+    assert data.input_size == (3, 16, 32)
+    expected = at.data.from_datasets(**datasets, size=(16, 32))
+    for view in (None, AugmentedView(0, 3)):
+        pixels = data.train.pixels(np.arange(5), view)
+        assert torch.equal(pixels, expected.train.pixels(np.arange(5), view))
+
+
+@pytest.mark.parametrize(
+    ("datasets", "settings", "match"),
+    [
+        ([stripes(60), []], {}, "data test has no samples"),
+        ([stripes(60)], {"class_names": ("a", "b")}, "labels from 0 to 2, expected .* 0 to 1"),
+        ([stripes(60)], {"transform": lambda image: 3}, "the transform .*got a int"),
+        ([iter(())], {}, "data train is a .*iterator, expected a map-style dataset"),
+        ([stripes(60)], {"validation_share": 0.001}, "validation share"),
+    ],
+)
+def test_datasets_without_images_or_classes_are_refused(
+    datasets: list[object], settings: dict[str, object], match: str
+) -> None:
+    with pytest.raises(InputError, match=match):
+        at.data.from_datasets(*datasets, **settings)  # type: ignore[arg-type]
+
+
+def test_a_factory_may_return_a_data_set_with_a_transform(tmp_path: Path) -> None:
+    (tmp_path / "ownset.py").write_text(
+        "import attention_transfer as at\n"
+        "from test_datasets import stripes\n"
+        "def make():\n"
+        "    return at.data.from_datasets(stripes(60), transform=lambda image: image.rotate(180))\n"
+    )
+    data = load_data("ownset:make", image_size=(10, 12))
+    assert data.input_size == (3, 10, 12)
+    order = np.arange(len(data.train))
+    turned = data.train.pixels(order, AugmentedView(0, 0))
+    assert torch.equal(turned, data.train.pixels(order, AugmentedView(0, 9)))

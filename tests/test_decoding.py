@@ -1,4 +1,4 @@
-"""Every kind of image file gives its true pixels; what is broken is told, and costs nothing."""
+"""Decoding of every kind of image file, and of corrupt ones."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from attention_transfer.data.decoding import Box, BrokenImageError, decode, image_size
+from attention_transfer.data.decoding import Box, CorruptImageError, decode, image_size
 
 Pixels = NDArray[np.uint8]
 HEIGHT, WIDTH = 12, 20
@@ -122,14 +122,14 @@ LOSSLESS: dict[str, Callable[[], tuple[bytes, Pixels]]] = {
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
-def test_pixels_are_the_true_ones(kind: str) -> None:
+def test_lossless_images_decode_to_their_pixels(kind: str) -> None:
     content, expected = LOSSLESS[kind]()
     assert image_size(content) == (HEIGHT, WIDTH)
     assert np.array_equal(decode(content, (HEIGHT, WIDTH)), expected)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_jpegs_are_close_to_the_true_ones(mode: str) -> None:
+def test_jpegs_decode_close_to_their_pixels(mode: str) -> None:
     image = Image.fromarray(picture()).convert(mode)
     found = decode(encoded(image, "JPEG", quality=95, subsampling=0), (HEIGHT, WIDTH))
     difference = found.astype(int) - np.asarray(image.convert("RGB"))
@@ -182,20 +182,20 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_what_is_broken_is_told(fault: str) -> None:
-    with pytest.raises(BrokenImageError):
+def test_corrupt_files_are_refused(fault: str) -> None:
+    with pytest.raises(CorruptImageError):
         decode(BROKEN[fault], (8, 8))
 
 
 BOMB = """
 import io, resource, sys
-from attention_transfer.data.decoding import BrokenImageError, image_size, decode
+from attention_transfer.data.decoding import CorruptImageError, image_size, decode
 content = sys.stdin.buffer.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for look in (image_size, lambda content: decode(content, (8, 8))):
     try:
         look(content)
-    except BrokenImageError as error:
+    except CorruptImageError as error:
         print(error)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

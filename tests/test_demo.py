@@ -1,4 +1,4 @@
-"""The demo, shortened, as its users start it."""
+"""The demo with one epoch, started from the command line."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from attention_transfer.runs import Run
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """The folder it worked in, its stdout and its stderr."""
+    """Run the demo once; return its working folder, its stdout and its stderr."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "attention_transfer", "demo", "--epochs", "1", "--json"]
     command += ["--cache", "targets"]
@@ -66,7 +66,7 @@ def test_it_leaves_the_runs_and_a_picture_in_a_new_folder(demo: tuple[Path, str,
         assert maps["teacher/low"].shape == (8, 32, 32)
 
 
-def test_the_packaged_teacher_is_the_recipes_and_small() -> None:
+def test_the_packaged_teacher_has_the_recipes_configuration_and_is_small() -> None:
     teacher = Run(packaged_teacher())
     assert (teacher.folder / "model.safetensors").stat().st_size <= 3_000_000
     assert teacher.config.replace(out=None) == TEACHER_RECIPE

@@ -1,4 +1,4 @@
-"""Folders of images: their classes, splits and faults, their views, and the workers."""
+"""Folders of images: classes, splits, corrupt files, augmented views, and loader workers."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ from attention_transfer.data import (
 )
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.folders import folder_data
-from attention_transfer.data.views import centre, random_crop
+from attention_transfer.data.views import CropResize, centre, random_crop_and_flip
 from attention_transfer.errors import InputError, TrainingError
 
 CLASSES = ("bird", "cat", "dog")
@@ -63,7 +63,7 @@ def test_a_folder_without_splits_is_shared_out_by_class_and_seed(tmp_path: Path)
 
 def test_other_pixels_in_a_file_of_the_same_size_have_another_fingerprint(tmp_path: Path) -> None:
     write(tmp_path / "cat" / "1.bmp", seed=0)
-    images = FileImages(tmp_path, ("cat/1.bmp",), torch.tensor([0]), (16, 16))
+    images = FileImages(torch.tensor([0]), CropResize((16, 16)), tmp_path, ("cat/1.bmp",))
     size, before = (tmp_path / "cat/1.bmp").stat().st_size, images.fingerprint
     assert images.resized((8, 8), "bilinear").fingerprint == before
     write(tmp_path / "cat" / "1.bmp", seed=1)
@@ -82,7 +82,7 @@ def test_other_pixels_in_a_file_of_the_same_size_have_another_fingerprint(tmp_pa
         (("training", "valid", "test"), (9, 9, 9)),
     ],
 )
-def test_splits_that_are_there_are_used(
+def test_splits_of_the_folder_are_used(
     splits: tuple[str, ...], sizes: tuple[int, int, int], tmp_path: Path
 ) -> None:
     for number, split in enumerate(splits):
@@ -92,7 +92,7 @@ def test_splits_that_are_there_are_used(
     assert data.test.root == tmp_path / splits[-1]
 
 
-def test_nested_files_count_and_strays_are_told(tmp_path: Path) -> None:
+def test_nested_files_count_and_other_files_are_named(tmp_path: Path) -> None:
     fill(tmp_path)
     write(tmp_path / "cat" / "indoors" / "sofa" / "a.PNG", 1)
     (tmp_path / "cat" / "notes.txt").write_text("no image")
@@ -109,19 +109,20 @@ def test_nested_files_count_and_strays_are_told(tmp_path: Path) -> None:
     assert "2 files" in notice
 
 
-def test_broken_images_are_left_out_and_named(tmp_path: Path) -> None:
+def test_corrupt_images_are_skipped_and_named(tmp_path: Path) -> None:
     fill(tmp_path)
     for number in range(5):
         (tmp_path / "dog" / f"0{number}.png").write_bytes(b"text")
     data = folder_data(tmp_path, (16, 16))
-    assert [notice.partition(": ")[2] for notice in data.notices] == [
-        f"{tmp_path / 'dog' / f'0{number}.png'}: it is no image" for number in range(5)
+    assert list(data.notices) == [
+        f"skipped corrupt image {tmp_path / 'dog' / f'0{number}.png'}: it is not an image"
+        for number in range(5)
     ]
     whole = {CLASSES[label] for label in data.train.labels.tolist()}
     assert whole == set(CLASSES)
     assert not any(path in data.train.paths for path in ("dog/00.png", "dog/04.png"))
     (tmp_path / "dog" / "05.png").write_bytes(b"text")
-    with pytest.raises(InputError, match=r"6 of 30 images are broken, .*dog/00\.png: it is no im"):
+    with pytest.raises(InputError, match=r"6 of 30 images are corrupt, .*dog/00\.png: it is not"):
         folder_data(tmp_path, (16, 16))
 
 
@@ -129,7 +130,7 @@ def empty_class(folder: Path) -> None:
     (folder / "fish").mkdir()
 
 
-def all_broken(folder: Path) -> None:
+def all_corrupt(folder: Path) -> None:
     for number in range(3):
         (folder / "fish").mkdir(exist_ok=True)
         (folder / "fish" / f"{number}.png").write_bytes(b"text")
@@ -144,7 +145,7 @@ def other_classes(folder: Path) -> None:
     ("spoil", "match"),
     [
         (empty_class, "has no images of 1 of 4 classes: fish"),
-        (all_broken, "has no images of 1 of 4 classes: fish"),
+        (all_corrupt, "has no images of 1 of 4 classes: fish"),
         (other_classes, "2 classes that .*train has not: fox, wolf"),
         (lambda folder: write(folder / "fish" / "one.png", 0), "'fish' has 1 images, expected at"),
     ],
@@ -173,7 +174,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert data.class_names == ("car", "plane", "train")
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no folder"):
         load_data(f"folder:{tmp_path}/nothing")
     with pytest.raises(InputError, match="has 0 subfolders"):
@@ -187,10 +188,10 @@ sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
 
 @given(sizes, sizes, st.integers(0, 1000))
 @example((7, 59), (1, 51), 1)
-def test_crops_lie_inside_and_have_the_wanted_area_and_shape(
+def test_crops_lie_inside_the_image_and_have_the_wanted_shape(
     whole: tuple[int, int], size: tuple[int, int], index: int
 ) -> None:
-    box = random_crop(whole, size, AugmentedView(0, 3), index)
+    box, _ = random_crop_and_flip(whole, size, seed=index)
     middle = centre(whole, size)
     for part in (box, middle, centre(whole, size, share=1.0)):
         assert 0 <= part.left < part.right <= whole[1]
@@ -201,8 +202,20 @@ def test_crops_lie_inside_and_have_the_wanted_area_and_shape(
     assert ratio == pytest.approx(size[1] / size[0])
 
 
-def test_crops_are_spread_as_they_should_be() -> None:
-    boxes = [random_crop((1000, 1000), (8, 8), AugmentedView(0, 0), index) for index in range(3000)]
+def test_an_image_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = folder_data(fill(tmp_path), (16, 16)).train
+    opened: list[object] = []
+    original = Image.open
+    monkeypatch.setattr(
+        Image, "open", lambda *args, **kw: (opened.append(args), original(*args, **kw))[1]
+    )
+    for view in (None, AugmentedView(0, 0)):
+        images.pixels(np.arange(5), view)
+    assert len(opened) == 10
+
+
+def test_areas_and_ratios_of_crops_are_spread_evenly() -> None:
+    boxes = [random_crop_and_flip((1000, 1000), (8, 8), seed)[0] for seed in range(3000)]
     widths = np.array([box.right - box.left for box in boxes])
     heights = np.array([box.bottom - box.top for box in boxes])
     areas = widths * heights / 1e6
@@ -234,10 +247,10 @@ def test_a_view_is_a_function_of_seed_view_and_sample(
     assert torch.equal(images.pixels(order[[7, 2]], AugmentedView(0, 2)), whole[[7, 2]])
     for other in (AugmentedView(1, 2), AugmentedView(0, 3)):
         assert not torch.equal(images.pixels(order, other), whole)
-    judged = images.pixels(order)
-    assert torch.equal(judged, images.pixels(order))
-    assert judged.shape == (len(images), 16, 16, 3)
-    assert torch.equal(judged, images.images.pixels(order))
+    evaluated = images.pixels(order)
+    assert torch.equal(evaluated, images.pixels(order))
+    assert evaluated.shape == (len(images), 16, 16, 3)
+    assert torch.equal(evaluated, images.images.pixels(order))
 
 
 @pytest.mark.parametrize("ways", [("mixup",), ("cutmix",), ("mixup", "cutmix")])
@@ -256,13 +269,13 @@ def test_mixed_images_hold_their_labels_shares(ways: tuple[str, ...]) -> None:
     pure = batch.labels.amax(1) > 0.99
     assert bool((~cut & ~pure).any()) == ("mixup" in ways)
     assert bool((cut & ~pure).any()) == ("cutmix" in ways)
-    own = batch.labels[torch.arange(600), labels]
+    own_share = batch.labels[torch.arange(600), labels]
     # Blended: a half, and a third of the other half. Cut: more, as parts outside are cut off.
-    assert 0.62 < float(own.mean()) < (0.71 if ways == ("mixup",) else 0.8)
+    assert 0.62 < float(own_share.mean()) < (0.71 if ways == ("mixup",) else 0.8)
     assert torch.equal(next(batches(images, order, 600)).labels, labels)
 
 
-def test_workers_change_nothing(tmp_path: Path) -> None:
+def test_batches_are_the_same_with_workers(tmp_path: Path) -> None:
     images = WithAugmentation(
         folder_data(fill(tmp_path), (16, 16)).train, 3, randaugment=9, mixup=0.2
     )
@@ -287,7 +300,7 @@ def test_an_image_that_breaks_later_is_named(tmp_path: Path, workers: int) -> No
 
 
 class Deadly(FileImages):
-    """Kills the process that decodes a certain sample."""
+    """File images that kill the process that decodes sample 9."""
 
     def pixels(self, indices: np.ndarray, view: AugmentedView | None = None) -> torch.Tensor:
         if 9 in indices:
@@ -300,7 +313,7 @@ class Deadly(FileImages):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_ends_the_epoch_and_names_the_samples(tmp_path: Path) -> None:
     whole = folder_data(fill(tmp_path), (16, 16)).train
-    images = Deadly(whole.root, whole.paths, whole.labels, whole.size)
+    images = Deadly(whole.labels, whole.crop_resize, whole.root, whole.paths)
     with pytest.raises(
         TrainingError, match=rf"worker stopped at \S*{whole.paths[9]}: .*(exit|kill)ed"
     ):
@@ -308,7 +321,7 @@ def test_a_killed_worker_ends_the_epoch_and_names_the_samples(tmp_path: Path) ->
 
 
 class Endless(FileImages):
-    """Never comes back from a certain sample."""
+    """File images whose sample 9 takes forever."""
 
     def pixels(self, indices: np.ndarray, view: AugmentedView | None = None) -> torch.Tensor:
         if 9 in indices:
@@ -321,13 +334,13 @@ def test_a_worker_that_hangs_ends_the_epoch_and_names_the_sample(
 ) -> None:
     monkeypatch.setattr(loading, "TIMEOUT", 3)
     whole = folder_data(fill(tmp_path), (16, 16)).train
-    images = Endless(whole.root, whole.paths, whole.labels, whole.size)
+    images = Endless(whole.labels, whole.crop_resize, whole.root, whole.paths)
     with pytest.raises(TrainingError, match=rf"stopped at \S*{whole.paths[9]}: .*timed out"):
         list(batches(images, np.arange(len(images)), 4, workers=1))
 
 
 def test_a_student_learns_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A teacher, a student of another family and resolution, resumed and judged."""
+    """A teacher, a student of another family and resolution, resumed and evaluated."""
     for name, colour in zip(CLASSES, ((250, 0, 0), (0, 250, 0), (0, 0, 250)), strict=True):
         for index in range(12):
             path = tmp_path / "images" / name / f"{index}.jpg"

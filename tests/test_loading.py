@@ -1,4 +1,4 @@
-"""Batches that nobody waits for: passes without a gap, workers where they help, other devices."""
+"""Loading of batches: passes without a gap, loader workers where they help, other devices."""
 
 import multiprocessing
 import os
@@ -47,8 +47,8 @@ def test_a_stream_is_its_passes_one_after_the_other(tmp_path: Path, workers: int
         assert one.total == other.total
 
 
-class FeatureExtractor(FileImages):
-    """Leaves a file for each process that decodes, and for each view it was asked for."""
+class Recorder(FileImages):
+    """File images that leave a file for each process that decodes and for each view."""
 
     def pixels(self, indices: np.ndarray, view: AugmentedView | None = None) -> torch.Tensor:
         number = view.number if view else None
@@ -59,7 +59,7 @@ class FeatureExtractor(FileImages):
 
 def test_the_same_worker_decodes_the_next_pass_while_the_last_is_judged(tmp_path: Path) -> None:
     whole = folder_data(fill(tmp_path / "images"), (16, 16)).train
-    images = FeatureExtractor(whole.root, whole.paths, whole.labels, whole.size)
+    images = Recorder(whole.labels, whole.crop_resize, whole.root, whole.paths)
     order = np.arange(len(images))
     source = stream(
         images, (EpochPass(order, AugmentedView(0, n)) for n in range(3)), 12, workers=1
@@ -67,7 +67,7 @@ def test_the_same_worker_decodes_the_next_pass_while_the_last_is_judged(tmp_path
     for _ in batch_bounds(len(order), 12):
         next(source)
     deadline = time.monotonic() + 30
-    while not (tmp_path / "view 1").exists():  # nobody has asked for it yet
+    while not (tmp_path / "view 1").exists():  # not requested yet
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert len(list(source)) == 4
@@ -102,14 +102,15 @@ def test_batches_reach_a_graphics_processor(tmp_path: Path, workers: int) -> Non
         assert torch.equal(one.labels, other.labels.cpu())
 
 
-def test_workers_are_for_what_takes_time(tmp_path: Path) -> None:
+def test_workers_load_images_that_take_time(tmp_path: Path) -> None:
     files = folder_data(fill(tmp_path), (16, 16)).train
     memory = ImageSet(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), torch.zeros(4).long())
     expected: list[tuple[Images, int]] = [
         (files, 3),
         (memory, 0),
+        (memory.with_transform(lambda image: image), 3),
         (WithAugmentation(files, 3, random_erasing=0.5), 3),
-        (WithAugmentation(memory, 3, random_erasing=0.5), 0),
+        (WithAugmentation(memory, 3, random_erasing=0.5), 3),
         (WithAugmentation(memory, 3, randaugment=9), 3),
         (WithAugmentation(memory, 3, mixup=0.2), 3),
     ]

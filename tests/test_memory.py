@@ -24,6 +24,7 @@ from attention_transfer.training.epoch_meters import EpochMeters
 from attention_transfer.training.memory.activations import Activations, lightest_parts
 from attention_transfer.training.memory.recomputation import plan_recomputation, recomputing
 from attention_transfer.training.micro_batches import merge_outputs, micro_batches
+from attention_transfer.training.objects import RunObjects
 from attention_transfer.training.setup import set_up_run
 from attention_transfer.training.train_step import StepIndex
 from conftest import SMALL, small_data
@@ -106,7 +107,10 @@ def test_a_step_in_micro_batches_is_the_step_of_a_plain_loop_over_the_batch(
             **gradient,
         }
     )
-    setup, run = set_up_run(config, small_data()), Run.create(Path("parts"), config)
+    setup, run = (
+        set_up_run(config, RunObjects(data=small_data())),
+        Run.create(Path("parts"), config),
+    )
     train_step = trainer.Trainer(setup, run, make_accelerator(), RunProgress()).train_step
     train_step.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
     oracle = copy.deepcopy(setup.transfer)
@@ -395,7 +399,7 @@ def test_frozen_modules_are_not_recomputed(teacher: Run) -> None:
     config = RunConfig.checked(
         {"student": "wrn-16-1", "freeze": "stem,group1", "grad_checkpoint": True, **SMALL}
     )
-    parts = set_up_run(config, small_data()).recomputation.parts
+    parts = set_up_run(config, RunObjects(data=small_data())).recomputation.parts
     assert parts
     assert not any(name.startswith("group1") for name in parts)
 

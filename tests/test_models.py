@@ -1,4 +1,4 @@
-"""The paper's networks, and how users name them."""
+"""The paper's networks, and loading networks by name."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_without_batch_norm_signals_and_gradients_are_sound(name: str) -> None:
     assert 1e-3 < torch.stack(gradients).norm() < 100
 
 
-def test_without_batch_norm_the_features_of_different_images_do_not_grow_alike() -> None:
+def test_without_batch_norm_the_features_of_different_images_stay_different() -> None:
     torch.manual_seed(0)
     network = build("nin-thin-nobn", classes=10)
     filters = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
@@ -100,7 +100,7 @@ def test_an_initialisation_is_a_function_of_the_seed() -> None:
     assert not torch.equal(first.stem.weight, other.stem.weight)  # type: ignore[union-attr,arg-type]
 
 
-def test_weights_come_back_from_a_run_and_from_a_file(tmp_path: Path) -> None:
+def test_weights_are_loaded_from_a_run_and_from_a_file(tmp_path: Path) -> None:
     network = build("nin-thin", classes=4)
     save_file(network.state_dict(), tmp_path / "model.safetensors")
     card = ModelCard("nin-thin", tuple("abcd"), (3, 32, 32), (0.5,) * 3, (0.2,) * 3, "cifar10")
@@ -122,7 +122,7 @@ def test_a_run_without_a_network_and_a_damaged_card_are_refused(tmp_path: Path) 
         load(str(tmp_path), 10, trained=True)
 
 
-def test_random_weights_can_be_asked_for_and_pretrained_ones_do_not_exist() -> None:
+def test_random_weights_need_a_suffix_and_pretrained_ones_do_not_exist() -> None:
     assert load("wrn-10-1@random", 10, trained=True).network is not None
     for name in ("wrn-16-2", "wrn-16-2@pretrained"):
         with pytest.raises(InputError, match=r"@FILE\.safetensors.*@random"):

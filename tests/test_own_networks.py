@@ -1,4 +1,4 @@
-"""Networks as people write them: what could silently be read, trained or kept wrongly."""
+"""Users' networks: what could silently be read, trained or saved wrongly."""
 
 import sys
 from pathlib import Path
@@ -35,7 +35,7 @@ class Small(nn.Module):
 
 
 class Twice(Small):
-    """Its modules stand in it under two names."""
+    """A network that holds its modules under two names."""
 
     def __init__(self, num_classes=3):
         super().__init__(num_classes)
@@ -58,7 +58,7 @@ class Lazy(nn.Module):
 
 
 class Fixed(Small):
-    """Made for 32x32 images."""
+    """A network for 32x32 images only."""
 
     def __init__(self, num_classes=3):
         super().__init__(num_classes)
@@ -113,7 +113,7 @@ SETTINGS = {"epochs": 1, "batch_size": 8, "lr": 0.02, "precision": "fp32", "work
 
 
 @pytest.mark.parametrize("student", ["Twice", "Lazy", "Looks", "Method"])
-def test_unusual_networks_are_trained_kept_and_read_again(student: str, photos: str) -> None:
+def test_unusual_networks_are_trained_saved_and_loaded(student: str, photos: str) -> None:
     run = at.distill(
         teacher="own:Small", student=f"own:{student}", data=photos, image_size=32, **SETTINGS
     )
@@ -136,7 +136,7 @@ def test_a_module_is_a_point_by_all_its_names() -> None:
 @pytest.mark.parametrize(
     ("student", "flags", "match"),
     [
-        ("own:ten", {}, "tells 10 classes apart and the data have 3"),
+        ("own:ten", {}, "has 10 outputs, the data set 3 classes"),
         ("own:Fixed", {"image_size": 64}, "does not run on images 64x64"),
         ("own:Notes", {}, "keeps _extra_state, a dict"),
         ("timm:mobilenetv3_small_050", {"batch_size": 1}, "batch-size of at least 2"),
@@ -145,7 +145,7 @@ def test_a_module_is_a_point_by_all_its_names() -> None:
         ("torchvision:vit_b_16", {"image_size": "32x48"}, "does not run on|could not be built"),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_anything_is_written(
+def test_networks_that_cannot_be_trained_are_refused_before_anything_is_written(
     student: str, flags: dict[str, object], match: str, photos: str, tmp_path: Path
 ) -> None:
     settings = {**SETTINGS, "image_size": 32, "out": tmp_path / "small", **flags}
@@ -154,7 +154,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(
     assert not (tmp_path / "small").exists()
 
 
-def test_a_network_that_looks_at_values_has_points(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_that_depends_on_values_has_points(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["points", "own:Looks", "--image-size", "32"]) == 0
     assert "* second" in capsys.readouterr().out
     assert main(["points", "own:Fixed", "--image-size", "64"]) == 2
@@ -163,7 +163,7 @@ def test_a_network_that_looks_at_values_has_points(capsys: pytest.CaptureFixture
 
 
 class LastAxis(nn.Module):
-    """Puts channels last: its channels say in which row they are."""
+    """A network with channels last, whose channels hold the row that they come from."""
 
     def __init__(self, size: int, channels: int) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def test_swins_first_stage_with_as_many_channels_as_rows_is_read_rightly() -> No
 
 
 class Latents(nn.Module):
-    """A stem, and then vectors that stand for no places."""
+    """A stem, and then latent vectors without positions."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class Latents(nn.Module):
 
 
 @pytest.mark.parametrize("count", [56, 60, 64])
-def test_vectors_that_are_no_places_are_no_points(count: int) -> None:
+def test_latent_vectors_are_no_attention_points(count: int) -> None:
     table = at.attention_points(Latents(count), (3, 28, 28))
     assert "read" not in [point.name for point in table]
 
@@ -249,7 +249,7 @@ def test_new_classes_get_new_heads_all_of_them(name: str) -> None:
         assert network.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 3)
 
 
-def test_the_head_is_the_layer_that_runs_last_not_the_one_written_last() -> None:
+def test_the_last_layer_is_the_one_that_runs_last_not_the_one_defined_last() -> None:
     class HeadFirst(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -267,7 +267,7 @@ def test_the_head_is_the_layer_that_runs_last_not_the_one_written_last() -> None
         replace_head(nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()), 2, (3, 8, 8))
 
 
-def test_one_network_cannot_teach_itself_nor_a_frozen_one_learn() -> None:
+def test_a_network_that_teaches_itself_and_a_frozen_student_are_refused() -> None:
     network, images = at.models.build("wrn-10-1", 3), torch.rand(2, 3, 16, 16)
     with pytest.raises(InputError, match="are one network"):
         at.Transfer(network, network, [at.ActivationAttention()])
@@ -282,7 +282,7 @@ def test_one_network_cannot_teach_itself_nor_a_frozen_one_learn() -> None:
 def test_what_a_run_records_is_what_evaluate_finds_at_any_size(
     photos: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A student from a run at 48 pixels, trained on at 32; and another set with other names."""
+    """A run at 48 pixels, continued at 32 pixels; then data with another class name."""
     first = at.train(model="own:Small", data=photos, image_size=48, **SETTINGS)
     run = at.train(model=str(first.folder), data=photos, image_size=32, **SETTINGS)
     assert (
@@ -296,8 +296,8 @@ def test_what_a_run_records_is_what_evaluate_finds_at_any_size(
     assert "was trained on the classes a, b, c, " in capsys.readouterr().err
 
 
-def test_a_teacher_sees_images_as_fine_as_its_own(photos: str, tmp_path: Path) -> None:
-    """A vision transformer with weights from a file, made for 64 pixels; the student gets 32."""
+def test_a_teacher_gets_images_at_its_own_resolution(photos: str, tmp_path: Path) -> None:
+    """The teacher is a vision transformer for 224 pixels; the student gets 32."""
     full = timm.create_model("vit_tiny_patch16_224", num_classes=3)
     save_file(full.state_dict(), tmp_path / "full.safetensors")
     config = DistillConfig.checked(

@@ -215,7 +215,7 @@ def test_large_images_are_kept_small(monkeypatch: pytest.MonkeyPatch, small_runs
 def test_a_run_ends_with_its_report(small_runs: None) -> None:
     run = at.train(model="wrn-10-1", out="run", **{**SETTINGS, "epochs": 1, "report": True})
     page = (run.folder / "report.html").read_text(encoding="utf-8")
-    assert "wrn-10-1 alone is wrong on" in page
-    assert "Watch attention move" in page
+    assert "test images of small, wrn-10-1" in page
+    assert "Attention maps during training" in page
     bare = at.train(model="wrn-10-1", out="bare", **{**SETTINGS, "epochs": 1, "report": False})
     assert not (bare.folder / "report.html").exists()

@@ -205,7 +205,7 @@ def test_cross_entropy_refuses_labels_of_several_classes(labels: Tensor) -> None
 
 def test_a_folder_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
     (tmp_path / "a,b").mkdir()
-    assert at.models.several(str(tmp_path / "a,b")) == [str(tmp_path / "a,b")]
+    assert at.models.split_models(str(tmp_path / "a,b")) == [str(tmp_path / "a,b")]
 
 
 def test_a_run_with_two_teachers(teacher: Run) -> None:

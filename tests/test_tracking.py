@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.config import RunConfig
-from attention_transfer.drawing.contact_sheet import contact_sheets, sheet
+from attention_transfer.drawing.contact_sheet import contact_sheet
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.runs import EpochMetrics
 from attention_transfer.training import RunProgress
@@ -95,7 +95,7 @@ def test_tensorboard_is_told_every_figure_and_shown_the_maps(closed: list[str]) 
     assert closed == ["tensorboard"]
     shown = events.Images("attention/group3-group3")
     assert [image.step for image in shown] == [0, 2, 4]
-    expected = contact_sheets(run.attention_folder, 2)["group3:group3"]
+    expected = tracking.contact_sheets(run.attention_folder, 2)["group3:group3"]
     picture = np.asarray(Image.open(io.BytesIO(shown[-1].encoded_image_string)))
     assert np.array_equal(picture, expected)
 
@@ -107,7 +107,7 @@ def test_a_sheet_shows_images_and_under_each_its_maps() -> None:
     maps[0, 1, 3] = 1e-30
     maps[1, 0, 0] = 1e30
     doubled = 1000 * maps.repeat(2, axis=1).repeat(2, axis=2)
-    drawn = sheet(images, [maps, doubled])
+    drawn = contact_sheet(images, [maps, doubled])
     assert drawn.shape == (32 * 3 + 2 * 2, 64 * 2 + 2, 3)
     assert np.array_equal(drawn[:32, :64], images[0])
     assert np.array_equal(drawn[:32, 66:], images[1])
@@ -122,7 +122,7 @@ def test_a_sheet_shows_images_and_under_each_its_maps() -> None:
 
 
 def test_empty_maps_and_single_pixels_are_drawn() -> None:
-    drawn = sheet(np.zeros((1, 1, 1, 3), dtype=np.uint8), [np.zeros((1, 3, 3))])
+    drawn = contact_sheet(np.zeros((1, 1, 1, 3), dtype=np.uint8), [np.zeros((1, 3, 3))])
     assert drawn.shape == (130, 64, 3)
     assert drawn[66:].max() <= 4  # the colour map's darkest
 

@@ -30,6 +30,7 @@ from attention_transfer.training.classification_metrics import (
 )
 from attention_transfer.training.epoch_meters import EpochMeters
 from attention_transfer.training.monitoring.tracking import scalars
+from attention_transfer.training.objects import RunObjects
 from attention_transfer.training.schedule import learning_rate_factor
 from conftest import SMALL
 
@@ -133,7 +134,7 @@ def test_meters_and_progress_take_terms_of_any_name_and_no_maps() -> None:
     """A term of one's own may have any name, need no layers, and be the only one."""
     terms = {"step": torch.tensor(2.0), "a/b c": torch.tensor(4.0)}
     logits, labels = torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 2])
-    out = at.TransferOutput(torch.tensor(6.0), terms, terms, logits, {}, None)
+    out = at.TransferOutput(torch.tensor(6.0), terms, terms, logits, logits, {}, None)
     meters = EpochMeters()
     meters.add(out, labels, step=0)
     meters.add(out, torch.eye(3)[labels], step=1)
@@ -186,7 +187,7 @@ def test_the_teacher_is_bit_equal_after_training(teacher: Run, data: DataSet) ->
     config = DistillConfig.checked(
         {"teacher": str(teacher.folder), "student": "wrn-10-1", "out": "student", **SMALL}
     )
-    run_setup = setup.set_up_run(config, data)
+    run_setup = setup.set_up_run(config, RunObjects(data=data))
     run = Run.create(Path("student"), config)
     trainer.Trainer(run_setup, run, trainer.Accelerator(), RunProgress()).finish()
     after = run_setup.teachers[0].network.state_dict()
@@ -321,7 +322,7 @@ def test_evaluating_a_run_repeats_its_figures_on_its_own_data(
         "data_seed": 0,
         "download": False,
         "image_size": None,
-        "own_size": (16, 16),
+        "default_size": (16, 16),
     }
     assert main(["evaluate", "teacher"]) == 0
     assert "class 0" in capsys.readouterr().out

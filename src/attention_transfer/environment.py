@@ -38,7 +38,7 @@ PACKAGES = (
 EXTRAS = {
     "datasets": ("datasets",),
     "demo": ("mlxtend", "scikit-learn"),
-    "peers": ("torchdistill",),
+    "metrics": ("torchmetrics",),
     "trackers": ("tensorboard", "wandb", "trackio", "mlflow"),
 }
 """Extra of this package -> the packages that it installs."""

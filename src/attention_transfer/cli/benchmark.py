@@ -1,4 +1,4 @@
-"""say how fast it is here: steps, runs, other libraries, waiting for data, as ratios"""
+"""measure speed on this machine: steps, whole runs, gradients, data loading, start-up"""
 
 import json
 import sys
@@ -21,23 +21,23 @@ EXAMPLES = (
     "benchmark step",
     "benchmark step --compile --pairs wrn-16-1:wrn-16-2 --json",
     "benchmark run --epochs 3 --out run.json",
-    "benchmark peers --repetitions 5",
+    "benchmark gradient --repetitions 7",
     "benchmark import",
 )
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
+    """Add the command's flags to the parser."""
     parser.add_config(BenchmarkConfig, positional=("what",))
 
 
 def run(arguments: Namespace) -> int:
-    """Measures, writes and prints."""
+    """Run the benchmark, write its document, and print it."""
     config = config_from(arguments, BenchmarkConfig)
     _check_writable(config.out)
     from attention_transfer.benchmark import Document, measure
 
-    text = json.dumps(measure(config, _say).as_json(), indent=2)
+    text = json.dumps(measure(config, _print_progress).as_json(), indent=2)
     document = Document.read(text)
     if config.out is not None:
         write_text(config.out, text + "\n")
@@ -49,26 +49,26 @@ def run(arguments: Namespace) -> int:
 
 
 def _check_writable(out: Path | None) -> None:
-    """Raises an InputError unless the file can be written, now and not only after hours."""
+    """Check before the measurements, which may take hours, that the file can be written."""
     if out is None:
         return
     try:
-        there = out.exists()
+        existed = out.exists()
         with out.open("a", encoding="utf-8"):
             pass
-        if not there:
+        if not existed:
             out.unlink()
-    except (OSError, ValueError) as error:  # a ValueError: the path has a null byte in it
+    except (OSError, ValueError) as error:  # ValueError: the path holds a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot write to {out}: {reason}; choose another --out") from None
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(escape_control_characters(line), file=sys.stderr, flush=True)
 
 
 def _print(document: "Document", out: Path | None) -> None:
-    """The tables for people."""
+    """Print a table for each case, the summary and the notes."""
     where = console(False)
     for name, case in document.measured.items():
         print_table(where, [name, "median", "quartiles"], list(_rows(case)))
@@ -82,14 +82,14 @@ def _print(document: "Document", out: Path | None) -> None:
 
 
 def _rows(case: "Case") -> Iterator[list[str]]:
-    def several(values: "dict[str, Spread]", unit: str, digits: int) -> Iterator[list[str]]:
-        for name, found in values.items():
-            quartiles = f"{found.lower_quartile:.{digits}f} - {found.upper_quartile:.{digits}f}"
-            yield [name, f"{found.median:.{digits}f}{unit}", quartiles]
+    def spreads(values: "dict[str, Spread]", unit: str, digits: int) -> Iterator[list[str]]:
+        for name, spread in values.items():
+            quartiles = f"{spread.lower_quartile:.{digits}f} - {spread.upper_quartile:.{digits}f}"
+            yield [name, f"{spread.median:.{digits}f}{unit}", quartiles]
 
-    yield from several(case.milliseconds, " ms", 1)
-    yield from several(case.images_per_second, " images/s", 0)
-    yield from several(case.ratios, "", 3)
+    yield from spreads(case.milliseconds, " ms", 1)
+    yield from spreads(case.images_per_second, " images/s", 0)
+    yield from spreads(case.ratios, "", 3)
     for name, megabytes in case.peak_megabytes.items():
         yield [f"peak memory, {name}", f"{megabytes:.0f} MB", ""]
     for name, value in case.figures.items():

@@ -1,4 +1,4 @@
-"""What train, distill and resume have in common: showing progress, then the result."""
+"""The output of train, distill and resume: progress, then the results."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 __all__ = ["report_run"]
 
 
-def report_run(work: "Callable[[RunProgress], Run]", as_json: bool) -> int:
-    """Does the work, prints its figures and where they are."""
+def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:
+    """Train, print the run's figures and its folder, and return the exit code.
+
+    Args:
+        train: trains the run, and reports to the progress it is passed.
+        as_json: print one JSON document instead of a table.
+    """
     from accelerate import PartialState
 
     from attention_transfer.training import RunProgress
 
     where = console(as_json)
-    finished = work(RunProgress(where))
+    finished = train(RunProgress(where))
     if not PartialState().is_main_process:
         return 0
     record = finished.record

@@ -1,16 +1,13 @@
-"""The images: embedded ones, CIFAR, and the batches made of them."""
+"""Data sets of labelled images, their augmentation, and batches of them."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from attention_transfer.data.augmentation import WithAugmentation
-from attention_transfer.data.images import (
-    Augmentation,
-    AugmentedView,
-    DataSet,
-    Images,
-    ImageSet,
-)
+from attention_transfer.data.datasets import from_datasets
+from attention_transfer.data.images import DataSet, Images, ImageSet
 from attention_transfer.data.loading import (
     Batch,
     EpochPass,
@@ -21,22 +18,26 @@ from attention_transfer.data.loading import (
     resolve_workers,
     stream,
 )
+from attention_transfer.data.randomness import AugmentedView
 from attention_transfer.data.splitting import hold_out_test, hold_out_validation
+from attention_transfer.data.views import Augmentation, Transform
 from attention_transfer.errors import InputError, nearest
 
 __all__ = [
     "Augmentation",
-    "WithAugmentation",
+    "AugmentedView",
     "Batch",
     "DataSet",
+    "EpochPass",
     "ImageSet",
     "Images",
-    "EpochPass",
-    "AugmentedView",
+    "Transform",
+    "WithAugmentation",
     "as_input",
     "batch_bounds",
     "batches",
     "epoch_order",
+    "from_datasets",
     "hold_out_test",
     "hold_out_validation",
     "load_data",
@@ -46,70 +47,90 @@ __all__ = [
 
 
 def load_data(
-    data: str,
+    data: Any,
     *,
     validation: float = 0.1,
     data_seed: int = 0,
     download: bool = False,
     image_size: tuple[int, int] | None = None,
-    own_size: tuple[int, int] = (224, 224),
+    default_size: tuple[int, int] = (224, 224),
     masks: Path | None = None,
 ) -> DataSet:
-    """DATA as users write it, with a validation split held out of the training images.
+    """Load the images that DATA names, and hold a validation split out of the training images.
 
     Args:
         data: ``cluttered-digits``; ``cifar10[:DIR]`` or ``cifar100[:DIR]``, where DIR is ``data``
             by default; ``folder:DIR``, a folder of images by class; ``imagenet:DIR``, the same in
-            ImageNet's layout; ``hf:NAME`` or ``hf:NAME:CONFIGURATION``, a dataset of
-            Hugging Face's; or ``package.module:factory``.
-        validation: the share of each class's training images to hold out.
-        data_seed: of the scenes and of the split.
-        download: fetch what is missing.
-        image_size: height and width to bring images in files to.
-        own_size: the same, where nobody says.
-        masks: a folder with masks of the objects, laid out as the images in a folder are.
+            ImageNet's layout; ``hf:NAME`` or ``hf:NAME:CONFIGURATION``, a data set of Hugging
+            Face's; or ``package.module:factory``. Or objects: a :class:`DataSet`; a map-style
+            dataset, a pair (train, test) or a dictionary with ``train`` and perhaps ``test`` and
+            ``validation``, as :func:`from_datasets` takes them.
+        validation: the share of each class's training images to hold out, if there is no
+            validation split.
+        data_seed: seed of the embedded scenes and of the splits.
+        download: fetch missing archives.
+        image_size: height and width in pixels to bring images to that are decoded one by one.
+        default_size: the same, for data that name no size of their own, without ``image_size``.
+        masks: a folder with masks of the objects, laid out like the folder of images.
 
     Raises:
-        InputError: an unknown name, or images that cannot be had.
+        InputError: an unknown name, or images that cannot be read.
     """
-    name, _, folder = data.partition(":")
-    if name == "folder" and folder:
-        from attention_transfer.data.folders import folder_data
-
-        found = folder_data(Path(folder).expanduser(), image_size or own_size, data_seed=data_seed)
-    elif name == "imagenet" and folder:
-        from attention_transfer.data.folders import folder_data
-
-        if not all((Path(folder) / split).is_dir() for split in ("train", "val")):
+    load, folder = _loader(data, download)
+    result = load(image_size or default_size, data_seed)
+    if image_size is not None and image_size != result.train.size:
+        result = result.resized(image_size, "bilinear")
+        if result.train.size != image_size:
+            height, width = result.train.size
             raise InputError(
-                f"{folder} is not laid out as ImageNet; expected {folder}/train and {folder}/val, "
-                "each with a subfolder a class"
+                f"{result.name} images are {height}x{width} and in memory; leave out the image size"
             )
-        found = folder_data(Path(folder).expanduser(), image_size or own_size, data_seed=data_seed)
-    elif name == "hf" and folder:
-        from attention_transfer.data.datasets import hugging_face_data
-
-        found = hugging_face_data(folder, image_size or own_size, data_seed=data_seed)
-    elif name == "cluttered-digits" and not folder:
-        from attention_transfer.data.cluttered_digits import cluttered_digits
-
-        found = cluttered_digits(data_seed)
-    elif name in ("cifar10", "cifar100"):
-        from attention_transfer.data.cifar import CifarName, cifar
-
-        found = cifar(cast("CifarName", name), Path(folder or "data"), download)
-    elif folder and name.replace(".", "_").isidentifier():
-        from attention_transfer.data.datasets import factory_data
-
-        found = factory_data(data, image_size or own_size, data_seed=data_seed)
-    else:
-        known = ["cluttered-digits", "cifar10", "cifar100", "folder:DIR", "imagenet:DIR", "hf:NAME"]
-        raise InputError(f"unknown data {data!r}; {nearest(data, known)}")
-    if image_size not in (None, found.train.size):
-        height, width = found.train.size
-        raise InputError(f"{name} images are {height}x{width}; leave out the image size")
     if masks is not None:
         from attention_transfer.data.masks import with_masks
 
-        found = with_masks(found, Path(folder).expanduser(), masks)
-    return found if len(found.validation) else hold_out_validation(found, validation, data_seed)
+        result = with_masks(result, folder, masks)
+    if len(result.validation):
+        return result
+    return hold_out_validation(result, validation, data_seed)
+
+
+_Load = Callable[[tuple[int, int], int], DataSet]
+"""From height and width in pixels and a data seed to the data."""
+
+
+def _loader(data: Any, download: bool) -> tuple[_Load, Path]:
+    """Return the function that loads DATA, and the folder that its name holds, if any.
+
+    Modules are imported here, because torchvision's data sets and Hugging Face's library take long.
+    """
+    if not isinstance(data, str):
+        from attention_transfer.data.datasets import as_data_set
+
+        return partial(as_data_set, data, "data"), Path()
+    name, _, rest = data.partition(":")
+    folder = Path(rest).expanduser()
+    if name == "cluttered-digits" and not rest:
+        from attention_transfer.data.cluttered_digits import cluttered_digits
+
+        return lambda size, data_seed: cluttered_digits(data_seed), folder
+    if name in ("cifar10", "cifar100"):
+        from attention_transfer.data.cifar import CifarName, cifar
+
+        archive = folder if rest else Path("data")
+        return lambda size, data_seed: cifar(cast("CifarName", name), archive, download), folder
+    if name in ("folder", "imagenet") and rest:
+        from attention_transfer.data.folders import check_imagenet_layout, folder_data
+
+        if name == "imagenet":
+            check_imagenet_layout(folder)
+        return partial(folder_data, folder), folder
+    if name == "hf" and rest:
+        from attention_transfer.data.hugging_face import hugging_face_data
+
+        return partial(hugging_face_data, rest), folder
+    if rest and name.replace(".", "_").isidentifier():
+        from attention_transfer.data.datasets import factory_data
+
+        return partial(factory_data, data), folder
+    known = ["cluttered-digits", "cifar10", "cifar100", "folder:DIR", "imagenet:DIR", "hf:NAME"]
+    raise InputError(f"unknown data {data!r}; {nearest(data, known)}")

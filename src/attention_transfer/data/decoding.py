@@ -1,4 +1,4 @@
-"""From an image, in a file or decoded, to pixels: any kind, by PIL, and nothing that is not one.
+"""From an image, in a file or decoded, to pixels: any kind that PIL reads, and nothing else.
 
 torchvision's decoders are not used: crafted PNG files make them crash.
 """
@@ -21,35 +21,36 @@ from attention_transfer.errors import first_line
 __all__ = [
     "MOST_PIXELS",
     "Box",
-    "BrokenImageError",
+    "CorruptImageError",
     "as_pil",
     "decode",
-    "encoded",
-    "fitted",
+    "file_content",
     "image_size",
-    "read",
-    "turned_size",
+    "open_image",
+    "resized_part",
+    "upright_rgb",
+    "upright_size",
 ]
 
 MOST_PIXELS = 100_000_000
-"""Of one image; a larger one is refused before it is decoded."""
+"""Pixels of the largest image that is decoded; a larger one is refused by its header."""
 
 Image.init()
 FORMATS = tuple(
     {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"} & Image.OPEN.keys()
 )
-"""PIL's names. Others (EPS, which is run by another program) are not opened."""
-
+"""PIL's names of the formats that are opened. Others are not: PIL runs another program on EPS."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_EXIF_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 
 
-class BrokenImageError(Exception):
-    """A file that is no whole image, and why."""
+class CorruptImageError(Exception):
+    """An image that cannot be decoded; the message is the reason."""
 
 
 class Box(NamedTuple):
-    """A part of an image in its own pixels, right and bottom excluded."""
+    """A rectangle in pixels of an image; right and bottom are excluded."""
 
     left: float
     top: float
@@ -57,152 +58,163 @@ class Box(NamedTuple):
     bottom: float
 
 
+@contextmanager
+def open_image(source: bytes | Path) -> Iterator[Image.Image]:
+    """Open an encoded image, whose header alone is read until its pixels are used.
+
+    Any error inside the block becomes a CorruptImageError; the decoder's warnings are dropped.
+
+    Args:
+        source: the bytes of a file, or its path.
+
+    Raises:
+        CorruptImageError: it cannot be read, is not an image, is damaged, or has more than
+            MOST_PIXELS pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            file = source if isinstance(source, Path) else io.BytesIO(source)
+            with Image.open(file, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MOST_PIXELS:
+                    raise CorruptImageError(
+                        f"it has {width}x{height} pixels, expected at most {MOST_PIXELS:,}"
+                    )
+                yield image
+    except CorruptImageError:
+        raise
+    except UnidentifiedImageError:
+        raise CorruptImageError("it is not an image") from None
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise CorruptImageError(reason or type(error).__name__) from None
+
+
 def decode(
-    content: bytes,
+    source: bytes | Path,
     size: tuple[int, int],
     box: Box | None = None,
     interpolation: Interpolation = "bilinear",
 ) -> NDArray[np.uint8]:
-    """The pixels of an encoded image.
+    """Return the pixels of an encoded image, or of a part of it, at a size.
 
-    As it is meant to be seen: turned as its EXIF data say, 16-bit values scaled to 8, palettes and
-    CMYK converted, transparent parts on white, the first frame of an animation.
+    The image is turned as its EXIF data say, 16-bit values are scaled to 8 bits, palettes and CMYK
+    are converted, transparent parts are put on white; of an animation it is the first frame.
 
     Args:
-        content: of the file.
+        source: the bytes of a file, or its path.
         size: height and width of the result.
-        box: the part to take; None: all of it. In pixels of the turned image.
-        interpolation: the filter of resizing; it is wide enough not to alias.
+        box: the part to take, in pixels of the upright image; None: all of it.
+        interpolation: the filter of resizing, wide enough to prevent aliasing.
 
     Returns:
         (H, W, 3).
 
     Raises:
-        BrokenImageError: it is no image, is damaged, or has more than MOST_PIXELS pixels.
+        CorruptImageError: see :func:`open_image`.
     """
-    with _told(), _opened(content) as image:
-        whole = turned_size(image)
-        box = box or Box(0, 0, whole[1], whole[0])
-        fineness = min((box.right - box.left) / size[1], (box.bottom - box.top) / size[0])
-        return fitted(image, size, box, interpolation, fineness)
+    with open_image(source) as image:
+        return resized_part(image, size, box, interpolation, draft=True)
 
 
-def fitted(
+def image_size(source: bytes | Path) -> tuple[int, int]:
+    """Return height and width of an upright image; its pixels are not decoded.
+
+    Raises:
+        CorruptImageError: see :func:`open_image`.
+    """
+    with open_image(source) as image:
+        return upright_size(image)
+
+
+def resized_part(
     image: Image.Image,
     size: tuple[int, int],
-    box: Box,
+    box: Box | None = None,
     interpolation: Interpolation = "bilinear",
-    fineness: float = 1.0,
+    *,
+    draft: bool = False,
 ) -> NDArray[np.uint8]:
-    """The same of an image that PIL has opened.
+    """Return the pixels (H, W, 3) of a part of an opened image, as :func:`decode` does.
 
     Args:
-        image: opened, and perhaps decoded.
+        image: opened, whether decoded or not.
         size: height and width of the result.
-        box: the part to take, in pixels of the turned image.
+        box: the part to take, in pixels of the upright image; None: all of it.
         interpolation: the filter of resizing.
-        fineness: pixels of the image for each of the result's. A JPEG is decoded at a half, a
-            quarter or an eighth of its size where that is enough, which changes the image: leave
-            it at 1 for an image that is to be used again.
+        draft: decode a JPEG at a half, a quarter or an eighth of its size where that is fine
+            enough. This changes the image: leave it out for one that is used again.
     """
-    whole_height, whole_width = turned_size(image)
-    _draft(image, fineness)
-    pixels = _as_rgb(ImageOps.exif_transpose(image))
+    whole_height, whole_width = upright_size(image)
+    box = box or Box(0, 0, whole_width, whole_height)
+    if draft:
+        scale = min((box.right - box.left) / size[1], (box.bottom - box.top) / size[0])
+        divisor = max(power for power in (1, 2, 4, 8) if power == 1 or power <= scale)
+        if divisor > 1:
+            image.draft(None, (image.width // divisor, image.height // divisor))
+    pixels = upright_rgb(image)
     across, down = pixels.width / whole_width, pixels.height / whole_height
     part = (box.left * across, box.top * down, box.right * across, box.bottom * down)
     resample = _FILTERS[interpolation]
     return np.asarray(pixels.resize((size[1], size[0]), resample, part, reducing_gap=3.0))
 
 
-def image_size(source: bytes | Path) -> tuple[int, int]:
-    """Height and width of an image as it is meant to be seen; its pixels are not read.
-
-    Args:
-        source: what a file holds, or its path, of which the beginning is read.
-
-    Raises:
-        BrokenImageError: it is no image, or has more than MOST_PIXELS pixels.
-    """
-    with _told(), _opened(source) as image:
-        return turned_size(image)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Whatever a decoder raises, as a BrokenImageError; what it warns of is not passed on."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except BrokenImageError:
-        raise
-    except UnidentifiedImageError:
-        raise BrokenImageError("it is no image") from None
-    except Exception as error:
-        raise BrokenImageError(first_line(error)) from None
-
-
-def _opened(source: bytes | Path) -> Image.Image:
-    file = source if isinstance(source, Path) else io.BytesIO(source)
-    image = Image.open(file, formats=FORMATS)
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return height and width of an opened image after it is turned as its EXIF data say."""
     width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise BrokenImageError(f"it has {width}x{height} pixels, expected at most {MOST_PIXELS:,}")
-    return image
+    turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _QUARTER_TURNS
+    return (width, height) if turned else (height, width)
 
 
-def turned_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width of an opened image as it is meant to be seen."""
-    width, height = image.size
-    sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return (width, height) if sideways else (height, width)
-
-
-def _draft(image: Image.Image, fineness: float) -> None:
-    """Has a JPEG decoded at a half, a quarter or an eighth of its size where that is enough."""
-    step = max(power for power in (1, 2, 4, 8) if power == 1 or power <= fineness)
-    if step > 1:
-        image.draft(None, (image.width // step, image.height // step))
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode[0] in "IF":  # one channel of 16 or 32 bits, integers or not
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Return an opened image turned as its EXIF data say, in RGB; see :func:`decode`."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # one channel of 16 or 32 bits, integers or floating-point
         values = np.asarray(image).astype(np.float64)
-        most = 1 if image.mode == "F" and values.max() <= 1 else 255
+        largest = 1 if image.mode == "F" and values.max() <= 1 else 255
         if image.mode != "F" and (image.mode != "I" or values.max() > 255):
-            most = 65535
-        image = Image.fromarray((values * (255 / most)).clip(0, 255).round().astype(np.uint8))
+            largest = 65535
+        image = Image.fromarray((values * (255 / largest)).clip(0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def read(path: Path) -> bytes:
-    """A file's content.
+def file_content(image: Any) -> bytes | None:
+    """Return the bytes of the file that a sample's image comes as; None: it comes decoded.
+
+    Args:
+        image: the bytes, or a dictionary with ``bytes`` or ``path``, as Hugging Face's library
+            returns.
 
     Raises:
-        BrokenImageError: it cannot be read.
+        CorruptImageError: the file at the path cannot be read.
     """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BrokenImageError(str(error.strerror)) from None
-
-
-def encoded(image: Any) -> bytes | None:
-    """What the file holds, of an image that is not decoded yet."""
     if isinstance(image, Mapping):
-        image = image.get("bytes") or (image.get("path") and read(Path(image["path"])))
+        image = image.get("bytes") or (image.get("path") and _read(Path(image["path"])))
     return image if isinstance(image, bytes) else None
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptImageError(str(error.strerror)) from None
+
+
 def as_pil(image: Any) -> Image.Image:
-    """An image of any of the kinds that datasets give decoded, as PIL's.
+    """Convert a decoded image of any kind that data sets give to PIL's.
+
+    Args:
+        image: PIL's; an array (H, W), (H, W, 3) or (3, H, W) or a tensor of such a shape, with 1, 3
+            or 4 channels; integers from 0 to 255 (of 16 bits to 65535) or floating-point numbers
+            from 0 to 1.
 
     Raises:
-        TypeError: it is none of them.
-        ValueError: its numbers are not those of an image.
+        TypeError: it is none of these.
+        ValueError: its values lie outside the range.
 
     Example:
         >>> as_pil(torch.ones(3, 4, 6)).size
@@ -225,18 +237,18 @@ def as_pil(image: Any) -> Image.Image:
 
 
 def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Numbers from 0 to 255; floating-point ones come from 0 to 1, of 16 bits from 0 to 65535."""
+    """Scale an image's values to 0 to 255."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    most = 65535 if array.dtype == np.uint16 else 255
+    largest = 65535 if array.dtype == np.uint16 else 255
     if np.issubdtype(array.dtype, np.floating):
-        most = 1
+        largest = 1
     low, high = float(array.min(initial=0)), float(array.max(initial=0))
-    if not (low >= 0 and high <= most):
+    if not (low >= 0 and high <= largest):
         raise ValueError(
-            f"its {array.dtype} values go from {low:.4g} to {high:.4g}, expected 0 to {most}; give "
-            "images as they are, before they are normalised"
+            f"its {array.dtype} values go from {low:.4g} to {high:.4g}, expected 0 to {largest}; "
+            "give images before they are normalised"
         )
-    return np.rint(array.astype(np.float64) * (255 / most)).astype(np.uint8)
+    return np.rint(array.astype(np.float64) * (255 / largest)).astype(np.uint8)

@@ -1,8 +1,8 @@
-"""Labelled images in files, decoded when they are wanted."""
+"""Labelled images in files, decoded when a batch needs them."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,65 +11,44 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attention_transfer.config import Interpolation
-from attention_transfer.data.decoding import BrokenImageError, decode, image_size, read
-from attention_transfer.data.images import AugmentedView
-from attention_transfer.data.views import CropFlip, centre
+from attention_transfer.data.decoding import (
+    CorruptImageError,
+    open_image,
+    resized_part,
+    upright_size,
+)
+from attention_transfer.data.images import DecodedImages
+from attention_transfer.data.randomness import AugmentedView
+from attention_transfer.data.views import centre
 from attention_transfer.errors import TrainingError
 
 __all__ = ["FileImages"]
 
 READERS = 8
-"""Threads that read files for their fingerprint: a disk serves several at once."""
+"""Threads that read files for the fingerprint: a disk serves several at once."""
 
 
 @dataclass(frozen=True)
-class FileImages:
+class FileImages(DecodedImages):
     """Image files under a folder, with their labels."""
 
     root: Path
     paths: tuple[str, ...]
-    """Relative to the folder."""
-    labels: Tensor
-    size: tuple[int, int]
-    """Height and width of what is made of them."""
-    recipe: CropFlip = field(default_factory=CropFlip)
-    interpolation: Interpolation = "bilinear"
+    """Relative to the root."""
     mask_root: Path | None = None
-    """Of masks: PNG files, white where the object is, under the images' own paths."""
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def provenance(self) -> str:
-        """The recipe, and the size it ends at."""
-        height, width = self.size
-        return f"{self.recipe}, {self.interpolation} to {height}x{width}"
+    """The folder of masks: PNG files under the images' relative paths, white on the object."""
 
     def subset(self, indices: NDArray[np.int64]) -> "FileImages":
-        """The images at some indices, in that order."""
+        """Return the images at some indices, in that order."""
         paths = tuple(self.paths[index] for index in indices)
         return replace(self, paths=paths, labels=self.labels[torch.from_numpy(indices)])
 
-    def resized(self, size: tuple[int, int], interpolation: Interpolation) -> "FileImages":
-        """The same, decoded to another height and width."""
-        return replace(self, size=size, interpolation=interpolation)
-
     def name(self, index: int) -> str:
-        """Its path."""
+        """Return the image's path."""
         return str(self.root / self.paths[index])
 
-    def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
-        """(n, H, W, 3) uint8: a random crop of each image, or without a view its middle.
-
-        Raises:
-            TrainingError: a file cannot be decoded, though it could when it was checked.
-        """
-        return torch.from_numpy(np.stack([self._one(int(index), view) for index in indices]))
-
     def masks(self, indices: NDArray[np.int64]) -> Tensor | None:
-        """(n, H, W) bool: the white parts of the masks, as the images are judged.
+        """Return (n, H, W) bool, True where the masks of the centre crops are white.
 
         Raises:
             TrainingError: a mask cannot be decoded.
@@ -79,7 +58,7 @@ class FileImages:
         return torch.from_numpy(np.stack([self._mask(int(index)) for index in indices]))
 
     def mask_path(self, index: int) -> Path | None:
-        """Where an image's mask is, if it has one."""
+        """Return the path of an image's mask; None if it has no mask."""
         if self.mask_root is None:
             return None
         path = (self.mask_root / self.paths[index]).with_suffix(".png")
@@ -90,17 +69,17 @@ class FileImages:
         if path is None:
             return np.zeros(self.size, dtype=bool)
         try:
-            content = read(path)
-            box = centre(image_size(content), self.size)
-            return decode(content, self.size, box)[..., 0] > 127
-        except BrokenImageError as error:
+            with open_image(path) as mask:
+                box = centre(upright_size(mask), self.size)
+                return resized_part(mask, self.size, box, draft=True)[..., 0] > 127
+        except CorruptImageError as error:
             raise TrainingError(
-                f"the mask {path} cannot be decoded ({error}); mend or remove it"
+                f"the mask {path} cannot be decoded ({error}); repair or remove it"
             ) from None
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of every path, label and file, which are read for it once.
+        """A hash of every path, label and file; each file is read once for it.
 
         Raises:
             TrainingError: a file cannot be read.
@@ -120,20 +99,16 @@ class FileImages:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise TrainingError(
-                f"{self.root / path} can no longer be read: {error.strerror}; mend or remove it"
+                f"{self.root / path} can no longer be read: {error.strerror}; repair or remove it"
             ) from None
 
-    def _one(self, index: int, view: AugmentedView | None) -> NDArray[np.uint8]:
+    def _decoded(self, index: int, view: AugmentedView | None) -> NDArray[np.uint8]:
         path = self.root / self.paths[index]
         try:
-            content = read(path)
-            whole = image_size(content)
-            if view is None:
-                return decode(content, self.size, centre(whole, self.size), self.interpolation)
-            box = self.recipe.box(whole, self.size, view, index)
-            cropped = decode(content, self.size, box, self.interpolation)
-        except BrokenImageError as error:
+            with open_image(path) as image:
+                pixels = self.crop_resize.decode(image, view, index, draft=True)
+        except CorruptImageError as error:
             raise TrainingError(
-                f"{path} can no longer be decoded ({error}); mend or remove it, then resume"
+                f"{path} can no longer be decoded ({error}); repair or remove it, then resume"
             ) from None
-        return self.recipe.finish(cropped, view, index)
+        return self.crop_resize.finish(pixels, view, index)

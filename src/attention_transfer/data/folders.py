@@ -1,4 +1,4 @@
-"""A folder of images, a subfolder for each class."""
+"""Data sets in folders of images, with a subfolder for each class."""
 
 import os
 from collections import Counter
@@ -15,9 +15,10 @@ from attention_transfer.data.files import FileImages
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from attention_transfer.data.listed_splits import listed_splits
 from attention_transfer.data.splitting import by_split, hold_out_test
+from attention_transfer.data.views import CropResize
 from attention_transfer.errors import InputError
 
-__all__ = ["SUFFIXES", "files_under", "folder_data"]
+__all__ = ["SUFFIXES", "check_imagenet_layout", "files_under", "folder_data"]
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -26,11 +27,11 @@ SUFFIXES = frozenset(
         *("ppm", "pgm", "pbm", "pnm", "jp2", "avif"),
     )
 )
-"""Of files that are taken for images."""
+"""The suffixes of image files."""
 
 
 @dataclass
-class _Found:
+class _SplitFiles:
     """The files of one split."""
 
     folder: Path
@@ -40,46 +41,45 @@ class _Found:
     strays: list[str] = field(default_factory=list)
 
 
-def folder_data(folder: Path, size: tuple[int, int], *, data_seed: int = 0) -> DataSet:
-    """The images under a folder.
+def folder_data(folder: Path, size: tuple[int, int], data_seed: int = 0) -> DataSet:
+    """Load the images under a folder.
 
-    Either a subfolder for each class, of which a fifth of the images is held out for the test, the
-    same share of each class; or ``train/`` with those subfolders, and ``val/``, ``test/`` or both
-    beside it. With one of the two, that is the test split, which is read once at the end. The
-    layouts of CUB-200-2011 and MIT Indoor Scenes, whose splits are in lists, are recognised.
+    The folder holds either a subfolder for each class, and a fifth of each class is held out for
+    the test; or ``train/`` with those subfolders, and ``val/``, ``test/`` or both beside it. If
+    there is only one of the two, it is the test split. The layouts of CUB-200-2011 and MIT Indoor
+    Scenes, whose splits are in lists, are recognised.
 
-    Every image is decoded once before training. Broken ones are left out and named, up to 1 % of
+    Every image is decoded once before training. Corrupt ones are skipped and named, up to 1 % of
     the set, and always up to 5.
 
     Args:
         folder: the folder.
-        size: height and width to bring the images to.
-        data_seed: of the split.
+        size: height and width in pixels to bring images to.
+        data_seed: seed of the split.
 
     Returns:
-        The sets; validation is empty unless there is a folder for it and for the test.
+        The data set; validation is empty unless there are folders for it and for the test.
 
     Raises:
         InputError: no such folder, no classes, classes that differ between splits, too few images
-            of a class, or too many that are broken.
+            of a class, or too many corrupt ones.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; expected one with a subfolder a class")
-    found = _splits(folder)
-    classes = found["train"].classes
-    notices = [notice for split in found.values() for notice in _stray_notices(split)]
-    notices += _without_broken(found)
-    sets = {name: _images(split, size) for name, split in found.items()}
-    for name, images in sets.items():
-        notices += _check_classes(images, classes, name, folder)
-    if "test" not in sets:
-        sets["train"], sets["test"] = hold_out_test(sets["train"], classes, data_seed)
-    none = np.zeros(0, dtype=np.int64)
+    splits = _splits(folder)
+    classes = splits["train"].classes
+    notices = [notice for split in splits.values() for notice in _stray_notices(split)]
+    notices += _skip_corrupt(splits)
+    images = {name: _images(split, size) for name, split in splits.items()}
+    for name, part in images.items():
+        notices += _check_classes(part, classes, name, folder)
+    if "test" not in images:
+        images["train"], images["test"] = hold_out_test(images["train"], classes, data_seed)
     return DataSet(
         name=folder.name or str(folder.resolve()),
-        train=sets["train"],
-        validation=sets.get("validation", sets["train"].subset(none)),
-        test=sets["test"],
+        train=images["train"],
+        validation=images.get("validation", images["train"].subset(np.zeros(0, dtype=np.int64))),
+        test=images["test"],
         class_names=tuple(classes),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
@@ -87,71 +87,82 @@ def folder_data(folder: Path, size: tuple[int, int], *, data_seed: int = 0) -> D
     )
 
 
-def _splits(folder: Path) -> dict[str, _Found]:
-    """The files of each split that the folder has."""
+def check_imagenet_layout(folder: Path) -> None:
+    """Raise an InputError unless a folder has ImageNet's layout: ``train/`` and ``val/``."""
+    if not all((folder / split).is_dir() for split in ("train", "val")):
+        raise InputError(
+            f"{folder} is not laid out as ImageNet; expected {folder}/train and {folder}/val, "
+            "each with a subfolder a class"
+        )
+
+
+def _splits(folder: Path) -> dict[str, _SplitFiles]:
+    """Return the files of each split in a folder."""
     listed = listed_splits(folder)
     if listed is not None:
         return {
-            split: _Found(listed.folder, listed.classes, files)
+            split: _SplitFiles(listed.folder, listed.classes, files)
             for split, files in listed.files.items()
         }
-    there = {
+    folders = {
         entry.name.lower(): entry
         for entry in sorted(folder.iterdir())
         if entry.is_dir() and _class_names(entry)
     }
-    named = by_split(there)
+    named = by_split(folders)
     if "train" not in named:
         if named:
             raise InputError(
-                f"{folder} has the splits {', '.join(place.name for place in named.values())} and "
+                f"{folder} has the splits {', '.join(path.name for path in named.values())} and "
                 "no train; add one, or give a folder whose subfolders are the classes"
             )
-        return {"train": _listed(folder, _class_names(folder))}
+        return {"train": _files_by_class(folder, _class_names(folder))}
     classes = _class_names(named["train"])
-    for split, place in named.items():
-        unknown = sorted(set(_class_names(place)) - set(classes))
+    for split, path in named.items():
+        unknown = sorted(set(_class_names(path)) - set(classes))
         if unknown:
             raise InputError(
-                f"{place} has {len(unknown)} classes that {named['train']} has not: "
+                f"{path} has {len(unknown)} classes that {named['train']} has not: "
                 f"{', '.join(unknown[:5])}; expected the same subfolders in every split ({split})"
             )
-    return {split: _listed(place, classes) for split, place in named.items()}
+    return {split: _files_by_class(path, classes) for split, path in named.items()}
 
 
 def _class_names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _seen(entry.name))
+    return sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and _is_users(entry.name)
+    )
 
 
-def _listed(folder: Path, classes: list[str]) -> _Found:
-    """Every image file of every class, in the order of their names."""
-    found = _Found(folder, classes)
-    found.strays += [entry.name for entry in sorted(folder.iterdir()) if _stray(entry)]
+def _files_by_class(folder: Path, classes: list[str]) -> _SplitFiles:
+    """Return every image file of every class, in the order of their names."""
+    split = _SplitFiles(folder, classes)
+    split.strays += [entry.name for entry in sorted(folder.iterdir()) if _stray(entry)]
     for label, name in enumerate(classes):
         for path in files_under(folder / name):
             relative = path.relative_to(folder).as_posix()
             if path.suffix.lower() in SUFFIXES:
-                found.files.append((relative, label))
+                split.files.append((relative, label))
             else:
-                found.strays.append(relative)
-    return found
+                split.strays.append(relative)
+    return split
 
 
 def files_under(folder: Path) -> Iterator[Path]:
-    """Files at any depth, links followed, each folder once."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
+    """Yield the files at any depth; links are followed, and each folder is visited once."""
+    visited: set[str] = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in visited:
             folders.clear()
             continue
-        seen.add(real)
-        folders[:] = sorted(filter(_seen, folders))
-        yield from (Path(place) / name for name in sorted(files) if _seen(name))
+        visited.add(real)
+        folders[:] = sorted(filter(_is_users, folders))
+        yield from (Path(path) / name for name in sorted(files) if _is_users(name))
 
 
-def _seen(name: str) -> bool:
-    """Whether a name is not one that systems leave behind."""
+def _is_users(name: str) -> bool:
+    """Return False for names of hidden files and those that operating systems leave behind."""
     return not name.startswith((".", "__MACOSX")) and name.lower() not in (
         "thumbs.db",
         "desktop.ini",
@@ -159,23 +170,23 @@ def _seen(name: str) -> bool:
 
 
 def _stray(entry: Path) -> bool:
-    return entry.is_file() and _seen(entry.name)
+    return entry.is_file() and _is_users(entry.name)
 
 
-def _stray_notices(split: _Found) -> Iterator[str]:
+def _stray_notices(split: _SplitFiles) -> Iterator[str]:
     if split.strays:
-        shown = ", ".join(split.strays[:5])
+        shown = ", ".join([*split.strays[:5], *["..."][: len(split.strays) - 5]])
         yield (
-            f"left out of {split.folder}, no images of a class: {len(split.strays)} files ({shown}"
-            f"{', ...' if len(split.strays) > 5 else ''})"
+            f"skipped {len(split.strays)} files in {split.folder} that are not images of a class "
+            f"({shown})"
         )
 
 
-def _without_broken(found: dict[str, _Found]) -> list[str]:
-    """Takes the files that are no whole images out of the splits, and tells of them."""
-    total = sum(len(split.files) for split in found.values())
+def _skip_corrupt(splits: dict[str, _SplitFiles]) -> list[str]:
+    """Remove corrupt images from the splits, and return the notices for them."""
+    total = sum(len(split.files) for split in splits.values())
     lines = []
-    for split in found.values():
+    for split in splits.values():
         paths = [split.folder / path for path, _ in split.files]
         reasons = faults([partial(Path, path) for path in paths], total)
         lines += [
@@ -187,19 +198,19 @@ def _without_broken(found: dict[str, _Found]) -> list[str]:
     return skipped(lines, total)
 
 
-def _images(split: _Found, size: tuple[int, int]) -> FileImages:
+def _images(split: _SplitFiles, size: tuple[int, int]) -> FileImages:
     return FileImages(
+        torch.tensor([label for _, label in split.files], dtype=torch.int64),
+        CropResize(size),
         split.folder,
         tuple(path for path, _ in split.files),
-        torch.tensor([label for _, label in split.files], dtype=torch.int64),
-        size,
     )
 
 
 def _check_classes(
     images: FileImages, classes: Sequence[str], split: str, folder: Path
 ) -> Iterator[str]:
-    """Tells of classes without images in a split.
+    """Yield a notice of classes without images in a split.
 
     Raises:
         InputError: there are none to train on, or fewer than two classes.

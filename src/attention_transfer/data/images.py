@@ -1,8 +1,9 @@
-"""Labelled images, their splits and their views."""
+"""Labelled images, in memory or decoded one by one, and data sets of them."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -10,28 +11,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attention_transfer.config import Interpolation
-from attention_transfer.data.randomness import integers, uniform
+from attention_transfer.data.randomness import AugmentedView
+from attention_transfer.data.views import Augmentation, CropResize, Transform, TransformImages
+from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.functional.measures import box_masks
 from attention_transfer.preprocessing import Preprocessing
 
 __all__ = [
-    "Augmentation",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "DataSet",
+    "DecodedImages",
     "ImageSet",
     "Images",
-    "AugmentedView",
 ]
 
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""By channel, on a scale of 0 to 1: what photographs are normalised by."""
-
-
-class AugmentedView(NamedTuple):
-    """Which of a sample's augmented views; training takes the epoch's number."""
-
-    data_seed: int
-    number: int
+"""ImageNet's mean and standard deviation by channel, on a scale of 0 to 1."""
 
 
 class Images(Protocol):
@@ -43,77 +39,54 @@ class Images(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the images and labels: what else is in their place has another."""
+        """A hash of all images and labels."""
 
     @property
     def provenance(self) -> str:
-        """How views are made; with the fingerprint, all that a (data seed, number) leaves open."""
+        """A description of how augmented views are made: with the fingerprint, the data seed and
+        the view's number it determines every pixel.
+        """
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of what :meth:`pixels` gives."""
+        """Height and width of what :meth:`pixels` returns."""
 
     def __len__(self) -> int: ...
 
     def subset(self, indices: NDArray[np.int64]) -> Self:
-        """The images at some indices, in that order."""
+        """Return the images at some indices, in that order."""
 
     def resized(self, size: tuple[int, int], interpolation: Interpolation) -> Self:
-        """The same, decoded to another height and width; images in memory stay as they are."""
+        """Return the same images at another height and width; images in memory keep theirs."""
+
+    def with_transform(self, transform: Transform) -> Self:
+        """Return the same images with a transform that makes their augmented views."""
 
     def name(self, index: int) -> str:
-        """What to call a sample in front of people."""
+        """Return what messages call a sample."""
 
     def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
-        """(n, H, W, 3) uint8: a view of each image, or without one the image as it is judged."""
+        """Return (n, H, W, 3) uint8: an augmented view of each image; without one, the image as it
+        is evaluated.
+        """
 
     def masks(self, indices: NDArray[np.int64]) -> Tensor | None:
-        """(n, H, W) bool: where each image's object is, as it is judged; none of it where that is
-        not known. None if it is known of no image.
+        """Return (n, H, W) bool: where the object is in each image as it is evaluated; all False
+        where that is unknown. None: it is unknown for every image of the set.
         """
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random crops out of the image padded by reflection, and horizontal flips of half of them."""
-
-    pad: int = 0
-    flip: bool = False
-
-    def __call__(self, images: Tensor, indices: NDArray[np.int64], view: AugmentedView) -> Tensor:
-        """One view of each image: a function of the view and the sample's index alone.
-
-        Args:
-            images: (N, H, W, C) uint8.
-            indices: (N,) the samples' indices in their set.
-            view: which one.
-        """
-        height, width = images.shape[1:3]
-        key = view.data_seed, view.number, indices
-        tops = integers(-self.pad, self.pad, "crop top", *key)
-        lefts = integers(-self.pad, self.pad, "crop left", *key)
-        rows = _reflected(tops[:, None] + np.arange(height), height)
-        columns = _reflected(lefts[:, None] + np.arange(width), width)
-        if self.flip:
-            flipped = uniform("flip", *key) < 0.5
-            columns[flipped] = columns[flipped, ::-1]
-        whole = images.contiguous().numpy()
-        pixels = whole.view(f"V{whole.shape[3]}").reshape(-1)  # an element has all its channels
-        lines = height * np.arange(len(whole))[:, None] + rows
-        places = width * lines[:, :, None] + columns[:, None, :]
-        return torch.from_numpy(pixels.take(places).view(np.uint8).reshape(whole.shape))
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images (N, H, W, 3) as uint8 and labels (N,), with each object's box (N, 4) where known:
-    left, top, right, bottom in pixels, right and bottom excluded. All of it in memory.
-    """
+    """Labelled images in memory."""
 
     images: Tensor
+    """(N, H, W, 3) uint8."""
     labels: Tensor
+    """(N,) class indices."""
     boxes: Tensor | None = None
-    augmentation: Augmentation = Augmentation()
+    """(N, 4), where each object is: left, top, right, bottom in pixels, the last two excluded."""
+    augmentation: Augmentation | TransformImages = field(default_factory=Augmentation)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -130,26 +103,30 @@ class ImageSet:
         return height, width
 
     def subset(self, indices: NDArray[np.int64]) -> "ImageSet":
-        """The images at some indices, in that order."""
+        """Return the images at some indices, in that order."""
         chosen = torch.from_numpy(indices)
         boxes = None if self.boxes is None else self.boxes[chosen]
         return ImageSet(self.images[chosen], self.labels[chosen], boxes, self.augmentation)
 
     def resized(self, size: tuple[int, int], interpolation: Interpolation) -> "ImageSet":
-        """The same: it is in memory."""
+        """Return the same images: those in memory keep their size."""
         return self
 
+    def with_transform(self, transform: Transform) -> "ImageSet":
+        """Return the same images with a transform in place of their augmentation."""
+        return replace(self, augmentation=TransformImages(transform))
+
     def name(self, index: int) -> str:
-        """Its number."""
+        """Return the sample's number."""
         return f"sample {index}"
 
     def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
-        """(n, H, W, 3) uint8: a view of each image, or the image as it is."""
+        """Return (n, H, W, 3) uint8: an augmented view of each image, or the image itself."""
         chosen = self.images.index_select(0, torch.from_numpy(indices))
         return chosen if view is None else self.augmentation(chosen, indices, view)
 
     def masks(self, indices: NDArray[np.int64]) -> Tensor | None:
-        """(n, H, W) bool: the insides of the boxes, where they are known."""
+        """Return (n, H, W) bool, True inside the objects' boxes; None without boxes."""
         if self.boxes is None:
             return None
         return box_masks(self.boxes[torch.from_numpy(indices)], self.size)
@@ -165,8 +142,54 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
+class DecodedImages(ABC):
+    """Labelled images that are decoded, cropped and resized one by one when a batch needs them."""
+
+    labels: Tensor
+    """(N,) class indices."""
+    crop_resize: CropResize
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def provenance(self) -> str:
+        """The crop or transform, and the size that images are brought to."""
+        return str(self.crop_resize)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width that images are brought to."""
+        return self.crop_resize.size
+
+    def resized(self, size: tuple[int, int], interpolation: Interpolation) -> Self:
+        """Return the same images, brought to another height and width."""
+        crop_resize = replace(self.crop_resize, size=size, interpolation=interpolation)
+        return replace(self, crop_resize=crop_resize)
+
+    def with_transform(self, transform: Transform) -> Self:
+        """Return the same images with a transform in place of the random crop and flip."""
+        return replace(self, crop_resize=replace(self.crop_resize, transform=transform))
+
+    def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
+        """Return (n, H, W, 3) uint8: an augmented view of each image, or its centre crop.
+
+        Raises:
+            TrainingError: an image cannot be decoded or transformed.
+        """
+        return torch.from_numpy(np.stack([self._decoded(int(index), view) for index in indices]))
+
+    @abstractmethod
+    def _decoded(self, index: int, view: AugmentedView | None) -> NDArray[np.uint8]:
+        """Return one image (H, W, 3)."""
+
+
+@dataclass(frozen=True)
 class DataSet:
-    """What a network is trained and judged on. Test images are never trained on or chosen by."""
+    """The images that a network is trained and evaluated on.
+
+    Test images are evaluated once, at the end; nothing is trained on or chosen by them.
+    """
 
     name: str
     train: Images
@@ -174,22 +197,56 @@ class DataSet:
     test: Images
     class_names: tuple[str, ...]
     mean: tuple[float, float, float]
+    """By channel, on a scale of 0 to 1."""
     std: tuple[float, float, float]
     notices: tuple[str, ...] = ()
-    """What a user should know of how the images were read, such as which were left out."""
+    """Messages for the user on how the images were read, such as which were skipped."""
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height, width of an image, as it is judged."""
+        """Channels, height and width of an image as it is evaluated."""
         return 3, *self.test.size
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The images' own size and normalization, for networks whose weights expect no other."""
+        """The images' size and normalization, for networks whose weights expect no other."""
         return Preprocessing(self.mean, self.std, self.test.size)
 
+    def resized(self, size: tuple[int, int], interpolation: Interpolation) -> "DataSet":
+        """Return the same data at another height and width; images in memory keep theirs."""
+        return replace(
+            self,
+            train=self.train.resized(size, interpolation),
+            validation=self.validation.resized(size, interpolation),
+            test=self.test.resized(size, interpolation),
+        )
 
-def _reflected(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Positions outside 0 .. length - 1 mirrored at the first and last one."""
-    mirrored = np.abs(positions)
-    return np.where(mirrored >= length, 2 * (length - 1) - mirrored, mirrored)
+    def with_transform(self, transform: Transform) -> "DataSet":
+        """Return the same data with a transform that makes the training images' augmented views.
+
+        It replaces the standard augmentation; evaluation does not use it. What it returns is
+        resized to the data set's height and width. It runs with the generators of torch, numpy and
+        Python seeded for the sample, so that a run does not depend on workers or on where it was
+        resumed.
+
+        Args:
+            transform: called with each whole RGB image of PIL; returns an image of PIL, an array
+                (H, W, 3) or a tensor (3, H, W), uint8 or floating-point from 0 to 1, before
+                normalization. Give a class of your own a ``__repr__`` that shows its settings: a
+                cache of teacher targets is refused when it changes.
+
+        Raises:
+            InputError: the transform fails on the first training image.
+
+        Example:
+            >>> from torchvision.transforms import v2
+            >>> data = at.data.load_data("cluttered-digits")
+            >>> data.with_transform(v2.RandomCrop(32, padding=4)).train.provenance[:10]
+            'RandomCrop'
+        """
+        train = self.train.with_transform(transform)
+        try:
+            train.pixels(np.zeros(1, dtype=np.int64), AugmentedView(0, 0))
+        except TrainingError as error:
+            raise InputError(str(error)) from error
+        return replace(self, train=train)

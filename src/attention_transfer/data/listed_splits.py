@@ -1,4 +1,4 @@
-"""Folders whose splits are in lists: CUB-200 and MIT Scenes, the paper's fine-tuning sets."""
+"""Folders with lists of their splits: CUB-200 and MIT Scenes, the paper's fine-tuning sets."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,7 @@ __all__ = ["ListedSplits", "listed_splits"]
 
 
 class ListedSplits(NamedTuple):
-    """Classes, and by split the files (under a folder) with their class."""
+    """The classes, and by split the files under a folder with their class index."""
 
     folder: Path
     classes: list[str]
@@ -17,19 +17,21 @@ class ListedSplits(NamedTuple):
 
 
 def listed_splits(folder: Path) -> ListedSplits | None:
-    """The splits that files in a folder list; None if there are no such files.
+    """Return the splits that files in a folder list; None if there are no such files.
 
     - CUB-200-2011: ``images.txt``, ``train_test_split.txt``, images under ``images/``.
     - MIT Indoor Scenes: ``TrainImages.txt``, ``TestImages.txt``, images under ``Images/``.
 
     Raises:
-        InputError: the lists are damaged, or name files that are not there.
+        InputError: the lists are damaged, or name missing files.
     """
     if (folder / "train_test_split.txt").is_file() and (folder / "images.txt").is_file():
         paths = _numbered(folder / "images.txt")
         trained = _numbered(folder / "train_test_split.txt")
         if paths.keys() != trained.keys():
-            raise InputError(f"images.txt and train_test_split.txt in {folder} list other images")
+            raise InputError(
+                f"images.txt and train_test_split.txt in {folder} list different images"
+            )
         by_split = {
             split: [path for number, path in paths.items() if trained[number] == mark]
             for split, mark in (("train", "1"), ("test", "0"))
@@ -45,15 +47,15 @@ def listed_splits(folder: Path) -> ListedSplits | None:
 
 
 def _with_classes(folder: Path, by_split: dict[str, list[str]]) -> ListedSplits:
-    """A file's class is its folder."""
-    every = [path for paths in by_split.values() for path in paths]
-    missing = [path for path in every if not (folder / path).is_file()]
+    """Return the splits with each file's class, which is its folder."""
+    listed = [path for paths in by_split.values() for path in paths]
+    missing = [path for path in listed if not (folder / path).is_file()]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(every)} listed images are not in {folder}: "
+            f"{len(missing)} of {len(listed)} listed images are not in {folder}: "
             f"{', '.join(missing[:3])}; unpack the archive again"
         )
-    classes = sorted({Path(path).parent.as_posix() for path in every})
+    classes = sorted({Path(path).parent.as_posix() for path in listed})
     labels = {name: label for label, name in enumerate(classes)}
     files = {
         split: [(path, labels[Path(path).parent.as_posix()]) for path in paths]
@@ -63,7 +65,7 @@ def _with_classes(folder: Path, by_split: dict[str, list[str]]) -> ListedSplits:
 
 
 def _numbered(file: Path) -> dict[str, str]:
-    """Lines of a number and a value."""
+    """Return the values of a list's lines by their numbers."""
     pairs = [line.partition(" ") for line in _lines(file)]
     return {number: value.strip() for number, _, value in pairs}
 

@@ -1,4 +1,4 @@
-"""Batches of images, decoded here or by workers."""
+"""Batches of images, decoded in this process or by loader workers."""
 
 import os
 from collections.abc import Generator, Iterable, Iterator
@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from attention_transfer.data.augmentation import WithAugmentation, targets
-from attention_transfer.data.images import AugmentedView, Images, ImageSet
-from attention_transfer.data.randomness import permutation
+from attention_transfer.data.images import Images, ImageSet
+from attention_transfer.data.randomness import AugmentedView, permutation
+from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import TrainingError, first_line
 
 __all__ = [
@@ -28,39 +29,39 @@ __all__ = [
 ]
 
 PREFETCHED = 4
-"""Batches that each worker keeps ready."""
+"""Batches that each worker prepares ahead."""
 
 TIMEOUT = 300
-"""Seconds to wait for a batch before a worker is taken to hang."""
+"""Seconds to wait for a batch before the worker counts as hanging."""
 
-
-GONE = ConnectionError, EOFError, FileNotFoundError
-"""What comes of asking a worker that is no more for the tensor it made."""
+WORKER_EXITED = ConnectionError, EOFError, FileNotFoundError
+"""Errors on fetching a tensor from a worker that has exited."""
 
 
 class Batch(NamedTuple):
-    """Images (N, 3, H, W) in [0, 1], float32 in channels_last; labels (N,), or of mixed images
-    their shares of the classes (N, classes); sample indices; and how many images all processes'
-    shares of the batch have together.
-    """
+    """One process's share of a batch."""
 
     images: Tensor
+    """(N, 3, H, W) float32 in [0, 1], in channels_last memory format."""
     labels: Tensor
+    """(N,) class indices; of mixed images (N, classes), their shares of the classes."""
     indices: NDArray[np.int64]
+    """(N,) the samples' indices in their set."""
     total: int
+    """The number of images in the batch over all processes."""
 
 
 class EpochPass(NamedTuple):
-    """One way through the images: indices in an order, and which view of each; None: the images as
-    they are judged.
-    """
+    """One pass over images."""
 
     order: NDArray[np.int64]
+    """Indices of the samples, in the order of the pass."""
     view: AugmentedView | None
+    """The augmented view of each; None: the images as they are evaluated."""
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which an epoch visits the samples: a function of (seed, epoch).
+    """Return the order in which an epoch visits the samples: a function of (seed, epoch).
 
     >>> sorted(epoch_order(3, seed=0, epoch=1).tolist())
     [0, 1, 2]
@@ -69,10 +70,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def batch_bounds(count: int, batch_size: int, processes: int = 1) -> list[tuple[int, int]]:
-    """Where each batch of an epoch starts and ends.
+    """Return where each batch of an epoch starts and ends.
 
-    A last batch that is too small to be shared (fewer samples than processes, or a single one,
-    which batch norm may refuse) is joined to the one before it.
+    A last batch of fewer samples than processes, or of a single one, which batch norm may refuse,
+    is joined to the one before it.
 
     >>> batch_bounds(9, batch_size=4)
     [(0, 4), (4, 9)]
@@ -94,23 +95,23 @@ def batches(
     workers: int = 0,
     device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """The images in an order, batch by batch; every sample exactly once.
+    """Yield the images in an order, batch by batch, every sample exactly once.
 
     A batch is the same set of samples for any number of processes, each of which gets its share,
-    and holds the same pixels for any number of workers.
+    and the same pixels for any number of workers.
 
     Args:
-        images: what the batches are made of.
+        images: the images.
         order: indices of the samples.
         batch_size: images in a batch, over all processes.
-        view: which view of each sample; None: the images as they are judged.
-        process: which of the processes this is.
-        processes: how many there are.
-        workers: processes that decode ahead; 0: decode here.
-        device: where images and labels are to be; the CPU by default.
+        view: the augmented view of each sample; None: the images as they are evaluated.
+        process: index of this process.
+        processes: number of processes that share each batch.
+        workers: loader workers, which decode ahead; 0: decode in this process.
+        device: where to put images and labels; the CPU by default.
 
     Raises:
-        TrainingError: an image cannot be decoded, or a worker died.
+        TrainingError: an image cannot be decoded, or a worker exits or hangs.
     """
     return stream(
         images,
@@ -133,74 +134,74 @@ def stream(
     workers: int = 0,
     device: torch.device | None = None,
 ) -> Generator[Batch]:
-    """The batches of several passes, one after the other, as :func:`batches` gives those of one.
+    """Yield the batches of several passes, one after the other, as :func:`batches` does of one.
 
-    Workers go on from one pass to the next: while somebody looks at what the last one taught, the
-    next one's first batches are decoded. Close it to let the workers go before the end.
+    Workers continue from one pass to the next: during evaluation after an epoch they decode the
+    next epoch's first batches. Close the generator to stop the workers before the end.
 
     Args:
-        images: what the batches are made of.
-        passes: asked for one by one, a few batches ahead.
+        images: the images.
+        passes: read one by one, a few batches ahead.
         batch_size: images in a batch, over all processes.
-        process: which of the processes this is.
-        processes: how many there are.
-        workers: processes that decode ahead; 0: decode here.
-        device: where images and labels are to be; the CPU by default.
+        process: index of this process.
+        processes: number of processes that share each batch.
+        workers: loader workers, which decode ahead; 0: decode in this process.
+        device: where to put images and labels; the CPU by default.
 
     Raises:
-        TrainingError: an image cannot be decoded, or a worker died.
+        TrainingError: an image cannot be decoded, or a worker exits or hangs.
     """
     device = device or torch.device("cpu")
     shares, ahead = tee(_shares(passes, batch_size, process, processes))
-    made = _made(images, ahead, workers, pinned=device.type == "cuda")
-    for share, (pixels, labels) in zip(shares, made, strict=True):
-        # As bytes, which are a quarter of the numbers to copy.
-        given = as_input(_moved(pixels, device))
-        yield Batch(given, _moved(torch.from_numpy(labels), device), share.indices, share.total)
+    loaded = _loaded(images, ahead, workers, pinned=device.type == "cuda")
+    for share, (pixels, labels) in zip(shares, loaded, strict=True):
+        # Bytes are copied to the device, and become floating-point there: a quarter of the traffic.
+        inputs = as_input(_moved(pixels, device))
+        yield Batch(inputs, _moved(torch.from_numpy(labels), device), share.indices, share.total)
 
 
 def as_input(pixels: Tensor) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1], in channels_last memory format."""
+    """Convert (N, H, W, 3) uint8 to (N, 3, H, W) float32 in [0, 1], channels_last in memory."""
     return pixels.permute(0, 3, 1, 2).float().div_(255)
 
 
-def resolve_workers(asked: int | None, images: Images) -> int:
-    """How many processes are to make batches ahead.
+def resolve_workers(workers: int | None, images: Images) -> int:
+    """Return the number of loader workers.
 
-    None where that takes no time: for images in memory, unless RandAugment changes or others are
-    mixed into them. Else, by default, one for each core but one, from 1 to 8.
+    Images in memory without more than crops and flips need none. Otherwise it is the number that
+    the user set, or by default one less than there are cores, from 1 to 8.
 
     >>> resolve_workers(4, ImageSet(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.zeros(1)))
     0
     """
-    slow = isinstance(images, WithAugmentation) and (images.mixes or images.randaugment is not None)
-    if _in_memory(images) and not slow:
+    if isinstance(images, ImageSet) and isinstance(images.augmentation, Augmentation):
         return 0
-    return min(8, max(1, _cores() - 1)) if asked is None else asked
+    return min(8, max(1, _cores() - 1)) if workers is None else workers
 
 
 def _cores() -> int:
-    """That this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _in_memory(images: Images) -> bool:
+    """Return whether an image takes microseconds, so that a batch is made in one go."""
     return isinstance(images.images if isinstance(images, WithAugmentation) else images, ImageSet)
 
 
 class _Share(NamedTuple):
-    """What this process gets of a batch."""
+    """The samples of a batch that this process loads."""
 
     indices: NDArray[np.int64]
     view: AugmentedView | None
     total: int
 
 
-_Made = tuple[Tensor, NDArray[Any]]
-"""Pixels (n, H, W, 3) uint8, and what they are to be taken for. A tensor comes from a worker by way
-of a file descriptor, an array in the message itself.
+_Loaded = tuple[Tensor, NDArray[Any]]
+"""Pixels (n, H, W, 3) uint8, and labels (n,) or (n, classes). Labels are an array because an array
+comes from a worker in the message itself, and a tensor by way of a file descriptor.
 """
 
 
@@ -213,67 +214,72 @@ def _shares(
 
 
 def _moved(part: Tensor, device: torch.device) -> Tensor:
-    """On its way to a device: a graphics processor fetches it from pinned memory by itself."""
+    """Start to copy a tensor to a device; from pinned memory a GPU copies it by itself."""
     if device.type == "cuda":
         return part.pin_memory().to(device, non_blocking=True)
     return part.to(device)
 
 
-class _Shares(Dataset[_Made | TrainingError]):
-    """Shares of batches, for workers; or the fault, which would lose its name on its way out of
-    the worker. Which sample each worker is at stands in shared memory.
+class _ShareDataset(Dataset[_Loaded | TrainingError]):
+    """Load shares of batches in workers.
+
+    A TrainingError is returned rather than raised: the loader would replace it by another error.
+    Shared memory holds which sample each worker is loading, to name it if the worker exits.
     """
 
     def __init__(self, images: Images, workers: int) -> None:
         self.images = images
-        self.at = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
+        self.current = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
 
-    def __getitem__(self, share: _Share) -> _Made | TrainingError:
+    def __getitem__(self, share: _Share) -> _Loaded | TrainingError:
         worker = get_worker_info()
         assert worker is not None
         parts = 1 if _in_memory(self.images) else len(share.indices)
         pixels = []
         try:
             for indices in np.array_split(share.indices, parts):
-                self.at[worker.id] = int(indices[0])
+                self.current[worker.id] = int(indices[0])
                 pixels.append(self.images.pixels(indices, share.view))
         except TrainingError as error:
             return error
         return torch.cat(pixels), targets(self.images, share.indices, share.view).numpy()
 
 
-def _as_it_is(made: Any) -> Any:
-    """For the loader, which would make tensors of arrays."""
-    return made
+def _unchanged(loaded: Any) -> Any:
+    """Collate nothing: the loader would convert arrays to tensors."""
+    return loaded
 
 
-def _made(images: Images, shares: Iterator[_Share], workers: int, pinned: bool) -> Iterator[_Made]:
+def _loaded(
+    images: Images, shares: Iterator[_Share], workers: int, pinned: bool
+) -> Iterator[_Loaded]:
+    """Yield the pixels and labels of each share, in order."""
     if workers == 0:
         for indices, view, _ in shares:
             yield images.pixels(indices, view), targets(images, indices, view).numpy()
         return
-    dataset = _Shares(images, workers)
+    dataset = _ShareDataset(images, workers)
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=shares,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         num_workers=workers,
         prefetch_factor=PREFETCHED,
         timeout=TIMEOUT,
         pin_memory=pinned,
     )
     try:
-        for made in loader:
-            if isinstance(made, TrainingError):
-                raise made
-            yield made
+        for loaded in loader:
+            if isinstance(loaded, TrainingError):
+                raise loaded
+            yield loaded
     except TrainingError:
         raise
-    except (RuntimeError, *GONE) as error:
-        at = [images.name(index) for index in dataset.at.tolist() if index >= 0]
-        reason = "it exited" if isinstance(error, GONE) else first_line(error)
+    except (RuntimeError, *WORKER_EXITED) as error:
+        current = [images.name(index) for index in dataset.current.tolist() if index >= 0]
+        reason = "it exited" if isinstance(error, WORKER_EXITED) else first_line(error)
         raise TrainingError(
-            f"a loader worker stopped at {' or '.join(at) or 'its start'}: {reason}; resume the "
-            "run, with --workers 0 if it happens again"
+            f"a loader worker stopped at {' or '.join(current) or 'its start'}: {reason}; resume "
+            "the run, with --workers 0 if it happens again"
         ) from None

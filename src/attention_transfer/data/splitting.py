@@ -1,6 +1,4 @@
-"""Which images are trained on and which judged: by the names of splits, or shares that are held
-out, the same of each class, chosen by a seed.
-"""
+"""Training, validation and test splits: by name, or held out as a share of each class by a seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,34 +19,36 @@ NAMES = {
     "validation": ("val", "valid", "validation", "val_set", "validation_set"),
     "test": ("test", "testing", "test_set", "testing_set"),
 }
-"""What people call each split."""
+"""The names that users give each split."""
 
 TEST_SHARE = 0.2
+"""Share of each class that is held out for a missing test split."""
 
 Kind = TypeVar("Kind", bound=Images)
 Part = TypeVar("Part")
 
 
 def by_split(parts: Mapping[str, Part]) -> dict[str, Part]:
-    """The parts of a set that are splits, as train, validation and test. With one of the last two,
-    it is the test.
+    """Return the splits of a data set under the names train, validation and test.
+
+    A validation split without a test split becomes the test split.
 
     >>> by_split({"training": 1, "val": 2, "notes": 3})
     {'train': 1, 'test': 2}
     """
-    found = {
+    splits = {
         split: parts[name] for split, names in NAMES.items() for name in names if name in parts
     }
-    if "test" not in found and "validation" in found:
-        found["test"] = found.pop("validation")
-    return found
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    return splits
 
 
 def hold_out_validation(data: DataSet, share: float, data_seed: int) -> DataSet:
-    """The data set with a share of each class's training images moved to validation.
+    """Return the data set with a share of each class's training images moved to validation.
 
     Raises:
-        InputError: a share that leaves nothing to train or to validate on.
+        InputError: the share leaves no images to train or to validate on.
     """
     kept, held = _by_class(
         data.train.labels,
@@ -65,13 +65,13 @@ def hold_out_validation(data: DataSet, share: float, data_seed: int) -> DataSet:
 
 
 def hold_out_test(images: Kind, class_names: Sequence[str], data_seed: int) -> tuple[Kind, Kind]:
-    """A fifth of each class for the test, at least one image; the rest to train.
+    """Hold out a fifth of each class, at least one image, for the test.
 
     Returns:
-        The images to train on, and those of the test.
+        The training images, and the test images.
 
     Raises:
-        InputError: a class has too few images to share.
+        InputError: a class has fewer than three images.
     """
     counts = np.bincount(images.labels.numpy(), minlength=len(class_names))
     for name, count in zip(class_names, counts.tolist(), strict=True):
@@ -90,11 +90,12 @@ def hold_out_test(images: Kind, class_names: Sequence[str], data_seed: int) -> t
 
 
 def _by_class(
-    labels: Tensor, classes: int, key: tuple[str, int], held_of: Callable[[int], int]
+    labels: Tensor, classes: int, key: tuple[str, int], held_out_count: Callable[[int], int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices kept and held out, each in ascending order."""
-    of_sample = labels.numpy()
-    order = permutation(len(of_sample), *key)
-    own = [order[of_sample[order] == label] for label in range(classes)]
-    held = np.sort(np.concatenate([indices[: held_of(len(indices))] for indices in own]))
-    return np.setdiff1d(np.arange(len(of_sample)), held), held
+    """Return the indices to keep and those to hold out, each in ascending order."""
+    classes_of_samples = labels.numpy()
+    order = permutation(len(classes_of_samples), *key)
+    by_class = [order[classes_of_samples[order] == label] for label in range(classes)]
+    chosen = [indices[: held_out_count(len(indices))] for indices in by_class]
+    held_out = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(np.arange(len(classes_of_samples)), held_out), held_out

@@ -1,27 +1,62 @@
-"""Which part of an image a view shows: a function of the view and the sample alone."""
+"""Augmented views of images, each a function of the view and the sample alone, and centre crops."""
 
-import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
-from attention_transfer.data.decoding import Box
-from attention_transfer.data.images import AugmentedView
-from attention_transfer.data.randomness import Key, integers, uniform
+from attention_transfer.config import Interpolation
+from attention_transfer.data.decoding import (
+    Box,
+    as_pil,
+    resized_part,
+    upright_rgb,
+    upright_size,
+)
+from attention_transfer.data.randomness import (
+    AugmentedView,
+    integers,
+    sample_seeds,
+    seeded_generators,
+    seeded_torch,
+    uniform,
+)
+from attention_transfer.errors import TrainingError
 
-__all__ = ["CropFlip", "centre", "random_crop", "random_sides"]
+__all__ = [
+    "Augmentation",
+    "CropResize",
+    "Transform",
+    "TransformImages",
+    "centre",
+    "random_crop_and_flip",
+]
 
-_ATTEMPTS = np.arange(10)
+Transform = Callable[[Image.Image], Any]
+"""A user's augmentation: an RGB image of PIL to an image of PIL, an array (H, W, 3) or a tensor
+(3, H, W), uint8 or floating-point from 0 to 1. It runs with the generators of torch, numpy and
+Python seeded for the sample. A cache of teacher targets recognises it by its ``repr``.
+"""
+
+CROP_AREA = 0.08, 1.0
+"""Least and largest share of an image that a random crop takes."""
+CROP_RATIO = 3 / 4, 4 / 3
+"""Least and largest width over height of a random crop, relative to that of the result."""
 
 
 def centre(whole: tuple[int, int], size: tuple[int, int], share: float = 0.875) -> Box:
-    """The middle of an image: the largest part of the wanted shape, less a border.
+    """Return the middle of an image: the largest part of the wanted shape, less a border.
 
     Args:
         whole: height and width of the image.
-        size: height and width wanted; their ratio counts.
-        share: of the largest such part's sides.
+        size: height and width wanted; only their ratio matters.
+        share: the part's sides, relative to the largest such part.
 
     Example:
         >>> centre((100, 200), (10, 10), share=0.5)
@@ -33,97 +68,177 @@ def centre(whole: tuple[int, int], size: tuple[int, int], share: float = 0.875) 
     return Box(left, top, whole[1] - left, whole[0] - top)
 
 
-def random_sides(
-    what: str,
-    whole: tuple[int, int],
-    area: tuple[float, float],
-    ratio: tuple[float, float],
-    *key: Key,
-    shape: tuple[int, int] = (1, 1),
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Heights and widths of random parts of an image, ten for whoever needs one that fits in.
-
-    The area is uniform, the ratio of the sides log-uniform; both are rounded to whole pixels.
+def random_crop_and_flip(
+    whole: tuple[int, int], size: tuple[int, int], seed: int
+) -> tuple[Box, bool]:
+    """Draw what torchvision's RandomResizedCrop and RandomHorizontalFlip would, without pixels.
 
     Args:
-        what: the draw is for.
         whole: height and width of the image.
-        area: least and largest share of the image.
-        ratio: least and largest width over height, relative to those of the shape.
-        key: what else the draw is for, as of :func:`~attention_transfer.data.randomness.uniform`.
-        shape: height and width.
+        size: height and width wanted; only their ratio matters.
+        seed: of torch's generator.
 
     Returns:
-        Two arrays of the key's shape with ten elements at the end.
+        The part to crop, and whether to flip it left and right.
 
     Example:
-        >>> random_sides("nose", (100, 100), (0.25, 0.25), (1.0, 1.0), 0)[0].tolist()[:2]
-        [50.0, 50.0]
+        >>> random_crop_and_flip((100, 100), (32, 32), seed=0)
+        (Box(left=14, top=23, right=93, bottom=91), True)
     """
-    keys = *(part[..., None] if isinstance(part, np.ndarray) else part for part in key), _ATTEMPTS
-    areas = area[0] + (area[1] - area[0]) * uniform(f"{what} area", *keys)
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    ratios = np.exp(low + (high - low) * uniform(f"{what} ratio", *keys)) * shape[1] / shape[0]
-    pixels = areas * whole[0] * whole[1]
-    return np.rint(np.sqrt(pixels / ratios)), np.rint(np.sqrt(pixels * ratios))
+    from torchvision.transforms import v2  # takes half a second
 
-
-def random_crop(
-    whole: tuple[int, int],
-    size: tuple[int, int],
-    view: AugmentedView,
-    index: int,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Box:
-    """A part of an image of random area and shape (Szegedy et al., CVPR 2015, section 6).
-
-    The area is uniform, the ratio of the sides log-uniform about the wanted one; ten tries to fit
-    it in, and then the middle.
-
-    Args:
-        whole: height and width of the image.
-        size: height and width wanted.
-        view: which view of the sample.
-        index: of the sample in its set.
-        area: least and largest share of the image.
-        ratio: least and largest width over height, relative to the wanted.
-    """
-    key = view.data_seed, view.number, index
-    heights, widths = random_sides("crop", whole, area, ratio, *key, shape=size)
-    fits = (widths >= 1) & (heights >= 1) & (widths <= whole[1]) & (heights <= whole[0])
-    if not fits.any():
-        return centre(whole, size, share=1.0)
-    chosen = int(np.argmax(fits))
-    width, height = int(widths[chosen]), int(heights[chosen])
-    left = int(integers(0, whole[1] - width, "crop left", *key))
-    top = int(integers(0, whole[0] - height, "crop top", *key))
-    return Box(left, top, left + width, top + height)
+    image = torch.empty((1, *whole), device="meta")
+    ratio = [limit * size[1] / size[0] for limit in CROP_RATIO]
+    with seeded_torch(seed):
+        top, left, height, width = v2.RandomResizedCrop.get_params(image, list(CROP_AREA), ratio)
+        flip = bool(torch.rand(1) < 0.5)
+    # Of an image narrower than the wanted shape, torchvision rounds a side below 1 to 0.
+    height, width = max(1, height), max(1, width)
+    top, left = min(top, whole[0] - height), min(left, whole[1] - width)
+    return Box(left, top, left + width, top + height), flip
 
 
 @dataclass(frozen=True)
-class CropFlip:
-    """How the training views of images in files are made.
+class CropResize:
+    """Bring opened images to one size: the centre crop, or the augmented view of a sample."""
 
-    Example:
-        >>> CropFlip(flip=False).box((100, 100), (32, 32), AugmentedView(0, 1), index=5)
-        Box(left=12, top=12, right=91, bottom=94)
-    """
+    size: tuple[int, int]
+    """Height and width of the result."""
+    interpolation: Interpolation = "bilinear"
+    transform: Transform | None = None
+    """Makes augmented views from whole images; None: a random crop, and half of them flipped."""
 
-    area: tuple[float, float] = (0.08, 1.0)
-    """Least and largest share of the image that a crop takes."""
-    flip: bool = True
-    """Whether half of the views are mirrored, left and right."""
+    def __str__(self) -> str:
+        height, width = self.size
+        augmentation = (
+            f"random crop of {CROP_AREA[0]:.0%} to {CROP_AREA[1]:.0%} of the area and flip"
+            if self.transform is None
+            else _stable_repr(self.transform)
+        )
+        return f"{augmentation}, {self.interpolation} to {height}x{width}"
 
-    def box(
-        self, whole: tuple[int, int], size: tuple[int, int], view: AugmentedView, index: int
-    ) -> Box:
-        """The part of an image that a view shows."""
-        return random_crop(whole, size, view, index, self.area)
+    def decode(
+        self, image: Image.Image, view: AugmentedView | None, index: int, *, draft: bool
+    ) -> NDArray[np.uint8]:
+        """Return the pixels that :meth:`finish` takes: those of the crop, or all for a transform.
+
+        Args:
+            image: opened.
+            view: the augmented view; None: the centre crop.
+            index: of the sample in its set.
+            draft: see :func:`~attention_transfer.data.decoding.resized_part`.
+        """
+        if view is not None and self.transform is not None:
+            return np.asarray(upright_rgb(image))
+        whole, flip = upright_size(image), False
+        if view is None:
+            box = centre(whole, self.size)
+        else:
+            (seed,) = sample_seeds("crop and flip", view, np.array([index]))
+            box, flip = random_crop_and_flip(whole, self.size, seed)
+        pixels = resized_part(image, self.size, box, self.interpolation, draft=draft)
+        return pixels[:, ::-1] if flip else pixels
 
     def finish(
-        self, pixels: NDArray[np.uint8], view: AugmentedView, index: int
+        self, pixels: NDArray[np.uint8], view: AugmentedView | None, index: int
     ) -> NDArray[np.uint8]:
-        """What happens to the cropped image (H, W, 3) afterwards."""
-        flipped = self.flip and uniform("flip", view.data_seed, view.number, index) < 0.5
-        return pixels[:, ::-1] if flipped else pixels
+        """Return the final pixels (H, W, 3): those decoded, or what the transform makes of them.
+
+        Raises:
+            TrainingError: the transform fails, or does not return an image.
+        """
+        if view is None or self.transform is None:
+            return pixels
+        (seed,) = sample_seeds("transform", view, np.array([index]))
+        return _transformed(self.transform, pixels, self.size, self.interpolation, seed)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crops of the image padded by reflection, and horizontal flips of half of them."""
+
+    pad: int = 0
+    flip: bool = False
+
+    def __call__(self, images: Tensor, indices: NDArray[np.int64], view: AugmentedView) -> Tensor:
+        """Return one augmented view of each image.
+
+        Args:
+            images: (N, H, W, C) uint8.
+            indices: (N,) the samples' indices in their set.
+            view: the augmented view.
+        """
+        height, width = images.shape[1:3]
+        key = view.data_seed, view.number, indices
+        tops = integers(-self.pad, self.pad, "crop top", *key)
+        lefts = integers(-self.pad, self.pad, "crop left", *key)
+        rows = _reflected(tops[:, None] + np.arange(height), height)
+        columns = _reflected(lefts[:, None] + np.arange(width), width)
+        if self.flip:
+            flipped = uniform("flip", *key) < 0.5
+            columns[flipped] = columns[flipped, ::-1]
+        whole = images.contiguous().numpy()
+        # One element holds all channels of a pixel, so that one take moves whole pixels.
+        pixels = whole.view(f"V{whole.shape[3]}").reshape(-1)
+        lines = height * np.arange(len(whole))[:, None] + rows
+        positions = width * lines[:, :, None] + columns[:, None, :]
+        return torch.from_numpy(pixels.take(positions).view(np.uint8).reshape(whole.shape))
+
+
+@dataclass(frozen=True)
+class TransformImages:
+    """Augment images in memory by a user's transform, one by one."""
+
+    transform: Transform
+
+    def __str__(self) -> str:
+        return _stable_repr(self.transform)
+
+    def __call__(self, images: Tensor, indices: NDArray[np.int64], view: AugmentedView) -> Tensor:
+        """Return one augmented view of each image (N, H, W, 3) uint8.
+
+        Raises:
+            TrainingError: the transform fails, or does not return an image.
+        """
+        height, width = images.shape[1:3]
+        views = [
+            _transformed(self.transform, pixels, (height, width), "bilinear", seed)
+            for pixels, seed in zip(
+                images.numpy(), sample_seeds("transform", view, indices), strict=True
+            )
+        ]
+        return torch.from_numpy(np.stack(views)) if views else images
+
+
+def _transformed(
+    transform: Transform,
+    pixels: NDArray[np.uint8],
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    seed: int,
+) -> NDArray[np.uint8]:
+    """Return what a transform makes of an image (h, w, 3), resized to a height and width."""
+    try:
+        with seeded_generators(seed):
+            result = as_pil(transform(Image.fromarray(pixels)))
+    except Exception as error:
+        height, width = pixels.shape[:2]
+        raise TrainingError(
+            f"the transform {_stable_repr(transform)} failed on an image {height}x{width} "
+            f"({type(error).__name__}: {error}); it must take an RGB image of PIL and return one, "
+            "or a tensor (3, H, W)"
+        ) from error
+    if (result.height, result.width) == size:
+        return np.asarray(upright_rgb(result))
+    return resized_part(result, size, interpolation=interpolation)
+
+
+def _stable_repr(transform: Transform) -> str:
+    """Return a transform's repr in one line, without memory addresses, which differ by process."""
+    return " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(transform)).split())
+
+
+def _reflected(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Mirror positions outside 0 .. length - 1 at the first and the last one."""
+    mirrored = np.abs(positions)
+    return np.where(mirrored >= length, 2 * (length - 1) - mirrored, mirrored)

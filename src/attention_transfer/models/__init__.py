@@ -1,36 +1,36 @@
-"""The networks: the paper's wide ResNets and NINs, and how users name them."""
+"""Networks: the paper's wide ResNets and NINs, those of model zoos, and loading by name."""
 
 from attention_transfer.models.card import ModelCard
 from attention_transfer.models.heads import logit_layers
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.registry import (
     LoadedModel,
-    Outline,
+    ModelStructure,
     build,
+    default_input_size,
     load,
     load_run,
     load_weights,
-    outline,
-    own_input_size,
-    several,
+    model_structure,
+    split_models,
 )
 from attention_transfer.models.wide_resnet import WideResNet
-from attention_transfer.models.zoo import imagenet_classes, own_preprocessing
+from attention_transfer.models.zoo import imagenet_classes, timm_preprocessing
 
 __all__ = [
     "LoadedModel",
     "ModelCard",
+    "ModelStructure",
     "NetworkInNetwork",
-    "Outline",
     "WideResNet",
     "build",
+    "default_input_size",
     "imagenet_classes",
     "load",
     "load_run",
     "load_weights",
     "logit_layers",
-    "outline",
-    "own_preprocessing",
-    "own_input_size",
-    "several",
+    "model_structure",
+    "split_models",
+    "timm_preprocessing",
 ]

@@ -1,4 +1,4 @@
-"""How to build a network and feed it, as a run writes it down."""
+"""The model card of a run: how to build its network, and how to preprocess images for it."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,36 +16,38 @@ __all__ = ["ModelCard"]
 
 @dataclass(frozen=True)
 class ModelCard:
-    """How to build a network and feed it: the contents of a run's ``model.json``."""
+    """The contents of a run's ``model.json``."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     name: str
+    """NAME, as :func:`~attention_transfer.models.build` takes it."""
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     input_size: tuple[Count, Count, Count]
+    """Channels, height and width."""
     mean: Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
     std: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
     data: str
-    """What it was trained on."""
+    """The name of the data set that it was trained on."""
     interpolation: Interpolation = "bilinear"
     schema_version: Literal[1] = 1
 
     @property
     def classes(self) -> int:
-        """How many classes the network tells apart."""
+        """The number of classes."""
         return len(self.class_names)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What happens to images before the network's first layer."""
+        """The preprocessing that the network's weights expect."""
         return Preprocessing(self.mean, self.std, self.input_size[1:], self.interpolation)
 
     @classmethod
     def read(cls, path: Path) -> "ModelCard":
-        """The card in a ``model.json``.
+        """Read the card in a ``model.json``.
 
         Raises:
-            InputError: it cannot be read, or is not such a card.
+            InputError: it cannot be read, or is not a model card.
         """
         try:
             return TypeAdapter(cls).validate_json(path.read_bytes())
@@ -59,5 +61,5 @@ class ModelCard:
             raise InputError(f"{path} is not a model card: {first_problems(problems)}") from None
 
     def write(self, path: Path) -> None:
-        """The card as JSON."""
+        """Write the card as JSON."""
         write_json(path, asdict(self))

@@ -18,17 +18,17 @@ _KERNELS = (5, 5, 3)
 
 
 class NetworkInNetwork(nn.Module):
-    """NIN for small images: pooling by 2 after the first and second block; the third block's last
-    convolution puts out one map per class, and their means are the logits.
+    """Network in network for small images, with pooling by 2 after the first and second block.
 
-    Attention is read at the end of each block, before pooling.
+    The third block's last convolution computes one map per class, whose means are the logits. The
+    attention points are the ends of the blocks, before pooling.
 
     Args:
         size: ``"wide"``, the widths of Lin et al. for CIFAR (1M parameters), or ``"thin"``, half
             of them (0.2M).
         classes: number of classes.
-        batch_norm: after every convolution but the last; without it they have biases, and filters
-            that sum to 0 at first.
+        batch_norm: add batch norm after every convolution but the last; without it convolutions
+            have biases, and filters are initialised to sum to 0.
 
     Raises:
         InputError: an unknown size, or fewer than one class.
@@ -61,7 +61,7 @@ class NetworkInNetwork(nn.Module):
         self.pool2 = nn.AvgPool2d(3, stride=2, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> logits (N, classes)."""
+        """Compute logits (N, classes) from images (N, 3, H, W)."""
         features = self.pool2(self.block2(self.pool1(self.block1(images))))
         return self.block3(features).mean(dim=(2, 3))  # type: ignore[no-any-return]
 
@@ -69,7 +69,7 @@ class NetworkInNetwork(nn.Module):
 def _convolution(
     in_channels: int, width: int | None, classes: int, kernel: int, batch_norm: bool
 ) -> list[nn.Module]:
-    """One convolution with its norm and ReLU; the last (no width) has neither."""
+    """Return one convolution with its batch norm and ReLU; the last (no width) has neither."""
     last = width is None
     convolution = nn.Conv2d(
         in_channels,
@@ -91,12 +91,13 @@ def _convolution(
 
 @torch.no_grad()
 def _centre_filters(weight: Tensor) -> None:
-    """Makes every filter sum to 0, and keeps the variance of what it puts out.
+    """Make every filter sum to 0, and keep the variance of its output.
 
     ReLU's features have a positive mean, which He's filters pass on: without batch norm the
-    features of different images grow alike with depth, and training stays at chance. A filter that
-    sums to 0 sees only the variance of a ReLU of a standard normal, 1/2 - 1/(2 pi) in place of its
-    mean square, 1/2 (Brock et al., ICLR 2021, on networks without normalisation).
+    features of different images become more similar with depth, and training stays at chance. A
+    filter that sums to 0 passes on only the variance of a ReLU of a standard normal,
+    1/2 - 1/(2 pi), in place of its mean square, 1/2 (Brock et al., ICLR 2021, on networks without
+    normalization).
     """
     weight -= weight.mean(dim=(1, 2, 3), keepdim=True)
     weight *= 1 / math.sqrt(1 - 1 / math.pi)

@@ -1,8 +1,8 @@
-"""From a MODEL as users write it to a network.
+"""Networks by the MODEL names that users write.
 
-``NAME``, ``NAME@random``, ``NAME@pretrained``, ``NAME@FILE.safetensors`` or a run's folder. NAME is
-``wrn-d-k``, ``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no batch norm); ``timm:NAME``;
-``torchvision:NAME``; or ``package.module:factory``.
+MODEL is ``NAME``, ``NAME@random``, ``NAME@pretrained``, ``NAME@FILE.safetensors`` or a run folder.
+NAME is ``wrn-d-k``, ``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no batch norm);
+``timm:NAME``; ``torchvision:NAME``; or ``package.module:factory``.
 """
 
 import os
@@ -35,14 +35,14 @@ from attention_transfer.preprocessing import Preprocessing
 
 __all__ = [
     "LoadedModel",
-    "Outline",
+    "ModelStructure",
     "build",
+    "default_input_size",
     "load",
     "load_run",
     "load_weights",
-    "outline",
-    "own_input_size",
-    "several",
+    "model_structure",
+    "split_models",
 ]
 
 EXAMPLES = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "nin-thin", "nin-wide")
@@ -50,41 +50,43 @@ EXAMPLES = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "nin-thin", "nin-wid
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network; ``card`` is None if no run says how it was trained."""
+    """A network, with what is known of its training."""
 
     name: str
     network: nn.Module
     card: ModelCard | None = None
+    """The model card of the run that trained it; None: no run did."""
     preprocessing: Preprocessing | None = None
-    """What its trained weights expect of images; None: what the data set says."""
+    """The preprocessing that its trained weights expect; None: that of the data set."""
 
 
-class Outline(NamedTuple):
-    """A network without its weights, and the size of its images."""
+class ModelStructure(NamedTuple):
+    """A network without its trained weights, and the size of its images."""
 
     name: str
     network: nn.Module
     input_size: tuple[int, int, int]
+    """Channels, height and width."""
 
 
 def build(name: str, classes: int | None, image_size: ImageSize | None = None) -> nn.Module:
-    """A network by its name, freshly initialised from torch's random state.
+    """Build a network by its name, initialised from torch's random state.
 
     Args:
-        name: see the module's docstring; without ``@``.
-        classes: how many it tells apart; None: as many as it does by itself (ours: 10).
-        image_size: height and width, for a network that is made for one size.
+        name: NAME in the module's docstring, without ``@``.
+        classes: number of classes; None: the network's default (ours: 10).
+        image_size: height and width in pixels, for a network of fixed input size.
 
     Raises:
-        InputError: an unknown name, or one that cannot be built so.
+        InputError: an unknown name, or settings that the network does not take.
 
     Example:
         >>> type(build("nin-thin-nobn", classes=10)).__name__
         'NetworkInNetwork'
     """
-    zoo = _zoo(name)
-    if zoo is not None:
-        return zoo.build(classes, image_size)
+    zoo_model = _zoo_model(name)
+    if zoo_model is not None:
+        return zoo_model.build(classes, image_size)
     classes = 10 if classes is None else classes
     base = name.removesuffix("-nobn")
     batch_norm = base == name
@@ -109,31 +111,33 @@ def load(
     seed: int = 0,
     image_size: ImageSize | None = None,
 ) -> LoadedModel:
-    """A MODEL as users write it.
+    """Load the network that a MODEL names.
 
     Args:
         model: see the module's docstring.
-        classes: how many classes a new network is to tell apart. Weights for other classes keep
-            theirs if ``trained``, and get a new last layer if not. None: as many as there are
-            weights for, or as many as the network tells apart by itself.
-        trained: True takes a zoo's bare name with its pretrained weights, and refuses the name of
-            a network that has none.
-        seed: of the random initialisation.
-        image_size: height and width of the images that a network which is to learn will get;
-            ``trained`` networks get them in their own.
+        classes: number of classes of a new network; None: that of the weights, or the network's
+            default. Weights for another number of classes keep their last layer if ``trained``;
+            otherwise it is replaced by a new one.
+        trained: True for a teacher or an evaluation: a zoo's bare name means its pretrained
+            weights, and a name without trained weights is refused.
+        seed: seed of the random initialisation.
+        image_size: height and width in pixels of the images that a network is to be trained on;
+            ``trained`` networks keep those of their weights.
 
     Raises:
         InputError: an unknown model; no trained weights where they are needed; weights that do
             not fit, or are not safetensors.
     """
     if os.path.isdir(model):
-        found = load_run(Path(model))
-        if trained or found.card is None:
-            return found
-        if classes is not None and found.card.classes != classes:
+        loaded = load_run(Path(model))
+        card = loaded.card
+        if trained or card is None:
+            return loaded
+        if classes is not None and card.classes != classes:
             with _seeded(seed):
-                replace_head(found.network, classes, found.card.input_size)
-        return replace(found, preprocessing=_at_size(found.card.preprocessing, image_size))
+                replace_head(loaded.network, classes, card.input_size)
+        size = image_size or card.preprocessing.size
+        return replace(loaded, preprocessing=card.preprocessing._replace(size=size))
     name, _, weights = model.partition("@")
     with _seeded(seed):
         return _load_named(name, weights, classes, trained, image_size)
@@ -142,92 +146,99 @@ def load(
 def _load_named(
     name: str, weights: str, classes: int | None, trained: bool, image_size: ImageSize | None
 ) -> LoadedModel:
-    zoo = _zoo(name)
-    size = None if trained else image_size
-    if isinstance(zoo, Factory) and weights in ("", "random"):
-        return LoadedModel(name, zoo.build(classes))
+    """Load ``NAME@WEIGHTS``, where the weights may be empty."""
+    zoo_model = _zoo_model(name)
+    if isinstance(zoo_model, Factory) and weights in ("", "random"):
+        return LoadedModel(name, zoo_model.build(classes))
     if weights == "random" or (not weights and not trained):
         return LoadedModel(name, build(name, classes, image_size))
-    if weights in ("", "pretrained"):
-        if zoo is None:
-            with torch.device("meta"):
-                build(name, classes)  # refuses an unknown name
-        if zoo is None or not zoo.has_pretrained:
-            raise InputError(
-                f"{name} has no pretrained weights; give the folder of a run (train one with "
-                f"'attention-transfer train --model {name}'), {name}@FILE.safetensors, "
-                f"or {name}@random if you mean an untrained network"
-            )
-        network = zoo.build(None if trained else classes, size, pretrained=True)
-        return LoadedModel(name, network, preprocessing=_at_size(zoo.preprocessing(), size))
-    network = _fitting(name, Path(weights), classes, trained, size)
-    spec = _at_size(zoo.preprocessing(), size) if zoo and zoo.has_pretrained else None
-    return LoadedModel(name, network, preprocessing=spec)
+    size = None if trained else image_size
+    preprocessing = None
+    if zoo_model is not None and zoo_model.has_pretrained:
+        preprocessing = zoo_model.preprocessing()
+        preprocessing = preprocessing._replace(size=size or preprocessing.size)
+    if weights not in ("", "pretrained"):
+        network = _with_weights_of_file(name, Path(weights), classes, trained, size)
+        return LoadedModel(name, network, preprocessing=preprocessing)
+    if zoo_model is None:
+        with torch.device("meta"):
+            build(name, classes)  # refuses an unknown name
+    if zoo_model is None or preprocessing is None:
+        raise InputError(
+            f"{name} has no pretrained weights; give the folder of a run (train one with "
+            f"'attention-transfer train --model {name}'), {name}@FILE.safetensors, "
+            f"or {name}@random if you mean an untrained network"
+        )
+    network = zoo_model.build(None if trained else classes, size, pretrained=True)
+    return LoadedModel(name, network, preprocessing=preprocessing)
 
 
-def several(models: str) -> list[str]:
-    """MODELs that are separated by commas; a folder may have some in its name.
+def split_models(models: str) -> list[str]:
+    """Split MODELs at commas, unless all of it is the path of a folder.
 
-    >>> several("wrn-16-2, timm:resnet34")
+    >>> split_models("wrn-16-2, timm:resnet34")
     ['wrn-16-2', 'timm:resnet34']
     """
     return [models] if os.path.isdir(models) else [name.strip() for name in models.split(",")]
 
 
-def outline(model: str, image_size: ImageSize | None = None, *, values: bool = False) -> Outline:
-    """A MODEL's structure, without weights and almost without memory (on torch's meta device).
+def model_structure(
+    model: str, image_size: ImageSize | None = None, *, values: bool = False
+) -> ModelStructure:
+    """Build a MODEL without its weights on torch's meta device, almost without memory.
 
     Args:
-        model: see the module's docstring; what comes after ``@`` does not matter.
-        image_size: height and width of its images; by default its own.
-        values: with random weights in memory, for a network that looks at values.
+        model: see the module's docstring; what comes after ``@`` is ignored.
+        image_size: height and width of its images in pixels; None: the model's default.
+        values: build it with random weights in memory, for a network whose computation depends on
+            values.
 
     Raises:
         InputError: an unknown model.
     """
     if os.path.isdir(model):
-        card = _card(Path(model))
+        card = _read_card(Path(model))
         name, classes = card.name, card.classes
     else:
         name, classes = model.partition("@")[0], None
-    own = own_input_size(model)
-    size = image_size or own[1:]
+    channels, *default_size = default_input_size(model)
+    height, width = image_size or default_size
     try:
         with torch.device("cpu" if values else "meta"):
-            network = build(name, classes, size)
+            network = build(name, classes, (height, width))
     except InputError as error:
         if error.__cause__ is None:
             raise
-        network = build(name, classes, size)  # needs real numbers to be built
-    return Outline(name, network, (own[0], *size))
+        network = build(name, classes, (height, width))  # its constructor needs real values
+    return ModelStructure(name, network, (channels, height, width))
 
 
-def own_input_size(model: str) -> tuple[int, int, int]:
-    """Channels, height and width of the images that a MODEL is made for.
+def default_input_size(model: str) -> tuple[int, int, int]:
+    """Return channels, height and width of the images that a MODEL is made for.
 
     Raises:
         InputError: an unknown model.
     """
     if os.path.isdir(model):
-        return _card(Path(model)).input_size
-    zoo = _zoo(model.partition("@")[0])
-    return (3, 32, 32) if zoo is None else zoo.input_size
+        return _read_card(Path(model)).input_size
+    zoo_model = _zoo_model(model.partition("@")[0])
+    return (3, 32, 32) if zoo_model is None else zoo_model.input_size
 
 
 def load_run(folder: str | Path) -> LoadedModel:
-    """The network that a run trained, with its card.
+    """Load the network that a run trained, with its card.
 
     Raises:
         InputError: the folder holds no finished run.
     """
     folder = Path(folder)
-    card = _card(folder)
+    card = _read_card(folder)
     network = build(card.name, card.classes, card.input_size[1:])
     load_weights(network, folder / "model.safetensors")
     return LoadedModel(card.name, network, card, card.preprocessing)
 
 
-def _card(folder: Path) -> ModelCard:
+def _read_card(folder: Path) -> ModelCard:
     if not os.path.isfile(folder / "model.json"):
         raise InputError(
             f"{folder} holds no trained network (no model.json); expected the folder of a "
@@ -237,13 +248,13 @@ def _card(folder: Path) -> ModelCard:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Loads a safetensors file into a network; nothing in the file is run.
+    """Load a safetensors file into a network; no code in the file is run.
 
     Raises:
         InputError: the file is missing, is not safetensors, or does not fit the network.
     """
     weights = _read_weights(path)
-    problems = _misfits(network, weights)
+    problems = _mismatches(network, weights)
     if problems:
         raise InputError(
             f"{path} does not fit {type(network).__name__}: {first_problems(problems)}; "
@@ -264,40 +275,41 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _misfits(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
-    own = network.state_dict()
+def _mismatches(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    """Return how weights differ from a network's in names and shapes."""
+    expected = network.state_dict()
     return [
-        *(f"{name} is missing" for name in own if name not in weights),
-        *(f"{name} is not of this network" for name in weights if name not in own),
+        *(f"{name} is missing" for name in expected if name not in weights),
+        *(f"{name} is not of this network" for name in weights if name not in expected),
         *(
-            f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
-            for name in own
-            if name in weights and not is_lazy(own[name]) and weights[name].shape != own[name].shape
+            f"{name} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
+            for name, value in expected.items()
+            if name in weights and not is_lazy(value) and weights[name].shape != value.shape
         ),
     ]
 
 
-def _fitting(
+def _with_weights_of_file(
     name: str, path: Path, classes: int | None, trained: bool, image_size: ImageSize | None
 ) -> nn.Module:
-    """A network with the weights of a file, which may be for the zoo's own classes."""
+    """Build a network with the weights of a file, which may be for the zoo's default classes."""
     network = build(name, classes, image_size)
-    zoo = _zoo(name)
-    if classes is None and _misfits(network, _read_weights(path)):
-        network = build(name, _classes_of(path, network, own_input_size(name)), image_size)
-    elif zoo is not None and _misfits(network, _read_weights(path)):
-        own = build(name, None, image_size)
-        if not _misfits(own, _read_weights(path)):
-            load_weights(own, path)
+    zoo_model = _zoo_model(name)
+    if classes is None and _mismatches(network, _read_weights(path)):
+        network = build(name, _class_count(path, network, default_input_size(name)), image_size)
+    elif zoo_model is not None and _mismatches(network, _read_weights(path)):
+        default = build(name, None, image_size)
+        if not _mismatches(default, _read_weights(path)):
+            load_weights(default, path)
             if not trained and classes is not None:
-                replace_head(own, classes, (3, *(image_size or zoo.input_size[1:])))
-            return own
+                replace_head(default, classes, (3, *(image_size or zoo_model.input_size[1:])))
+            return default
     load_weights(network, path)
     return network
 
 
-def _classes_of(path: Path, network: nn.Module, size: tuple[int, int, int]) -> int | None:
-    """How many classes a file has weights for in the layer that gives a network's logits."""
+def _class_count(path: Path, network: nn.Module, size: tuple[int, int, int]) -> int | None:
+    """Return the number of classes for which a file holds weights of the network's last layer."""
     weights = _read_weights(path)
     heads = [f"{name}.weight" for name in logit_layers(network, size)]
     return next((len(weights[head]) for head in heads if head in weights), None)
@@ -305,20 +317,16 @@ def _classes_of(path: Path, network: nn.Module, size: tuple[int, int, int]) -> i
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers from a seed; torch's generator goes on afterwards as if never touched."""
+    """Seed torch's generator inside the block, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
-def _zoo(name: str) -> ZooModel | None:
-    """Whose network a name means; None: ours."""
+def _zoo_model(name: str) -> ZooModel | None:
+    """Return the zoo's network or factory that a name means; None: one of ours."""
     source, colon, rest = name.partition(":")
     if not colon:
         return None
-    known: dict[str, type[ZooModel]] = {"timm": TimmModel, "torchvision": TorchvisionModel}
-    return known[source](rest) if source in known else Factory(name)
-
-
-def _at_size(preprocessing: Preprocessing, size: ImageSize | None) -> Preprocessing:
-    return preprocessing if size is None else preprocessing._replace(size=size)
+    zoos: dict[str, type[ZooModel]] = {"timm": TimmModel, "torchvision": TorchvisionModel}
+    return zoos[source](rest) if source in zoos else Factory(name)

@@ -8,17 +8,18 @@ __all__ = ["WideResNet"]
 
 
 class WideResNet(nn.Module):
-    """WRN-d-k: a stem of 16 channels, then three groups of (d - 4) / 6 pre-activation blocks with
-    16k, 32k and 64k channels; the second and third group halve the image.
+    """WRN-d-k: a stem of 16 channels, then three groups of (d - 4) / 6 pre-activation blocks.
 
-    Attention is read at the end of each group: the residual sum, before the next batch norm.
+    The groups have 16k, 32k and 64k channels; the second and third halve height and width. The
+    attention points are the ends of the groups: the residual sum, before the next batch norm.
 
     Args:
         depth: d = 6n + 4 with n >= 1.
         width: k >= 1.
         classes: number of classes.
-        batch_norm: without it, convolutions have biases, and each block starts as the identity
-            (its last convolution is zero), so that signals neither grow nor fade with depth.
+        batch_norm: use batch norm; without it, convolutions have biases, and each block starts as
+            the identity (its last convolution is zero), so that activations keep their scale with
+            depth.
 
     Raises:
         InputError: the depth is not 6n + 4, or the width or the number of classes is below 1.
@@ -67,7 +68,7 @@ class WideResNet(nn.Module):
         self._initialise(batch_norm)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> logits (N, classes)."""
+        """Compute logits (N, classes) from images (N, 3, H, W)."""
         features = self.group3(self.group2(self.group1(self.stem(images))))
         return self.classifier(self.norm(features).relu().mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
@@ -84,7 +85,7 @@ class WideResNet(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """norm, ReLU, 3x3, norm, ReLU, 3x3, plus the input (through 1x1 where the shape changes)."""
+    """Norm, ReLU, 3x3, norm, ReLU, 3x3, plus the input (through 1x1 where the shape changes)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int, batch_norm: bool
@@ -102,7 +103,7 @@ class PreActivationBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        """Map features (N, in, H, W) to (N, out, H / stride, W / stride)."""
         active = self.norm1(features).relu()
         residual = self.conv2(self.norm2(self.conv1(active)).relu())
         return residual + (features if self.shortcut is None else self.shortcut(active))  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Networks of others: timm's, torchvision's, and any factory that can be imported."""
+"""Networks of model zoos: timm's, torchvision's, and those of users' factories."""
 
 import inspect
 import io
@@ -14,6 +14,7 @@ from urllib.request import getproxies
 import torch
 from torch import nn
 
+from attention_transfer.config import Interpolation
 from attention_transfer.errors import InputError, first_line, nearest
 from attention_transfer.factories import import_object
 from attention_transfer.models.heads import replace_head
@@ -25,15 +26,15 @@ __all__ = [
     "TorchvisionModel",
     "ZooModel",
     "imagenet_classes",
-    "own_preprocessing",
+    "timm_preprocessing",
 ]
 
 ImageSize = tuple[int, int]
-"""Height and width."""
+"""Height and width in pixels."""
 
 
 class ZooModel:
-    """A name in somebody's zoo.
+    """A network of a model zoo, by name.
 
     Args:
         name: without the zoo's prefix.
@@ -50,32 +51,32 @@ class ZooModel:
     def build(
         self, classes: int | None, image_size: ImageSize | None = None, pretrained: bool = False
     ) -> nn.Module:
-        """The network.
+        """Build the network.
 
         Args:
-            classes: how many it tells apart; None: as many as it does by itself.
-            image_size: what a network of fixed input size is to be made for.
-            pretrained: with the zoo's weights, fetched if they are not there.
+            classes: number of classes; None: the network's default.
+            image_size: height and width in pixels, for a network of fixed input size.
+            pretrained: load the zoo's weights, fetched if they are not on the disk.
 
         Raises:
-            InputError: it cannot be built so, or the weights cannot be had.
+            InputError: it cannot be built so, or the weights cannot be fetched.
         """
         raise NotImplementedError
 
     def preprocessing(self) -> Preprocessing:
-        """The input size and normalization that its pretrained weights expect."""
+        """Return the preprocessing that its pretrained weights expect."""
         raise NotImplementedError
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of the images of its pretrained weights."""
+        """Channels, height and width of the images that its pretrained weights expect."""
         preprocessing = self.preprocessing()
         assert preprocessing.size is not None
         return len(preprocessing.mean), *preprocessing.size
 
 
 class TimmModel(ZooModel):
-    """``timm:NAME``."""
+    """A network of timm: ``timm:NAME``."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -90,7 +91,11 @@ class TimmModel(ZooModel):
         import timm
 
         options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-        if image_size is not None and image_size != self.input_size[1:] and self._takes_size():
+        if (
+            image_size is not None
+            and image_size != self.input_size[1:]
+            and self._takes_image_size()
+        ):
             options["img_size"] = image_size
         if not pretrained:
             return _built(f"timm:{self.name}", lambda: timm.create_model(self.name, **options))
@@ -103,10 +108,10 @@ class TimmModel(ZooModel):
         import timm
 
         settings = timm.get_pretrained_cfg(self.name, allow_unregistered=True)
-        return _timm_input(vars(settings) if settings else {})
+        return _preprocessing_of(vars(settings) if settings else {})
 
-    def _takes_size(self) -> bool:
-        """Whether the network is made for one input size, to be told when it is built."""
+    def _takes_image_size(self) -> bool:
+        """Return whether the network is built for one input size, as vision transformers are."""
         import timm
 
         try:
@@ -120,7 +125,7 @@ class TimmModel(ZooModel):
 
 
 class TorchvisionModel(ZooModel):
-    """``torchvision:NAME``."""
+    """A network of torchvision: ``torchvision:NAME``."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -138,7 +143,8 @@ class TorchvisionModel(ZooModel):
         builder = models.get_model_builder(self.name)
         options: dict[str, Any] = {}
         if self.name in ("inception_v3", "googlenet"):
-            # Logits alone, in training too; and what torchvision is about to make its default.
+            # Auxiliary logits would come with the logits in training. init_weights=True is about to
+            # be torchvision's default, and warns until it is set.
             options |= {"aux_logits": False, "init_weights": True}
         if image_size is not None and "vit" in self.name:
             options["image_size"] = image_size[0]
@@ -157,19 +163,17 @@ class TorchvisionModel(ZooModel):
     def preprocessing(self) -> Preprocessing:
         from torchvision import models
 
-        found = models.get_model_weights(self.name).DEFAULT.transforms()
-        (size,) = found.crop_size
-        cubic = found.interpolation.value == "bicubic"
-        return Preprocessing(
-            found.mean, found.std, (size, size), "bicubic" if cubic else "bilinear"
-        )
+        transforms = models.get_model_weights(self.name).DEFAULT.transforms()
+        (size,) = transforms.crop_size
+        interpolation = _interpolation(transforms.interpolation.value)
+        return Preprocessing(transforms.mean, transforms.std, (size, size), interpolation)
 
 
 class Factory(ZooModel):
-    """``package.module:factory``: a function or class that gives a network.
+    """A user's function or class that returns a network: ``package.module:factory``.
 
-    It is called with ``num_classes=`` (or ``classes=``) if it takes that. A network that it gives
-    with trained weights keeps them.
+    It is called with ``num_classes=`` (or ``classes=``) if it has that parameter. A network that it
+    returns with trained weights keeps them.
     """
 
     has_pretrained = False
@@ -182,12 +186,12 @@ class Factory(ZooModel):
         self, classes: int | None, image_size: ImageSize | None = None, pretrained: bool = False
     ) -> nn.Module:
         parameters = inspect.signature(self.factory).parameters
-        taken = next((known for known in ("num_classes", "classes") if known in parameters), None)
-        options = {} if taken is None or classes is None else {taken: classes}
+        keyword = next((name for name in ("num_classes", "classes") if name in parameters), None)
+        options = {} if keyword is None or classes is None else {keyword: classes}
         network = _built(self.name, lambda: self.factory(**options))
         if not isinstance(network, nn.Module):
             raise InputError(
-                f"{self.name} gave a {type(network).__name__}, expected a torch.nn.Module"
+                f"{self.name} returned a {type(network).__name__}, expected a torch.nn.Module"
             )
         return network
 
@@ -195,21 +199,23 @@ class Factory(ZooModel):
         return Preprocessing((0.0,) * 3, (1.0,) * 3, (224, 224))
 
 
-def own_preprocessing(network: nn.Module) -> Preprocessing | None:
-    """What the images of a network of timm's must be like, which it says itself; None of others.
+def timm_preprocessing(network: nn.Module) -> Preprocessing | None:
+    """Return the preprocessing that a network of timm names itself; None for other networks.
 
     Example:
         >>> import timm
-        >>> own_preprocessing(timm.create_model("mobilenetv3_small_050")).size, own_preprocessing(nn.Identity())
-        ((224, 224), None)
+        >>> timm_preprocessing(timm.create_model("mobilenetv3_small_050")).size
+        (224, 224)
+        >>> timm_preprocessing(nn.Identity()) is None
+        True
     """
     settings = getattr(network, "pretrained_cfg", None)
-    return _timm_input(settings) if isinstance(settings, dict) else None
+    return _preprocessing_of(settings) if isinstance(settings, dict) else None
 
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
-    """ImageNet's 1,000 classes as people call them, in the order of the zoos' logits.
+    """Return the names of ImageNet's 1,000 classes, in the order of the zoos' logits.
 
     >>> imagenet_classes()[985]
     'daisy'
@@ -221,41 +227,44 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(name.partition(",")[0] for name in names)
 
 
-def _timm_input(settings: dict[str, Any]) -> Preprocessing:
+def _preprocessing_of(settings: dict[str, Any]) -> Preprocessing:
+    """Convert timm's settings of pretrained weights."""
     from timm.data.config import resolve_data_config
 
-    found: dict[str, Any] = resolve_data_config(pretrained_cfg=settings)  # type: ignore[no-untyped-call]
-    cubic = found["interpolation"] == "bicubic"
-    return Preprocessing(
-        found["mean"], found["std"], found["input_size"][1:], "bicubic" if cubic else "bilinear"
-    )
+    config: dict[str, Any] = resolve_data_config(pretrained_cfg=settings)  # type: ignore[no-untyped-call]
+    size, interpolation = config["input_size"][1:], _interpolation(config["interpolation"])
+    return Preprocessing(config["mean"], config["std"], size, interpolation)
+
+
+def _interpolation(name: str) -> Interpolation:
+    """Return the nearest of our interpolations to a zoo's."""
+    return "bicubic" if name == "bicubic" else "bilinear"
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """The nearest names, or those that begin alike, or a few: zoos are large."""
+    """Suggest the nearest names, or those with the same beginning, or a few of a large zoo."""
     close = nearest(name, known)
     if close.startswith("did you mean"):
         return close
-    alike = [other for other in known if other.startswith(name[:4])]
-    return f"known: {', '.join((alike or known)[:8])}, ..."
+    similar = [other for other in known if other.startswith(name[:4])]
+    return f"known: {', '.join((similar or known)[:8])}, ..."
 
 
 def _built(name: str, build: Callable[[], Any]) -> nn.Module:
-    """What a builder gives; whatever it raises is the user's to see, in one line."""
+    """Call a builder of a network; any error becomes an InputError of one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return cast(nn.Module, build())
     except Exception as error:
-        raise InputError(
-            f"{name} could not be built: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        reason = first_line(error)
+        raise InputError(f"{name} could not be built: {type(error).__name__}: {reason}") from error
 
 
 def _from_hub(create: Callable[[], Any]) -> nn.Module:
-    """What timm gives with weights: from the disk, or else from the hub if it can be reached.
+    """Create a timm network with weights from the disk, or else from the hub if it is reachable.
 
-    The hub's library would try for most of a minute where there is no network at all.
+    Without a network connection, the hub's library would retry for most of a minute.
     """
     from huggingface_hub import constants
 
@@ -275,7 +284,7 @@ def _from_hub(create: Callable[[], Any]) -> nn.Module:
 
 
 def _fetched(name: str, fetch: Callable[[], nn.Module]) -> nn.Module:
-    """A network with its zoo's weights; where they cannot be had, that in one line."""
+    """Fetch a network with its zoo's weights; any error becomes an InputError of one line."""
     try:
         with redirect_stderr(io.StringIO()):
             return _built(name, fetch)

@@ -51,6 +51,7 @@ class EpochMeters:
         count = len(labels)
         self.images += count
         classes = labels if labels.dim() == 1 else labels.argmax(dim=1)
+        assert out.logits is not None  # a whole run's student classifies
         self.wrong = self.wrong + (out.logits.detach().argmax(dim=1) != classes).sum()
         self.last_terms = out.terms
         for name, value in out.terms.items():

@@ -19,13 +19,13 @@ from attention_transfer.data import (
 )
 from attention_transfer.environment import AUTOCAST, resolve_precision
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.models import LoadedModel, load, load_run, own_input_size
+from attention_transfer.models import LoadedModel, default_input_size, load, load_run
 from attention_transfer.network_inputs import preprocessing_for, try_out
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.runs import Run
 from attention_transfer.taps import evaluating
 from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
-from attention_transfer.transfer import as_logits
+from attention_transfer.transfer import class_logits
 
 __all__ = ["evaluate_model", "predict"]
 
@@ -70,7 +70,7 @@ def predict(
         order = np.arange(len(images))
         for batch in batches(images, order, batch_size, workers=workers, device=device):
             pixels = preprocessing(batch.images) if preprocessing else batch.images
-            parts.append(as_logits(network(pixels)).float().cpu())
+            parts.append(class_logits(network(pixels)).float().cpu())
             outputs = parts[-1].shape[1]
             if classes not in (None, outputs):
                 raise InputError(
@@ -138,7 +138,7 @@ def _load_data(config: EvaluateConfig) -> DataSet:
         data_seed=data_seed or 0,
         download=config.download,
         image_size=None if config.image_size is None else height_and_width(config.image_size),
-        own_size=own_input_size(config.model)[1:],
+        default_size=default_input_size(config.model)[1:],
     )
 
 

@@ -53,13 +53,15 @@ def merge_outputs(outputs: Sequence[TransferOutput]) -> TransferOutput:
     """
     if len(outputs) == 1:
         return outputs[0]
-    sizes = [len(out.logits) for out in outputs]
+    logits = [out.logits for out in outputs if out.logits is not None]
+    sizes = [len(part) for part in logits]
     teacher_logits = [out.teacher_logits for out in outputs if out.teacher_logits is not None]
     return TransferOutput(
         loss=_mean([out.loss for out in outputs], sizes),
         terms=_means([out.terms for out in outputs], sizes),
         raw_terms=_means([out.raw_terms for out in outputs], sizes),
-        logits=torch.cat([out.logits.detach() for out in outputs]),
+        output=None,
+        logits=torch.cat([part.detach() for part in logits]),
         maps={
             term: {pair: _concatenated([out.maps[term][pair] for out in outputs]) for pair in pairs}
             for term, pairs in outputs[0].maps.items()

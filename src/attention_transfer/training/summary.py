@@ -54,8 +54,8 @@ def _student_lines(setup: RunSetup) -> Iterator[str]:
 def _pairing_lines(setup: RunSetup) -> Iterator[str]:
     for name, pairing in setup.transfer.pairings.items():
         for network, points in (
-            ("student", pairing.alone_in_student),
-            ("teacher", pairing.alone_in_teacher),
+            ("student", pairing.unpaired_student_points),
+            ("teacher", pairing.unpaired_teacher_points),
         ):
             if points:
                 yield f"{name}: the {network}'s {', '.join(points)} is in no layer pair"

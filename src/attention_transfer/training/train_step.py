@@ -121,7 +121,8 @@ class TrainStep:
                 part_targets = targets and targets.part(part)
                 out = self._forward(images[part], labels[part], part_targets, step_index)
                 self._backward(out.loss, len(labels[part]), batch.total)
-            outputs.append(replace(out, loss=out.loss.detach(), logits=out.logits.detach()))
+            logits = None if out.logits is None else out.logits.detach()
+            outputs.append(replace(out, loss=out.loss.detach(), logits=logits))
         self._update_weights(step_index)
         return merge_outputs(outputs)
 

@@ -19,7 +19,6 @@ from attention_transfer.config import RunConfig
 from attention_transfer.data import (
     AugmentedView,
     Batch,
-    DataSet,
     EpochPass,
     Images,
     batch_bounds,
@@ -40,6 +39,7 @@ from attention_transfer.training.evaluation import predict
 from attention_transfer.training.monitoring.probes import Probes, probed_epochs
 from attention_transfer.training.monitoring.progress import RunProgress, StepFigures
 from attention_transfer.training.monitoring.tracking import Tracking
+from attention_transfer.training.objects import NO_OBJECTS, RunObjects, check_objects
 from attention_transfer.training.record import make_record
 from attention_transfer.training.setup import RunSetup, set_up_run
 from attention_transfer.training.summary import run_summary
@@ -51,14 +51,14 @@ __all__ = ["Trainer", "resume", "run"]
 def run(
     config: RunConfig,
     progress: RunProgress | None = None,
-    data: DataSet | None = None,
+    objects: RunObjects = NO_OBJECTS,
 ) -> Run:
     """Train what a configuration describes, in a new folder.
 
     Args:
         config: the whole configuration.
         progress: shows lines and a live view; silent by default.
-        data: the configuration's data set, if it is loaded already.
+        objects: what was given as Python objects, which the configuration cannot name.
 
     Returns:
         The finished run.
@@ -74,7 +74,7 @@ def run(
         config = config.replace(out=folder)
     assert config.out is not None
     Run.check_free(config.out)
-    setup = set_up_run(config, data)
+    setup = set_up_run(config, objects)
     trainer = Trainer(setup, Run(config.out), accelerator, progress or RunProgress())
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -88,8 +88,17 @@ def run(
     return trainer.finish()
 
 
-def resume(folder: str | Path, progress: RunProgress | None = None) -> Run:
+def resume(
+    folder: str | Path,
+    progress: RunProgress | None = None,
+    objects: RunObjects = NO_OBJECTS,
+) -> Run:
     """Resume a run after its last whole epoch, exactly as if it had never been interrupted.
+
+    Args:
+        folder: of the run.
+        progress: shows lines and a live view; silent by default.
+        objects: the Python objects that the run began with.
 
     Raises:
         InputError: the folder holds no run, the run is finished, or it has no checkpoint that
@@ -99,8 +108,9 @@ def resume(folder: str | Path, progress: RunProgress | None = None) -> Run:
     if interrupted.is_finished:
         raise InputError(f"the run in {folder} is finished; there is nothing to resume")
     config = interrupted.config
+    check_objects(config, objects)
     epoch, state = load_last_checkpoint(interrupted.checkpoints_folder)
-    setup, accelerator = set_up_run(config), make_accelerator()
+    setup, accelerator = set_up_run(config, objects), make_accelerator()
     trainer = Trainer(setup, interrupted, accelerator, progress or RunProgress())
     trainer.restore(epoch, state)
     trainer.tracking.start()
@@ -320,7 +330,7 @@ class Trainer:
 
     def _predict(self, images: Images) -> Tensor:
         """Return the student's logits of a split."""
-        return self._logits(self.setup.student.network, images, self.setup.normalization)
+        return self._logits(self.setup.student.network, images, self.setup.preprocessing)
 
     def _teacher_test_error(self) -> float | None:
         """Return the test error of the teachers' mean logits, in percent.

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from attention_transfer.errors import InputError, first_line
 from attention_transfer.taps import evaluating
 from attention_transfer.training.memory.activations import Activations, lightest_parts
-from attention_transfer.transfer import as_logits
+from attention_transfer.transfer import class_logits
 
 __all__ = ["Recomputation", "plan_recomputation", "recomputing"]
 
@@ -164,7 +164,7 @@ def _trial_step(network: nn.Module, images: Tensor, parts: dict[str, nn.Module])
     weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
     with _restored(network):
         with recomputing(parts.values()):
-            logits = as_logits(network(images))
+            logits = class_logits(network(images))
         loss = (logits * torch.linspace(-1, 2, logits.numel()).view_as(logits)).sum()
         gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         return [logits.detach(), *gradients, *(buffer.clone() for buffer in network.buffers())]

@@ -27,9 +27,9 @@ from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.runs.record import AttentionRecord
 from attention_transfer.taps import Taps, evaluating
 from attention_transfer.training.setup import RunSetup
-from attention_transfer.transfer import Pair, as_logits
+from attention_transfer.transfer import Pair, class_logits
+from attention_transfer.transfer.forward import input_size, tapped_forward
 from attention_transfer.transfer.pairing import PairingSide, resolve_pairs
-from attention_transfer.transfer.teacher import input_size, tapped_forward
 
 __all__ = ["ProbeMaps", "Probes", "probed_epochs"]
 
@@ -185,7 +185,7 @@ class Probes:
 
     def _student_maps(self, pixels: Tensor) -> ProbeMaps:
         setup = self.setup
-        student = _TappedNetwork(setup.student.network, setup.normalization, self.student_points)
+        student = _TappedNetwork(setup.student.network, setup.preprocessing, self.student_points)
         return _probe_maps([student], [[(0, point)] for point in student.points], pixels, self._map)
 
     def _teacher_maps(self, pixels: Tensor) -> ProbeMaps:
@@ -263,7 +263,7 @@ def _probe_maps(
 def _mean_logits(outputs: list[object]) -> list[Tensor]:
     """Return the mean logits in a list; an empty one if the networks have no common classes."""
     try:
-        return [torch.stack([as_logits(output).float().cpu() for output in outputs]).mean(dim=0)]
+        return [torch.stack([class_logits(output).float().cpu() for output in outputs]).mean(dim=0)]
     except (InputError, RuntimeError):
         return []
 
@@ -300,7 +300,7 @@ def _layer_pairs(setup: RunSetup) -> list[Pair]:
 def _recommended_points(setup: RunSetup) -> list[str]:
     """Return the student's recommended points; none if its attention cannot be read."""
     example = _pixels(setup.data.validation, np.zeros(1, dtype=np.int64))
-    side = PairingSide(setup.student.network, input_size(example, setup.normalization))
+    side = PairingSide(setup.student.network, input_size(example, setup.preprocessing))
     try:
         return list(side.recommended)
     except InputError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from accelerate.tracking import (
     GeneralTracker,
     MLflowTracker,
@@ -25,9 +26,10 @@ from accelerate.tracking import (
 from numpy.typing import NDArray
 
 from attention_transfer.config import RunConfig
-from attention_transfer.drawing.contact_sheet import contact_sheets
+from attention_transfer.drawing.contact_sheet import contact_sheet
 from attention_transfer.errors import InputError
 from attention_transfer.files import write_text
+from attention_transfer.runs.attention import Arrays, read_arrays
 
 __all__ = ["Tracking", "check_installed", "scalars"]
 
@@ -69,6 +71,26 @@ def _flattened(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield from _flattened(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", float(value)
+
+
+def contact_sheets(attention: Path, epoch: int) -> dict[str, NDArray[np.uint8]]:
+    """Return a picture of the probe images and their maps for each layer pair.
+
+    Args:
+        attention: the run's folder of raw maps.
+        epoch: one after which the probes' maps were written.
+    """
+    arrays: Arrays = {}
+    for name in ("probes", "teacher", f"epoch-{epoch:04d}"):
+        if (attention / f"{name}.npz").exists():
+            arrays |= read_arrays(attention / f"{name}.npz")
+    networks = [name for name in ("teacher", "student") if f"{name}/0" in arrays]
+    return {
+        point: contact_sheet(
+            arrays["images"], [arrays[f"{network}/{number}"] for network in networks]
+        )
+        for number, point in enumerate(arrays["points"].tolist())
+    }
 
 
 class Tracking:
@@ -215,7 +237,15 @@ def _identity(tracker: GeneralTracker) -> str:
 def _hyperparameters(config: RunConfig) -> dict[str, str | float]:
     """Return the configuration in types that every tracker accepts."""
     values = config.model_dump(mode="json")
-    return {name: "none" if value is None else value for name, value in values.items()}
+    return {
+        name: value if isinstance(value, int | float | str) else _as_text(value)
+        for name, value in values.items()
+    }
+
+
+def _as_text(value: object) -> str:
+    """Return a setting that is neither a number nor text as text."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else "none"
 
 
 def _log_figures(tracker: GeneralTracker, figures: Mapping[str, float], step: int) -> None:
