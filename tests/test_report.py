@@ -222,13 +222,13 @@ def test_the_top_is_the_coarsest_map_whatever_the_order(taught: Path) -> None:
     (run,) = read_runs([taught])
     kept = run.attention
     assert kept is not None
-    assert kept.top == "top"
+    assert kept.coarsest_point == "top"
     kept.points.reverse()
-    for maps in kept.student.values():
+    for maps in kept.student_maps.values():
         maps.reverse()
-    assert kept.top == "top"
-    assert kept.place("low") == 1
-    assert kept.place("other") is None
+    assert kept.coarsest_point == "top"
+    assert kept.point_index("low") == 1
+    assert kept.point_index("other") is None
 
 
 def test_runs_may_be_given_in_any_form(taught: Path, alone: Path) -> None:

@@ -23,13 +23,13 @@ def disagreements(groups: Sequence[Group], names: Sequence[str]) -> list[dict[st
     return [
         _disagreement(group, group.attention, names)
         for group in groups
-        if group.attention is not None and group.attention.of_examples("teacher")
+        if group.attention is not None and group.attention.example_maps("teacher")
     ]
 
 
 def _disagreement(group: Group, attention: RunAttention, names: Sequence[str]) -> dict[str, Any]:
     student, teacher = (
-        _maps_at(attention, network, attention.top) for network in ("student", "teacher")
+        _maps_at(attention, network, attention.coarsest_point) for network in ("student", "teacher")
     )
     assert student is not None
     assert teacher is not None
@@ -45,7 +45,7 @@ def _disagreement(group: Group, attention: RunAttention, names: Sequence[str]) -
     ]
     return {
         "label": group.representative_label,
-        "point": attention.points[attention.place(attention.top) or 0],
+        "point": attention.points[attention.point_index(attention.coarsest_point) or 0],
         "median": f"{np.median(cosines):.2f}",
         "images": images,
     }
@@ -77,19 +77,23 @@ def _before_and_after(
     before: RunAttention | None, after: RunAttention, index: int
 ) -> Iterator[tuple[str, Maps]]:
     """Yield the maps at the distilled student's top level: alone, distilled, and the teacher's."""
-    if before is not None and before.function == after.function and _same(before, after, index):
-        alone = _maps_at(before, "student", after.top)
+    if (
+        before is not None
+        and before.map_function == after.map_function
+        and _same(before, after, index)
+    ):
+        alone = _maps_at(before, "student", after.coarsest_point)
         if alone is not None:
             yield "alone", alone
     for name, network in (("distilled", "student"), ("teacher", "teacher")):
-        maps = _maps_at(after, network, after.top)
+        maps = _maps_at(after, network, after.coarsest_point)
         if maps is not None:
             yield name, maps
 
 
 def _maps_at(attention: RunAttention, network: str, student_point: str) -> Maps | None:
     """Return a network's maps of the test images at the layer pair of a student's point."""
-    number, maps = attention.place(student_point), attention.of_examples(network)
+    number, maps = attention.point_index(student_point), attention.example_maps(network)
     return maps[number] if maps and number is not None else None
 
 

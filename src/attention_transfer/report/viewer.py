@@ -49,7 +49,7 @@ def viewer_data(groups: Sequence[Group], class_names: Sequence[str]) -> dict[str
     ]
     if not with_maps:
         return None
-    with_maps.sort(key=lambda item: not item[1].teacher)
+    with_maps.sort(key=lambda item: not item[1].teacher_maps)
     probes = with_maps[0][1].probes
     shown, skipped = [], []
     for group, attention in with_maps:
@@ -79,9 +79,9 @@ def _fit_into_page(runs: Sequence[RunAttention], images: int) -> _View:
     """Choose how many images, and how fine maps, fit into the page."""
     for side in (LARGEST_SIDE, LARGEST_SIDE // 2, SMALLEST_SIDE):
         bytes_per_image = sum(
-            (len(run.epochs) + bool(run.teacher)) * _cells(maps, side)
+            (len(run.epochs) + bool(run.teacher_maps)) * _cells(maps, side)
             for run in runs
-            for maps in run.student[run.epochs[-1]]
+            for maps in run.student_maps[run.epochs[-1]]
         )
         affordable = MOST_BYTES // max(1, bytes_per_image)
         if affordable >= min(images, ENOUGH_IMAGES):
@@ -108,9 +108,9 @@ def _teacher_maps(runs: Sequence[RunAttention]) -> _Targets:
     """Return the teacher's maps; they also serve runs of the student alone."""
     targets: _Targets = {}
     for run in runs:
-        for pair, maps in zip(run.points, run.teacher, strict=False):
+        for pair, maps in zip(run.points, run.teacher_maps, strict=False):
             student, _, teacher = pair.partition(":")
-            targets.setdefault((student, run.function), _TeacherMaps(teacher, maps))
+            targets.setdefault((student, run.map_function), _TeacherMaps(teacher, maps))
     return targets
 
 
@@ -128,10 +128,10 @@ def _run(label: str, attention: RunAttention, targets: _Targets, view: _View) ->
 def _point(attention: RunAttention, number: int, targets: _Targets, view: _View) -> dict[str, Any]:
     """Return the maps of one point of the student by epoch, and the teacher's beside them."""
     student, _, teacher_point = attention.points[number].partition(":")
-    target = targets.get((student, attention.function))
-    if attention.teacher:
-        target = _TeacherMaps(teacher_point, attention.teacher[number])
-    by_epoch = [attention.student[epoch][number][: view.images] for epoch in attention.epochs]
+    target = targets.get((student, attention.map_function))
+    if attention.teacher_maps:
+        target = _TeacherMaps(teacher_point, attention.teacher_maps[number])
+    by_epoch = [attention.student_maps[epoch][number][: view.images] for epoch in attention.epochs]
     small = [downsample(maps, view.side) for maps in by_epoch]
     if target is None:
         limits = common_limits(small[-1:])
@@ -153,7 +153,7 @@ def _point(attention: RunAttention, number: int, targets: _Targets, view: _View)
 
 def _answers(attention: RunAttention, epoch: int, images: int) -> list[list[float]] | None:
     """Return the class that the student predicts for each image, and its probability."""
-    logits = attention.answers.get(epoch)
+    logits = attention.student_logits.get(epoch)
     if logits is None:
         return None
     probabilities = softmax(logits[:images])

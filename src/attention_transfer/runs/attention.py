@@ -24,15 +24,15 @@ class RunAttention:
     """Layer pairs "student:teacher", or the attention points of a student alone."""
     probes: Arrays
     """Probe images with labels, names and, where they are known, object masks."""
-    student: dict[int, list[NDArray[np.float32]]]
+    student_maps: dict[int, list[NDArray[np.float32]]]
     """Epoch -> the student's maps of the probe images, for each point."""
-    answers: dict[int, NDArray[np.float32]]
+    student_logits: dict[int, NDArray[np.float32]]
     """Epoch -> the student's logits of the probe images."""
-    teacher: list[NDArray[np.float32]]
+    teacher_maps: list[NDArray[np.float32]]
     """The teacher's maps of the probe images, for each point; empty without a teacher."""
     examples: Arrays
     """Test images, with the final maps and logits of both networks."""
-    function: tuple[str, float]
+    map_function: tuple[str, float]
     """The map function: over channels "sum" or "max", and its power."""
 
     @classmethod
@@ -56,35 +56,37 @@ class RunAttention:
         return cls(
             points=list(record.points),
             probes=read_arrays(folder / "probes.npz"),
-            student={epoch: _maps(arrays, "student", count) for epoch, arrays in epochs.items()},
-            answers={
+            student_maps={
+                epoch: _maps(arrays, "student", count) for epoch, arrays in epochs.items()
+            },
+            student_logits={
                 epoch: arrays["student/logits"]
                 for epoch, arrays in epochs.items()
                 if "student/logits" in arrays
             },
-            teacher=_maps(read_arrays(teacher), "teacher", count) if teacher.is_file() else [],
+            teacher_maps=_maps(read_arrays(teacher), "teacher", count) if teacher.is_file() else [],
             examples=read_arrays(examples) if examples.is_file() else {},
-            function=(record.map, record.power),
+            map_function=(record.map, record.power),
         )
 
     @property
     def epochs(self) -> list[int]:
         """Epochs after which maps of the probe images were saved, in order."""
-        return sorted(self.student)
+        return sorted(self.student_maps)
 
     @property
-    def top(self) -> str:
+    def coarsest_point(self) -> str:
         """The student's attention point with the smallest map; the last of several."""
-        sizes = [maps[0].size for maps in self.student[self.epochs[-1]]]
+        sizes = [maps[0].size for maps in self.student_maps[self.epochs[-1]]]
         last = max(number for number, size in enumerate(sizes) if size == min(sizes))
         return self.points[last].partition(":")[0]
 
-    def place(self, student: str) -> int | None:
+    def point_index(self, student_point: str) -> int | None:
         """Return the index in ``points`` of a student's attention point, or None."""
         names = [point.partition(":")[0] for point in self.points]
-        return names.index(student) if student in names else None
+        return names.index(student_point) if student_point in names else None
 
-    def of_examples(self, network: str) -> list[NDArray[np.float32]]:
+    def example_maps(self, network: str) -> list[NDArray[np.float32]]:
         """Return a network's maps of the test images, for each point; empty if there are none."""
         return _maps(self.examples, network, len(self.points))
 
