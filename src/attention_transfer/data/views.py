@@ -92,6 +92,8 @@ def random_crop_and_flip(
     with seeded_torch(seed):
         top, left, height, width = v2.RandomResizedCrop.get_params(image, list(CROP_AREA), ratio)
         flip = bool(torch.rand(1) < 0.5)
+    if height == 0 or width == 0:  # in an image of a few pixels
+        return centre(whole, size, share=1.0), flip
     return Box(left, top, left + width, top + height), flip
 
 
