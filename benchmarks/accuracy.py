@@ -1,14 +1,14 @@
-"""The demo's three students over several seeds: mean, spread, and what the teacher is worth.
+"""Test errors of the demo's three students over several seeds: mean and standard deviation.
 
     python benchmarks/accuracy.py [--seeds 5] [--cached] [--out runs/accuracy]
 
-With ``--cached`` each student that has a teacher is trained twice: with the teacher beside it, and
-from the teacher's targets on disk, which those runs share.
+With ``--cached`` each student that has a teacher is trained twice: with the live teacher, and with
+targets from a cache that these runs share.
 
 Only ``--seed`` varies; epochs, schedule and learning rate are the same for all arms. Finished runs
-in the folder are used again, so an interrupted table goes on where it was. The learning rate was
-chosen on validation images for the student alone (docs/results.md); the test images are read once
-by each run, at its end.
+in the folder are reused, so an interrupted script continues where it stopped. The learning rate was
+chosen on validation images for the student alone (docs/results.md). Each run is evaluated once on
+the test images, at its end.
 """
 
 import argparse
@@ -23,32 +23,34 @@ from attention_transfer.config import DemoConfig, RunConfig
 from attention_transfer.data import load_data
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.experiments.demo import packaged_teacher, student_configs
-from attention_transfer.training import Run, RunProgress, run
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress, run
+from attention_transfer.training.objects import RunObjects
 
 
 def main() -> None:
-    """Trains what is missing; prints and writes one JSON document."""
+    """Train the missing runs, then print and write one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--cached", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     progress = RunProgress(Console(stderr=True))
     data = load_data("cluttered-digits")
     errors: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
-    for seed in range(asked.seeds):
+    for seed in range(arguments.seeds):
         configs = student_configs(DemoConfig(seed=seed), packaged_teacher())
-        if asked.cached:
-            configs |= cached(configs, asked.out / "targets")
+        if arguments.cached:
+            configs |= cached(configs, arguments.out / "targets")
         for arm, config in configs.items():
-            folder = asked.out / f"{arm}-seed-{seed}"
+            folder = arguments.out / f"{arm}-seed-{seed}"
             if (folder / "record.json").exists():
                 finished = Run(folder)
             else:
-                finished = run(config.replace(out=folder), progress, data)
+                finished = run(config.replace(out=folder), progress, RunObjects(data=data))
             errors.setdefault(arm, []).append(finished.test_error)
-            seconds.setdefault(arm, []).append(finished.record["seconds"])
+            seconds.setdefault(arm, []).append(finished.record.seconds)
     document = {
         "settings": DemoConfig().model_dump(mode="json"),
         "machine": describe_machine(),
@@ -57,12 +59,12 @@ def main() -> None:
         "arms": {arm: summary(errors[arm], errors["alone"], seconds[arm]) for arm in errors},
     }
     text = json.dumps(document, indent=2)
-    (asked.out / "accuracy.json").write_text(text + "\n", encoding="utf-8")
+    (arguments.out / "accuracy.json").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
 def cached(configs: dict[str, RunConfig], folder: Path) -> dict[str, RunConfig]:
-    """The arms with a teacher, from its targets on disk."""
+    """Return the arms that have a teacher, with targets from the cache in a folder."""
     return {
         f"{arm} cached": config.replace(cache=folder)
         for arm, config in configs.items()
@@ -71,7 +73,7 @@ def cached(configs: dict[str, RunConfig], folder: Path) -> dict[str, RunConfig]:
 
 
 def summary(errors: list[float], alone: list[float], seconds: list[float]) -> dict[str, Any]:
-    """One arm's test errors in percent, and how far their mean is below the student alone's."""
+    """Summarize one arm: test errors in percent, and their mean relative to the student alone's."""
     mean = statistics.mean(errors)
     return {
         "test_errors": errors,

@@ -2,12 +2,12 @@
 
     python benchmarks/gradient_arms.py [--pair wrn|nin] [--seeds 5] [--out runs/gradient-arms]
 
-The weight of each gradient arm is the one of least mean validation error among BETAS, over seeds
-that the table does not use. Then every arm is trained with ``--seed`` 0, 1, ...; the test images
-are read once by each run, at its end. Augmentation is a random crop alone. Most digits do not stay
-themselves when flipped, so flip symmetry is asked of those that do, upside-down: 0, 1, 3 and 8.
-Finished runs in the folder are used again and others resumed, so an interrupted table goes on where
-it was.
+The weight of each gradient arm is the one of BETAS with the lowest mean validation error, over
+seeds that the table does not use. Then every arm is trained with ``--seed`` 0, 1, ...; each run is
+evaluated once on the test images, at its end. Augmentation is a random crop alone. A flip changes
+most digits into something else, so flip symmetry applies only to 0, 1, 3 and 8, flipped vertically.
+Finished runs in the folder are reused and others resumed, so an interrupted script continues where
+it stopped.
 """
 
 import argparse
@@ -25,7 +25,9 @@ from attention_transfer.config import DistillConfig, RunConfig
 from attention_transfer.data import load_data
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.experiments.demo import packaged_teacher
-from attention_transfer.training import Run, RunProgress, resume, run
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress, resume, run
+from attention_transfer.training.objects import RunObjects
 
 UPSIDE_DOWN = {"flip_axis": "vertical", "flip_classes": "0,1,3,8"}
 BETAS = (0.001, 0.01, 0.1)
@@ -38,13 +40,13 @@ SEEDS_OF_CHOICE = (1000, 1001)
 
 
 class Pair(NamedTuple):
-    """A student, its teacher (a run's folder, or the network to train), and how both train."""
+    """A student, its teacher (a run folder, or a network to train), and their settings."""
 
     student: str
     teacher: Path | str
     settings: dict[str, Any]
     teacher_settings: dict[str, Any]
-    """What differs for the teacher."""
+    """Settings of the teacher that differ from ``settings``."""
 
 
 PAIRS = {
@@ -59,7 +61,7 @@ PAIRS = {
 
 
 def arms(chosen: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """The rows with a teacher or a gradient, as settings of ``distill``."""
+    """Return the settings of every arm but the student alone, by its name."""
     return {
         **{arm: gradient_arm(arm, beta) for arm, beta in chosen.items()},
         "distillation": {"attention": "none", "kd_alpha": 0.9},
@@ -68,19 +70,19 @@ def arms(chosen: dict[str, float]) -> dict[str, dict[str, Any]]:
 
 
 def gradient_arm(arm: str, beta: float) -> dict[str, Any]:
-    """One gradient arm at a weight."""
+    """Return the settings of a gradient arm with a weight."""
     flips = UPSIDE_DOWN if arm == "flip symmetry" else {}
     return {"attention": "none", FLAGS[arm]: beta, **flips}
 
 
 def main() -> None:
-    """Trains what is missing; prints and writes one JSON document."""
+    """Train the missing runs, then print and write one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pair", choices=tuple(PAIRS), default="wrn")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/gradient-arms"))
-    asked = parser.parse_args()
-    comparison = Comparison(PAIRS[asked.pair], asked.out / asked.pair)
+    arguments = parser.parse_args()
+    comparison = Comparison(PAIRS[arguments.pair], arguments.out / arguments.pair)
     validation_errors = comparison.validation_errors()
     chosen = {arm: min(errors, key=errors.__getitem__) for arm, errors in validation_errors.items()}
     document = {
@@ -90,26 +92,26 @@ def main() -> None:
         "versions": package_versions(),
         "validation_errors": validation_errors,
         "chosen": chosen,
-        "arms": comparison.test_errors(arms(chosen), range(asked.seeds)),
+        "arms": comparison.test_errors(arms(chosen), range(arguments.seeds)),
     }
     text = json.dumps(document, indent=2)
-    (asked.out / f"{asked.pair}.json").write_text(text + "\n", encoding="utf-8")
+    (arguments.out / f"{arguments.pair}.json").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs of one pair, each trained when it is first asked for; they share targets on disk."""
+    """All runs of one pair, each trained on first use; they share one cache of targets."""
 
     pair: Pair
     folder: Path
 
     def validation_errors(self) -> dict[str, dict[float, float]]:
-        """Mean validation errors of each gradient arm at each weight."""
+        """Return the mean validation error of each gradient arm at each weight."""
 
         def error(arm: str, beta: float, seed: int) -> float:
             finished = self.distilled(f"{arm} {beta:g}", gradient_arm(arm, beta), seed)
-            return float(finished.record["final"]["validation_error"])
+            return finished.record.final.validation_error
 
         return {
             arm: {
@@ -120,7 +122,7 @@ class Comparison:
         }
 
     def test_errors(self, rows: dict[str, dict[str, Any]], seeds: range) -> dict[str, Any]:
-        """Test errors of the student alone, and of each arm, over the seeds."""
+        """Return the test errors of the student alone and of each arm over the seeds."""
         table = {"alone": summary([self.alone(seed) for seed in seeds])}
         for arm, settings in rows.items():
             runs = [self.distilled(arm, settings, seed) for seed in seeds]
@@ -129,7 +131,7 @@ class Comparison:
 
     @cached_property
     def teacher(self) -> Run:
-        """The teacher's run."""
+        """The teacher's run, trained on first use unless it is a folder."""
         if isinstance(self.pair.teacher, Path):
             return Run(self.pair.teacher)
         config = {"student": self.pair.teacher, "out": self.folder / "teacher"}
@@ -137,12 +139,12 @@ class Comparison:
         return trained(RunConfig.checked({**config, **settings}))
 
     def alone(self, seed: int) -> Run:
-        """The student without a teacher."""
+        """Train the student without a teacher, and return its run."""
         config = {"student": self.pair.student, "out": self.folder / f"alone-seed-{seed}"}
         return trained(RunConfig.checked({**config, "seed": seed, **self.pair.settings}))
 
     def distilled(self, name: str, settings: dict[str, Any], seed: int) -> Run:
-        """The student with the settings of one arm."""
+        """Train the student with the settings of one arm, and return its run."""
         folder = self.folder / f"{name.replace(' ', '-')}-seed-{seed}"
         config = {"teacher": str(self.teacher.folder), "student": self.pair.student, "out": folder}
         config |= {"cache": self.folder / "targets", "seed": seed}
@@ -150,7 +152,7 @@ class Comparison:
 
 
 def trained(config: RunConfig) -> Run:
-    """A finished run: from its folder, from its last epoch, or from the start."""
+    """Return the finished run, read from its folder, resumed, or trained from the start."""
     assert config.out is not None
     progress = RunProgress(Console(stderr=True))
     if (config.out / "record.json").exists():
@@ -159,17 +161,17 @@ def trained(config: RunConfig) -> Run:
         return resume(config.out, progress)
     if config.out.exists():
         shutil.rmtree(config.out)  # interrupted in its first epoch
-    return run(config, progress, load_data("cluttered-digits"))
+    return run(config, progress, RunObjects(data=load_data("cluttered-digits")))
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
-    """Test errors over seeds, with mean and spread."""
+    """Summarize runs over seeds: test errors, their mean and standard deviation."""
     errors = [finished.test_error for finished in runs]
     return {
         "test_errors": errors,
         "mean": statistics.mean(errors),
         "standard_deviation": statistics.stdev(errors) if len(errors) > 1 else None,
-        "median_seconds": statistics.median(finished.record["seconds"] for finished in runs),
+        "median_seconds": statistics.median(finished.record.seconds for finished in runs),
     }
 
 

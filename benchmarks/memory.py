@@ -1,4 +1,4 @@
-"""Measures what a training step needs: at once, in parts, and with activations computed again.
+"""Memory and time of a training step: plain, in micro-batches, and with recomputation.
 
     python benchmarks/memory.py [--model wrn-40-2] [--batch-size 128] [--precision fp32|bf16]
 
@@ -35,7 +35,7 @@ ARMS = {
 
 
 def main() -> None:
-    """Prints one JSON document: of all arms, or of one."""
+    """Print one JSON document, of all arms or of one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="wrn-40-2")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -43,19 +43,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--accumulate", type=int, default=None, help="measure this arm alone")
     parser.add_argument("--grad-checkpoint", action="store_true")
-    asked = parser.parse_args()
-    if asked.accumulate is not None:
-        print(json.dumps(measure(asked)))
+    arguments = parser.parse_args()
+    if arguments.accumulate is not None:
+        print(json.dumps(measure(arguments)))
         return
     results = {}
-    for name, (parts, flag) in ARMS.items():
-        command = [sys.executable, __file__, *sys.argv[1:], "--accumulate", parts]
+    for name, (count, flag) in ARMS.items():
+        command = [sys.executable, __file__, *sys.argv[1:], "--accumulate", count]
         done = subprocess.run(
             command + ([flag] if flag else []), check=True, capture_output=True, text=True
         )
         results[name] = json.loads(done.stdout)
     document = {
-        "settings": vars(asked),
+        "settings": vars(arguments),
         "machine": describe_machine(),
         "versions": package_versions(),
         "results": results,
@@ -63,15 +63,15 @@ def main() -> None:
     print(json.dumps(document, indent=2))
 
 
-def measure(asked: argparse.Namespace) -> dict[str, float]:
-    """Megabytes and CPU time of one arm, which a busy machine changes less than the clock."""
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """Measure the megabytes of one arm, and its CPU time, which other processes hardly affect."""
     keep_freed_memory()
     torch.manual_seed(0)
-    network = models.build(asked.model, classes=10).to(memory_format=torch.channels_last)
-    images = torch.rand(asked.batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
-    labels = torch.randint(10, (asked.batch_size,))
+    network = models.build(arguments.model, classes=10).to(memory_format=torch.channels_last)
+    images = torch.rand(arguments.batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
+    labels = torch.randint(10, (arguments.batch_size,))
     recomputed = []
-    if asked.grad_checkpoint:
+    if arguments.grad_checkpoint:
         recomputed = list(plan_recomputation(network, images[:1]).parts.values())
     transfer = Transfer(network.train(), terms=[CrossEntropy()])
     kept: dict[int, int] = {}
@@ -85,10 +85,10 @@ def measure(asked: argparse.Namespace) -> dict[str, float]:
 
     def step() -> None:
         network.zero_grad()
-        for part in micro_batches(len(labels), asked.accumulate):
+        for part in micro_batches(len(labels), arguments.accumulate):
             kept.clear()
             with (
-                torch.autocast("cpu", torch.bfloat16, enabled=asked.precision == "bf16"),
+                torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bf16"),
                 recomputing(recomputed),
                 saved_tensors_hooks(pack, lambda tensor: tensor),
             ):
@@ -97,7 +97,7 @@ def measure(asked: argparse.Namespace) -> dict[str, float]:
 
     before = _peak()
     times = []
-    for _ in range(asked.steps + 1):
+    for _ in range(arguments.steps + 1):
         began = time.process_time()
         step()
         times.append(1000 * (time.process_time() - began))

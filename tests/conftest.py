@@ -1,5 +1,6 @@
-"""What several tests build on: small images, and the golden option."""
+"""Fixtures that several tests share: small images, short runs, and the golden option."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import nn
 import attention_transfer as at
 from attention_transfer import network_inputs
 from attention_transfer.data import Augmentation, DataSet, ImageSet
-from attention_transfer.training import Run, RunProgress
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,8 +22,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores among pytest-xdist's workers, and among the processes that tests start."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+
+
 def small_data(images: int = 48, classes: int = 3, size: int = 16) -> DataSet:
-    """Images in which a bright quarter tells the class: learnable within a few steps."""
+    """Images whose class is the position of a bright quarter: learnable within a few steps."""
     generator = np.random.default_rng(0)
 
     def split(count: int) -> ImageSet:
@@ -49,7 +60,7 @@ def small_data(images: int = 48, classes: int = 3, size: int = 16) -> DataSet:
 
 
 def network_of(activation: nn.Module, classes: int) -> nn.Module:
-    """With a layer to read; its state does not tell the activation."""
+    """Return a network with one attention point; its state dict does not name the activation."""
     convolution = nn.Conv2d(3, 4, 3, padding=1)
     return nn.Sequential(
         convolution, activation, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)
@@ -80,23 +91,23 @@ SMALL: dict[str, Any] = {
     "precision": "fp32",
     "report": False,
 }
-"""Settings of runs on small images."""
+"""Settings of short runs on the small images."""
 
 
 class Listening(RunProgress):
-    """Keeps the lines that are said."""
+    """Collects the lines that are written."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
 
-    def say(self, line: str) -> None:
+    def write_line(self, line: str) -> None:
         self.lines.append(line)
 
 
 @pytest.fixture
 def small_runs(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
-    """Whole runs train on the small images."""
+    """Make whole runs train on the small images."""
     monkeypatch.setattr(network_inputs, "load_data", lambda *_, **__: data)
 
 
@@ -109,6 +120,6 @@ def teacher(small_runs: None) -> Run:
 def _own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """Every test works in a folder of its own."""
+    """Run every test in its own empty folder."""
     if not isinstance(request.node, pytest.DoctestItem):
         monkeypatch.chdir(tmp_path)

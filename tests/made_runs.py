@@ -1,4 +1,4 @@
-"""Folders of runs with figures and maps that are known, made without training anything."""
+"""Run folders with known figures and maps, written without training anything."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,21 @@ EPOCHS = (0, 2, 4)
 PROBES, EXAMPLES = 6, 12
 GRIDS = ((8, 8), (4, 4))
 POINTS = ("low:low", "top:top")
+SPLITS = ("train", "validation", "test")
+MACHINE = {
+    "platform": "Linux x86_64",
+    "python": "3.11.7",
+    "cores": 2,
+    "threads": 2,
+    "cpu": "AVX512",
+    "gpus": [],
+    "fast_bf16": False,
+    "processes": 1,
+}
 
 
-def spots(count: int, grid: tuple[int, int], shift: int) -> NDArray[np.float32]:
-    """Maps that are 1 at one place each and 0 elsewhere; the place moves on with a shift."""
+def one_position_maps(count: int, grid: tuple[int, int], shift: int) -> NDArray[np.float32]:
+    """Return maps that are 1 at one position, which ``shift`` moves on, and 0 elsewhere."""
     maps = np.zeros((count, *grid), dtype=np.float32)
     places = (np.arange(count) + shift) % (grid[0] * grid[1])
     maps.reshape(count, -1)[np.arange(count), places] = 1
@@ -37,19 +48,19 @@ def made_run(
     size: int = 16,
     **settings: Any,
 ) -> Path:
-    """A finished run.
+    """Write the folder of a finished run.
 
     Args:
-        folder: of the run.
-        teacher: its name, if the run has one.
-        student: its name.
-        classes: their names.
-        wrong: test images that are answered wrongly, with the next class.
-        images: of the test.
-        data: the set's name, which also tells its test images from another's.
-        probes: whether maps were kept.
-        size: of the images that were kept.
-        settings: of the configuration.
+        folder: the run's folder.
+        teacher: the teacher's name, if the run has one.
+        student: the student's name.
+        classes: names of the classes.
+        wrong: indices of the test images that are predicted wrongly, as the next class.
+        images: number of test images.
+        data: name of the data set, also used as the fingerprint of its test images.
+        probes: whether attention maps were saved.
+        size: height and width of the saved images in pixels.
+        settings: further settings of the configuration.
     """
     kind = RunConfig if teacher is None else DistillConfig
     names = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
@@ -67,20 +78,45 @@ def made_run(
     error = 100 * len(wrong) / images
     record: dict[str, Any] = {
         "schema_version": 1,
+        "command": "train" if teacher is None else "distill",
         "config": config.model_dump(mode="json"),
         "versions": {"torch": "2.0"},
-        "data": {"name": data, "notices": [], "test": {"images": images, "fingerprint": data}},
+        "machine": MACHINE,
+        "precision": "fp32",
+        "compiled": False,
+        "data": {
+            "name": data,
+            "notices": [],
+            **{split: {"images": images, "fingerprint": data} for split in SPLITS},
+        },
         "student": network(student, 77_850),
         "teacher": teacher and {**network("wrn-16-2", 691_674), "test_error": 2.0},
+        "pairs": [],
         "final": {
-            "validation_error": error,
-            "test_error": error,
-            "test_images": images,
-            "test_confusion": confusion.tolist(),
+            f"{split}_{name}": value
+            for split in SPLITS[1:]
+            for name, value in {
+                "images": images,
+                "error": error,
+                "top5_error": None,
+                "loss": 0.5,
+                "calibration_error": 1.0,
+                "confusion": confusion.tolist(),
+            }.items()
         },
         "best_on_validation": {"epoch": 4, "validation_error": error},
-        "attention": {"points": points} if probes else None,
+        "attention": {
+            "map": "sum",
+            "power": 2.0,
+            "points": points,
+            "probes": PROBES,
+            "epochs": list(EPOCHS),
+        }
+        if probes
+        else None,
+        "cache": None,
         "seconds": 48.0,
+        "seconds_waiting_for_data": 0.4,
         "images_per_second": 1000.0,
     }
     (folder / "record.json").write_text(json.dumps(record))
@@ -89,7 +125,7 @@ def made_run(
     rows = [row(epoch, points, error, teacher is not None) for epoch in range(1, 5)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
     if probes:
-        keep_maps(folder / "attention", teacher is not None, classes, labels, predicted, size)
+        write_maps(folder / "attention", teacher is not None, classes, labels, predicted, size)
     return folder
 
 
@@ -103,22 +139,29 @@ def network(name: str, parameters: int) -> dict[str, Any]:
 
 
 def row(epoch: int, points: list[str], error: float, taught: bool) -> dict[str, Any]:
-    """An epoch's line of figures."""
+    """Return an epoch's line of metrics.jsonl."""
     measures = {"student_entropy": 0.5, "inside": 0.25, "pointing": 0.75}
     if taught:
         measures |= {"cosine": epoch / 4, "rank_correlation": 0.5, "teacher_entropy": 0.25}
     terms = {"cross_entropy": 1 / epoch} | ({"activation_attention": 2 / epoch} if taught else {})
     return {
         "epoch": epoch,
+        "step": 10 * epoch,
+        "lr": 0.1,
         "terms": terms,
         "train_error": error + 4 - epoch,
-        "validation_error": error + 4 - epoch,
+        "attention_agreement": {},
+        "images_per_second": 1000.0,
+        "seconds": 12.0,
         "seconds_waiting_for_data": 0.1,
+        "validation_error": error + 4 - epoch,
+        "validation_loss": 0.5,
+        "seconds_left": 0.0,
         "probes": dict.fromkeys(points, measures),
     }
 
 
-def keep_maps(
+def write_maps(
     folder: Path,
     taught: bool,
     classes: tuple[str, ...],
@@ -126,7 +169,7 @@ def keep_maps(
     predicted: NDArray[np.int64],
     size: int,
 ) -> None:
-    """Raw maps: the teacher's are at the image's own place, the student's come nearer to it."""
+    """Write raw maps: the student's approach the teacher's, epoch by epoch."""
     folder.mkdir()
     generator = np.random.default_rng(0)
 
@@ -139,7 +182,9 @@ def keep_maps(
         }
 
     def of(name: str, count: int, shift: int) -> dict[str, Any]:
-        maps = {f"{name}/{at}": spots(count, grid, shift) for at, grid in enumerate(GRIDS)}
+        maps = {
+            f"{name}/{at}": one_position_maps(count, grid, shift) for at, grid in enumerate(GRIDS)
+        }
         return {**maps, f"{name}/logits": 4 * np.eye(len(classes))[predicted[:count]]}
 
     np.savez(folder / "probes.npz", **pictures(PROBES))

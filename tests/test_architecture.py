@@ -1,4 +1,4 @@
-"""Promises about the package as a whole."""
+"""The package as a whole: public names, what imports what, and file lengths."""
 
 import subprocess
 import sys
@@ -34,12 +34,26 @@ def test_the_compiler_is_not_imported_before_something_is_compiled() -> None:
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_losses_in_ones_own_loop_import_little() -> None:
+def test_transfer_imports_no_heavy_packages() -> None:
     check = (
         "import sys, attention_transfer as at; at.Transfer;"
         "sys.exit(not {'pydantic', 'triton', 'timm', 'torchvision'}.isdisjoint(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_a_step_with_every_term_needs_torch_and_numpy_alone() -> None:
+    step = Path(__file__).with_name("core_step.py")
+    done = subprocess.run([sys.executable, step], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_metrics_without_torchmetrics_say_how_to_install_it() -> None:
+    check = "import sys; sys.modules['torchmetrics'] = None; import attention_transfer.metrics"
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=False
+    )
+    assert "pip install 'attention-transfer[metrics]'" in done.stderr.splitlines()[-1]
 
 
 def test_files_are_short_enough_to_read() -> None:

@@ -60,9 +60,9 @@ def prepare_folder() -> None:
     Path("busy").mkdir()
     Path("busy/file.txt").write_text("something")
     Path("a-run").mkdir()
-    Path("a-run/config.yaml").write_text("model: wrn-16-1\n")
+    Path("a-run/config.yaml").write_text("student: wrn-16-1\n")
     Path("finished").mkdir()
-    Path("finished/config.yaml").write_text("model: wrn-16-1\n")
+    Path("finished/config.yaml").write_text("student: wrn-16-1\n")
     Path("finished/record.json").write_text("{}")
     Path("a-file").write_text("")
     Path("empty").mkdir()
@@ -92,7 +92,7 @@ CASES = {
     "missing file": (DISTILL + "--config none.yaml", "cannot read the configuration none.yaml"),
     "unknown point": (DISTILL + "--pairs grup1:group1", "no point 'grup1'; did you mean group1"),
     "half a pair": (DISTILL + "--pairs group1", "expected student.layer:teacher.layer"),
-    "pair of vectors": (DISTILL + "--pairs classifier:group1", r"it has no places"),
+    "pair of vectors": (DISTILL + "--pairs classifier:group1", r"it has no positions"),
     "teacher without weights": (
         "distill --teacher wrn-16-2 --student wrn-10-1",
         r"no pretrained weights.*folder of a run.*@FILE\.safetensors.*@random",
@@ -175,8 +175,8 @@ def test_the_installed_command_does_the_same() -> None:
 def test_attention_needs_no_classes_in_common() -> None:
     prepare_folder()
     config = DistillConfig.checked({"teacher": "other-classes", "student": "wrn-10-1"})
-    prepared = setup.set_up_run(config)
-    assert len(prepared.transfer.pair_descriptions) == 3
+    run_setup = setup.set_up_run(config)
+    assert len(run_setup.transfer.pair_descriptions) == 3
 
 
 def test_help_answers_everywhere(capsys: pytest.CaptureFixture[str]) -> None:

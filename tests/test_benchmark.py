@@ -1,4 +1,4 @@
-"""The command ``benchmark``: its statistics by hand, its document, and every mode in little."""
+"""The command ``benchmark``: its statistics, its document, and every mode on small networks."""
 
 import json
 import subprocess
@@ -12,31 +12,36 @@ import numpy as np
 import pytest
 import torch
 
+import competitors
+import peers
 from attention_transfer import network_inputs
 from attention_transfer.benchmark import (
     Case,
     Document,
-    competitors,
     data_wait,
     fused,
     gradient,
     importing,
     measure,
-    peers,
     runs,
     steps,
 )
-from attention_transfer.benchmark.document import worst
-from attention_transfer.benchmark.figures import Spread, per, ratio, spread
-from attention_transfer.benchmark.modes import Setting, StepBenchmark, stepping
+from attention_transfer.benchmark.figures import Spread, milliseconds, ratio, spread
+from attention_transfer.benchmark.modes import (
+    FeatureExtractor,
+    Setting,
+    StepBenchmark,
+    make_step,
+)
 from attention_transfer.benchmark.processes import OwnProcess, in_own_process
-from attention_transfer.benchmark.reference import FeatureExtractor, authors_loss
 from attention_transfer.benchmark.synthetic_images import cifar_files, photo_files
-from attention_transfer.benchmark.timing import in_turns, timed
+from attention_transfer.benchmark.timing import interleave, timed
 from attention_transfer.cli import main
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.data import DataSet, load_data
 from attention_transfer.errors import InputError
+from competitors import authors_loss
+from peers import PeersConfig, PeersDocument
 
 PAIR = "wrn-10-1:wrn-10-2"
 RESULTS = Path(__file__).parent.parent / "benchmarks/results"
@@ -51,10 +56,10 @@ TINY: dict[str, Any] = {
 }
 
 
-class Here:
-    """In place of a process of its own: this one, which has imported everything."""
+class ThisProcess:
+    """Stands in for a separate process: runs functions in this one, which has imported torch."""
 
-    def __enter__(self) -> "Here":
+    def __enter__(self) -> "ThisProcess":
         return self
 
     def __exit__(self, *_: object) -> None: ...
@@ -64,16 +69,16 @@ class Here:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (peers, fused):
-        monkeypatch.setattr(module, "OwnProcess", Here)
+        monkeypatch.setattr(module, "OwnProcess", ThisProcess)
     for module in (steps, gradient, runs, peers):
-        monkeypatch.setattr(module, "in_own_process", Here().call)
+        monkeypatch.setattr(module, "in_own_process", ThisProcess().call)
 
 
 @pytest.fixture
 def small_images(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
-    """In place of the embedded ones, which take seconds to draw."""
+    """Replace the embedded images, which take seconds to draw."""
     for module in (network_inputs, runs, peers, competitors):
         monkeypatch.setattr(module, "load_data", lambda *_, **__: data)
     competitors._data.cache_clear()
@@ -94,7 +99,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert ratio([3.0, 8.0, 5.0], [1.0, 3.0, 5.0], [2.0, 1.0, 5.0]).median == 1.0
     with pytest.raises(ValueError, match="shorter"):
         ratio([1.0, 2.0], [1.0])
-    assert per(12.0, [3.0, 4.0]) == [4.0, 3.0]
+    assert milliseconds({"step": [0.002, 0.004]})["step"].median == 3.0
 
 
 def test_rounds_begin_with_each_in_turn_and_warm_up_does_not_count() -> None:
@@ -104,7 +109,7 @@ def test_rounds_begin_with_each_in_turn_and_warm_up_does_not_count() -> None:
         order.append(name)
         return float(len(order))
 
-    times = in_turns(
+    times = interleave(
         {name: lambda name=name: measured(name) for name in "abc"},  # type: ignore[misc]
         rounds=2,
         warm_up=1,
@@ -114,25 +119,28 @@ def test_rounds_begin_with_each_in_turn_and_warm_up_does_not_count() -> None:
     assert timed(lambda: None)() >= 0
 
 
-def test_the_summary_is_the_worse_of_two_pairs() -> None:
+def test_the_summary_has_the_worst_median_of_two_pairs() -> None:
     def case(cached: float, live: float) -> Case:
         return Case(
             ratios={"cached_over_student": spread([cached]), "live_over_floor": spread([live])}
         )
 
     both = {"small": case(1.02, 1.05), "large": case(1.04, 0.99)}
-    assert worst("step", both) == {"cached_over_student": 1.04, "live_over_floor": 1.05}
+    assert Document.worst_medians("step", both) == {
+        "cached_over_student": 1.04,
+        "live_over_floor": 1.05,
+    }
 
     faster = {
         name: Case(ratios={"cached_over_live": spread([value])})
         for name, value in {"small": 2.5, "large": 2.1}.items()
     }
-    assert worst("run", faster) == {"cached_over_live": 2.1}
+    assert Document.worst_medians("run", faster) == {"cached_over_live": 2.1}
     with pytest.raises(ValueError, match="small lacks the ratio cached_over_student"):
-        worst("step", faster)
+        Document.worst_medians("step", faster)
 
 
-def test_the_student_is_taken_in_its_best_mode_and_cached_in_the_same() -> None:
+def test_cached_and_live_steps_are_compared_with_the_students_faster_mode() -> None:
     times = {
         "student": [10.0, 12.0],
         "student, not compiled": [8.0, 8.0],
@@ -154,13 +162,13 @@ def test_the_student_is_taken_in_its_best_mode_and_cached_in_the_same() -> None:
 
 def test_each_optimisation_is_turned_off_by_itself() -> None:
     config = BenchmarkConfig(what="step", precision="bf16", compile=True)
-    measured = steps.settings(config)
+    measured = steps.step_kinds(config)
     full = Setting("bf16", compiled=True)
     assert measured["live"] == ("live", full)
     changed = {name: setting for name, (_, setting) in measured.items() if setting != full}
     assert len({*changed.values()}) == 5
     assert "cached, teacher not folded" not in measured
-    plain = steps.settings(BenchmarkConfig(what="step", precision="fp32"))
+    plain = steps.step_kinds(BenchmarkConfig(what="step", precision="fp32"))
     assert not any("fp32" in name or "compiled" in name for name in plain)
 
 
@@ -175,8 +183,8 @@ def test_a_cache_has_paid_when_it_saved_what_it_cost(
 
 
 def test_the_first_of_several_epochs_warms_up() -> None:
-    assert data_wait.counted([{"epoch": 1}, {"epoch": 2}]) == [{"epoch": 2}]
-    assert data_wait.counted([{"epoch": 1}]) == [{"epoch": 1}]
+    assert data_wait.without_warm_up([{"epoch": 1}, {"epoch": 2}]) == [{"epoch": 2}]
+    assert data_wait.without_warm_up([{"epoch": 1}]) == [{"epoch": 1}]
 
 
 def test_the_usual_loop_has_the_authors_formula() -> None:
@@ -203,27 +211,27 @@ def test_all_ways_to_take_a_step_have_the_same_gradient() -> None:
     for mode in ("live", "cached"):
         for changed in ({}, {"fused": False}, {"folded": False}, {"channels_last": False}):
             bench = StepBenchmark(PAIR, 4, Setting("fp32", **changed))
-            stepping(mode, bench)()
+            make_step(mode, bench)()
             gradients.append(bench.student.get_parameter("stem.weight").grad)
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-5)
 
 
-def test_watching_does_not_change_the_output() -> None:
+def test_extracting_features_does_not_change_the_output() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU())
     images = torch.randn(2, 3, 4, 4)
     logits, (features,) = FeatureExtractor(network, ["0"])(images)
     assert torch.equal(logits, features.relu())
 
 
-def test_an_own_process_answers_and_passes_on_errors() -> None:
+def test_a_separate_process_returns_results_and_raises_errors() -> None:
     with OwnProcess() as process:
         assert process.call(sorted, [2, 1]) == [1, 2]
     with pytest.raises(ZeroDivisionError):
         in_own_process(divmod, 1, 0)
 
 
-def test_made_images_are_read_like_real_ones(tmp_path: Path) -> None:
+def test_synthetic_images_are_read_like_real_ones(tmp_path: Path) -> None:
     with cifar_files(tmp_path / "cifar", images=20):
         found = load_data(f"cifar10:{tmp_path / 'cifar'}", validation=0.1)
     assert (len(found.train), len(found.test), found.train.size) == (90, 20, (32, 32))
@@ -238,7 +246,7 @@ def whole(what: str, **changes: Any) -> Document:
     return measure(BenchmarkConfig.checked({"what": what, **TINY, **changes}))
 
 
-def test_step(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step(in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "TURNED_OFF", {"teacher not folded": {"folded": False}})
     found = whole("step").pairs["wrn-10-1 from wrn-10-2"]
     assert {"student", "teacher", "live", "cached", "live, teacher not folded"} <= set(
@@ -247,7 +255,7 @@ def test_step(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(found.peak_megabytes) == set(found.milliseconds)
 
 
-def test_gradient(here: None) -> None:
+def test_gradient(in_this_process: None) -> None:
     document = whole("gradient", memory=False)
     assert set(document.cases) == {
         "wrn-10-1, fp32, channels_last",
@@ -255,7 +263,7 @@ def test_gradient(here: None) -> None:
     }
 
 
-def test_fused(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused(in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "SIZES", ((8, 16, 16),))
     found = whole("fused").cases["4x8x16x16, fp32, contiguous"]
     assert set(found.milliseconds) == {"fused", "autograd", "copy"}
@@ -267,10 +275,10 @@ def test_data(small_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_wait, "PHOTOS", 2)
     for network in ("SMALL", "DEEP"):
         monkeypatch.setattr(data_wait, network, "wrn-10-1")
-    small = data_wait._kinds
+    small = data_wait._image_kinds
     monkeypatch.setattr(
         data_wait,
-        "_kinds",
+        "_image_kinds",
         lambda *arguments: [
             (name, {"student": settings["student"]}) for name, settings in small(*arguments)
         ],
@@ -280,7 +288,7 @@ def test_data(small_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 <= document.ratios["waiting_over_step"] <= 1
 
 
-def test_run(here: None, small_images: None) -> None:
+def test_run(in_this_process: None, small_images: None) -> None:
     found = whole("run", batch_size=16).pairs["wrn-10-1 from wrn-10-2"]
     assert set(found.images_per_second) == {"student", "live", "cached"}
     cache = found.figures["seconds to build the cache"]
@@ -288,22 +296,33 @@ def test_run(here: None, small_images: None) -> None:
     assert cache > 0
 
 
-def test_peers(here: None, small_images: None) -> None:
-    pytest.importorskip("torchdistill", reason="an extra")
-    found = whole("peers", batch_size=16).pairs["wrn-10-1 from wrn-10-2"]
-    assert set(found.images_per_second) == {"torchdistill", "plain", "live", "cached"}
+def test_peers(in_this_process: None, small_images: None) -> None:
+    pytest.importorskip("torchdistill", reason="not a dependency")
+    config = PeersConfig.checked({**TINY, "batch_size": 16})
+    document = PeersDocument.create(config, peers.measure(config))
+    pair = document.pairs["wrn-10-1 from wrn-10-2"]
+    assert set(pair.images_per_second) == {"torchdistill", "plain", "live", "cached"}
     assert all(
-        loss == pytest.approx(found.figures["first loss, plain"], rel=1e-3)
-        for loss in found.figures.values()
-    ), "not all do the same work"
+        loss == pytest.approx(pair.figures["first loss, plain"], rel=1e-3)
+        for loss in pair.figures.values()
+    ), "the competitors compute different losses"
 
 
-def test_peers_without_torchdistill_say_how_to_get_it(
+def test_the_usual_loop_and_ours_have_the_same_first_loss(small_images: None) -> None:
+    config = PeersConfig.checked(TINY)
+    losses = [competitors.first_loss(name, PAIR, config) for name in ("plain", "live", "cached")]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
+    assert competitors.epoch_rate("plain", PAIR, config, epoch=0) > 0
+
+
+def test_peers_without_torchdistill_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(competitors, "find_spec", lambda name: None)
-    assert main(["benchmark", "peers"]) == 2
-    assert "pip install 'attention-transfer[peers]'" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--repetitions", "1"])
+    with pytest.raises(SystemExit, match="2"):
+        peers.main()
+    assert "pip install 'torchdistill>=1.1.5'" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -347,7 +366,7 @@ def test_the_command_prints_a_table_for_people(
         (["stpe"], "what is 'stpe', expected one of step, run"),
         (["step", "--pairs", "wrn-16-1"], "expected: student:teacher"),
         (["step", "--pairs", "wrn-16-1:wnr-16-2"], "unknown model 'wnr-16-2'"),
-        (["run", "--pairs", "wrn-16-1:nin-thin"], "do not declare the same points"),
+        (["run", "--pairs", "wrn-16-1:nin-thin"], "do not declare the same attention points"),
         (["run", "--data", "cifar11"], "did you mean cifar10"),
         (["gradient", "--networks", "wrn-16"], "unknown model 'wrn-16'"),
         (["step", "--precision", "fp16"], "expected one of auto, fp32, bf16"),
@@ -406,8 +425,8 @@ def test_a_whole_document_is_read_back() -> None:
         (lambda d: d.pop("machine"), "machine: Field required"),
         (lambda d: d.update(remark="fast"), "remark: Extra inputs"),
         (lambda d: d["machine"].update(cores="2"), "machine.cores"),
-        (lambda d: d["ratios"].update(live_over_floor=0.9), "not the worse of the cases'"),
-        (lambda d: d["ratios"].pop("live_over_floor"), "not the worse of the cases'"),
+        (lambda d: d["ratios"].update(live_over_floor=0.9), "not the worst of the cases'"),
+        (lambda d: d["ratios"].pop("live_over_floor"), "not the worst of the cases'"),
         (lambda d: d["pairs"]["a from b"]["ratios"].pop("live_over_floor"), "a from b lacks"),
         (lambda d: d.update(pairs={}), "step has pairs"),
         (lambda d: d.update(cases=d.pop("pairs")), "step has pairs"),
@@ -449,7 +468,8 @@ def test_committed_documents_are_whole() -> None:
         "step_bf16.json",
     }
     for name, text in documents.items():
-        assert name.startswith(Document.read(text).benchmark)
+        kind = PeersDocument if name.startswith("peers") else Document
+        assert name.startswith(kind.read(text).benchmark)
 
 
 def test_help_does_not_import_torch() -> None:

@@ -21,9 +21,10 @@ from attention_transfer.cli import main
 from attention_transfer.config import CacheConfig, DistillConfig
 from attention_transfer.data import AugmentedView, batches
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.training import Run, RunProgress
-from attention_transfer.training.monitoring.progress import Moment
-from attention_transfer.training.setup import RunSetup, prepare, set_up_run
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress
+from attention_transfer.training.monitoring.progress import StepFigures
+from attention_transfer.training.setup import RunSetup, set_up_run
 from conftest import SMALL, Listening
 
 EVERYTHING: dict[str, Any] = {
@@ -57,8 +58,8 @@ class Recording(RunProgress):
         super().__init__()
         self.steps: list[dict[str, float]] = []
 
-    def step(self, images: int, moment: Moment) -> None:
-        self.steps.append({name: float(value) for name, value in moment.terms.items()})
+    def step(self, images: int, figures: StepFigures) -> None:
+        self.steps.append({name: float(value) for name, value in figures.terms.items()})
 
 
 def times() -> dict[Path, int]:
@@ -85,8 +86,8 @@ def test_a_cached_run_is_step_for_step_the_live_run(teacher: Run, asked: dict[st
     for one, other in zip(live.steps, cached.steps, strict=True):
         assert one == pytest.approx(other, rel=1e-3)
     record = at.Run(Path("cached")).record
-    assert record["cache"]["views"] == 3
-    assert record["cache"]["seconds_building"] > 0
+    assert record.cache.views == 3
+    assert record.cache.seconds_building > 0
 
 
 def test_a_cache_serves_other_students_weights_and_seeds(teacher: Run) -> None:
@@ -115,7 +116,7 @@ def test_targets_are_stored_as_precisely_as_is_said(teacher: Run) -> None:
     found = prepared(**EVERYTHING)
     batch = next(batches(found.data.train, np.arange(48), 48, view=AugmentedView(0, 0)))
     live, known = found.transfer.targets(batch.images, batch.labels), cache.read(0, batch.indices)
-    for reading, value in live.readings.items():
+    for reading, value in live.fields.items():
         unit = at.maps.normalize(value)
         torch.testing.assert_close(known.read(reading).flatten(1), unit, rtol=2**-11, atol=2**-24)
     assert live.logits is not None
@@ -134,12 +135,12 @@ def test_views_go_round_when_there_are_more_epochs(teacher: Run) -> None:
     cache = TargetCache.open(Path("targets"))
     some = np.array([5, 40, 5])
     first, third = cache.read(0, some), cache.read(2, some)
-    assert torch.equal(*(next(iter(targets.readings.values())) for targets in (first, third)))
+    assert torch.equal(*(next(iter(targets.fields.values())) for targets in (first, third)))
     progress = Listening()
     settings = {"teacher": "teacher", "student": "nin-thin", "cache": "targets", "out": "run"}
     run = at.distill(**settings, progress=progress, **SMALL)
-    assert run.record["cache"]["views"] == 2
-    assert "targets from targets: 2 views of each image, which 3 epochs go round in" in (
+    assert run.record.cache.views == 2
+    assert "teacher targets from targets: 2 views of each image; 3 epochs cycle through them" in (
         progress.lines
     )
 
@@ -149,9 +150,9 @@ def test_a_run_without_a_need_of_its_teacher_leaves_the_cache_alone(teacher: Run
     terms = {"attention": "none", "input_gradient_norm_beta": 0.1}
     settings = {"teacher": "teacher", "student": "nin-thin", "cache": "targets", "out": "run"}
     run = at.distill(**settings, **terms, progress=progress, **{**SMALL, "epochs": 1})
-    assert "no term needs the teacher, so no cache is read or made" in progress.lines
+    assert "no term needs the teacher, so no cache is read or built" in progress.lines
     assert not Path("targets").exists()
-    assert run.record["cache"] is None
+    assert run.record.cache is None
 
 
 def test_an_interrupted_cached_run_resumes_exactly(teacher: Run) -> None:
@@ -179,14 +180,14 @@ def test_a_resumed_run_has_its_views_though_the_cache_is_gone(teacher: Run) -> N
         at.distill(out="broken", progress=Stopping(), **common)
     assert main(["cache", "remove", "targets"]) == 0
     resumed = at.resume("broken")
-    assert resumed.record["cache"]["views"] == 1
+    assert resumed.record.cache.views == 1
     one, other = (run.load().network.state_dict() for run in (whole, resumed))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_an_interrupted_build_leaves_no_run_and_is_gone_on_with(teacher: Run) -> None:
     class Stopping(RunProgress):
-        def say(self, line: str) -> None:
+        def write_line(self, line: str) -> None:
             if line == "targets: 2 of 3 shards":
                 raise KeyboardInterrupt
 
@@ -195,13 +196,13 @@ def test_an_interrupted_build_leaves_no_run_and_is_gone_on_with(teacher: Run) ->
         at.distill(out="run", progress=Stopping(), **common)
     assert not Path("run").exists()
     assert len(TargetCache.open(Path("targets")).missing()) == 1
-    assert at.distill(out="run", **common).record["cache"]["views"] == 3
+    assert at.distill(out="run", **common).record.cache.views == 3
 
 
 def test_several_teachers_are_kept_as_one(teacher: Run) -> None:
     both = at.train(model="wrn-10-1", out="second", **{**SMALL, "seed": 5})
     cache = build_cache(config(teacher=f"teacher,{both.folder}", views=1))
-    assert [reading.point for reading in cache.contents.wanted.readings][:4] == [
+    assert [reading.point for reading in cache.contents.spec.fields][:4] == [
         "0.group1",
         "0.group2",
         "0.group3",
@@ -241,7 +242,7 @@ def test_the_size_is_told_before_anything_is_built(
             r"views: \.\.\..*, here \.\.\..*, RandAugment None, erasing 0\.5",
         ),
         ({"cache_views": 2}, "has 1 views of each image"),
-        ({"power": 4.0}, r"lacks the map of group1 \(sum 4\)"),
+        ({"power": 4.0}, r"lacks group1 \(attention map, sum 4\)"),
         ({"attention": "gradient", "gradient_beta": 1.0}, "lacks the gradient"),
         ({"full_activation_beta": 1.0}, "whole activations"),
     ],
@@ -263,9 +264,7 @@ def test_targets_of_something_else_are_refused_with_the_difference(
 def test_another_network_with_the_same_weights_is_refused(teacher: Run) -> None:
     """Of the same state, and with other activations."""
     build_cache(config(teacher="conftest:rectified@random", views=1))
-    with pytest.raises(
-        InputError, match=r"is of something else .what the teacher answers, .* here"
-    ):
+    with pytest.raises(InputError, match=r"is of something else .the teacher's answer, .* here"):
         build_cache(config(teacher="conftest:bounded@random", views=1))
 
 
@@ -282,8 +281,8 @@ def test_teachers_without_common_classes_are_kept_without_logits(teacher: Run) -
     settings = {"teacher": teachers, "student": "wrn-10-1", "cache": "targets", **SMALL}
     at.distill(out="run", **settings)
     contents = TargetCache.open(Path("targets")).contents
-    assert not contents.wanted.logits
-    assert contents.classes == 0
+    assert not contents.spec.logits
+    assert contents.logit_shape == ()
 
 
 def test_pairs_by_hand_finish_a_cache_of_more_points(teacher: Run) -> None:
@@ -378,12 +377,12 @@ def test_remove_deletes_the_cache_and_nothing_else(
         (["build", "targets"], "teacher is missing"),
         (["build", "--teacher", "teacher"], "needs the cache's folder"),
         (["bild", "targets"], "did you mean build"),
-        (["verify", "targets", "--views", "3"], "takes the folder alone, got --views"),
+        (["verify", "targets", "--views", "3"], "takes only the cache's folder, got --views"),
         (["info", "nowhere"], "holds no cache"),
         (["build", "busy", "--teacher", "teacher"], "busy is not empty"),
         (["build", "/dev/null/targets", "--teacher", "teacher"], "cannot write to /dev/null"),
         (["build", "targets", "--teacher", "teacher", "--points", "group9"], "did you mean group"),
-        ([], "needs what to do: build, info, verify, remove"),
+        ([], "needs an action: build, info, verify, remove"),
         (["build", "busy/file.txt", "--teacher", "teacher"], "cannot write to busy/file.txt"),
         (["verify", "damaged"], "damaged"),
         (["verify", "newer"], "its schema is 99"),
@@ -449,7 +448,7 @@ def builder(
     """A process of its own that builds a cache of the small images."""
     settings = ["--teacher", "teacher", "--precision", "fp32", "--views", str(views), *flags]
 
-    def set_up_run() -> None:
+    def prepare() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # which is ignored in the background
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -1,4 +1,4 @@
-"""The command line: bad input is one line and leaves nothing; help, versions and tables."""
+"""The command line: bad input gives one line and writes nothing; help, versions and tables."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from attention_transfer.data import DataSet, ImageSet, load_data
 from attention_transfer.experiments import demo
 from attention_transfer.models import ModelCard, build
 from attention_transfer.runs.checkpoints import save_checkpoint
-from attention_transfer.training import RunProgress, evaluate, setup
+from attention_transfer.training import RunProgress, evaluation, setup
 
 Capture = pytest.CaptureFixture[str]
 
@@ -39,12 +39,12 @@ def tiny() -> DataSet:
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch, tiny: DataSet) -> None:
-    """Tiny images in place of the embedded ones, which take seconds to draw; no GPU."""
+    """Replace the embedded images, which take seconds to draw, by random ones; hide the GPU."""
 
     def load(name: str, **settings: Any) -> DataSet:
         return tiny if name == "cluttered-digits" else load_data(name, **settings)
 
-    for module in (network_inputs, evaluate, demo):
+    for module in (network_inputs, evaluation, demo):
         monkeypatch.setattr(module, "load_data", load)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
@@ -69,15 +69,15 @@ def write_run(folder: Path, classes: int, **card: Any) -> None:
 
 
 def write_begun(folder: Path, model: str) -> Path:
-    """A run's folder with a configuration alone; returns where its checkpoints belong."""
+    """Write a run folder with only a configuration; return its checkpoints folder."""
     folder.mkdir()
-    (folder / "config.yaml").write_text(f"model: {model}\n")
+    (folder / "config.yaml").write_text(f"student: {model}\n")
     return folder / "checkpoints"
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything the cases below point at."""
+    """Write the files and folders that the cases below use."""
     root = tmp_path_factory.mktemp("material")
     write_run(root / "teacher", 10)
     write_run(root / "three", 3)
@@ -115,7 +115,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "a-file").write_text("something")
     (root / "typo.yaml").write_text("teacher: teacher\nstudent: wrn-10-1\nbetta: 3\n")
     (root / "tag.yaml").write_text("model: !!python/object/apply:os.system ['touch sentinel']\n")
-    (root / "null-out.yaml").write_text('model: wrn-10-1\nout: "a\\0b"\n')
+    (root / "null-out.yaml").write_text('student: wrn-10-1\nout: "a\\0b"\n')
     return root
 
 
@@ -136,7 +136,7 @@ BAD: dict[str, tuple[str, str]] = {
     "abbreviated flag": (f"{TRAIN} --mom 0.5", "unknown flag --mom"),
     "stray argument": (f"{TRAIN} now", "unexpected argument 'now'; see .*train --help"),
     "flag without a value": (f"{TRAIN} --epochs", "--epochs: expected one.*train --help"),
-    "no model": ("train", "model is missing: the network, such as wrn-16-2"),
+    "no model": ("train", "model is missing: the network to train, such as --model wrn"),
     "no student": ("distill --teacher teacher", "student is missing: .*such as wrn-16-1"),
     "no folder": ("resume", "required: DIR; see .*resume --help"),
     "ANSI codes in a flag": ("train --\x1b[31mx", "unknown flag"),
@@ -203,7 +203,7 @@ BAD: dict[str, tuple[str, str]] = {
     "one name": (f"{DISTILL} --pairs group1", "got the pair 'group1', expected student.layer:teac"),
     "three names": (f"{DISTILL} --pairs a:b:c", "got the pair 'a:b:c', expected student.layer:"),
     "half a pair": (f"{DISTILL} --pairs group1:", "got the pair 'group1:', expected student"),
-    "a point of vectors": (f"{DISTILL} --pairs classifier:group1", "it has no places"),
+    "a point of vectors": (f"{DISTILL} --pairs classifier:group1", "it has no positions"),
     # Weights.
     "other width": (
         "distill --teacher wrn-10-2@teacher/model.safetensors --student wrn-10-1",
@@ -248,12 +248,12 @@ BAD: dict[str, tuple[str, str]] = {
     "demo below a file": ("demo --out a-file/run", "cannot write to a-file/run.*choose another"),
     # Going on, evaluate.
     "resume nothing": ("resume empty", r"empty holds no run \(no config.yaml\)"),
-    "resume nowhere": ("resume nowhere", r"nowhere holds no run \(no config.yaml\)"),
+    "resume nowhere": ("resume nowhere", "there is no folder nowhere, expected a run's folder"),
     "resume a finished run": ("resume finished", "run in finished is finished; .*nothing to resum"),
     "resume without checkpoint": ("resume begun", "no whole checkpoint to resume from; start a n"),
     "resume another network": ("resume edited", "edited"),
     "resume a pickle": ("resume crafted", "crafted"),
-    "resume a name too long": (f"resume {LONG}", "holds no run"),
+    "resume a name too long": (f"resume {LONG}", "there is no folder x+, expected a run"),
     "evaluate nothing": ("evaluate", "model is missing: a run's folder"),
     "evaluate without data": (
         "evaluate wrn-10-1@teacher/model.safetensors",
@@ -265,7 +265,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "evaluate on other classes": (
         "evaluate three --data cluttered-digits",
-        "three was trained to tell 0, 1, 2 apart, tiny has 0, 1, 2 and 7 more",
+        "three was trained on the classes 0, 1, 2, tiny has 0, 1, 2 and 7 more",
     ),
 }
 
@@ -292,7 +292,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert "sentinel" not in before
 
 
-def test_the_malice_works() -> None:
+def test_the_malicious_pickle_runs_code_when_it_is_loaded() -> None:
     pickle.loads(MALICE).close()
     assert Path("sentinel").exists()
 
@@ -320,7 +320,7 @@ def test_attention_needs_no_classes_in_common(material: Path) -> None:
 
 
 def answer(arguments: list[str]) -> int | str | None:
-    """The exit code, of a return or of argparse's own exit."""
+    """Return the exit code, whether main returns it or argparse exits with it."""
     try:
         return main(arguments)
     except SystemExit as stop:
@@ -409,9 +409,9 @@ def test_doctor_prints_tables_for_people(capsys: Capture) -> None:
 
 
 def show(name: str) -> None:
-    """Everywhere that a name can turn up: a table's title, head and cells, and a run's lines."""
+    """Print a name wherever one can appear: a table's title, head and cells, and progress lines."""
     print_table(console(False), [name, "error"], [[name, "1"]], title=name)
-    RunProgress(console(False)).say(name)
+    RunProgress(console(False)).write_line(name)
 
 
 @pytest.mark.parametrize("name", ["[red]x[/red]", "[/]", "[link=file:///]x", ":x:", "a\\", "=1+1"])
@@ -426,7 +426,7 @@ def test_no_control_codes_reach_the_terminal(name: str, capsys: Capture) -> None
     assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
 
 
-def test_runs_say_where_they_are(capsys: Capture) -> None:
+def test_runs_print_their_folder(capsys: Capture) -> None:
     quick = ["--epochs", "1", "--lr", "0.01", "--precision", "fp32"]
     assert main(["train", "--model", "wrn-10-1", "--out", "[b]:x:", *quick]) == 0
     assert "the run is in [b]:x:" in capsys.readouterr().out

@@ -129,8 +129,8 @@ def test_without_a_compiler_a_run_says_so_in_a_line_and_goes_on(
     assert [line for line in progress.lines if "compile" in line] == [
         "nothing is compiled: no compiler works here (no g++)"
     ]
-    assert run.record["config"]["compile"]
-    assert not run.record["compiled"]
+    assert run.record.config.compile
+    assert not run.record.compiled
 
 
 def test_a_missing_compiler_is_found_out(tmp_path: Path) -> None:

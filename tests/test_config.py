@@ -15,6 +15,7 @@ from attention_transfer.config import (
     DistillConfig,
     EvaluateConfig,
     RunConfig,
+    flag_of,
 )
 from attention_transfer.config.yaml_files import read_config_file, write_config_file
 from attention_transfer.errors import InputError
@@ -177,7 +178,7 @@ def test_every_setting_is_a_flag_of_the_same_name(config: type[Config]) -> None:
     parser = Parser("command", "", ())
     parser.add_config(config)
     text = parser.format_help()
-    assert all(f"--{name.replace('_', '-')}" in text for name in config.model_fields)
+    assert all(flag_of(name) in text for name in config.model_fields)
     assert all(field.description for field in config.model_fields.values())
 
 

@@ -167,7 +167,6 @@ def test_every_image_is_in_the_fingerprint() -> None:
         torch.full((1, 4, 6), 100 / 255),
         Image.new("L", (6, 4), 100),
     ],
-    ids=str,
 )
 def test_every_kind_of_image_is_understood(image: object) -> None:
     pixels = np.asarray(as_pil(image).convert("RGB"))
@@ -305,7 +304,7 @@ def test_a_users_networks_and_data_make_a_run(tmp_path: Path) -> None:
         out=tmp_path / "run",
         **settings,
     )
-    assert [pair["student"] for pair in run.record["pairs"]] == ["stem", "body"]
+    assert [pair.student for pair in run.record.pairs] == ["stem", "body"]
     assert main(["evaluate", str(run.folder)]) == 0
 
 
@@ -313,7 +312,7 @@ def test_a_users_networks_and_data_make_a_run(tmp_path: Path) -> None:
     ("student", "match"),
     [
         ("users.work:number", "returned a int, expected a torch.nn.Module"),
-        ("users.work:Boxes", r"puts out a dict, expected logits \(N, classes\)"),
+        ("users.work:Boxes", r"returns a dict with 'scores', expected logits \(N, classes\)"),
         ("users.work:Smal", "did you mean Small"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The demo, shortened, as its users start it."""
+"""The demo with one epoch, started from the command line."""
 
 import json
 import subprocess
@@ -12,12 +12,12 @@ from PIL import Image
 from attention_transfer.config import DemoConfig
 from attention_transfer.errors import InputError
 from attention_transfer.experiments.demo import TEACHER_RECIPE, packaged_teacher, run_demo
-from attention_transfer.training import Run
+from attention_transfer.runs import Run
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """The folder it worked in, its stdout and its stderr."""
+    """Run the demo once; return its working folder, its stdout and its stderr."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "attention_transfer", "demo", "--epochs", "1", "--json"]
     command += ["--cache", "targets"]
@@ -44,7 +44,7 @@ def test_it_prints_one_json_document_with_all_arms(demo: tuple[Path, str, str]) 
 
 def test_progress_goes_to_stderr_in_plain_lines(demo: tuple[Path, str, str]) -> None:
     assert "epoch 1/1" in demo[2]
-    assert "attends like group1" in demo[2]
+    assert "layer pair group1 (16x32x32) <- group1 (32x32x32): effective weight" in demo[2]
     assert "\x1b" not in demo[2]
 
 
@@ -53,9 +53,9 @@ def test_it_leaves_the_runs_and_a_picture_in_a_new_folder(demo: tuple[Path, str,
     folder = demo[0] / document["folder"]
     assert folder.parent.name == "runs"
     for name in ("alone", "at", "at+kd"):
-        assert Run(folder / name).record["final"]["test_images"] == 1000
-    assert Run(folder / "at").record["cache"]["seconds_building"] > 1
-    assert Run(folder / "at+kd").record["cache"]["seconds_building"] < 1
+        assert Run(folder / name).record.final.test_images == 1000
+    assert Run(folder / "at").record.cache.seconds_building > 1
+    assert Run(folder / "at+kd").record.cache.seconds_building < 1
     with Image.open(demo[0] / document["picture"]) as picture:
         assert picture.width > 1000
         pixels = np.asarray(picture.convert("RGB"))
@@ -66,11 +66,11 @@ def test_it_leaves_the_runs_and_a_picture_in_a_new_folder(demo: tuple[Path, str,
         assert maps["teacher/low"].shape == (8, 32, 32)
 
 
-def test_the_packaged_teacher_is_the_recipes_and_small() -> None:
+def test_the_packaged_teacher_has_the_recipes_configuration_and_is_small() -> None:
     teacher = Run(packaged_teacher())
     assert (teacher.folder / "model.safetensors").stat().st_size <= 3_000_000
     assert teacher.config.replace(out=None) == TEACHER_RECIPE
-    assert teacher.record["config"]["student"] == "wrn-16-2"
+    assert teacher.record.config.student == "wrn-16-2"
     assert teacher.load().card is not None
 
 

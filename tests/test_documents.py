@@ -1,10 +1,11 @@
-"""What is written runs: the README's Python, its commands, and every docstring's example."""
+"""Documents are right: Python and commands in them run, and so do examples in docstrings."""
 
 import doctest
 import importlib
 import pkgutil
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,14 @@ def test_examples_in_help_exist_with_their_flags(command: str) -> None:
 def test_make_targets_in_the_readme_exist(target: str) -> None:
     assert f"make {target}" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_contributing_lists_the_layers_that_import_linter_checks() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    checked = [re.findall(r"attention_transfer\.(\w+)", layer) for layer in layers]
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert [re.findall(r"`(\w+)`", row) for row in rows] == checked
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,5 +1,6 @@
 """The files in examples/ do what they say."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -28,6 +29,51 @@ def test_the_loss_falls_in_any_loop(name: str) -> None:
     assert found is not None
     first, last = map(float, found.groups())
     assert last < 0.95 * first
+
+
+@pytest.mark.parametrize("name", ["segmentation", "detection", "own_term"])
+def test_any_task_and_a_term_of_ones_own(name: str) -> None:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = {
+        "segmentation": "logits: (2, 4, 64, 64)",
+        "detection": "'body.layer4:body.layer4'] logits: None",
+        "own_term": "'similarity_preserving': 0.",
+    }
+    assert expected[name] in done.stdout
+
+
+def test_the_page_on_extending_works_as_it_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its three modules are saved under their names, and its commands run."""
+    page = (EXAMPLES.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        name = re.match(r"# (\w+\.py)\n", code)
+        assert name is not None
+        assert len([line for line in code.splitlines() if line]) < 30
+        (tmp_path / name[1]).write_text(code, encoding="utf-8")
+    commands = re.findall(r"^(attention-transfer (?:.*\\\n)*.*)$", page, re.MULTILINE)
+    assert len(commands) == 2
+    python_path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    for command in commands:
+        done = subprocess.run(
+            command.replace("attention-transfer", f"{sys.executable} -m attention_transfer", 1),
+            shell=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": python_path},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    run = at.Run(tmp_path / "runs" / "small")
+    assert "channel_means" in run.metrics[-1].terms
+    assert run.config.terms == ("my_terms:ChannelMeans(weight=0.1)",)
+    assert not any("channel" in name for name in run.load().network.state_dict())
 
 
 def test_a_teacher_from_a_package_works_offline_and_looks_at_the_object(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fine-tuning: frozen modules, a slower backbone, and new last layers."""
+"""Pretrained networks trained by parts."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import attention_transfer as at
 from attention_transfer.errors import InputError
-from attention_transfer.training import Run
+from attention_transfer.runs import Run
 from attention_transfer.training.fine_tuning import parameter_groups
 from conftest import SMALL
 
@@ -30,7 +30,7 @@ def test_frozen_modules_keep_their_weights_and_statistics(teacher: Run) -> None:
     for name, value in before.items():
         same = torch.equal(value, after[name])
         assert same == name.startswith(("stem.", "group1.")), name
-    assert [pair["student"] for pair in run.record["pairs"]] == ["group2", "group3"]
+    assert [pair.student for pair in run.record.pairs] == ["group2", "group3"]
 
 
 def test_a_point_in_a_frozen_part_is_refused(teacher: Run) -> None:
@@ -48,7 +48,7 @@ def test_a_point_in_a_frozen_part_is_refused(teacher: Run) -> None:
         ("*", "leaves nothing to train"),
     ],
 )
-def test_patterns_that_cannot_be_frozen_are_refused(patterns: str, match: str) -> None:
+def test_what_cannot_be_frozen_is_refused(patterns: str, match: str) -> None:
     with pytest.raises(InputError, match=match):
         at.train(model="wrn-10-1", freeze=patterns, out="x", **SMALL)
     assert not Path("x").exists()
@@ -87,28 +87,28 @@ def test_features_that_cannot_change_learn_no_attention(teacher: Run) -> None:
 
 
 def test_weights_for_other_classes_get_a_new_last_layer(teacher: Run, tmp_path: Path) -> None:
-    """Weights of a run and of a zoo's file; a teacher keeps its last layer."""
+    """Of a run and of a zoo's file alike; a teacher keeps its own."""
     network = at.models.build("timm:resnet10t", classes=None)
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, tmp_path / "weights.safetensors")
     file = f"timm:resnet10t@{tmp_path / 'weights.safetensors'}"
-    for model, classes, last in ((file, 1000, "fc"), (str(teacher.folder), 3, "classifier")):
+    for model, own, last in ((file, 1000, "fc"), (str(teacher.folder), 3, "classifier")):
         kept = at.models.load(model, 7, trained=True).network
         fitted = at.models.load(model, 7, trained=False, seed=1).network
         for name, value in kept.state_dict().items():
             other = fitted.state_dict()[name]
             if name.startswith(f"{last}."):
-                assert (len(value), len(other)) == (classes, 7)
+                assert (len(value), len(other)) == (own, 7)
             else:
                 assert torch.equal(value, other)
         again = at.models.load(model, 7, trained=False, seed=1).network
         assert torch.equal(again.get_submodule(last).weight, fitted.get_submodule(last).weight)
 
 
-def test_a_run_starts_from_another_runs_weights(teacher: Run) -> None:
+def test_a_run_goes_on_from_another_runs_weights(teacher: Run) -> None:
     run = at.distill(
         teacher=str(teacher.folder), student=str(teacher.folder), lr=1e-6, epochs=1, out="on"
     )
-    assert run.record["student"]["name"] == "wrn-10-1"
-    before, after = (load_file(one.folder / "model.safetensors") for one in (teacher, run))
+    assert run.record.student.name == "wrn-10-1"
+    before, after = (load_file(own.folder / "model.safetensors") for own in (teacher, run))
     assert torch.allclose(before["stem.weight"], after["stem.weight"], atol=1e-3)

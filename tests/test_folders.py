@@ -360,8 +360,8 @@ def test_a_student_learns_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
         randaugment=5,
         **settings,
     )
-    assert student.record["student"]["name"] == "timm:mobilenetv3_small_050"
-    assert [pair["student"] for pair in student.record["pairs"]]
+    assert student.record.student.name == "timm:mobilenetv3_small_050"
+    assert [pair.student for pair in student.record.pairs]
     assert main(["evaluate", str(student.folder), "--json"]) == 0
     card = (student.folder / "model.json").read_text()
     assert '"input_size": [\n    3,\n    64,\n    96\n  ]' in card

@@ -4,7 +4,6 @@ After a change that is meant to change the losses: pytest tests/test_golden.py -
 """
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -15,41 +14,38 @@ import attention_transfer as at
 from attention_transfer.data import AugmentedView, batches, epoch_order, load_data
 from attention_transfer.experiments.demo import packaged_teacher
 from attention_transfer.models import load, load_run
-from attention_transfer.transfer import Observation, Term
+from attention_transfer.transfer import Term, TermInputs
 
 STEPS = 12
 BETA, ALPHA, TEMPERATURE = 1000.0, 0.9, 4.0
 GOLDEN = Path(__file__).parent / "golden" / "twelve_steps.json"
 
 
-@dataclass
 class Recorder(Term):
     """Keeps what a term may see; adds nothing to the loss."""
 
     name = "recorder"
-    seen: list[Observation] = field(default_factory=list)
+    pairs = "auto"
+    needs_logits = True
+    needs_teacher_logits = True
 
-    @property
-    def wanted_pairs(self) -> str:
-        return "auto"
+    def __init__(self) -> None:
+        super().__init__(weight=0.0)
+        self.seen: list[TermInputs] = []
 
-    def value(self, observation: Observation) -> Tensor:
-        self.seen.append(observation)
-        return observation.logits.new_zeros(())
-
-    def weight_at(self, progress: float) -> float:
-        return 0.0
+    def forward(self, inputs: TermInputs) -> Tensor:
+        self.seen.append(inputs)
+        return inputs.logits.new_zeros(())
 
 
-def authors_formula(seen: Observation) -> dict[str, float]:
+def authors_formula(seen: TermInputs) -> dict[str, float]:
     """What the authors' code computes, re-evaluated in float64 from features and logits: the mean
     over batch and positions of the squared difference of normalised mean-square maps."""
     assert seen.labels is not None
-    assert seen.teacher_logits is not None
     attention = 0.0
     for pair in seen.pairs:
         maps = []
-        for features in (pair.student, pair.teacher):
+        for features in (pair.student_features, pair.teacher_features):
             flat = features.detach().double().pow(2).mean(1).flatten(1)
             maps.append(flat / flat.pow(2).sum(1, keepdim=True).sqrt())
         attention += (maps[0] - maps[1]).pow(2).mean().item()

@@ -11,8 +11,9 @@ import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.config import DistillConfig
 from attention_transfer.errors import InputError
-from attention_transfer.training import Run, RunProgress, run
-from attention_transfer.training.setup import terms_of
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress, run
+from attention_transfer.training.configured_terms import configured_terms
 from conftest import SMALL
 
 pytestmark = pytest.mark.usefixtures("small_runs")
@@ -34,15 +35,15 @@ def test_the_command_trains_with_every_gradient_term(capsys: pytest.CaptureFixtu
     assert "input gradient norm: weight 0.005 on ||J||^2" in out
     student = Run(Path("student"))
     row = student.metrics[-1]
-    assert set(row["terms"]) == {
+    assert set(row.terms) == {
         "cross_entropy",
         "activation_attention",
         "gradient_attention",
         "flip_symmetry",
         "input_gradient_norm",
     }
-    assert all(value >= 0 for value in row["terms"].values())
-    assert 0 < row["attention_agreement"]["input:input"] <= 1
+    assert all(value >= 0 for value in row.terms.values())
+    assert 0 < row.attention_agreement["input:input"] <= 1
     assert student.config.attention == "activation,gradient"
 
 
@@ -64,7 +65,7 @@ def test_runs_with_gradient_terms_repeat_and_resume_bit_by_bit() -> None:
 
 
 def names(**settings: Any) -> list[str]:
-    return [term.name for term in terms_of(DistillConfig.checked({**PAIR, **settings}))]
+    return [term.name for term in configured_terms(DistillConfig.checked({**PAIR, **settings}))]
 
 
 def test_terms_not_asked_for_are_off() -> None:
@@ -78,7 +79,9 @@ def test_terms_not_asked_for_are_off() -> None:
 def test_settings_reach_the_terms() -> None:
     settings = {"flip_symmetry_beta": 2, "flip_axis": "vertical", "flip_classes": "0,1,3,8"}
     config = DistillConfig.checked({**PAIR, **settings, "gradient_form": "squared"})
-    assert terms_of(config)[-1] == at.FlipSymmetry(2, "squared", "vertical", (0, 1, 3, 8))
+    assert repr(configured_terms(config)[-1]) == repr(
+        at.FlipSymmetry(2.0, "squared", "vertical", (0, 1, 3, 8))
+    )
 
 
 @pytest.mark.parametrize(

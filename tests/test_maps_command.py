@@ -1,4 +1,4 @@
-"""``attention-transfer maps`` and ``at.show``: any networks, any images, and what is written."""
+"""``attention-transfer maps`` and ``at.show``: networks and images in any form, files written."""
 
 import json
 import re
@@ -20,8 +20,8 @@ from attention_transfer.cli import main
 from attention_transfer.config import MapsConfig
 from attention_transfer.errors import InputError
 from attention_transfer.models import ModelCard, build
-from attention_transfer.viewing import look
-from attention_transfer.viewing.images import find_files, pictures_of
+from attention_transfer.viewing import write_maps
+from attention_transfer.viewing.images import find_image_files, source_images
 
 Capture = pytest.CaptureFixture[str]
 
@@ -84,7 +84,7 @@ def write_image(path: str, height: int = 20, width: int = 30, seed: int = 0) -> 
 
 @pytest.fixture(autouse=True)
 def _material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks and images in the test's own folder."""
+    """Write networks and images into the test's folder."""
     (tmp_path / "own.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("own", None)
@@ -103,14 +103,14 @@ def test_pictures_raw_maps_and_a_table(capsys: Capture) -> None:
     out, err = capsys.readouterr()
     assert err == ""
     assert re.search(r"image +student\n", out)
-    assert "where they look: out/maps.png" in out
+    assert "picture: out/maps.png" in out
     assert files("out") == ["maps.npz", "maps.png"]
     with Image.open("out/maps.png") as picture:
         assert min(picture.size) > 900
 
 
 def test_raw_maps_are_those_of_attention_maps() -> None:
-    """With every preparation of the image done here anew, by hand."""
+    """The image is preprocessed here independently."""
     command = [
         "maps",
         "runs/student",
@@ -165,8 +165,8 @@ def test_json_is_one_document(capsys: Capture) -> None:
     (unreadable,) = document["unreadable"]
     assert unreadable["path"] == "photos/broken.png"
     assert all(Path(file).is_file() for file in [*document["files"], document["raw"]])
-    assert "own:Two does not say how its images are normalised" in err
-    assert f"left out photos/broken.png: {unreadable['reason']}" in err
+    assert "own:Two does not declare how its images are normalized" in err
+    assert f"skipped photos/broken.png: {unreadable['reason']}" in err
     assert all(line.isprintable() for line in err.splitlines())
 
 
@@ -185,19 +185,19 @@ def test_many_images_go_on_in_more_files(monkeypatch: pytest.MonkeyPatch) -> Non
     for number in range(5):
         write_image(f"many/{number}.png", 8, 8)
     config = MapsConfig(models="wrn-10-1@random", images="many", points="top", out="out")
-    found = look(config.replace(format="pdf"))
-    assert [file.name for file in found.files] == ["maps.pdf", "maps-2.pdf", "maps-3.pdf"]
-    assert all(file.read_bytes().startswith(b"%PDF") for file in found.files)
-    assert len(found.images) == 5
+    result = write_maps(config.replace(format="pdf"))
+    assert [file.name for file in result.pictures] == ["maps.pdf", "maps-2.pdf", "maps-3.pdf"]
+    assert all(file.read_bytes().startswith(b"%PDF") for file in result.pictures)
+    assert len(result.images) == 5
 
 
 def test_each_network_shows_the_points_it_has() -> None:
     models = ("wrn-10-1@random", "nin-thin@random", "own:Two")
     named = MapsConfig(models=models, images="photos/b.png", points="group?,block3,second")
-    spots = [[spot.point for spot in own] for own in look(named).seen.spots]
-    assert spots == [["group1", "group2", "group3"], ["block3"], ["second"]]
-    every = look(MapsConfig(models="own:Two", images="photos/b.png", points="all", out="all"))
-    names = [spot.point for spot in every.seen.spots[0]]
+    selected = [[point.name for point in points] for points in write_maps(named).grid.points]
+    assert selected == [["group1", "group2", "group3"], ["block3"], ["second"]]
+    every = write_maps(MapsConfig(models="own:Two", images="photos/b.png", points="all", out="all"))
+    names = [point.name for point in every.grid.points[0]]
     assert {"first.0", "first", "second.0", "second"} <= set(names)
     assert len(set(names)) == len(names)
 
@@ -205,7 +205,7 @@ def test_each_network_shows_the_points_it_has() -> None:
 def test_levels_side_by_side_or_networks_by_themselves() -> None:
     def headlines(*models: str) -> list[tuple[str, str]]:
         config = MapsConfig(models=models, images="photos/b.png", out="-".join(models)[:9])
-        return [(column.group, column.title) for column in look(config).seen.columns()]
+        return [(column.group, column.title) for column in write_maps(config).grid.columns()]
 
     assert headlines("wrn-10-1@random", "nin-thin@random")[:3] == [
         ("low level", "wrn-10-1@random"),
@@ -228,10 +228,10 @@ def test_gradient_attention_is_one_column_a_network() -> None:
         np.testing.assert_allclose(raw["boxes"][0, 0], [6.25, 1.25, 23.75, 18.75])
 
 
-def test_two_networks_of_one_name_are_told_apart() -> None:
+def test_two_networks_of_one_name_get_distinct_names() -> None:
     models = ("runs/student", "old/student", "wrn-10-1@random", "wrn-10-1@random")
-    seen = look(MapsConfig(models=models, images="photos/b.png")).seen
-    assert [network.name for network in seen.networks] == [
+    grid = write_maps(MapsConfig(models=models, images="photos/b.png")).grid
+    assert [network.name for network in grid.networks] == [
         *("runs/student", "old/student", "wrn-10-1@random", "wrn-10-1@random (2)"),
     ]
 
@@ -240,17 +240,17 @@ def test_weights_of_any_number_of_classes_are_read() -> None:
     save_file(build("wrn-10-1", 7).state_dict(), "seven.safetensors")
     save_file(build("nin-thin", 100).state_dict(), "hundred.safetensors")
     models = ("wrn-10-1@seven.safetensors", "nin-thin@hundred.safetensors", "own:many")
-    seen = look(MapsConfig(models=models, images="photos/b.png")).seen
-    assert [len(own) for own in seen.sights] == [1, 1, 1]
-    answers = [str(own[0].answer) for own in seen.sights]
+    grid = write_maps(MapsConfig(models=models, images="photos/b.png")).grid
+    assert [len(results) for results in grid.results] == [1, 1, 1]
+    answers = [str(results[0].answer) for results in grid.results]
     assert all(re.fullmatch(r"class \d+, [\d.]+ %", answer) for answer in answers)
 
 
 def test_a_network_without_logits_has_maps_and_no_prediction() -> None:
     for model in ("own:Mute", "own:NotFinite"):
-        seen = look(MapsConfig(models=model, images="photos/b.png")).seen
-        assert seen.sights[0][0].answer is None
-        assert seen.rows()[0].answers == [("", "no prediction")]
+        grid = write_maps(MapsConfig(models=model, images="photos/b.png")).grid
+        assert grid.results[0][0].answer is None
+        assert grid.rows()[0].answers == [("", "no prediction")]
 
 
 def odd_images() -> None:
@@ -279,8 +279,8 @@ BAD: dict[str, tuple[str, str]] = {
     "one of several missing": (f"{STUDENT} photos cat.jpg", "there is no image cat.jpg"),
     "empty folder": (f"{STUDENT} empty", "no images in the folder empty"),
     "pattern without a match": (f"{STUDENT} photos/*.gif", r"no file matches 'photos/\*\.gif'"),
-    "no file": (f"{STUDENT} dangling.png", "dangling.png is no file; expected an image"),
-    "one unreadable": (f"{STUDENT} notes.txt", "notes.txt cannot be read: it is not an image; expect"),
+    "not a file": (f"{STUDENT} dangling.png", "dangling.png is not a file; expected an image"),
+    "one unreadable": (f"{STUDENT} notes.txt", "notes.txt cannot be read: .*; give at least one"),
     "none readable": (f"{STUDENT} notes.txt cut.png", "notes.txt cannot be read.*nor can 1 other"),
     "own name": ("maps wrn-10-1 --images photos", "wrn-10-1 has no pretrained weights; give the"),
     "unknown network": ("maps wnr-10-1 --images photos", "unknown model.*did you mean"),
@@ -296,11 +296,11 @@ BAD: dict[str, tuple[str, str]] = {
     "no point": (f"{STUDENT} photos --points ,", "no network has a point ''; known: low, middle"),
     "a point of vectors": (
         f"{STUDENT} photos --points classifier",
-        r"point 'classifier' \(Linear\) has no attention map: it has no places",
+        r"point 'classifier' \(Linear\) has no attention map: it has no positions",
     ),
     "one network has none": (
         "maps runs/student own:Two --images photos --points group1",
-        "own:Two has none of the points group1; see .*attention-transfer points",
+        "own:Two has none of the points group1; list .*attention-transfer points",
     ),
     "points of gradients": (
         f"{STUDENT} photos --attention gradient --points group1",
@@ -308,9 +308,12 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "no logits": (
         "maps own:Mute --images photos --attention gradient",
-        r"the network puts out a dict, expected logits \(N, classes\)",
+        r"the network returns a dict with 'features', expected logits \(N, classes\)",
     ),
-    "size not taken": ("maps own:Fixed --images photos", r"Fixed does not run on images.*16 wide"),
+    "size not taken": (
+        "maps own:Fixed --images photos",
+        r"Fixed does not run on an input.*16 wide",
+    ),
     "power": (f"{STUDENT} photos --power 0", "power is '0', it should be greater than 0"),
     "format": (f"{STUDENT} photos --format gif", "format is 'gif', expected one of png, svg, pdf"),
     "maps there": (f"{STUDENT} photos --out full", r"full already holds maps \(maps.npz\); choose"),
@@ -355,35 +358,35 @@ def test_a_configuration_file_may_name_one_network_and_one_image() -> None:
 
 
 def test_files_are_found_once_in_order_and_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = find_files(["photos/**/*.png", "photos", "photos/a.jpg"])
-    assert [path.name for path in found] == ["b.png", "c.png", "a.jpg"]
+    files = find_image_files(["photos/**/*.png", "photos", "photos/a.jpg"])
+    assert [path.name for path in files] == ["b.png", "c.png", "a.jpg"]
     monkeypatch.setattr("attention_transfer.viewing.images.MOST_FILES", 2)
     with pytest.raises(InputError, match="got 3 images, expected at most 2"):
-        find_files(["photos"])
+        find_image_files(["photos"])
     with pytest.raises(InputError, match="no file matches"):
-        find_files(["a\0*"])
+        find_image_files(["a\0*"])
 
 
-WAYS: dict[str, Callable[[NDArray[np.uint8]], object]] = {
+FORMS: dict[str, Callable[[NDArray[np.uint8]], object]] = {
     "a path": lambda pixels: "photos/b.png",
     "a Path in a list": lambda pixels: [Path("photos/b.png")],
-    "PIL's": lambda pixels: Image.open("photos/b.png"),
+    "a PIL image": lambda pixels: Image.open("photos/b.png"),
     "an array": lambda pixels: pixels,
-    "an array that is not to be written": lambda pixels: np.broadcast_to(pixels, pixels.shape),
+    "a read-only array": lambda pixels: np.broadcast_to(pixels, pixels.shape),
     "an array of several": lambda pixels: pixels[None],
-    "an array of shares": lambda pixels: pixels / 255,
+    "an array from 0 to 1": lambda pixels: pixels / 255,
     "a tensor": lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255,
     "a uint8 tensor": lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1),
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_images_may_come_in_any_way(way: str) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_images_are_accepted_in_any_form(form: str) -> None:
     pixels = np.array(Image.open("photos/b.png"))
-    (picture,) = pictures_of(WAYS[way](pixels))
-    assert picture.size == (20, 30)
+    (image,) = source_images(FORMS[form](pixels))
+    assert image.size == (20, 30)
     whole = at.viewing.images.Box(0, 0, 30, 20)
-    values = picture.part((20, 30), whole, "bilinear")
+    values = image.crop((20, 30), whole, "bilinear")
     np.testing.assert_allclose(values.numpy(), pixels.transpose(2, 0, 1) / 255, atol=1e-6)
 
 
@@ -399,12 +402,12 @@ def test_images_may_come_in_any_way(way: str) -> None:
         (7, "got a int, expected images"),
     ],
 )
-def test_what_is_no_image_is_refused(images: object, match: str) -> None:
+def test_unsupported_images_are_refused(images: object, match: str) -> None:
     with pytest.raises(InputError, match=match):
         at.show(build("wrn-10-1", 3), images)
 
 
-def test_networks_may_come_in_any_way() -> None:
+def test_networks_are_accepted_in_any_form() -> None:
     write_image("cat.png")
     module = timm.create_model("mobilenetv3_small_050", num_classes=4)
     networks = {
@@ -426,7 +429,7 @@ def test_networks_may_come_in_any_way() -> None:
         at.show(module, "cat.png", names=["a", "b"])
 
 
-def test_a_module_keeps_its_mode_and_images_of_several_sizes_their_own() -> None:
+def test_a_module_keeps_its_mode_with_images_of_several_sizes() -> None:
     network = build("wrn-10-1", 3).train()
     images = [np.zeros((16, 24, 3), np.uint8), np.zeros((24, 16, 3), np.uint8)]
     at.show(network, images, normalization=((0.5,) * 3, (0.5,) * 3))

@@ -1,4 +1,4 @@
-"""Numbers for attention against scipy, numpy, grids fine enough to count on, and named edges."""
+"""Measures of attention against scipy, numpy, counts on fine grids, and named edge cases."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Less memory: batches in parts, and activations that are computed again."""
+"""Less memory: micro-batches, and activations that are recomputed in the backward pass."""
 
 import copy
 import json
@@ -16,15 +16,17 @@ import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.config import DistillConfig, RunConfig
 from attention_transfer.data import batches, epoch_order
-from attention_transfer.environment import devices_and_processes
+from attention_transfer.environment import make_accelerator
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.training import Run, RunProgress, trainer
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress, trainer
 from attention_transfer.training.epoch_meters import EpochMeters
 from attention_transfer.training.memory.activations import Activations, lightest_parts
 from attention_transfer.training.memory.recomputation import plan_recomputation, recomputing
 from attention_transfer.training.micro_batches import merge_outputs, micro_batches
+from attention_transfer.training.objects import RunObjects
 from attention_transfer.training.setup import set_up_run
-from attention_transfer.training.train_step import Place
+from attention_transfer.training.train_step import StepIndex
 from conftest import SMALL, small_data
 from test_training import timeless, weights
 
@@ -40,10 +42,10 @@ def state(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-# A batch in parts
+# Micro-batches
 
 
-def test_parts_cover_a_batch_in_order_and_differ_by_one_image() -> None:
+def test_micro_batches_cover_a_batch_in_order_and_differ_by_one_image() -> None:
     for count in range(1, 40):
         for asked in range(1, 12):
             parts = micro_batches(count, asked)
@@ -54,7 +56,7 @@ def test_parts_cover_a_batch_in_order_and_differ_by_one_image() -> None:
             assert len(parts) == asked or min(sizes) < 4
 
 
-def test_parts_joined_are_what_the_whole_batch_gives() -> None:
+def test_merged_outputs_of_micro_batches_equal_the_output_of_the_batch() -> None:
     torch.manual_seed(0)
     student, teacher = (at.models.build("wrn-10-1-nobn", 3).double() for _ in range(2))
     terms = [
@@ -84,7 +86,7 @@ def test_parts_joined_are_what_the_whole_batch_gives() -> None:
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("gradient", [{}, {"gradient_beta": 0.1, "attention": "gradient"}])
-def test_a_step_in_parts_is_the_step_of_a_plain_loop_over_the_whole_batch(
+def test_a_step_in_micro_batches_is_the_step_of_a_plain_loop_over_the_batch(
     teacher: Run, gradient: dict[str, Any], scaled: bool
 ) -> None:
     """Without batch norm. The oracle: the gradient of the mean over the batch, clipped, by hand;
@@ -105,14 +107,15 @@ def test_a_step_in_parts_is_the_step_of_a_plain_loop_over_the_whole_batch(
             **gradient,
         }
     )
-    prepared = set_up_run(config, small_data())
-    fit = trainer._Fit(
-        prepared, Run.create(Path("parts"), config), devices_and_processes(), RunProgress()
+    setup, run = (
+        set_up_run(config, RunObjects(data=small_data())),
+        Run.create(Path("parts"), config),
     )
-    fit.learner.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
-    oracle = copy.deepcopy(prepared.transfer)
+    train_step = trainer.Trainer(setup, run, make_accelerator(), RunProgress()).train_step
+    train_step.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    oracle = copy.deepcopy(setup.transfer)
     order = epoch_order(48, 0, 0)
-    batch = next(batches(prepared.data.train, order, 10))
+    batch = next(batches(setup.data.train, order, 10))
     mean = 0.0
     for image, label in zip(batch.images, batch.labels, strict=True):
         loss = oracle(image[None], label[None]).loss
@@ -120,18 +123,18 @@ def test_a_step_in_parts_is_the_step_of_a_plain_loop_over_the_whole_batch(
         mean += float(loss.detach()) / 10
     norm = math.sqrt(sum(float(own.square().sum()) for own in gradients(oracle)))
     assert norm > 0.5
-    totals = EpochMeters()
-    totals.add(fit.learner.step(batch, None, Place(0, 0, 0.0)), batch.labels, 0)
-    for own, other in zip(prepared.transfer.parameters(), oracle.parameters(), strict=True):
+    meters = EpochMeters()
+    meters.add(train_step.step(batch, None, StepIndex(0, 0, 0.0)), batch.labels, 0)
+    for own, other in zip(setup.transfer.parameters(), oracle.parameters(), strict=True):
         expected = other - SMALL["lr"] * other.grad * 0.5 / norm
         assert torch.allclose(own, expected, atol=1e-6)
-    assert totals.images == 10
-    assert float(sum(totals.last_terms.values())) == pytest.approx(mean, rel=1e-4)
-    assert totals.compared == 10
+    assert meters.images == 10
+    assert float(sum(meters.last_terms.values())) == pytest.approx(mean, rel=1e-4)
+    assert meters.agreement_images == 10
 
 
 @pytest.mark.usefixtures("small_runs")
-def test_a_whole_run_in_parts_is_the_run_without(teacher: Run) -> None:
+def test_a_run_in_micro_batches_equals_the_run_without(teacher: Run) -> None:
     """Also its last batch of 8 images, in an epoch of 48; and figures of all images."""
     common = {"teacher": str(teacher.folder), "student": "wrn-10-1-nobn", **SMALL, "epochs": 1}
     whole = at.distill(out="whole", beta=10, **common)
@@ -139,18 +142,18 @@ def test_a_whole_run_in_parts_is_the_run_without(teacher: Run) -> None:
     for name, value in weights(whole).items():
         assert torch.allclose(value, weights(parts)[name], atol=1e-5), name
     for figure in ("terms", "attention_agreement"):
-        expected = whole.metrics[-1][figure]
-        assert parts.metrics[-1][figure] == pytest.approx(expected, rel=1e-4)
-    assert parts.record["config"]["accumulate"] == 4
+        expected = getattr(whole.metrics[-1], figure)
+        assert getattr(parts.metrics[-1], figure) == pytest.approx(expected, rel=1e-4)
+    assert parts.record.config.accumulate == 4
 
 
 @pytest.mark.usefixtures("small_runs")
-def test_a_part_that_is_not_finite_stops_the_run() -> None:
+def test_a_micro_batch_that_is_not_finite_stops_the_run() -> None:
     with pytest.raises(TrainingError, match=r"not finite in epoch \d"):
         at.train(model="wrn-10-1-nobn", out="wild", accumulate=2, **{**SMALL, "lr": 1e18})
 
 
-def test_processes_wait_for_each_other_after_the_last_part_alone(
+def test_processes_exchange_gradients_after_the_last_micro_batch_only(
     monkeypatch: pytest.MonkeyPatch, small_runs: None
 ) -> None:
     said: list[str] = []
@@ -170,7 +173,7 @@ def test_processes_wait_for_each_other_after_the_last_part_alone(
     assert said == 5 * ["alone", "backward", "alone", "backward", "backward"]
 
 
-# Activations that are computed again
+# Recomputed activations
 
 
 class Restless(nn.Module):
@@ -238,7 +241,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_step_that_computes_again_is_bit_equal(name: str) -> None:
+def test_a_step_with_recomputation_is_bit_equal(name: str) -> None:
     """Loss, gradients, buffers and random state, over two steps; and less is kept."""
     build, size = NETWORKS[name]
     torch.manual_seed(0)
@@ -296,7 +299,7 @@ def bytes_kept(network: nn.Module, images: Tensor, parts: list[nn.Module]) -> in
     return sum(kept.values())
 
 
-def test_what_is_kept_is_what_the_plan_says() -> None:
+def test_saved_bytes_are_those_of_the_plan() -> None:
     """The oracle: what autograd hands to hooks of its own, which the plan does not look at."""
     network = at.models.build("wrn-40-1", 10)
     images = torch.rand(2, 3, 32, 32)
@@ -310,7 +313,7 @@ def test_what_is_kept_is_what_the_plan_says() -> None:
     assert activations.peak(names)[0] >= kept
 
 
-def test_a_part_that_overwrites_its_input_is_not_computed_again() -> None:
+def test_a_module_that_overwrites_its_input_is_not_recomputed() -> None:
     class Overwriting(nn.Sequential):
         def forward(self, features: Tensor) -> Tensor:
             return super().forward(features.add_(1))
@@ -346,7 +349,7 @@ def test_taps_see_one_pass_and_their_features_get_gradients() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of its compiler's
-def test_a_compiled_network_computes_its_parts_again_too() -> None:
+def test_a_compiled_network_recomputes_its_modules_too() -> None:
     torch.manual_seed(0)
     plain = restless()
     again = copy.deepcopy(plain)
@@ -379,7 +382,7 @@ def test_forwards_come_back_after_an_error() -> None:
     [{}, {"accumulate": 3}, {"freeze": "stem,group1", "pairs": "auto-2"}, {"precision": "bf16"}],
     ids=str,
 )
-def test_whole_runs_that_compute_again_are_bit_equal(
+def test_whole_runs_with_recomputation_are_bit_equal(
     teacher: Run, settings: dict[str, Any]
 ) -> None:
     common = {"teacher": str(teacher.folder), "student": "wrn-16-1", "kd_alpha": 0.5}
@@ -389,19 +392,19 @@ def test_whole_runs_that_compute_again_are_bit_equal(
     assert weights(plain).keys() == weights(again).keys()
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(plain).items())
     assert timeless(plain.metrics) == timeless(again.metrics)
-    assert plain.record["final"] == again.record["final"]
+    assert plain.record.final == again.record.final
 
 
-def test_frozen_parts_are_not_computed_again(teacher: Run) -> None:
+def test_frozen_modules_are_not_recomputed(teacher: Run) -> None:
     config = RunConfig.checked(
         {"student": "wrn-16-1", "freeze": "stem,group1", "grad_checkpoint": True, **SMALL}
     )
-    parts = set_up_run(config, small_data()).recomputation.parts
+    parts = set_up_run(config, RunObjects(data=small_data())).recomputation.parts
     assert parts
     assert not any(name.startswith("group1") for name in parts)
 
 
-def test_a_network_that_is_not_the_same_again_is_refused() -> None:
+def test_a_network_that_gives_other_results_the_second_time_is_refused() -> None:
     class Counting(nn.Sequential):
         count = 0
 
@@ -411,7 +414,7 @@ def test_a_network_that_is_not_the_same_again_is_refused() -> None:
 
     blocks = [Counting(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)) for _ in range(4)]
     network = nn.Sequential(nn.Flatten(), *blocks)
-    with pytest.raises(InputError, match=r"comes out differently.*leave out --grad-checkpoint"):
+    with pytest.raises(InputError, match=r"gives other results.*leave out --grad-checkpoint"):
         plan_recomputation(network, torch.rand(1, 1, 2, 2))
 
 
@@ -425,8 +428,8 @@ def test_both_flags_from_the_command_line(capsys: pytest.CaptureFixture[str]) ->
     assert main(command.split()) == 0
     said = capsys.readouterr()
     assert re.search(
-        r"wrn-16-1 computes the inside of 6 of its parts again in the\s+backward pass \(group1.0, "
-        r"group1.1, ..., group3.1\)\s+and\s+holds\s+about \d\d% of its activations",
+        r"wrn-16-1 recomputes the activations inside 6 modules \(group1.0, group1.1, ...,\s+"
+        r"group3.1\)\s+in the\s+backward pass\s+and\s+holds\s+about \d\d% of its activations",
         said.out + said.err,
     )
     config = json.loads(Path("run/record.json").read_text())["config"]
@@ -446,7 +449,7 @@ def test_both_flags_from_the_command_line(capsys: pytest.CaptureFixture[str]) ->
         ),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_settings_that_do_not_fit_are_refused(
     command: str, match: str, teacher: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begin = "distill --teacher teacher --student wrn-10-1 --precision fp32 --out x "
@@ -455,7 +458,7 @@ def test_what_cannot_be_is_refused(
     assert not Path("x").exists()
 
 
-def test_a_network_without_parts_is_refused() -> None:
+def test_a_network_without_modules_to_recompute_is_refused() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
-    with pytest.raises(InputError, match=r"no parts to compute again.*--accumulate"):
+    with pytest.raises(InputError, match=r"no modules whose recomputation .*--accumulate"):
         plan_recomputation(network, torch.rand(1, 3, 4, 4))

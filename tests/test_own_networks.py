@@ -117,7 +117,7 @@ def test_unusual_networks_are_trained_saved_and_loaded(student: str, photos: str
     run = at.distill(
         teacher="own:Small", student=f"own:{student}", data=photos, image_size=32, **SETTINGS
     )
-    assert [pair["teacher"] for pair in run.record["pairs"]] == ["first", "second"]
+    assert [pair.teacher for pair in run.record.pairs] == ["first", "second"]
     assert run.load().network.state_dict().keys()
     assert main(["evaluate", str(run.folder), "--json"]) == 0
 
@@ -136,7 +136,7 @@ def test_a_module_is_a_point_by_all_its_names() -> None:
 @pytest.mark.parametrize(
     ("student", "flags", "match"),
     [
-        ("own:ten", {}, "tells 10 classes apart and the data have 3"),
+        ("own:ten", {}, "has 10 outputs, the data set 3 classes"),
         ("own:Fixed", {"image_size": 64}, "does not run on images 64x64"),
         ("own:Notes", {}, "keeps _extra_state, a dict"),
         ("timm:mobilenetv3_small_050", {"batch_size": 1}, "batch-size of at least 2"),
@@ -290,10 +290,10 @@ def test_what_a_run_records_is_what_evaluate_finds_at_any_size(
     )
     capsys.readouterr()
     assert main(["evaluate", str(run.folder), "--json"]) == 0
-    assert f'"loss": {run.record["final"]["test_loss"]}' in capsys.readouterr().out
+    assert f'"loss": {run.record.final.test_loss}' in capsys.readouterr().out
     (tmp_path / "photos" / "c").rename(tmp_path / "photos" / "zebra")
     assert main(["evaluate", str(run.folder)]) == 2
-    assert "was trained to tell a, b, c apart" in capsys.readouterr().err
+    assert "was trained on the classes a, b, c, " in capsys.readouterr().err
 
 
 def test_a_teacher_gets_images_at_its_own_resolution(photos: str, tmp_path: Path) -> None:

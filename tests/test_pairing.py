@@ -34,19 +34,19 @@ def test_stages_of_the_same_stride_meet() -> None:
         "blocks.3:layer3",
         "blocks.5:layer4",
     ]
-    assert pairing.alone_in_student == pairing.alone_in_teacher == ()
+    assert pairing.unpaired_student_points == pairing.unpaired_teacher_points == ()
 
 
 def test_what_finds_no_partner_is_told() -> None:
     pairing = automatic(network("efficientnet_b0"), network("resnet34"))
     assert [pair.teacher for pair in pairing.pairs] == ["layer1", "layer2", "layer3", "layer4"]
-    assert pairing.alone_in_student == ("blocks.0",)
+    assert pairing.unpaired_student_points == ("blocks.0",)
 
 
 def test_a_small_images_network_meets_a_large_ones_last_stages() -> None:
     pairing = automatic(at.models.build("wrn-16-1", classes=10), network("resnet34"), size=32)
     assert list(map(str, pairing.pairs)) == ["group1:layer2", "group2:layer3", "group3:layer4"]
-    assert pairing.alone_in_teacher == ("layer1",)
+    assert pairing.unpaired_teacher_points == ("layer1",)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -85,8 +85,8 @@ def test_by_depth_the_total_difference_is_least(ours: list[float], theirs: list[
     assert [pair.student for pair in pairing.pairs] == sorted(
         pair.student for pair in pairing.pairs
     )
-    assert len(pairing.pairs) + len(pairing.alone_in_student) == len(ours)
-    assert len(pairing.pairs) + len(pairing.alone_in_teacher) == len(theirs)
+    assert len(pairing.pairs) + len(pairing.unpaired_student_points) == len(ours)
+    assert len(pairing.pairs) + len(pairing.unpaired_teacher_points) == len(theirs)
 
 
 def test_patterns_are_spelt_out_in_the_order_of_execution() -> None:

@@ -200,7 +200,7 @@ def test_points_come_in_the_order_of_execution_and_the_rest_with_its_reason() ->
     assert "runs 2 times" in found["twice"]
     assert "int64" in found["pool#1"]
     assert "did not run" in found["unused"]
-    assert "no places" in found["flat"]
+    assert "no positions" in found["flat"]
     assert "weights" in found
     with pytest.raises(InputError, match=r"'twice' \(ReLU\) has no attention map: it runs 2 times"):
         table["twice"]
@@ -271,7 +271,9 @@ def test_a_network_that_looks_at_values_is_run_for_real() -> None:
 
 
 def test_images_that_a_network_does_not_take_are_said() -> None:
-    with pytest.raises(InputError, match=r"does not run on images \(3, 1, 8, 8\): .*input size"):
+    with pytest.raises(
+        InputError, match=r"does not run on an input of shape \(3, 1, 8, 8\): .*input size"
+    ):
         attention_points(Looking(), (1, 8, 8))
 
 
@@ -279,7 +281,7 @@ def test_tokens_in_another_order_are_not_read() -> None:
     with torch.device("meta"):
         network = build("hiera_tiny_224")
     table = attention_points(network, (3, 224, 224))
-    assert "another order" in reasons(table)["blocks.3"]
+    assert "an order other" in reasons(table)["blocks.3"]
     assert {point.name for point in table} == {"patch_embed", "patch_embed.proj"}
 
 

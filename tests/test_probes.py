@@ -12,7 +12,7 @@ from PIL import Image
 import attention_transfer as at
 from attention_transfer.data import DataSet, as_input, load_data
 from attention_transfer.functional import measures
-from attention_transfer.training import Run
+from attention_transfer.runs import Run
 from attention_transfer.training.monitoring.probes import probed_epochs
 from conftest import SMALL
 
@@ -28,13 +28,13 @@ def arrays(path: Path) -> dict[str, NDArray[Any]]:
     ("epochs", "every", "expected"),
     [(3, None, {0, 1, 2, 3}), (5, 2, {0, 2, 4, 5}), (4, 9, {0, 4}), (1, 1, {0, 1})],
 )
-def test_the_first_and_the_last_epoch_are_looked_at(
+def test_the_first_and_the_last_epoch_are_probed(
     epochs: int, every: int | None, expected: set[int]
 ) -> None:
     assert probed_epochs(epochs, every) == expected
 
 
-def test_long_runs_are_looked_at_a_dozen_times() -> None:
+def test_long_runs_are_probed_a_dozen_times() -> None:
     looks = sorted(probed_epochs(200, None))
     assert (looks[0], looks[-1], len(looks)) == (0, 200, 13)
     assert set(np.diff(looks)) <= {16, 17}
@@ -42,7 +42,7 @@ def test_long_runs_are_looked_at_a_dozen_times() -> None:
 
 def test_maps_of_both_networks_are_kept(teacher: Run, data: DataSet) -> None:
     run = at.distill(teacher="teacher", student="wrn-10-1", out="run", **SETTINGS)
-    folder = run.attention
+    folder = run.attention_folder
     names = {path.name for path in folder.iterdir()}
     looks = {f"epoch-{epoch:04d}.npz" for epoch in (0, 2, 3)}
     assert names == {"probes.npz", "teacher.npz", "examples.npz"} | looks
@@ -69,17 +69,18 @@ def test_maps_of_both_networks_are_kept(teacher: Run, data: DataSet) -> None:
 
 def test_measures_stand_in_the_figures(teacher: Run) -> None:
     run = at.distill(teacher="teacher", student="wrn-10-1", out="run", **SETTINGS)
-    rows = {row["epoch"]: row["probes"] for row in run.metrics}
+    rows = {row.epoch: row.probes for row in run.metrics}
     assert rows[1] == {}
     student, target = (
-        torch.from_numpy(arrays(run.attention / file)[name])
+        torch.from_numpy(arrays(run.attention_folder / file)[name])
         for file, name in (("epoch-0003.npz", "student/2"), ("teacher.npz", "teacher/2"))
     )
     found = rows[3]["group3:group3"]
     assert set(found) == {"student_entropy", "teacher_entropy", "cosine", "rank_correlation"}
     assert found["cosine"] == pytest.approx(float(measures.cosine(student, target).mean()))
     assert found["teacher_entropy"] == pytest.approx(float(measures.entropy(target).mean()))
-    assert run.record["attention"] == {
+    assert run.record.attention is not None
+    assert run.record.attention.model_dump() == {
         "map": "sum",
         "power": 2.0,
         "points": list(rows[3]),
@@ -98,28 +99,28 @@ def test_answers_on_the_test_images_are_kept(teacher: Run, data: DataSet) -> Non
 
 def test_the_teachers_own_error_is_in_the_record(teacher: Run) -> None:
     run = at.distill(teacher="teacher", student="wrn-10-1", out="run", **SETTINGS)
-    assert run.record["teacher"]["test_error"] == pytest.approx(teacher.test_error)
+    assert run.record.teacher.test_error == pytest.approx(teacher.test_error)
     several = at.distill(
         teacher="teacher,teacher", student="wrn-10-1", out="two", **{**SETTINGS, "epochs": 1}
     )
-    assert several.record["teacher"]["test_error"] == pytest.approx(teacher.test_error)
-    assert several.record["attention"]["points"][0] == "group1:0.group1+1.group1"
+    assert several.record.teacher.test_error == pytest.approx(teacher.test_error)
+    assert several.record.attention.points[0] == "group1:0.group1+1.group1"
 
 
 def test_a_network_alone_is_followed_at_its_own_points(teacher: Run) -> None:
-    assert teacher.record["attention"]["points"] == ["group1", "group2", "group3"]
-    assert set(teacher.metrics[-1]["probes"]["group1"]) == {"student_entropy"}
-    assert not (teacher.attention / "teacher.npz").exists()
+    assert teacher.record.attention.points == ["group1", "group2", "group3"]
+    assert set(teacher.metrics[-1].probes["group1"]) == {"student_entropy"}
+    assert not (teacher.attention_folder / "teacher.npz").exists()
 
 
 def test_none_are_kept_where_none_are_asked_for(small_runs: None) -> None:
     run = at.train(model="wrn-10-1", out="run", **{**SETTINGS, "probes": 0})
-    assert not run.attention.exists()
-    assert run.record["attention"] is None
-    assert run.metrics[-1]["probes"] == {}
+    assert not run.attention_folder.exists()
+    assert run.record.attention is None
+    assert run.metrics[-1].probes == {}
 
 
-def test_looking_changes_nothing(small_runs: None) -> None:
+def test_probes_do_not_change_the_training(small_runs: None) -> None:
     looked, blind = (
         at.train(model="wrn-10-1", out=f"probes-{probes}", **{**SETTINGS, "probes": probes})
         for probes in (4, 0)
@@ -131,7 +132,7 @@ def test_looking_changes_nothing(small_runs: None) -> None:
 def test_distillation_without_attention_is_followed_all_the_same(teacher: Run) -> None:
     settings = {**SETTINGS, "attention": "none", "kd_alpha": 0.9, "epochs": 1}
     run = at.distill(teacher="teacher", student="wrn-10-1", out="run", **settings)
-    assert "cosine" in run.metrics[-1]["probes"]["group2:group2"]
+    assert "cosine" in run.metrics[-1].probes["group2:group2"]
 
 
 def photographs(root: Path, count: int = 20) -> Path:
@@ -174,7 +175,7 @@ def test_attention_on_the_masks_is_measured(tmp_path: Path) -> None:
     root = photographs(tmp_path)
     settings = {**SMALL, "epochs": 1, "image_size": 16, "masks": root / "masks", "probes": 4}
     run = at.train(model="wrn-10-1", data=f"folder:{root / 'images'}", out="run", **settings)
-    found = run.metrics[-1]["probes"]["group1"]
+    found = run.metrics[-1].probes["group1"]
     assert 0.3 < found["inside"] < 0.7  # half of the image, in noise
     assert 0 <= found["pointing"] <= 1
 
@@ -208,13 +209,13 @@ def test_large_images_are_kept_small(monkeypatch: pytest.MonkeyPatch, small_runs
 
     monkeypatch.setattr(probes, "LARGEST_SIDE", 8)
     run = at.train(model="wrn-10-1", out="run", **{**SETTINGS, "epochs": 1})
-    assert arrays(run.attention / "probes.npz")["images"].shape == (4, 8, 8, 3)
+    assert arrays(run.attention_folder / "probes.npz")["images"].shape == (4, 8, 8, 3)
 
 
 def test_a_run_ends_with_its_report(small_runs: None) -> None:
     run = at.train(model="wrn-10-1", out="run", **{**SETTINGS, "epochs": 1, "report": True})
     page = (run.folder / "report.html").read_text(encoding="utf-8")
-    assert "wrn-10-1 alone is wrong on" in page
-    assert "Watch attention move" in page
+    assert "test images of small, wrn-10-1" in page
+    assert "data-viewer" in page
     bare = at.train(model="wrn-10-1", out="bare", **{**SETTINGS, "epochs": 1, "report": False})
     assert not (bare.folder / "report.html").exists()

@@ -1,4 +1,4 @@
-"""What a terminal shows while a run goes on, and what it does not show elsewhere."""
+"""The live view of a run on a terminal, and plain lines elsewhere."""
 
 import io
 import re
@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from attention_transfer.runs import EpochMetrics
 from attention_transfer.training import RunProgress
-from attention_transfer.training.monitoring.live_view import LiveView, Moment
+from attention_transfer.training.monitoring.live_view import LiveView, StepFigures
 
 TERMS = {"cross_entropy": 1.25, "knowledge_distillation": 3.5, "activation_attention": 0.0125}
 PAIRS = {"group1:group1": 0.5, "group2:group2": 0.625, "group3:group3": 0.875}
@@ -28,8 +29,8 @@ class Clock:
         return self.now
 
 
-def moment(terms: dict[str, Any] = TERMS, agreement: dict[str, Any] = PAIRS) -> Moment:
-    return Moment(
+def figures(terms: dict[str, Any] = TERMS, agreement: dict[str, Any] = PAIRS) -> StepFigures:
+    return StepFigures(
         epoch=3,
         epochs=15,
         step=41,
@@ -54,14 +55,14 @@ def drawn(view: LiveView, width: int) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def under_way(what: str = "wrn-16-1", **figures: Any) -> LiveView:
+def under_way(what: str = "wrn-16-1", **changes: Any) -> LiveView:
     """A tenth of 1,000 images done: the first 10 after 5 seconds, 90 in the 18 after that."""
     clock = Clock()
     view = LiveView(terminal(80), what, 1000, clock)
     clock.now += 5
-    view.step(10, moment(**figures))
+    view.step(10, figures(**changes))
     clock.now += 18
-    view.step(90, moment(**figures))
+    view.step(90, figures(**changes))
     view.epoch(29.94)
     return view
 
@@ -93,7 +94,7 @@ def test_the_panel_shows_everything_at_any_width(width: int) -> None:
 def test_before_the_first_step_and_without_a_teacher() -> None:
     view = LiveView(terminal(80), "wrn-16-1", 1000, Clock())
     assert "getting ready  ·  0:00:00 elapsed, -:--:-- left" in " ".join(drawn(view, 80))
-    view.step(10, moment(agreement={}))
+    view.step(10, figures(agreement={}))
     whole = " ".join(drawn(view, 80))
     assert "no validation error yet" in whole
     assert "-:--:-- left" in whole
@@ -115,8 +116,8 @@ def test_names_are_shown_as_they_are() -> None:
     width=st.integers(30, 160),
 )
 def test_no_name_breaks_the_panel(what: str, names: list[str], width: int) -> None:
-    figures = dict.fromkeys(names, 0.5)
-    lines = drawn(under_way(what, terms=figures, agreement=figures), width)
+    values = dict.fromkeys(names, 0.5)
+    lines = drawn(under_way(what, terms=values, agreement=values), width)
     assert {cell_len(line) for line in lines} == {min(100, width - 4)}
 
 
@@ -139,24 +140,30 @@ def test_a_step_reads_no_figure_and_drawing_does() -> None:
     assert figure.reads == 2
 
 
-def row(epoch: int) -> dict[str, Any]:
-    return {
-        "epoch": epoch,
-        "terms": TERMS,
-        "train_error": 25.0,
-        "validation_error": 29.94,
-        "lr": 0.25,
-        "images_per_second": 1234.4,
-        "seconds_left": 9.0,
-    }
+def metrics(epoch: int) -> EpochMetrics:
+    return EpochMetrics(
+        epoch=epoch,
+        step=57 * epoch,
+        lr=0.25,
+        terms=TERMS,
+        train_error=25.0,
+        attention_agreement=PAIRS,
+        images_per_second=1234.4,
+        seconds=3.0,
+        seconds_waiting_for_data=0.1,
+        validation_error=29.94,
+        validation_loss=0.5,
+        seconds_left=9.0,
+        probes={},
+    )
 
 
 def follow(console: Console) -> str:
     """What is written of a run of one step, whose panel is taken away at the end."""
     progress = RunProgress(console)
     progress.begin("wrn-16-1", 100)
-    progress.step(50, moment())
-    progress.epoch(row(1), 15)
+    progress.step(50, figures())
+    progress.epoch(metrics(1), 15)
     progress.end()
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()

@@ -1,4 +1,4 @@
-"""The report: figures against oracles, what it says, and what it refuses."""
+"""The report: its numbers against independent oracles, its texts, and the input it refuses."""
 
 import base64
 import io
@@ -24,25 +24,24 @@ import attention_transfer as at
 from attention_transfer.cli import COMMANDS, main
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.config import DistillConfig, RunConfig
-from attention_transfer.drawing.scale import cosines, shrunk
-from attention_transfer.drawing.sprites import colour_table, coloured, map_sheet
-from attention_transfer.report.commands import command_of
-from attention_transfer.report.comparison import changes, headline
+from attention_transfer.drawing.curves import Line, draw_curves
+from attention_transfer.drawing.scale import colour_table, cosine_similarity, downsample
+from attention_transfer.drawing.sprites import coloured_map, map_sprite
+from attention_transfer.report.command_line import command_line
+from attention_transfer.report.comparison import compare_answers, headline
 from attention_transfer.report.confusion import confusion
-from attention_transfer.report.groups import grouped, interval
-from attention_transfer.report.plots import Line, curves
-from attention_transfer.report.viewer import viewer
-from attention_transfer.report.warnings import warnings_of
-from attention_transfer.runs.record import read_runs
-from attention_transfer.training import Run
+from attention_transfer.report.groups import group_runs, wilson_interval
+from attention_transfer.report.viewer import _View, viewer_data
+from attention_transfer.report.warnings import run_warnings
+from attention_transfer.runs import Run, read_runs
 from conftest import SMALL
-from made_runs import EPOCHS, PROBES, made_run, spots
+from made_runs import EPOCHS, PROBES, made_run, one_position_maps
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 
 
 class _Text(HTMLParser):
-    """The tags of a page, and its text."""
+    """The tags and the text of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -80,29 +79,31 @@ def taught(tmp_path: Path) -> Path:
 def test_the_interval_is_wilsons(images: int, data: st.DataObject) -> None:
     wrong = data.draw(st.integers(0, images))
     oracle = binomtest(wrong, images).proportion_ci(method="wilson")
-    low, high = interval(100 * wrong / images, images, z=1.959963984540054)
+    low, high = wilson_interval(100 * wrong / images, images, z=1.959963984540054)
     assert (low, high) == pytest.approx((100 * oracle.low, 100 * oracle.high), abs=1e-9)
 
 
-def test_the_sentence_says_what_was_gained(alone: Path, taught: Path) -> None:
-    assert headline(grouped(read_runs([alone, taught]))) == (
-        "Alone, wrn-10-1 is wrong on 12.0 % of 100 unseen test images of pets; taught by wrn-16-2, "
-        "with AT on 6.0 % (50 % fewer mistakes)."
+def test_the_headline_states_the_gain(alone: Path, taught: Path) -> None:
+    assert headline(group_runs(read_runs([alone, taught]))) == (
+        "On 100 test images of pets, wrn-10-1 has 12.0 % error alone; distilled from wrn-16-2, it "
+        "has 6.0 % with AT (50 % fewer mistakes)."
     )
-    assert "wrn-10-1 alone is wrong on 12.0 %" in headline(grouped(read_runs([alone])))
-    assert "wrn-10-1 with AT is wrong on 6.0 %" in headline(grouped(read_runs([taught])))
+    assert "wrn-10-1 alone has 12.0 % error" in headline(group_runs(read_runs([alone])))
+    assert "wrn-10-1 with AT has 6.0 % error (teacher wrn-16-2)" in headline(
+        group_runs(read_runs([taught]))
+    )
 
 
-def test_seeds_are_one_line_with_their_spread(tmp_path: Path) -> None:
+def test_seeds_are_one_group_with_their_spread(tmp_path: Path) -> None:
     seeds = [
         made_run(tmp_path / f"seed-{seed}", seed=seed, wrong=tuple(range(count)))
         for seed, count in enumerate((10, 12, 17))
     ]
     other = made_run(tmp_path / "longer", epochs=8)
-    groups = grouped(read_runs([*seeds, other]))
+    groups = group_runs(read_runs([*seeds, other]))
     assert [len(group.runs) for group in groups] == [3, 1]
     assert groups[0].error == pytest.approx(13.0)
-    assert groups[0].spread == f"± {np.std([10, 12, 17], ddof=1):.2f} over 3 seeds"
+    assert groups[0].spread_text == f"± {np.std([10, 12, 17], ddof=1):.2f} over 3 seeds"
     assert len({group.label for group in groups}) == 2
 
 
@@ -120,12 +121,12 @@ def test_seeds_are_one_line_with_their_spread(tmp_path: Path) -> None:
     ],
 )
 def test_methods_have_their_names(settings: dict[str, Any], method: str, tmp_path: Path) -> None:
-    (group,) = grouped(read_runs([made_run(tmp_path / "run", teacher="t", **settings)]))
+    (group,) = group_runs(read_runs([made_run(tmp_path / "run", teacher="t", **settings)]))
     assert group.label == f"wrn-10-1 with {method}"
 
 
-def test_each_student_is_beside_itself_alone(tmp_path: Path) -> None:
-    """Not beside another network, and with its own teacher."""
+def test_each_student_is_compared_with_itself_alone(tmp_path: Path) -> None:
+    """Never with another network, and each with its own teacher."""
     runs = [
         made_run(tmp_path / "small", wrong=(1, 2)),
         made_run(tmp_path / "large", student="wrn-40-1", wrong=(1, 2, 3, 4)),
@@ -133,35 +134,35 @@ def test_each_student_is_beside_itself_alone(tmp_path: Path) -> None:
         made_run(tmp_path / "large-at", teacher="t", student="wrn-40-1", wrong=(1, 2, 3)),
         made_run(tmp_path / "other", teacher="t", student="nin-thin", wrong=(1,)),
     ]
-    groups = grouped(read_runs(runs))
+    groups = group_runs(read_runs(runs))
     assert headline(groups) == (
-        "Alone, wrn-10-1 is wrong on 2.0 % of 100 unseen test images of pets; taught by wrn-16-2, "
-        "with AT on 1.0 % (50 % fewer mistakes). Alone, wrn-40-1 is wrong on 4.0 %; taught by "
-        "wrn-16-2, with AT on 3.0 % (25 % fewer mistakes). Taught by wrn-16-2, nin-thin with AT is "
-        "wrong on 1.0 %."
+        "On 100 test images of pets, wrn-10-1 has 2.0 % error alone; distilled from wrn-16-2, it "
+        "has 1.0 % with AT (50 % fewer mistakes). wrn-40-1 has 4.0 % error alone; distilled from "
+        "wrn-16-2, it has 3.0 % with AT (25 % fewer mistakes). nin-thin with AT has 1.0 % error "
+        "(teacher wrn-16-2)."
     )
-    assert [(found.alone.student, found.mended) for found in changes(groups)] == [
+    assert [(change.alone.student, change.corrected) for change in compare_answers(groups)] == [
         ("wrn-10-1", 1),
         ("wrn-40-1", 1),
     ]
 
 
-def test_an_unequal_length_is_said(tmp_path: Path) -> None:
+def test_unequal_epochs_are_a_warning(tmp_path: Path) -> None:
     runs = [made_run(tmp_path / "a", epochs=4), made_run(tmp_path / "b", teacher="t", epochs=40)]
-    (warning,) = warnings_of(grouped(read_runs(runs)))
+    (warning,) = run_warnings(group_runs(read_runs(runs)))
     assert "trained for 4 epochs and wrn-10-1 with AT for 40" in warning
 
 
-def test_labels_say_what_differs(tmp_path: Path) -> None:
+def test_labels_name_the_settings_that_differ(tmp_path: Path) -> None:
     runs = [made_run(tmp_path / str(beta), teacher="t", beta=beta) for beta in (10, 1000)]
-    labels = [group.label for group in grouped(read_runs(runs))]
+    labels = [group.label for group in group_runs(read_runs(runs))]
     assert labels == ["wrn-10-1 with AT, beta 10.0", "wrn-10-1 with AT, beta 1000.0"]
 
 
 def test_one_seed_run_twice_is_no_spread_over_seeds(tmp_path: Path) -> None:
     runs = [made_run(tmp_path / name) for name in "ab"]
-    (group,) = grouped(read_runs(runs))
-    assert group.spread == "± 0.00 over 2 runs"
+    (group,) = group_runs(read_runs(runs))
+    assert group.spread_text == "± 0.00 over 2 runs"
 
 
 def test_maps_of_other_functions_and_images_are_not_compared(tmp_path: Path) -> None:
@@ -169,40 +170,40 @@ def test_maps_of_other_functions_and_images_are_not_compared(tmp_path: Path) -> 
     record = json.loads((taught / "record.json").read_text())
     record["attention"] |= {"map": "max", "power": 4.0}
     (taught / "record.json").write_text(json.dumps(record))
-    found = viewer(grouped(read_runs([alone, taught])), ["cat", "dog", "owl"])
-    assert found is not None
-    assert found["runs"][1]["label"] == "wrn-10-1 alone"
-    assert found["runs"][1]["points"][0]["teacher"] is None
+    view = viewer_data(group_runs(read_runs([alone, taught])), ["cat", "dog", "owl"])
+    assert view is not None
+    assert view["runs"][1]["label"] == "wrn-10-1 alone"
+    assert view["runs"][1]["points"][0]["teacher"] is None
     larger = made_run(tmp_path / "c", size=20)
-    found = viewer(grouped(read_runs([larger, taught])), ["cat", "dog", "owl"])
-    assert found is not None
-    assert [run["label"] for run in found["runs"]] == ["wrn-10-1 with AT"]
-    assert found["skipped"] == ["wrn-10-1 alone"]
-    assert "Left out, since they kept other images" in _Text(page_of(larger, taught)).text
+    view = viewer_data(group_runs(read_runs([larger, taught])), ["cat", "dog", "owl"])
+    assert view is not None
+    assert [run["label"] for run in view["runs"]] == ["wrn-10-1 with AT"]
+    assert view["skipped"] == ["wrn-10-1 alone"]
+    assert "Not shown, because they followed other images" in _Text(page_of(larger, taught)).text
 
 
 def test_cosines_do_not_depend_on_how_small_maps_are_shown(
     taught: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def agreement() -> list[list[float]]:
-        found = viewer(grouped(read_runs([taught])), ["cat", "dog", "owl"])
-        assert found is not None
-        point = found["runs"][0]["points"][0]
-        sizes.append(point["sheet"]["height"])
+        view = viewer_data(group_runs(read_runs([taught])), ["cat", "dog", "owl"])
+        assert view is not None
+        point = view["runs"][0]["points"][0]
+        sizes.append(point["sprite"]["height"])
         shown: list[list[float]] = point["agreement"]
         return shown
 
     sizes: list[int] = []
     whole = agreement()
-    monkeypatch.setattr("attention_transfer.report.viewer._affordable", lambda *_: (6, 2))
+    monkeypatch.setattr("attention_transfer.report.viewer._fit_into_page", lambda *_: _View(6, 2))
     assert agreement() == whole
     assert sizes == [8, 2]
 
 
-def test_maps_that_are_not_finite_leave_a_page(taught: Path) -> None:
+def test_maps_that_are_not_finite_still_give_a_page(taught: Path) -> None:
     for path in taught.glob("attention/*.npz"):
-        with np.load(path) as found:
-            arrays = {name: found[name].copy() for name in found.files}
+        with np.load(path) as file:
+            arrays = {name: file[name].copy() for name in file.files}
         for name in arrays:
             if "/" in name:
                 arrays[name].reshape(-1)[:3] = [np.nan, np.inf, -np.inf]
@@ -214,7 +215,7 @@ def test_maps_that_are_not_finite_leave_a_page(taught: Path) -> None:
 
 def test_runs_of_other_classes_are_kept_apart(tmp_path: Path) -> None:
     runs = [made_run(tmp_path / "a"), made_run(tmp_path / "b", classes=("x", "y", "z", "w", "v"))]
-    assert "judged on 2 different sets" in _Text(page_of(*runs)).text
+    assert "evaluated on 2 different sets" in _Text(page_of(*runs)).text
 
 
 def test_the_top_is_the_coarsest_map_whatever_the_order(taught: Path) -> None:
@@ -248,11 +249,11 @@ def test_a_report_that_fails_costs_no_run(
 
 
 def test_changed_answers_are_counted(alone: Path, taught: Path) -> None:
-    (found,) = changes(grouped(read_runs([alone, taught])))
-    assert (found.images, found.mended, found.broken) == (100, 9, 3)
-    assert found.examples == [(index, True) for index in range(9)]  # twelve were kept
+    (change,) = compare_answers(group_runs(read_runs([alone, taught])))
+    assert (change.images, change.corrected, change.newly_wrong) == (100, 9, 3)
+    assert change.examples == [(index, True) for index in range(9)]  # twelve were kept
     text = _Text(page_of(alone, taught)).text
-    assert "teaching mended 9 that the student alone got wrong, and broke 3" in text
+    assert "Of 100 test images, 9 are corrected" in text
 
 
 @pytest.mark.parametrize("teacher", [None, "runs/my teacher"])
@@ -266,21 +267,21 @@ def test_the_command_repeats_the_run(teacher: str | None, tmp_path: Path) -> Non
     if teacher:
         settings |= {"kd_alpha": 0.5, "pairs": "auto-2"}
     (run,) = read_runs([made_run(tmp_path / "run", teacher=teacher, **settings)])
-    name, *arguments = shlex.split(command_of(run.config))[1:]
+    name, *arguments = shlex.split(command_line(run.config.model_dump(mode="json")))[1:]
     parser = Parser(name, "", ())
     COMMANDS[name].add_arguments(parser)
     kind = DistillConfig if teacher else RunConfig
     again = config_from(parser.parse(arguments), kind)
-    assert again == kind.checked(run.config).replace(out=None)
+    assert again == kind.checked(run.config.model_dump()).replace(out=None)
 
 
-def test_a_sheet_holds_each_map_at_its_place() -> None:
-    looks = [spots(3, (2, 4), shift) for shift in (0, 5)]
-    sheet = map_sheet(looks, np.array([1.0, 2.0, 0.5]))
-    pixels = pixels_of(str(sheet["data"]))
+def test_a_sprite_holds_each_map_at_its_position() -> None:
+    epochs = [one_position_maps(3, (2, 4), shift) for shift in (0, 5)]
+    sprite = map_sprite(epochs, np.array([1.0, 2.0, 0.5]))
+    pixels = pixels_of(str(sprite["data"]))
     assert pixels.shape == (4, 12)
-    assert (sheet["height"], sheet["width"]) == (2, 4)
-    for row, maps in enumerate(looks):
+    assert (sprite["height"], sprite["width"]) == (2, 4)
+    for row, maps in enumerate(epochs):
         for column, map_ in enumerate(maps):
             part = pixels[2 * row : 2 * row + 2, 4 * column : 4 * column + 4]
             white = (255, 128, 255)[column]
@@ -292,7 +293,7 @@ def test_colours_run_from_least_to_most_attention() -> None:
     light = table @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(light) > -1).all()
     assert light[-1] - light[0] > 200
-    pixels = pixels_of(coloured(np.array([[0.0, 1.0], [2.0, 9.0]]), most=2.0))
+    pixels = pixels_of(coloured_map(np.array([[0.0, 1.0], [2.0, 9.0]]), limit=2.0))
     assert np.array_equal(pixels[1, 0], table[255])
     assert np.array_equal(pixels[1, 1], table[255])
     assert np.array_equal(pixels[0, 0], table[0])
@@ -302,72 +303,75 @@ def test_colours_run_from_least_to_most_attention() -> None:
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_large_maps_are_averaged_and_of_one_scale(scale: float) -> None:
     maps = np.random.default_rng(0).random((2, 64, 96)) * scale
-    small = shrunk(maps)
+    small = downsample(maps)
     assert small.shape == (2, 21, 32)
     assert np.square(small).mean(axis=(1, 2)) == pytest.approx([1, 1])
     oracle = maps[:, :, :64].reshape(2, 32, 2, 32, 2).mean(axis=(2, 4)) / scale
     oracle /= np.sqrt(np.square(oracle).mean(axis=(1, 2), keepdims=True))
-    assert shrunk(maps[:, :, :64]) == pytest.approx(oracle, rel=1e-5)
-    assert not shrunk(np.zeros((1, 4, 4))).any()
+    assert downsample(maps[:, :, :64]) == pytest.approx(oracle, rel=1e-5)
+    assert not downsample(np.zeros((1, 4, 4))).any()
 
 
 def test_cosines_are_the_measures() -> None:
     generator = np.random.default_rng(0)
     student, teacher = generator.random((3, 8, 4)), generator.random((3, 4, 8))
     oracle = at.measures.cosine(torch.from_numpy(student), torch.from_numpy(teacher))
-    assert cosines(student, teacher) == pytest.approx(oracle.numpy(), rel=1e-5)
+    assert cosine_similarity(student, teacher) == pytest.approx(oracle.numpy(), rel=1e-5)
 
 
-def test_the_viewers_maps_come_nearer_to_the_teachers(taught: Path) -> None:
-    found = viewer(grouped(read_runs([taught])), ["cat", "dog", "owl"])
-    assert found is not None
-    (run,) = found["runs"]
+def test_the_viewer_shows_the_student_approach_the_teacher(taught: Path) -> None:
+    view = viewer_data(group_runs(read_runs([taught])), ["cat", "dog", "owl"])
+    assert view is not None
+    (run,) = view["runs"]
     assert run["epochs"] == list(EPOCHS)
     for point, (height, width) in zip(run["points"], ((8, 8), (4, 4)), strict=True):
-        sheet = pixels_of(point["sheet"]["data"])
-        assert sheet.shape == (3 * height, PROBES * width)
-        teacher = pixels_of(point["teacher_sheet"]["data"])
-        assert np.array_equal(sheet[2 * height :], teacher)
-        assert not np.array_equal(sheet[:height], teacher)
+        sprite = pixels_of(point["sprite"]["data"])
+        assert sprite.shape == (3 * height, PROBES * width)
+        teacher = pixels_of(point["teacher_sprite"]["data"])
+        assert np.array_equal(sprite[2 * height :], teacher)
+        assert not np.array_equal(sprite[:height], teacher)
         assert point["agreement"] == [[0.0] * PROBES, [0.0] * PROBES, [1.0] * PROBES]
     assert [answer[0] for answer in run["answers"][-1]] == [0, 1, 2, 0, 1, 2]
-    assert viewer(grouped(read_runs([made_run(taught.parent / "none", probes=False)])), []) is None
+    assert (
+        viewer_data(group_runs(read_runs([made_run(taught.parent / "none", probes=False)])), [])
+        is None
+    )
 
 
 def test_the_student_alone_is_shown_beside_the_teacher_of_the_others(
     alone: Path, taught: Path
 ) -> None:
-    found = viewer(grouped(read_runs([alone, taught])), ["cat", "dog", "owl"])
-    assert found is not None
-    assert [run["label"] for run in found["runs"]] == ["wrn-10-1 with AT", "wrn-10-1 alone"]
-    places = [run["points"][1] for run in found["runs"]]
-    assert places[0]["teacher_sheet"] == places[1]["teacher_sheet"]
+    view = viewer_data(group_runs(read_runs([alone, taught])), ["cat", "dog", "owl"])
+    assert view is not None
+    assert [run["label"] for run in view["runs"]] == ["wrn-10-1 with AT", "wrn-10-1 alone"]
+    places = [run["points"][1] for run in view["runs"]]
+    assert places[0]["teacher_sprite"] == places[1]["teacher_sprite"]
     assert [place["teacher"] for place in places] == ["top", "top"]
-    (by_itself,) = viewer(grouped(read_runs([alone])), ["cat", "dog", "owl"])["runs"]  # type: ignore[index]
-    assert by_itself["points"][1]["teacher_sheet"] is None
+    (by_itself,) = viewer_data(group_runs(read_runs([alone])), ["cat", "dog", "owl"])["runs"]  # type: ignore[index]
+    assert by_itself["points"][1]["teacher_sprite"] is None
     assert by_itself["points"][1]["agreement"] is None
 
 
 def test_confusion_of_few_and_of_many_classes(tmp_path: Path) -> None:
     runs = [made_run(tmp_path / f"seed-{seed}", seed=seed, wrong=(seed,)) for seed in range(2)]
-    (group,) = grouped(read_runs(runs))
-    found = confusion(group, ["cat", "dog", "owl"])
-    counts = [[cell["count"] for cell in row["cells"]] for row in found["rows"]]
+    (group,) = group_runs(read_runs(runs))
+    matrix = confusion(group, ["cat", "dog", "owl"])
+    counts = [[cell["count"] for cell in row["cells"]] for row in matrix["rows"]]
     assert counts == [[67, 1, 0], [0, 65, 1], [0, 0, 66]]  # of both runs
-    assert found["pairs"] == [
-        {"true": "cat", "taken": "dog", "count": 1, "of": 68},
-        {"true": "dog", "taken": "owl", "count": 1, "of": 66},
+    assert matrix["pairs"] == [
+        {"true": "cat", "predicted": "dog", "count": 1, "of": 68},
+        {"true": "dog", "predicted": "owl", "count": 1, "of": 66},
     ]
     classes = tuple(str(index) for index in range(30))
     large = made_run(tmp_path / "large", classes=classes, wrong=(7, 37, 67))
-    (group,) = grouped(read_runs([large]))
-    found = confusion(group, classes)
-    assert found["rows"] == []
-    assert found["pairs"] == [{"true": "7", "taken": "8", "count": 3, "of": 4}]
+    (group,) = group_runs(read_runs([large]))
+    matrix = confusion(group, classes)
+    assert matrix["rows"] == []
+    assert matrix["pairs"] == [{"true": "7", "predicted": "8", "count": 3, "of": 4}]
 
 
 def test_plots_have_no_styles_and_no_scripts() -> None:
-    svg = curves({"$a_1$ <b>": [Line("x", 7, [1, 2], [3, 4])]}, x="epoch", y="loss")
+    svg = draw_curves({"$a_1$ <b>": [Line("x", 7, [1, 2], [3, 4])]}, x="epoch", y="loss")
     tags = _Text(svg).tags
     assert not any("style" in attributes for _, attributes in tags)
     assert not {"style", "script"} & {tag for tag, _ in tags}
@@ -377,8 +381,8 @@ def test_plots_have_no_styles_and_no_scripts() -> None:
 
 def test_the_page_needs_nothing_but_itself(alone: Path, taught: Path) -> None:
     page = page_of(alone, taught)
-    found = _Text(page)
-    for tag, attributes in found.tags:
+    parsed = _Text(page)
+    for tag, attributes in parsed.tags:
         for name in ("src", "href", "xlink:href"):
             address = attributes.get(name)
             assert address is None or address.startswith(("data:", "#")), (tag, address)
@@ -386,18 +390,18 @@ def test_the_page_needs_nothing_but_itself(alone: Path, taught: Path) -> None:
         assert not any(name.startswith("on") for name in attributes)
     (policy,) = [
         str(attributes["content"])
-        for tag, attributes in found.tags
+        for tag, attributes in parsed.tags
         if attributes.get("http-equiv") == "Content-Security-Policy"
     ]
     nonce = re.findall(r"script-src 'nonce-([^']+)'", policy)[0]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    scripts = [attributes for tag, attributes in found.tags if tag in ("script", "style")]
+    scripts = [attributes for tag, attributes in parsed.tags if tag in ("script", "style")]
     assert all(attributes["nonce"] == nonce for attributes in scripts)
     assert nonce not in page_of(alone, taught)
     for figure in ("12.0 %", "6.0 %", "77,850", "25 M", "0.32 MB", "48 s", "1,000", "2.0 %"):
-        assert figure in found.text, figure
-    assert "attention-transfer distill --teacher runs/teacher" in found.text
+        assert figure in parsed.text, figure
+    assert "attention-transfer distill --student wrn-10-1 --teacher runs/teacher" in parsed.text
 
 
 def test_names_of_all_kinds_stay_text(tmp_path: Path) -> None:
@@ -405,11 +409,11 @@ def test_names_of_all_kinds_stay_text(tmp_path: Path) -> None:
     run = made_run(tmp_path / "a<b>&c", teacher=HOSTILE, classes=classes, data=HOSTILE)
     page = page_of(run)
     assert HOSTILE not in page
-    found = _Text(page)
-    assert [tag for tag, _ in found.tags].count("script") == 2  # the data's and our own
-    assert not any(attributes.get("src") == "x" for _, attributes in found.tags)
-    assert r"zero\u200bwidth\x1b[31m" in found.text
-    assert "\u05d0\u05d1\u05d2 \\u202e evil" in found.text
+    parsed = _Text(page)
+    assert [tag for tag, _ in parsed.tags].count("script") == 2  # the data's and our own
+    assert not any(attributes.get("src") == "x" for _, attributes in parsed.tags)
+    assert r"zero\u200bwidth\x1b[31m" in parsed.text
+    assert "\u05d0\u05d1\u05d2 \\u202e evil" in parsed.text
     data = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
     assert json.loads(data[0])["classes"][0] == HOSTILE
 
@@ -434,16 +438,16 @@ def test_a_thousand_classes_and_three_runs_fit(tmp_path: Path) -> None:
 
 def test_runs_of_different_data_are_kept_apart(alone: Path, tmp_path: Path) -> None:
     text = _Text(page_of(alone, made_run(tmp_path / "digits", data="digits"))).text
-    assert "judged on 2 different sets of test images, whose errors cannot be compared" in text
-    assert text.count("The runs") == 2
+    assert "evaluated on 2 different sets of test images, so their errors cannot be" in text
+    assert text.count("training time") == 2
 
 
-def test_a_run_without_probes_says_so(taught: Path, tmp_path: Path) -> None:
+def test_a_run_without_maps_is_a_warning(taught: Path, tmp_path: Path) -> None:
     bare = made_run(tmp_path / "bare", probes=False)
     text = _Text(page_of(taught, bare)).text
-    assert "bare kept no attention maps" in text
-    assert "Watch attention move" in text
-    assert "Watch attention move" not in _Text(page_of(bare)).text
+    assert "bare saved no attention maps" in text
+    assert "Attention maps during training" in text
+    assert "Attention maps during training" not in _Text(page_of(bare)).text
 
 
 def test_warnings_of_a_run(tmp_path: Path) -> None:
@@ -456,11 +460,11 @@ def test_warnings_of_a_run(tmp_path: Path) -> None:
     figures = (folder / "metrics.jsonl").read_text()
     waiting = figures.replace('waiting_for_data": 0.1', 'waiting_for_data": 2.5')
     (folder / "metrics.jsonl").write_text(waiting)
-    found = list(warnings_of(grouped(read_runs([folder]))))
-    assert found[0] == "left out, broken: a.png"
-    assert "worse on validation (1.0 %) than those after epoch 2" in found[1]
-    assert "waited for data 25 % of its time" in found[2]
-    assert len(found) == 3
+    warnings = list(run_warnings(group_runs(read_runs([folder]))))
+    assert warnings[0] == "left out, broken: a.png"
+    assert "higher validation error (1.0 %) than those after epoch 2" in warnings[1]
+    assert "waited for data 25 % of its time" in warnings[2]
+    assert len(warnings) == 3
 
 
 def test_a_demo_stands_for_its_runs(tmp_path: Path) -> None:
@@ -475,11 +479,11 @@ def test_a_demo_stands_for_its_runs(tmp_path: Path) -> None:
     ("file", "content", "match"),
     [
         ("record.json", "{", "record.json is damaged"),
-        ("record.json", "[]", "holds a list"),
-        ("record.json", "{}", r"no whole record of a run (data"),
-        ("metrics.jsonl", '{"epoch": 1}', "terms"),
+        ("record.json", "[]", "record.json is damaged (Input should be an object)"),
+        ("record.json", "{}", "record.json is damaged (command: Field required; config: Field"),
+        ("metrics.jsonl", '{"epoch": 1}', "terms: Field required and 9 more"),
         ("predictions.npz", "PK", "remove {folder}/predictions.npz to do without it"),
-        ("metrics.jsonl", "no", "metrics.jsonl is damaged"),
+        ("metrics.jsonl", "no", "metrics.jsonl line 1 is damaged"),
         ("attention/epoch-0002.npz", "PK", "epoch-0002.npz is damaged"),
         ("model.json", "3", "model.json is damaged"),
     ],
@@ -505,7 +509,7 @@ def test_a_pickle_in_an_array_file_is_not_run(taught: Path) -> None:
     assert not Path("sentinel").exists()
 
 
-def test_what_is_no_finished_run_is_refused(
+def test_folders_without_a_finished_run_are_refused(
     tmp_path: Path, alone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -513,7 +517,7 @@ def test_what_is_no_finished_run_is_refused(
     for folder, said in (
         ("missing", "there is no folder"),
         ("empty", "holds no run (no config.yaml)"),
-        ("alone", "is not finished (no record.json); go on with it: attention-transfer resume"),
+        ("alone", "is not finished (no record.json); resume it: attention-transfer resume"),
     ):
         assert main(["report", str(tmp_path / folder)]) == 2
         error = capsys.readouterr().err
@@ -523,7 +527,7 @@ def test_what_is_no_finished_run_is_refused(
         at.write_report([])
 
 
-def test_a_page_that_cannot_be_written_is_said(
+def test_a_page_that_cannot_be_written_is_an_error(
     taught: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", str(taught), "--out", "/dev/null/page.html"]) == 2

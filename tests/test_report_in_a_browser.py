@@ -1,7 +1,7 @@
-"""The report in real Chromium: no error, no request, usable by keyboard, at any width and theme.
+"""The report in real Chromium: no errors, no requests, usable by keyboard, at any width and theme.
 
-``make test`` installs Chromium and axe-core where it can; without them these tests are left out,
-but not where CI is set.
+``make test`` installs Chromium and axe-core where it can. Without them these tests are skipped, or
+fail where CI is set.
 """
 
 import os
@@ -31,7 +31,7 @@ AXE = AXE if AXE.is_absolute() else Path(__file__).parent.parent / AXE
 
 
 def needed(there: bool, what: str) -> None:
-    """Skips the test without a part, or fails where the tests must all run."""
+    """Skip the test if a program is missing, or fail it where CI is set."""
     if there:
         return
     if os.environ.get("CI"):
@@ -51,7 +51,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of three runs, one of them with hostile names."""
+    """Return a report of three runs, one of them with hostile names."""
     folder = tmp_path_factory.mktemp("runs")
     classes = (HOSTILE, "\u05d0\u05d1\u05d2", "a\u200bname of a class that is quite long indeed")
     return at.write_report(
@@ -64,7 +64,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Opened:
-    """A page, and what it complained of or asked for."""
+    """An opened page, with its errors and its requests."""
 
     def __init__(
         self, browser: Any, report: Path, width: int = 1200, scheme: str = "light"
@@ -72,18 +72,18 @@ class Opened:
         self.page = browser.new_page(
             viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
         )
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", self._told)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self.page.on("console", self._on_console)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.errors.append(dialog.message))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(report.as_uri())
         self.page.wait_for_selector("[data-ready]")
 
-    def _told(self, message: Any) -> None:
+    def _on_console(self, message: Any) -> None:
         if message.type == "error":
-            self.complaints.append(message.text)
+            self.errors.append(message.text)
 
     def __enter__(self) -> Any:
         return self.page
@@ -91,24 +91,24 @@ class Opened:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self.page.close()
         if error is None:
-            assert self.complaints == []
-            asked = [url for url in self.requests if not url.startswith("data:")]
-            assert len(asked) == 1  # the page itself
-            assert asked[0].startswith("file:")
+            assert self.errors == []
+            requests = [url for url in self.requests if not url.startswith("data:")]
+            assert len(requests) == 1  # the page itself
+            assert requests[0].startswith("file:")
 
 
 def pixels(page: Any, canvas: str) -> list[int]:
-    found: list[int] = page.evaluate(
+    values: list[int] = page.evaluate(
         """name => { const canvas = document.querySelector("canvas." + name);
         const { width, height } = canvas;
         return [...canvas.getContext("2d").getImageData(0, 0, width, height).data]; }""",
         canvas,
     )
-    return found
+    return values
 
 
 def brightest(values: list[int], side: int = 256) -> tuple[int, int]:
-    """Row and column of the brightest pixel's cell in an 8x8 map."""
+    """Return the row and column of the brightest pixel's cell in an 8x8 map."""
     sums = [sum(values[at : at + 3]) for at in range(0, len(values), 4)]
     row, column = divmod(sums.index(max(sums)), side)
     return row // 32, column // 32
@@ -142,15 +142,15 @@ def test_the_slider_moves_the_students_attention_onto_the_teachers(
         teacher = pixels(page, "teacher")
         assert pixels(page, "student") == teacher
         assert brightest(teacher) == (0, 0)
-        said = page.locator(".said")
-        assert "cosine is 1.00" in said.inner_text()
+        status = page.locator(".status")
+        assert "cosine between the maps is 1.00" in status.inner_text()
         slider.fill("0")
         page.wait_for_function(
-            """() => document.querySelector(".said").textContent.includes("After epoch 0")"""
+            """() => document.querySelector(".status").textContent.includes("After epoch 0")"""
         )
         assert brightest(pixels(page, "student")) == (0, 4)  # four cells from the teacher's
         assert pixels(page, "teacher") == teacher
-        assert "cosine is 0.00" in said.inner_text()
+        assert "cosine between the maps is 0.00" in status.inner_text()
         page.locator(".thumbs input").nth(2).check()
         page.wait_for_function("""() => document.querySelector(".image-name").textContent""")
         assert brightest(pixels(page, "teacher")) == (0, 2)
@@ -221,10 +221,10 @@ def test_axe_finds_no_serious_fault(scheme: str, browser: Any, report: Path) -> 
     with Opened(browser, report, scheme=scheme) as page:
         page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
         page.evaluate(AXE.read_text(encoding="utf-8"))  # by the browser, past the page's policy
-        found = page.evaluate("axe.run().then(result => result.violations)")
+        violations = page.evaluate("axe.run().then(result => result.violations)")
         serious = {
             fault["id"]: [node["html"] for node in fault["nodes"]][:3]
-            for fault in found
+            for fault in violations
             if fault["impact"] in ("serious", "critical")
         }
         assert serious == {}

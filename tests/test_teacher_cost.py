@@ -13,7 +13,7 @@ from attention_transfer.errors import InputError
 from attention_transfer.models import WideResNet, build
 from attention_transfer.taps import Taps
 from attention_transfer.transfer.inference_optimization import inference_copy, lower_weights
-from attention_transfer.transfer.targets import MapFunction, TargetField, Targets
+from attention_transfer.transfer.targets import TargetField, Targets, map_reduction
 
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -162,8 +162,8 @@ def test_targets_are_ordinary_constants() -> None:
         student(), teacher(), [at.ActivationAttention(), at.KnowledgeDistillation()]
     )
     targets = transfer.targets(IMAGES)
-    assert list(targets.readings) == [TargetField(p, MapFunction("sum", 2.0)) for p in POINTS]
-    for value in (*targets.readings.values(), targets.logits):
+    assert list(targets.fields) == [TargetField(p, map_reduction("sum", 2.0)) for p in POINTS]
+    for value in (*targets.fields.values(), targets.logits):
         assert value is not None
         assert not value.is_inference()
         assert not value.requires_grad
@@ -171,7 +171,7 @@ def test_targets_are_ordinary_constants() -> None:
 
 def test_targets_that_lack_a_map_are_refused() -> None:
     transfer = at.Transfer(student(), teacher(), [at.ActivationAttention(power=4.0)])
-    with pytest.raises(InputError, match=r"hold nothing, expected group1 \(sum 4\)"):
+    with pytest.raises(InputError, match=r"hold nothing, expected group1 \(attention map, sum 4\)"):
         transfer(IMAGES, targets=Targets())
 
 
@@ -190,7 +190,7 @@ def test_an_in_place_layer_after_a_tapped_one_changes_no_target() -> None:
         expected = teacher_network[0](IMAGES)  # type: ignore[index, operator]
         torch.testing.assert_close(targets.read(TargetField("0")), expected)
         torch.testing.assert_close(
-            maps_of(targets.read(TargetField("0", MapFunction()))),
+            maps_of(targets.read(TargetField("0", map_reduction()))),
             maps_of(expected.square().sum(1)),
         )
 

@@ -11,7 +11,7 @@ import attention_transfer as at
 from attention_transfer.errors import InputError
 from attention_transfer.models import WideResNet
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.training import Run
+from attention_transfer.runs import Run
 from attention_transfer.transfer.pairing import PairingSide, resolve_pairs
 from conftest import SMALL
 
@@ -213,11 +213,11 @@ def test_a_run_with_two_teachers(teacher: Run) -> None:
     teachers = f"{teacher.folder},{other.folder}"
     run = at.distill(teacher=teachers, student="wrn-10-1", out="two", kd_alpha=0.5, **SMALL)
     assert run.config.teacher == teachers  # type: ignore[union-attr]
-    assert run.record["teacher"]["name"] == "wrn-10-1,nin-thin"
+    assert run.record.teacher.name == "wrn-10-1,nin-thin"
     networks = [one.load().network for one in (teacher, other)]
     parameters = [sum(p.numel() for p in network.parameters()) for network in networks]
-    assert run.record["teacher"]["parameters"] == sum(parameters)
-    assert [pair["teacher"] for pair in run.record["pairs"]] == [
+    assert run.record.teacher.parameters == sum(parameters)
+    assert [pair.teacher for pair in run.record.pairs] == [
         f"0.group{stage}+1.block{stage}" for stage in (1, 2, 3)
     ]
-    assert len(run.record["pairs"][0]["teacher_shapes"]) == 2
+    assert len(run.record.pairs[0].teacher_shapes) == 2

@@ -20,8 +20,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.config import RunConfig
-from attention_transfer.drawing.contact_sheet import contact_sheets, sheet
+from attention_transfer.drawing.contact_sheet import contact_sheet
 from attention_transfer.errors import InputError, Interrupted, TrainingError
+from attention_transfer.runs import EpochMetrics
 from attention_transfer.training import RunProgress
 from attention_transfer.training.monitoring import tracking
 from conftest import SMALL
@@ -41,13 +42,13 @@ def history(events: EventAccumulator, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
-def column(rows: list[dict[str, Any]], *keys: str) -> list[tuple[int, float]]:
+def column(rows: list[EpochMetrics], *keys: str) -> list[tuple[int, float]]:
     found = []
     for row in rows:
-        value: Any = row
+        value: Any = row.model_dump()
         for key in keys:
             value = value[key]
-        found.append((row["step"], pytest.approx(value, rel=1e-6)))
+        found.append((row.step, pytest.approx(value, rel=1e-6)))
     return found
 
 
@@ -76,8 +77,8 @@ def test_tensorboard_is_told_every_figure_and_shown_the_maps(closed: list[str]) 
         **SHORT,
     )
     events, rows = read("student"), run.metrics
-    assert len(rows[0]["terms"]) == 4
-    for term in rows[0]["terms"]:
+    assert len(rows[0].terms) == 4
+    for term in rows[0].terms:
         assert history(events, f"term/{term}") == column(rows, "terms", term)
     for pair in ("group1:group1", "group2:group2", "group3:group3"):
         name = pair.replace(":", "-")
@@ -94,7 +95,7 @@ def test_tensorboard_is_told_every_figure_and_shown_the_maps(closed: list[str]) 
     assert closed == ["tensorboard"]
     shown = events.Images("attention/group3-group3")
     assert [image.step for image in shown] == [0, 2, 4]
-    expected = contact_sheets(run.attention, 2)["group3:group3"]
+    expected = tracking.contact_sheets(run.attention_folder, 2)["group3:group3"]
     picture = np.asarray(Image.open(io.BytesIO(shown[-1].encoded_image_string)))
     assert np.array_equal(picture, expected)
 
@@ -106,7 +107,7 @@ def test_a_sheet_shows_images_and_under_each_its_maps() -> None:
     maps[0, 1, 3] = 1e-30
     maps[1, 0, 0] = 1e30
     doubled = 1000 * maps.repeat(2, axis=1).repeat(2, axis=2)
-    drawn = sheet(images, [maps, doubled])
+    drawn = contact_sheet(images, [maps, doubled])
     assert drawn.shape == (32 * 3 + 2 * 2, 64 * 2 + 2, 3)
     assert np.array_equal(drawn[:32, :64], images[0])
     assert np.array_equal(drawn[:32, 66:], images[1])
@@ -121,7 +122,7 @@ def test_a_sheet_shows_images_and_under_each_its_maps() -> None:
 
 
 def test_empty_maps_and_single_pixels_are_drawn() -> None:
-    drawn = sheet(np.zeros((1, 1, 1, 3), dtype=np.uint8), [np.zeros((1, 3, 3))])
+    drawn = contact_sheet(np.zeros((1, 1, 1, 3), dtype=np.uint8), [np.zeros((1, 3, 3))])
     assert drawn.shape == (130, 64, 3)
     assert drawn[66:].max() <= 4  # the colour map's darkest
 
@@ -165,7 +166,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
     said: list[str] = []
 
     class Listening(RunProgress):
-        def say(self, text: str) -> None:
+        def write_line(self, text: str) -> None:
             said.append(text)
 
     def failing(*_: Any, **__: Any) -> None:
@@ -174,9 +175,9 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
     monkeypatch.setattr(TensorBoardTracker, "log", failing)
     run = at.train(model="wrn-10-1", **SHORT, progress=Listening(), track="tensorboard", out="run")
     assert len(run.metrics) == 2
-    heard = [line for line in said if line.startswith("tensorboard fails")]
+    heard = [line for line in said if line.startswith("tensorboard failed")]
     assert heard == [
-        "tensorboard fails and is left out from here on: OSError: no space left on the device"
+        "tensorboard failed and is no longer used: OSError: no space left on the device"
     ]
     assert closed == ["tensorboard"]
 
@@ -256,7 +257,7 @@ def test_each_tracker_is_told_in_its_own_way(monkeypatch: pytest.MonkeyPatch) ->
     """Weights & Biases, trackio and MLflow by stand-ins: figures, a picture, and a failed end."""
     trackers = {name: Recording(name) for name in ("wandb", "trackio", "mlflow")}
     makers = {name: lambda *_, it=tracker: it for name, tracker in trackers.items()}
-    monkeypatch.setattr(tracking, "_MAKERS", makers)
+    monkeypatch.setattr(tracking, "_FACTORIES", makers)
     pixels, heard = np.zeros((2, 2, 3), dtype=np.uint8), []
     monkeypatch.setattr(tracking, "contact_sheets", lambda *_: {"a+b:c": pixels})
     mlflow = SimpleNamespace(

@@ -19,12 +19,18 @@ from attention_transfer.cli import main
 from attention_transfer.config import DistillConfig
 from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.training import Run, RunProgress, evaluate, setup, trainer
-from attention_transfer.training.evaluation import (
+from attention_transfer.files import append_line
+from attention_transfer.runs import EpochMetrics, Run
+from attention_transfer.runs.record import metrics_line
+from attention_transfer.training import RunProgress, evaluation, setup, trainer
+from attention_transfer.training.classification_metrics import (
     calibration_error,
     compute_metrics,
     confusion_matrix,
 )
+from attention_transfer.training.epoch_meters import EpochMeters
+from attention_transfer.training.monitoring.tracking import scalars
+from attention_transfer.training.objects import RunObjects
 from attention_transfer.training.schedule import learning_rate_factor
 from conftest import SMALL
 
@@ -40,9 +46,10 @@ def same_weights(first: Run, second: Run) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    clocks = ("images_per_second", "seconds", "seconds_waiting_for_data", "seconds_left")
-    return [{name: value for name, value in row.items() if name not in clocks} for row in rows]
+def timeless(rows: list[EpochMetrics]) -> list[dict[str, Any]]:
+    """The figures that do not depend on the clock."""
+    clocks = {"images_per_second", "seconds", "seconds_waiting_for_data", "seconds_left"}
+    return [row.model_dump(exclude=clocks) for row in rows]
 
 
 class Interrupting(RunProgress):
@@ -52,7 +59,7 @@ class Interrupting(RunProgress):
         super().__init__()
         self.left = at_step
 
-    def step(self, images: int, rate: float) -> None:
+    def step(self, images: int, figures: Any) -> None:
         self.left -= 1
         if self.left == 0:
             raise ConnectionError("crash")
@@ -70,20 +77,82 @@ def test_a_run_leaves_everything_it_knows(teacher: Run) -> None:
         "attention",
         "checkpoints",
     }
-    kept = sorted(path.name for path in teacher.checkpoints.iterdir())
+    kept = sorted(path.name for path in teacher.checkpoints_folder.iterdir())
     assert kept == ["epoch-0002", "epoch-0003"]
     record = teacher.record
-    assert record["schema_version"] == 1
-    assert record["config"] == json.loads(teacher.config.model_dump_json())
-    assert record["versions"]["torch"]
-    assert record["student"]["parameters"] > 70_000
-    assert record["student"]["flops"] > 1e6
-    assert record["data"]["train"]["images"] == 48
-    assert 0 <= record["final"]["test_error"] <= 100
-    errors = [row["validation_error"] for row in teacher.metrics]
-    assert record["best_on_validation"]["validation_error"] == min(errors)
-    assert [row["epoch"] for row in teacher.metrics] == [1, 2, 3]
+    assert record.schema_version == 1
+    assert record.config == teacher.config
+    assert record.versions["torch"]
+    assert record.student.parameters > 70_000
+    assert record.student.flops > 1e6
+    assert record.data.train.images == 48
+    assert 0 <= record.final.test_error <= 100
+    errors = [row.validation_error for row in teacher.metrics]
+    assert record.best_on_validation.validation_error == min(errors)
+    assert [row.epoch for row in teacher.metrics] == [1, 2, 3]
     assert teacher.load().card is not None
+
+
+def test_record_and_metrics_are_written_and_read_by_one_schema(teacher: Run) -> None:
+    """No key is written that the schema lacks, and none is lost by reading and writing."""
+    text = (teacher.folder / "record.json").read_text()
+    assert json.dumps(teacher.record.model_dump(mode="json"), indent=2) + "\n" == text
+    lines = (teacher.folder / "metrics.jsonl").read_text().splitlines()
+    assert [metrics_line(row) for row in teacher.metrics] == lines
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"seconds": None}, r"record.json is damaged \(seconds: Input should be a valid number\)"),
+        ({"secondz": 1.0}, r"record.json is damaged \(secondz: Extra inputs are not permitted\)"),
+        ({"schema_version": 2}, "schema version 2, expected 1; use the version"),
+        ({"config": {"student": 3}}, r"record.json is damaged \(config.student: "),
+    ],
+)
+def test_a_record_that_does_not_fit_the_schema_names_the_key(
+    teacher: Run, change: dict[str, Any], expected: str
+) -> None:
+    path = teacher.folder / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=expected):
+        _ = Run(teacher.folder).record
+
+
+def test_a_line_of_metrics_that_was_cut_short_is_named_and_does_not_stop_resuming() -> None:
+    whole = at.train(model="nin-thin", out="whole", **SMALL)
+    with pytest.raises(ConnectionError):
+        at.train(model="nin-thin", out="broken", progress=Interrupting(12), **SMALL)
+    path = Path("broken/metrics.jsonl")
+    append_line(path, '{"epoch": 3, "st')
+    with pytest.raises(InputError, match=r"metrics.jsonl line 3 is damaged \(Invalid JSON"):
+        _ = Run(Path("broken")).metrics
+    assert timeless(at.resume(Path("broken")).metrics) == timeless(whole.metrics)
+
+
+def test_meters_and_progress_take_terms_of_any_name_and_no_maps() -> None:
+    """A term of one's own may have any name, need no layers, and be the only one."""
+    terms = {"step": torch.tensor(2.0), "a/b c": torch.tensor(4.0)}
+    logits, labels = torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 2])
+    out = at.TransferOutput(torch.tensor(6.0), terms, terms, logits, logits, {}, None)
+    meters = EpochMeters()
+    meters.add(out, labels, step=0)
+    meters.add(out, torch.eye(3)[labels], step=1)
+    means = meters.means(trainer.Accelerator(), seconds=2.0)
+    assert means["terms"] == {"step": 2.0, "a/b c": 4.0}
+    assert means["train_error"] == pytest.approx(100 / 3)
+    assert means["attention_agreement"] == {}
+    assert means["images_per_second"] == 3.0
+    assert scalars(means)["term/step"] == 2.0
+
+
+def test_folders_of_runs_are_read_without_torch(teacher: Run) -> None:
+    code = (
+        "import sys; from pathlib import Path; from attention_transfer.runs import Run;"
+        "run = Run(Path('teacher')); run.config, run.record, run.metrics, run.predictions;"
+        "run.attention, run.class_names; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_student_learns_and_reports_every_term(teacher: Run) -> None:
@@ -96,17 +165,17 @@ def test_a_student_learns_and_reports_every_term(teacher: Run) -> None:
         **{**SMALL, "epochs": 8},
     )
     rows = run.metrics
-    assert set(rows[0]["terms"]) == {
+    assert set(rows[0].terms) == {
         "cross_entropy",
         "knowledge_distillation",
         "activation_attention",
         "full_activation",
     }
-    assert set(rows[0]["attention_agreement"]) == {f"group{n}:group{n}" for n in (1, 2, 3)}
-    assert rows[-1]["train_error"] < rows[0]["train_error"]
-    first, last = (row["attention_agreement"]["group3:group3"] for row in (rows[0], rows[-1]))
+    assert set(rows[0].attention_agreement) == {f"group{n}:group{n}" for n in (1, 2, 3)}
+    assert rows[-1].train_error < rows[0].train_error
+    first, last = (row.attention_agreement["group3:group3"] for row in (rows[0], rows[-1]))
     assert last > first
-    assert [pair["effective_weight"] for pair in run.record["pairs"]][:3] == [
+    assert [pair.effective_weight for pair in run.record.pairs][:3] == [
         1000 / 256,
         1000 / 64,
         1000 / 16,
@@ -118,12 +187,10 @@ def test_the_teacher_is_bit_equal_after_training(teacher: Run, data: DataSet) ->
     config = DistillConfig.checked(
         {"teacher": str(teacher.folder), "student": "wrn-10-1", "out": "student", **SMALL}
     )
-    prepared = setup.set_up_run(config, data)
-    fit = trainer._Fit(
-        prepared, Run.create(Path("student"), config), trainer.Accelerator(), RunProgress()
-    )
-    fit.finish()
-    after = prepared.teachers[0].network.state_dict()
+    run_setup = setup.set_up_run(config, RunObjects(data=data))
+    run = Run.create(Path("student"), config)
+    trainer.Trainer(run_setup, run, trainer.Accelerator(), RunProgress()).finish()
+    after = run_setup.teachers[0].network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in weights(teacher).items())
 
 
@@ -145,16 +212,18 @@ def test_a_run_resumes_from_its_last_epoch_as_if_never_interrupted(
     whole = at.distill(out="whole", **common, **SMALL)
     with pytest.raises(ConnectionError):
         at.distill(out="broken", progress=Interrupting(crash), **common, **SMALL)
-    with pytest.raises(InputError, match="no finished run"):
+    with pytest.raises(
+        InputError, match=r"not finished \(no record.json\); resume it: .* resume broken"
+    ):
         _ = Run(Path("broken")).record
     resumed = at.resume(Path("broken"))
     assert same_weights(whole, resumed)
     assert timeless(whole.metrics) == timeless(resumed.metrics)
-    assert resumed.record["final"] == whole.record["final"]
-    waited = [row["seconds_waiting_for_data"] for row in resumed.metrics]
+    assert resumed.record.final == whole.record.final
+    waited = [row.seconds_waiting_for_data for row in resumed.metrics]
     assert len(waited) == resumed.config.epochs
-    assert resumed.record["seconds_waiting_for_data"] == pytest.approx(sum(waited))
-    assert 0 < sum(waited) < resumed.record["seconds"]
+    assert resumed.record.seconds_waiting_for_data == pytest.approx(sum(waited))
+    assert 0 < sum(waited) < resumed.record.seconds
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before() -> None:
@@ -171,7 +240,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before() -> None:
 def test_what_cannot_be_resumed_says_why(teacher: Run) -> None:
     with pytest.raises(InputError, match="finished"):
         at.resume(teacher.folder)
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="there is no folder nowhere"):
         at.resume(Path("nowhere"))
     with pytest.raises(ConnectionError):
         at.train(model="nin-thin", out="early", progress=Interrupting(1), **SMALL)
@@ -226,7 +295,7 @@ def test_the_figures_of_an_evaluation() -> None:
     ]
     confidences, right = np.array([0.95, 0.95, 0.1]), np.array([True, False, False])
     assert calibration_error(confidences, right) == pytest.approx((0.9 + 0.1) / 3)
-    with pytest.raises(InputError, match="tells 7 classes apart"):
+    with pytest.raises(InputError, match="has 7 outputs, the data set at least 8 classes"):
         compute_metrics(logits, torch.tensor([1, 7]))
 
 
@@ -239,21 +308,21 @@ def test_evaluating_a_run_repeats_its_figures_on_its_own_data(
         asked.append({"name": name, **settings})
         return data
 
-    monkeypatch.setattr(evaluate, "load_data", load_data)
+    monkeypatch.setattr(evaluation, "load_data", load_data)
     for split in ("test", "validation"):
         assert main(["evaluate", "teacher", "--split", split, "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
-        final = teacher.record["final"]
-        assert document["error"] == final[f"{split}_error"]
-        assert document["confusion"] == final[f"{split}_confusion"]
-        assert document["loss"] == pytest.approx(final[f"{split}_loss"], rel=1e-5)
+        final = teacher.record.final
+        assert document["error"] == getattr(final, f"{split}_error")
+        assert document["confusion"] == getattr(final, f"{split}_confusion")
+        assert document["loss"] == pytest.approx(getattr(final, f"{split}_loss"), rel=1e-5)
     assert asked[0] == {
         "name": "cluttered-digits",
         "validation": 0.1,
         "data_seed": 0,
         "download": False,
         "image_size": None,
-        "own_size": (16, 16),
+        "default_size": (16, 16),
     }
     assert main(["evaluate", "teacher"]) == 0
     assert "class 0" in capsys.readouterr().out
@@ -312,5 +381,6 @@ def test_two_processes_train_what_one_trains(teacher: Run, tmp_path: Path) -> No
         for name, value in weights(one).items():
             assert torch.allclose(value, weights(run)[name], rtol=1e-9, atol=1e-12), name
         for figures in ("terms", "attention_agreement"):
-            assert one.metrics[0][figures] == pytest.approx(run.metrics[0][figures], rel=1e-9)
-        assert run.record["machine"]["processes"] == 2
+            expected = pytest.approx(getattr(run.metrics[0], figures), rel=1e-9)
+            assert getattr(one.metrics[0], figures) == expected
+        assert run.record.machine.processes == 2

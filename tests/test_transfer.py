@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import attention_transfer as at
 from attention_transfer.errors import InputError
 from attention_transfer.models import WideResNet
-from attention_transfer.transfer import FrozenTeacher, Observation, Term
+from attention_transfer.transfer import FrozenTeacher, Term, TermInputs, class_logits
 from attention_transfer.transfer.pairing import PairingSide, resolve_pairs
 
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -173,34 +173,29 @@ def test_the_papers_mixtures() -> None:
     assert (labels.weight, soft.weight, soft.temperature) == (0.25, 0.75, 3.0)
     labels, soft = at.distillation_terms(alpha=0.75, temperature=3.0, preset="2017")
     assert labels.weight == 0.25
-    observation = Observation(torch.randn(5, 7), None, torch.randn(5, 7))
-    assert observation.teacher_logits is not None
-    raw = at.losses.knowledge_distillation(
-        observation.logits, observation.teacher_logits, temperature=3.0
-    )
-    value = soft.weight_at(0) * soft.value(observation)
+    logits = {"logits": torch.randn(5, 7), "teacher_logits": torch.randn(5, 7)}
+    raw = at.losses.knowledge_distillation(*logits.values(), temperature=3.0)
+    value = soft.weight_at(0) * soft(TermInputs("soft", None, None, declared=logits))
     assert value.item() == pytest.approx(2 * 0.75 * raw.item() / 7)
 
 
-def test_a_second_term_of_a_kind_gets_a_number() -> None:
-    terms = [at.ActivationAttention(power=1), at.ActivationAttention(power=4)]
+def test_a_second_term_of_a_kind_has_a_name_of_its_own() -> None:
+    terms = [at.ActivationAttention(power=1), at.ActivationAttention(power=4, name="sharper")]
     out = at.Transfer(student(), teacher(), terms)(IMAGES)
-    assert list(out.terms) == ["activation_attention", "activation_attention_2"]
-    assert out.terms["activation_attention"] != out.terms["activation_attention_2"]
+    assert list(out.terms) == ["activation_attention", "sharper"]
+    assert out.terms["activation_attention"] != out.terms["sharper"]
 
 
 def test_a_term_of_ones_own() -> None:
     class LogitPenalty(Term):
         name = "logit_penalty"
-        needs_teacher = False
+        needs_logits = True
 
-        def value(self, observation: Observation) -> Tensor:
-            return observation.logits.square().mean()
+        def forward(self, inputs: TermInputs) -> Tensor:
+            return inputs.logits.square().mean()
 
-        def weight_at(self, progress: float) -> float:
-            return 0.5
-
-    out = at.Transfer(student(), terms=[at.CrossEntropy(), LogitPenalty()])(IMAGES, LABELS)
+    terms = [at.CrossEntropy(), LogitPenalty(weight=0.5)]
+    out = at.Transfer(student(), terms=terms)(IMAGES, LABELS)
     assert out.terms["logit_penalty"].item() == pytest.approx(out.logits.square().mean().item() / 2)
 
 
@@ -311,9 +306,9 @@ def test_what_cannot_work_is_refused_when_it_is_built(
         (at.ActivationAttention(pairs="pooled:group3"), "1x1 map"),
         (
             at.ActivationAttention(pairs="classifier:group3"),
-            "it has no places",
+            "it has no positions",
         ),
-        (at.FullActivation(pairs="classifier:group3"), "it has no places"),
+        (at.FullActivation(pairs="classifier:group3"), "it has no positions"),
         (at.KnowledgeDistillation(), "same classes"),
     ],
 )
@@ -388,5 +383,5 @@ def test_attention_maps_are_f_of_the_activations_and_leave_the_mode_alone() -> N
 def test_a_frozen_teacher_answers_without_a_graph() -> None:
     frozen = FrozenTeacher(teacher(), ["group1"])
     seen = frozen(IMAGES.clone().requires_grad_())
-    assert not seen.logits.requires_grad
+    assert not class_logits(seen.output).requires_grad
     assert not seen.features["group1"].requires_grad

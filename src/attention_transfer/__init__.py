@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from attention_transfer.functional import losses, maps, measures
     from attention_transfer.preprocessing import Preprocessing
     from attention_transfer.report.page import write_report
-    from attention_transfer.runs.folder import Run
+    from attention_transfer.runs import Run
     from attention_transfer.taps import AttentionPoint, PointTable, attention_points
     from attention_transfer.transfer import (
         ActivationAttention,
@@ -39,9 +39,13 @@ if TYPE_CHECKING:
         GradientAttention,
         InputGradientNorm,
         KnowledgeDistillation,
-        Observation,
         Pair,
+        PairInputs,
+        PairTerm,
+        Reduction,
+        Targets,
         Term,
+        TermInputs,
         Transfer,
         TransferOutput,
         attention_maps,
@@ -62,11 +66,15 @@ __all__ = [
     "InputGradientNorm",
     "KnowledgeDistillation",
     "Preprocessing",
-    "Observation",
     "Pair",
+    "PairInputs",
+    "PairTerm",
     "PointTable",
+    "Reduction",
     "Run",
+    "Targets",
     "Term",
+    "TermInputs",
     "TrainingError",
     "Transfer",
     "TransferOutput",
@@ -97,7 +105,7 @@ _MODULES = {
 _HOMES = {
     "errors": ("InputError", "TrainingError"),
     "taps": ("AttentionPoint", "PointTable", "attention_points"),
-    "runs.folder": ("Run",),
+    "runs": ("Run",),
     "viewing": ("show",),
     "api": ("distill", "resume", "train"),
     "preprocessing": ("Preprocessing",),

@@ -1,82 +1,131 @@
 """Whole runs from Python: what the commands ``train``, ``distill`` and ``resume`` do."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from torch import nn
 
 from attention_transfer import training
 from attention_transfer.config import DistillConfig, RunConfig
 from attention_transfer.report.page import write_report
-from attention_transfer.training import Run, RunProgress
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress
+from attention_transfer.training.objects import NO_OBJECTS, RunObjects, named
+from attention_transfer.transfer import Term
 
 __all__ = ["distill", "resume", "run", "train"]
 
+Network = str | nn.Module | Run
+"""A MODEL as the command line takes it, a module, or a run (its trained network)."""
 
-def train(*, model: str, progress: RunProgress | None = None, **settings: Any) -> Run:
-    """Trains one network alone, as ``attention-transfer train`` does.
+
+def train(
+    model: Network,
+    *,
+    data: Any = "cluttered-digits",
+    terms: Sequence[str | Term] = (),
+    progress: RunProgress | None = None,
+    **settings: Any,
+) -> Run:
+    """Train one network alone, as ``attention-transfer train`` does.
 
     Args:
-        model: a MODEL, such as ``"wrn-16-2"``.
-        progress: told about every step; silent by default.
-        settings: the flags' words: ``data="cluttered-digits"``, ``epochs=15``, ``lr=0.1``, ...
+        model: a MODEL, such as ``"wrn-16-2"``; a module, which is trained in place; or a run.
+        data: DATA, such as ``"folder:photos"``; a :class:`attention_transfer.data.DataSet`; a
+            map-style dataset, a pair (train, test) or a dictionary of them.
+        terms: loss terms of your own, as objects or as ``"package.module:factory"``, beside the
+            cross-entropy; one named ``cross_entropy`` takes its place.
+        progress: shows lines and a live view; silent by default.
+        settings: the flags' words: ``epochs=15``, ``lr=0.1``, ...
 
     Raises:
-        InputError: bad settings, before anything is written.
-        TrainingError: the loss is not finite.
+        InputError: bad settings; nothing has been written then.
+        TrainingError: the loss or the gradient is not finite.
 
     Example (2 minutes on two cores)::
 
-        run = at.train(model="wrn-16-2", epochs=22, out="runs/teacher")
+        run = at.train("wrn-16-2", epochs=22, out="runs/teacher")
         print(run.test_error)
     """
-    return run(RunConfig.checked({"student": model, **settings}), progress)
+    names, objects = named(student=model, data=data, terms=terms)
+    return run(RunConfig.checked({**settings, **names}), progress, objects)
 
 
 def distill(
-    *, teacher: str, student: str, progress: RunProgress | None = None, **settings: Any
+    *,
+    teacher: Network | Sequence[Network],
+    student: Network,
+    data: Any = "cluttered-digits",
+    terms: Sequence[str | Term] = (),
+    progress: RunProgress | None = None,
+    **settings: Any,
 ) -> Run:
-    """Trains a student to look where a teacher looks, as ``attention-transfer distill`` does.
+    """Train a student to look where a teacher looks, as ``attention-transfer distill`` does.
 
     Args:
-        teacher: a MODEL with trained weights, such as a run's folder; or several, by commas, whose
-            maps and logits are averaged.
-        student: a MODEL, such as ``"wrn-16-1"``.
-        progress: told about every step; silent by default.
+        teacher: a MODEL with trained weights, such as a run's folder; a module, whose weights are
+            frozen; a run; or several of them, whose maps and logits are averaged.
+        student: a MODEL, such as ``"wrn-16-1"``; a module, which is trained in place; or a run.
+        data: DATA, such as ``"folder:photos"``; a :class:`attention_transfer.data.DataSet`; a
+            map-style dataset, a pair (train, test) or a dictionary of them.
+        terms: loss terms of your own, as objects or as ``"package.module:factory"``, beside those
+            of the settings; one of the same name takes the place of theirs.
+        progress: shows lines and a live view; silent by default.
         settings: the flags' words: ``beta=1000.0``, ``kd_alpha=0.9``, ``epochs=15``, ...
 
     Raises:
-        InputError: bad settings, before anything is written.
-        TrainingError: the loss is not finite.
+        InputError: bad settings; nothing has been written then.
+        TrainingError: the loss or the gradient is not finite.
 
     Example (2 minutes on two cores)::
 
         run = at.distill(teacher="runs/teacher", student="wrn-16-1", kd_alpha=0.9)
         print(run.test_error)
     """
-    config = DistillConfig.checked({"teacher": teacher, "student": student, **settings})
-    return run(config, progress)
+    names, objects = named(student=student, teacher=teacher, data=data, terms=terms)
+    return run(DistillConfig.checked({**settings, **names}), progress, objects)
 
 
-def run(config: RunConfig, progress: RunProgress | None = None) -> Run:
-    """Trains what a configuration asks for, and writes the run's report."""
-    return _reported(training.run(config, progress))
+def run(
+    config: RunConfig, progress: RunProgress | None = None, objects: RunObjects = NO_OBJECTS
+) -> Run:
+    """Train what a configuration describes, and write the run's report."""
+    return _with_report(training.run(config, progress, objects))
 
 
-def resume(folder: str | Path, progress: RunProgress | None = None) -> Run:
-    """Goes on with a run from the end of its last whole epoch, exactly as if never interrupted,
-    and writes its report.
+def resume(
+    folder: str | Path,
+    *,
+    student: nn.Module | None = None,
+    teacher: nn.Module | Sequence[nn.Module] | None = None,
+    data: Any = None,
+    terms: Sequence[Term] = (),
+    progress: RunProgress | None = None,
+) -> Run:
+    """Go on with a run after its last whole epoch, exactly as if it had never been interrupted.
+
+    Args:
+        folder: of the run.
+        student: the module that the run began with, if it was an object; its weights are put back
+            from the checkpoint.
+        teacher: the same of the teacher; of several, a sequence.
+        data: the data set that the run began with, if it was an object.
+        terms: the terms that the run began with as objects.
+        progress: shows lines and a live view; silent by default.
 
     Raises:
         InputError: the folder holds no run, the run is finished, or it has no checkpoint that
-            fits its configuration.
+            fits its configuration; objects are missing, or of another type.
     """
-    return _reported(training.resume(folder, progress))
+    _, objects = named(student=student, teacher=teacher, data=data, terms=terms)
+    return _with_report(training.resume(folder, progress, objects))
 
 
-def _reported(finished: Run) -> Run:
-    """The run with its report; a page that cannot be made is said, and costs no run."""
+def _with_report(finished: Run) -> Run:
+    """Write the run's report; a page that cannot be written is a warning, and costs no run."""
     if finished.config.report and PartialState().is_main_process:
         try:
             write_report(finished)

@@ -1,4 +1,4 @@
-"""What this machine is and can do, and what that means for a run."""
+"""This machine: installed packages, processor, precision, devices and memory allocation."""
 
 import ctypes
 import os
@@ -16,8 +16,9 @@ __all__ = [
     "AUTOCAST",
     "EXTRAS",
     "describe_machine",
-    "devices_and_processes",
+    "fast_bf16",
     "keep_freed_memory",
+    "make_accelerator",
     "package_versions",
     "resolve_precision",
 ]
@@ -37,29 +38,28 @@ PACKAGES = (
 EXTRAS = {
     "datasets": ("datasets",),
     "demo": ("mlxtend", "scikit-learn"),
-    "peers": ("torchdistill",),
+    "metrics": ("torchmetrics",),
     "trackers": ("tensorboard", "wandb", "trackio", "mlflow"),
 }
-"""Extra -> the packages it brings."""
-
+"""Extra of this package -> the packages that it installs."""
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What a precision other than float32 computes in."""
+"""Precision -> the data type of autocast; fp32 has none."""
 
 
 def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
-    """Installed versions by package; None for what is not installed."""
-    found: dict[str, str | None] = {}
+    """Return the installed version of each package; None for a missing one."""
+    versions: dict[str, str | None] = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            versions[package] = None
+    return versions
 
 
 def describe_machine() -> dict[str, object]:
-    """The parts of the machine that figures depend on."""
+    """Return the properties of this machine that speed and rounding depend on."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "platform": f"{platform.system()} {platform.machine()}",
@@ -73,7 +73,7 @@ def describe_machine() -> dict[str, object]:
 
 
 def fast_bf16() -> bool:
-    """Whether bf16 arithmetic is in the hardware: a GPU since Ampere, or AVX512-BF16 or AMX."""
+    """Return whether the hardware computes in bf16: a GPU since Ampere, or AVX512-BF16 or AMX."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_capability() >= (8, 0)
     supported = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -81,29 +81,33 @@ def fast_bf16() -> bool:
 
 
 def resolve_precision(precision: Precision) -> Precision:
-    """``auto`` as what it means here; the others as they are, if they can be had.
+    """Return the precision to compute in: ``auto`` becomes bf16 where it is fast, else fp32.
 
     Raises:
-        InputError: fp16 without a GPU.
+        InputError: fp16 is wanted and there is no GPU.
     """
     if precision == "auto":
         return "bf16" if fast_bf16() else "fp32"
     if precision == "fp16" and not torch.cuda.is_available():
-        raise InputError("fp16 needs a GPU, and none is here; use --precision bf16 or fp32")
+        raise InputError("fp16 needs a GPU, but there is none; use --precision bf16 or fp32")
     return precision
 
 
-def devices_and_processes() -> Accelerator:
-    """Accelerate's; precision stays with us, so that one process can train several networks."""
-    accelerators = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return Accelerator(cpu=not accelerators, mixed_precision="no")
+def make_accelerator() -> Accelerator:
+    """Return Accelerate's handle of devices and processes.
+
+    Autocast is left to the training step, so that one process can train several networks in
+    different precisions.
+    """
+    has_device = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return Accelerator(cpu=not has_device, mixed_precision="no")
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what a step frees for the next step.
+    """Tell glibc to keep memory that a training step frees for the next step.
 
-    By default large blocks go back to the kernel and come again page by page, zeroed, at every
-    step: measured, a quarter of the time of a step on a CPU. Elsewhere than on glibc this does
+    By default glibc returns large blocks to the kernel, which zeroes them page by page when they
+    are needed again: measured, a quarter of a step's time on a CPU. Without glibc this does
     nothing.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":

@@ -1,25 +1,46 @@
-"""Errors that a user can act on: what was got, what was expected, what to do next."""
+"""Errors a user can act on: what was got, what was expected, what to do next."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["InputError", "Interrupted", "TrainingError", "nearest"]
+__all__ = ["InputError", "Interrupted", "TrainingError", "first_line", "first_problems", "nearest"]
 
 
 class InputError(ValueError):
-    """Bad input, found before any work was done; the command line exits with 2."""
+    """Bad input, found before any work is done; the command line exits with 2."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (the loss is not finite, say); the command line exits with 1."""
+    """Training cannot continue, as when the loss is not finite; the command line exits with 1."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was broken off by the user; the message says how to go on with it."""
+    """The user interrupted a run; the message names the command that resumes it."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an exception's message, or its type's name if it has none.
+
+    Libraries raise messages of many lines; the errors of this package quote one.
+
+    >>> first_line(RuntimeError("out of memory\nat line 3")), first_line(StopIteration())
+    ('out of memory', 'StopIteration')
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def first_problems(problems: Sequence[str], count: int = 3) -> str:
+    """Join the first few of many problems, and say how many more there are.
+
+    >>> first_problems(["a", "b", "c", "d"])
+    'a; b; c and 1 more'
+    """
+    more = f" and {len(problems) - count} more" if len(problems) > count else ""
+    return "; ".join(problems[:count]) + more
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Says which of the known names was probably meant, or lists them all.
+    """Return a hint that names the closest known names, or lists all known names.
 
     >>> nearest("wnr-16-1", ["wrn-16-1", "nin-thin"])
     'did you mean wrn-16-1?'

@@ -1,12 +1,60 @@
 """Import a user's functions and classes by name."""
 
+import ast
 import importlib
 from collections.abc import Callable
 from typing import Any
 
-from attention_transfer.errors import InputError, nearest
+from attention_transfer.errors import InputError, first_line, nearest
 
-__all__ = ["import_object"]
+__all__ = ["OBJECT", "call_factory", "import_object", "object_name"]
+
+OBJECT = "object:"
+"""Prefix of what a configuration calls something that was given as a Python object."""
+
+
+def object_name(thing: object) -> str:
+    """Return what a configuration calls an object: it can be recorded, and not built again.
+
+    >>> object_name(1.0)
+    'object:builtins.float'
+    """
+    kind = type(thing)
+    return f"{OBJECT}{kind.__module__}.{kind.__qualname__}"
+
+
+def call_factory(text: str) -> Any:
+    """Call ``package.module:factory``, or ``package.module:factory(argument, name=value)``.
+
+    Arguments are Python literals; nothing else in the text is evaluated.
+
+    Raises:
+        InputError: the factory cannot be imported, the arguments are no literals, or the call
+            fails.
+
+    Example:
+        >>> call_factory("fractions:Fraction(1, denominator=2)")
+        Fraction(1, 2)
+    """
+    name, parenthesis, rest = text.strip().partition("(")
+    factory = import_object(name.strip())
+    try:
+        call = ast.parse(f"factory({rest}" if parenthesis else "factory()", mode="eval").body
+        if not isinstance(call, ast.Call):
+            raise ValueError("it is no call")
+        arguments = [ast.literal_eval(argument) for argument in call.args]
+        keywords = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise InputError(
+            f"cannot read the arguments of {text!r} ({first_line(error)}); expected Python "
+            f"literals, such as {name}(weight=0.5, pairs='auto')"
+        ) from None
+    try:
+        return factory(*arguments, **keywords)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{text} failed: {type(error).__name__}: {first_line(error)}") from error
 
 
 def import_object(name: str) -> Callable[..., Any]:
@@ -19,6 +67,12 @@ def import_object(name: str) -> Callable[..., Any]:
         >>> import_object("fractions:Fraction")(1, 2)
         Fraction(1, 2)
     """
+    if name.startswith(OBJECT):
+        raise InputError(
+            f"{name.removeprefix(OBJECT)} was given as a Python object, which a name cannot build "
+            "again; give the object itself, such as at.resume(folder, student=network), or load "
+            "the run's model.safetensors into it"
+        )
     module, _, attribute = name.partition(":")
     try:
         imported = importlib.import_module(module)

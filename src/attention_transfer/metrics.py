@@ -1,9 +1,8 @@
-"""Numbers for attention over a data set: the means of :mod:`attention_transfer.functional.measures` over
-images, as `torchmetrics` has them.
+"""The measures of :mod:`attention_transfer.functional.measures` over a data set, as torchmetrics.
 
-They are updated batch by batch, summed over processes, reset, put into a ``MetricCollection`` or
-logged by Lightning like any other metric. Importing this module imports torchmetrics, which takes
-seconds; nothing else here does.
+Each metric is the mean of one measure over images. Like any torchmetrics metric it is updated
+batch by batch, summed over processes, reset, put into a ``MetricCollection`` or logged by
+Lightning. It needs the extra ``metrics``: ``pip install 'attention-transfer[metrics]'``.
 
     >>> metric = at.metrics.AttentionCosineSimilarity()
     >>> for student, teacher in [((3.0, 4.0), (4.0, 3.0)), ((1.0, 0.0), (1.0, 0.0))]:
@@ -16,9 +15,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from attention_transfer.functional import measures
+
+try:
+    from torchmetrics import Metric
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"attention_transfer.metrics needs the package {error.name}, which is not installed; "
+        "run: pip install 'attention-transfer[metrics]'",
+        name=error.name,
+    ) from None
 
 __all__ = [
     "AttentionCosineSimilarity",
@@ -30,11 +37,13 @@ __all__ = [
 
 
 class _MeanOverImages(Metric):
-    """The mean of a figure per image, over all images seen since the last reset; NaN, with
-    torchmetrics' warning, before the first.
+    """The mean of a measure over all images since the last reset.
+
+    Before the first image it is NaN, with a warning of torchmetrics.
     """
 
-    # A collection takes metrics whose states have the same names and values for one and the same.
+    # A MetricCollection merges metrics whose states have equal names and values, so every metric
+    # names its sum differently.
     total_name: ClassVar[str]
     full_state_update = False
     plot_lower_bound = 0.0
@@ -47,18 +56,18 @@ class _MeanOverImages(Metric):
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
     def compute(self) -> Tensor:
-        """The mean over images, a scalar."""
+        """Return the mean over images, a scalar."""
         total: Tensor = getattr(self, self.total_name)
         return total / self.images
 
-    def _add(self, figures: Tensor) -> None:
+    def _add(self, values: Tensor) -> None:
         total: Tensor = getattr(self, self.total_name)
-        setattr(self, self.total_name, total + figures.sum().to(total.dtype))
-        self.images = self.images + len(figures)
+        setattr(self, self.total_name, total + values.sum().to(total.dtype))
+        self.images = self.images + len(values)
 
 
 class AttentionCosineSimilarity(_MeanOverImages):
-    """Mean :func:`~attention_transfer.functional.measures.cosine` of student's and teacher's maps.
+    """Mean :func:`~attention_transfer.functional.measures.cosine` of student and teacher maps.
 
     >>> metric = AttentionCosineSimilarity()
     >>> metric(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[4.0, 3.0]]]))
@@ -70,12 +79,12 @@ class AttentionCosineSimilarity(_MeanOverImages):
     higher_is_better = True
 
     def update(self, student_maps: Tensor, teacher_maps: Tensor) -> None:
-        """Adds the images of a batch: (N, H, W) and (N, H', W')."""
+        """Add a batch's maps of the student (N, H, W) and the teacher (N, H', W')."""
         self._add(measures.cosine(student_maps, teacher_maps))
 
 
 class AttentionRankCorrelation(_MeanOverImages):
-    """Mean :func:`~attention_transfer.functional.measures.rank_correlation` of student's and teacher's maps.
+    """Mean :func:`~attention_transfer.functional.measures.rank_correlation` of both networks' maps.
 
     >>> metric = AttentionRankCorrelation()
     >>> metric(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[9.0, 4.0, 1.0]]]))
@@ -88,12 +97,12 @@ class AttentionRankCorrelation(_MeanOverImages):
     plot_lower_bound = -1.0
 
     def update(self, student_maps: Tensor, teacher_maps: Tensor) -> None:
-        """Adds the images of a batch: (N, H, W) and (N, H', W')."""
+        """Add a batch's maps of the student (N, H, W) and the teacher (N, H', W')."""
         self._add(measures.rank_correlation(student_maps, teacher_maps))
 
 
 class AttentionEntropy(_MeanOverImages):
-    """Mean :func:`~attention_transfer.functional.measures.entropy` of maps: 1 is even, 0 on one place.
+    """Mean :func:`~attention_transfer.functional.measures.entropy`: 1 is even, 0 a peak.
 
     >>> metric = AttentionEntropy()
     >>> metric(torch.tensor([[[1.0, 1.0, 0.0, 0.0]]]))
@@ -104,30 +113,29 @@ class AttentionEntropy(_MeanOverImages):
     is_differentiable = True
 
     def update(self, maps: Tensor) -> None:
-        """Adds the images of a batch: (N, H, W)."""
+        """Add a batch's maps, (N, H, W)."""
         self._add(measures.entropy(maps))
 
 
 class EnergyPointingGame(_MeanOverImages):
-    """Mean :func:`~attention_transfer.functional.measures.energy_pointing_game`: the attention on the object.
+    """Mean :func:`~attention_transfer.functional.measures.energy_pointing_game`.
 
     >>> metric = EnergyPointingGame()
     >>> metric(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]]))
     tensor(0.7500)
     """
 
-    total_name = "total_inside"
+    total_name = "total_energy"
     is_differentiable = True
     higher_is_better = True
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
-        """Adds the images of a batch: (N, H, W) and (N, H', W')."""
+        """Add a batch's maps (N, H, W) and object masks (N, H', W')."""
         self._add(measures.energy_pointing_game(maps, masks))
 
 
 class PointingGame(_MeanOverImages):
-    """The share of images whose map is highest on the object: mean
-    :func:`~attention_transfer.functional.measures.pointing_game`.
+    """Mean :func:`~attention_transfer.functional.measures.pointing_game`, the share of hits.
 
     >>> metric = PointingGame()
     >>> metric(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]]))
@@ -139,5 +147,5 @@ class PointingGame(_MeanOverImages):
     higher_is_better = True
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
-        """Adds the images of a batch: (N, H, W) and (N, H', W')."""
+        """Add a batch's maps (N, H, W) and object masks (N, H', W')."""
         self._add(measures.pointing_game(maps, masks))

@@ -1,14 +1,15 @@
-"""What networks are fed with: images as fine as they need, normalised as their weights expect."""
+"""The images of particular networks: at the resolution and preprocessing their weights expect."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attention_transfer.config import ImagesConfig, height_and_width
 from attention_transfer.data import DataSet, WithAugmentation, load_data
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.models import LoadedModel
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import evaluating
@@ -17,25 +18,29 @@ __all__ = ["augmented", "decoded_for", "images_of", "preprocessing_for", "try_ou
 
 
 def images_of(
-    config: ImagesConfig, own_size: tuple[int, int], masks: Path | None = None
+    config: ImagesConfig,
+    default_size: tuple[int, int],
+    masks: Path | None = None,
+    data: Any = None,
 ) -> DataSet:
-    """The data that a configuration asks for.
+    """Load the data set of a configuration.
 
     Args:
-        config: whose data.
-        own_size: height and width that images in files have where the configuration says none.
-        masks: a folder with masks of the objects.
+        config: the configuration.
+        default_size: height and width in pixels of images in files, unless configured.
+        masks: a folder with object masks.
+        data: the data set as a Python object, in place of the configuration's name.
 
     Raises:
-        InputError: there are no such data.
+        InputError: an unknown name, or images that cannot be read.
     """
     return load_data(
-        config.data,
+        config.data if data is None else data,
         validation=config.validation,
         data_seed=config.data_seed,
         download=config.download,
         image_size=None if config.image_size is None else height_and_width(config.image_size),
-        default_size=own_size,
+        default_size=default_size,
         masks=masks,
     )
 
@@ -46,8 +51,10 @@ def preprocessing_for(model: LoadedModel, data: DataSet) -> Preprocessing:
 
 
 def decoded_for(data: DataSet, student: LoadedModel, teachers: list[LoadedModel]) -> DataSet:
-    """Images to train on that are as fine as the finest network's, in the student's shape; those to
-    judge it on as fine as its own. Both by the student's interpolation.
+    """Return the data set, decoded at the resolution that the networks need.
+
+    Training images have the student's aspect ratio at the finest network's resolution; images to
+    evaluate on have the student's own. Both use the student's interpolation.
     """
     height, width = data.input_size[1:]
     finer = max(
@@ -69,26 +76,25 @@ def decoded_for(data: DataSet, student: LoadedModel, teachers: list[LoadedModel]
 
 
 def try_out(model: LoadedModel, data: DataSet, images: Tensor) -> object:
-    """What a network puts out for images.
+    """Run a network on images and return its output.
 
     Raises:
-        InputError: it does not run on them.
+        InputError: the network does not run on them.
     """
-    given = preprocessing_for(model, data)(images)
+    inputs = preprocessing_for(model, data)(images)
     try:
         with evaluating(model.network), torch.no_grad():
-            return model.network(given)
+            return model.network(inputs)
     except Exception as error:
-        height, width = given.shape[-2:]
-        reason = str(error).strip().partition("\n")[0]
+        height, width = inputs.shape[-2:]
         raise InputError(
             f"{model.name} does not run on images {height}x{width} ({type(error).__name__}: "
-            f"{reason}); give another --image-size, or another network"
+            f"{first_line(error)}); give another --image-size, or another network"
         ) from error
 
 
 def augmented(data: DataSet, config: ImagesConfig) -> DataSet:
-    """The data with the stronger views that a configuration asks for."""
+    """Return the data set with the stronger augmentation of a configuration, if any."""
     mixed = config.mixup > 0 or config.cutmix > 0
     if config.randaugment is None and not config.random_erasing and not mixed:
         return data

@@ -1,4 +1,4 @@
-"""What happens to images before a network's first layer, as one value from training to export."""
+"""Preprocessing of a network's images, as one value from training to export."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple

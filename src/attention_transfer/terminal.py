@@ -1,13 +1,13 @@
-"""What a terminal is shown: names as they are, whatever characters are in them."""
+"""Printing text to a terminal as it is, whatever characters it contains."""
 
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["print_line", "escape_control_characters"]
+__all__ = ["escape_control_characters", "print_line"]
 
 
 def escape_control_characters(text: str) -> str:
-    r"""The text with escapes in place of characters that a terminal obeys instead of showing.
+    r"""Return the text with escapes for characters that a terminal would obey instead of show.
 
     Example:
         >>> print(escape_control_characters("caf\xe9 \x1b[31mred\n"))
@@ -18,11 +18,11 @@ def escape_control_characters(text: str) -> str:
     )
 
 
-def print_line(where: Console, text: str) -> None:
-    """One line, as it is: no markup, no emoji codes, no control codes, not broken.
+def print_line(console: Console, text: str) -> None:
+    """Print one line unchanged: no markup, emoji codes, control characters or wrapping.
 
     Example:
         >>> print_line(Console(), "[b]:x:")
         [b]:x:
     """
-    where.print(Text(escape_control_characters(text)), soft_wrap=True)
+    console.print(Text(escape_control_characters(text)), soft_wrap=True)

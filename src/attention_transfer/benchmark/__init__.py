@@ -1,4 +1,4 @@
-"""How fast it is, as ratios measured side by side on one machine: one JSON document a question."""
+"""Speed benchmarks: ratios measured side by side on one machine, as one JSON document each."""
 
 from attention_transfer.benchmark.command import measure
 from attention_transfer.benchmark.document import Case, Document

@@ -1,54 +1,35 @@
-"""From a configuration to a whole document."""
+"""Run the benchmark that a configuration names."""
 
 from collections.abc import Callable
 from importlib import import_module
 
-from attention_transfer.benchmark.document import OF_PAIRS, Document, Machine, Measured, worst
-from attention_transfer.benchmark.timing import Say
+from attention_transfer.benchmark.document import Document, Measured
+from attention_transfer.benchmark.timing import Progress
 from attention_transfer.config import BenchmarkConfig
-from attention_transfer.environment import (
-    describe_machine,
-    package_versions,
-    resolve_precision,
-)
 
 __all__ = ["measure"]
 
 MODULES = {
     "step": "steps",
     "run": "runs",
-    "peers": "peers",
     "gradient": "gradient",
     "data": "data_wait",
     "import": "importing",
     "fused": "fused",
 }
-"""What is measured -> the module whose ``measure`` does it, imported when it is asked for."""
+"""Benchmark -> the module with its ``measure`` function, imported only when it runs."""
 
 
-def measure(config: BenchmarkConfig, say: Say = lambda line: None) -> Document:
-    """Measures what a configuration asks for.
+def measure(config: BenchmarkConfig, progress: Progress = lambda line: None) -> Document:
+    """Run a benchmark, and return its complete document.
 
     Args:
-        config: complete and checked.
-        say: told how far it is, line by line; silent by default.
+        config: the benchmark and its settings.
+        progress: receives a line for each stage; silent by default.
 
     Raises:
-        InputError: a network or data set that is not known, or a package that is missing.
+        InputError: a network or data set is unknown, or a package is missing.
     """
-    home = import_module(f"attention_transfer.benchmark.{MODULES[config.what]}")
-    work: Callable[[BenchmarkConfig, Say], Measured] = home.measure
-    found = work(config, say)
-    machine = {**describe_machine(), "gpus": tuple(describe_machine()["gpus"])}  # type: ignore[arg-type]
-    return Document.model_validate(
-        {
-            "benchmark": config.what,
-            "settings": config,
-            "precision": resolve_precision(config.precision),
-            "machine": Machine.model_validate(machine),
-            "versions": package_versions(),
-            "ratios": worst(config.what, found.cases),
-            "pairs" if config.what in OF_PAIRS else "cases": found.cases,
-            "notes": found.notes,
-        }
-    )
+    module = import_module(f"attention_transfer.benchmark.{MODULES[config.what]}")
+    run: Callable[[BenchmarkConfig, Progress], Measured] = module.measure
+    return Document.create(config, run(config, progress))

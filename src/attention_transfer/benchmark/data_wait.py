@@ -1,4 +1,4 @@
-"""The share of a step that is spent waiting for data, through the real training loop."""
+"""The share of a training step that is spent waiting for data, in whole runs."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,29 +9,30 @@ from typing import Any
 from attention_transfer.benchmark.document import Case, Measured
 from attention_transfer.benchmark.figures import spread
 from attention_transfer.benchmark.synthetic_images import cifar_files, photo_files
-from attention_transfer.benchmark.timing import Say
+from attention_transfer.benchmark.timing import Progress
 from attention_transfer.config import BenchmarkConfig, RunConfig
+from attention_transfer.runs import EpochMetrics
 from attention_transfer.training import run
 
-__all__ = ["counted", "measure"]
+__all__ = ["measure", "without_warm_up"]
 
 CIFAR_IMAGES = 2_000
-"""In each of CIFAR-10's files; the real ones have 10,000."""
+"""Synthetic images in each of CIFAR-10's files; the real ones have 10,000."""
 
 PHOTOS = 1_600
 SMALL, DEEP = "wrn-16-1", "wrn-40-2"
-NOTES = ("of each run's epochs after the first; CIFAR's layout and the JPEGs hold made images",)
+NOTES = ("epochs after the first; the images in CIFAR's layout and the JPEGs are synthetic",)
 
 
-def measure(config: BenchmarkConfig, say: Say) -> Measured:
-    """Trains on each kind of images, and reads what the runs wrote down."""
+def measure(config: BenchmarkConfig, progress: Progress) -> Measured:
+    """Train on each kind of images, and read the waiting times from the runs' records."""
     cases = {}
     with TemporaryDirectory() as folder, ExitStack() as files:
-        for name, settings in _kinds(Path(folder), files):
-            say(f"data: {name}")
-            rows: list[dict[str, Any]] = []
+        for name, settings in _image_kinds(Path(folder), files):
+            progress(f"data: {name}")
+            rows: list[EpochMetrics] = []
             for number in range(config.runs):
-                asked = RunConfig(
+                run_config = RunConfig(
                     epochs=config.epochs,
                     batch_size=config.batch_size,
                     precision=config.precision,
@@ -40,18 +41,18 @@ def measure(config: BenchmarkConfig, say: Say) -> Measured:
                     out=Path(folder) / f"{name}, run {number}",
                     **settings,
                 )
-                rows += counted(run(asked).metrics)
+                rows += without_warm_up(run(run_config).metrics)
             cases[name] = _case(rows)
     return Measured(cases=cases, notes=NOTES)
 
 
-def counted(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The epochs of a run that count: of several all but the first, which warms up."""
+def without_warm_up(metrics: list[EpochMetrics]) -> list[EpochMetrics]:
+    """Return the epochs after the first, which warms up; a single epoch counts."""
     return metrics[1:] or metrics
 
 
-def _kinds(folder: Path, files: ExitStack) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is trained on what; images are made when they are asked for."""
+def _image_kinds(folder: Path, files: ExitStack) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each case's name and run settings; its images are written just before."""
     yield f"cluttered-digits, {SMALL} at 32x32", {"student": SMALL, "data": "cluttered-digits"}
     files.enter_context(cifar_files(folder / "cifar", CIFAR_IMAGES))
     data = f"cifar10:{folder / 'cifar'}"
@@ -63,9 +64,9 @@ def _kinds(folder: Path, files: ExitStack) -> Iterator[tuple[str, dict[str, Any]
     )
 
 
-def _case(rows: list[dict[str, Any]]) -> Case:
-    shares = [row["seconds_waiting_for_data"] / row["seconds"] for row in rows]
+def _case(rows: list[EpochMetrics]) -> Case:
+    shares = [row.seconds_waiting_for_data / row.seconds for row in rows]
     return Case(
-        images_per_second={"training": spread([row["images_per_second"] for row in rows])},
+        images_per_second={"training": spread([row.images_per_second for row in rows])},
         ratios={"waiting_over_step": spread(shares)},
     )

@@ -1,39 +1,22 @@
-"""The document of a benchmark: what is in it, and what makes it whole."""
+"""The JSON document of a benchmark, and the checks that make it complete."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from attention_transfer.benchmark.figures import Spread, Strict
 from attention_transfer.config import BenchmarkConfig
+from attention_transfer.environment import describe_machine, package_versions, resolve_precision
 
-__all__ = ["RATIOS", "Case", "Document", "Machine", "Measured", "worst"]
+__all__ = ["Case", "Document", "Machine", "Measured", "Summary"]
 
-Worse = Callable[[list[float]], float]
-
-RATIOS: Mapping[str, Mapping[str, Worse]] = {
-    "step": {"cached_over_student": max, "live_over_floor": max},
-    "run": {"cached_over_live": min},
-    "peers": {
-        "cached_over_torchdistill": min,
-        "live_over_torchdistill": min,
-        "cached_over_plain": min,
-        "live_over_plain": min,
-    },
-    "gradient": {"ours_over_plain": max, "live_over_plain": max, "autograd_over_ours": min},
-    "data": {"waiting_over_step": max},
-    "import": {"import_over_torch": max},
-    "fused": {"fused_over_autograd": max, "fused_over_copy": max},
-}
-"""What is measured -> the ratios it is summed up in, and which of several cases' is the worse."""
-
-OF_PAIRS = ("step", "run", "peers")
-"""What is measured on pairs of networks."""
+Summary = Mapping[str, Callable[[list[float]], float]]
+"""Ratio -> the function (min or max) that picks the worst of the cases' medians."""
 
 
 class Machine(Strict):
-    """Where it was measured."""
+    """The machine that a benchmark ran on."""
 
     platform: str
     python: str
@@ -45,46 +28,83 @@ class Machine(Strict):
 
 
 class Case(Strict):
-    """One pair of networks, or another thing that was measured by itself."""
+    """The measurements of one pair of networks, or of one other case."""
 
     milliseconds: dict[str, Spread] = Field(default_factory=dict)
     images_per_second: dict[str, Spread] = Field(default_factory=dict)
     ratios: dict[str, Spread] = Field(min_length=1)
     peak_megabytes: dict[str, float] = Field(default_factory=dict)
     figures: dict[str, float | None] = Field(default_factory=dict)
-    """What is none of these; None: there is no such number."""
+    """Any other values; None where there is no such number."""
 
 
 class Measured(Strict):
-    """What a measurement found, before it is put down with where it was found."""
+    """The cases of a benchmark, before settings, machine and versions are added."""
 
     cases: dict[str, Case] = Field(min_length=1)
     notes: tuple[str, ...]
-    """What the figures mean."""
+    """Explanations of the figures."""
 
 
 class Document(Strict):
-    """A benchmark as it is printed: complete, and its summary that of its cases."""
+    """A complete benchmark: settings, machine, versions, all cases, and their worst ratios."""
+
+    SUMMARIES: ClassVar[Mapping[str, Summary]] = {
+        "step": {"cached_over_student": max, "live_over_floor": max},
+        "run": {"cached_over_live": min},
+        "gradient": {"ours_over_plain": max, "live_over_plain": max, "autograd_over_ours": min},
+        "data": {"waiting_over_step": max},
+        "import": {"import_over_torch": max},
+        "fused": {"fused_over_autograd": max, "fused_over_copy": max},
+    }
+    """Benchmark -> the ratios of its summary."""
+    OF_PAIRS: ClassVar[tuple[str, ...]] = ("step", "run")
+    """The benchmarks whose cases are pairs of networks."""
 
     schema_version: Literal[1] = 1
     benchmark: str
     settings: BenchmarkConfig
     precision: Literal["fp32", "bf16"]
-    """What the setting meant on this machine."""
+    """The precision that the setting resolved to on this machine."""
     machine: Machine
     versions: dict[str, str | None]
     ratios: dict[str, float]
-    """Each the worse of all pairs' or cases' medians."""
+    """For each ratio of the summary, the worst median of all pairs or cases."""
     pairs: dict[str, Case] = Field(default_factory=dict)
     cases: dict[str, Case] = Field(default_factory=dict)
     notes: tuple[str, ...]
 
     @classmethod
-    def read(cls, text: str) -> Self:
-        """A document from its JSON.
+    def create(cls, config: BenchmarkConfig, measured: Measured) -> Self:
+        """Add the machine, the versions and the summary to what was measured.
+
+        Args:
+            config: the settings of the benchmark.
+            measured: its cases and notes.
 
         Raises:
-            ValueError: it is damaged, and where.
+            ValueError: a case lacks a ratio of the summary.
+        """
+        machine = describe_machine()
+        return cls.model_validate(
+            {
+                "benchmark": config.what,
+                "settings": config,
+                "precision": resolve_precision(config.precision),
+                "machine": {**machine, "gpus": tuple(machine["gpus"])},  # type: ignore[arg-type]
+                "versions": package_versions(),
+                "ratios": cls.worst_medians(config.what, measured.cases),
+                "pairs" if config.what in cls.OF_PAIRS else "cases": measured.cases,
+                "notes": measured.notes,
+            }
+        )
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Parse and check the JSON of a document.
+
+        Raises:
+            ValueError: the document is damaged; the message names the first fault.
         """
         try:
             return cls.model_validate_json(text)
@@ -93,15 +113,31 @@ class Document(Strict):
             place = ".".join(map(str, fault["loc"])) or "document"
             raise ValueError(f"not a whole benchmark document: {place}: {fault['msg']}") from None
 
+    @classmethod
+    def worst_medians(cls, benchmark: str, cases: Mapping[str, Case]) -> dict[str, float]:
+        """Return the summary of a benchmark: for each ratio, the worst of all cases' medians.
+
+        Raises:
+            ValueError: a case lacks one of the ratios.
+        """
+        summary = cls.SUMMARIES[benchmark]
+        for name, case in cases.items():
+            if missing := summary.keys() - case.ratios.keys():
+                raise ValueError(f"{name} lacks the ratio {min(missing)}")
+        return {
+            ratio: worst([case.ratios[ratio].median for case in cases.values()])
+            for ratio, worst in summary.items()
+        }
+
     @property
     def measured(self) -> dict[str, Case]:
-        """The pairs, or the cases."""
+        """The pairs, or the cases of a benchmark that has no pairs."""
         return self.pairs or self.cases
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; parts that are empty are left out."""
+        """Return plain JSON values, without empty parts and without the output file's path."""
         plain = self.model_dump(mode="json")
-        plain["settings"].pop("out")  # where it was written is no part of what was measured
+        plain["settings"].pop("out")
         for name in ("pairs", "cases"):
             for case in plain[name].values():
                 for part in [part for part, values in case.items() if not values]:
@@ -111,29 +147,14 @@ class Document(Strict):
         return plain
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _complete(self) -> Self:
         if self.benchmark != self.settings.what:
             raise ValueError(f"the settings are of {self.settings.what}, not of {self.benchmark}")
-        of_pairs = self.benchmark in OF_PAIRS
+        of_pairs = self.benchmark in self.OF_PAIRS
         if bool(self.pairs) != of_pairs or bool(self.cases) == of_pairs:
             expected = "pairs and no cases" if of_pairs else "cases and no pairs"
             raise ValueError(f"{self.benchmark} has {expected}")
-        expected_ratios = worst(self.benchmark, self.measured)
+        expected_ratios = self.worst_medians(self.benchmark, self.measured)
         if self.ratios != expected_ratios:
-            raise ValueError(f"the ratios are not the worse of the cases', {expected_ratios}")
+            raise ValueError(f"the ratios are not the worst of the cases', {expected_ratios}")
         return self
-
-
-def worst(benchmark: str, cases: Mapping[str, Case]) -> dict[str, float]:
-    """The ratios of a benchmark's summary: each the worse of all cases' medians.
-
-    Raises:
-        ValueError: a case lacks one of them.
-    """
-    for name, case in cases.items():
-        if missing := RATIOS[benchmark].keys() - case.ratios.keys():
-            raise ValueError(f"{name} lacks the ratio {min(missing)}")
-    return {
-        ratio: worse([case.ratios[ratio].median for case in cases.values()])
-        for ratio, worse in RATIOS[benchmark].items()
-    }

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Spread", "Strict", "per", "ratio", "spread"]
+__all__ = ["Spread", "Strict", "milliseconds", "ratio", "spread"]
 
 
 class Strict(BaseModel):
-    """A part of a document: nothing unknown in it, nothing converted, no NaN or infinity."""
+    """A part of a document: unknown keys, type conversions, NaN and infinity are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Spread(Strict):
-    """A figure that was measured several times."""
+    """The median and quartiles of a quantity that was measured in several rounds."""
 
     median: float
     lower_quartile: float
@@ -32,10 +32,10 @@ class Spread(Strict):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles; quartiles are of the values themselves, interpolated.
+    """Return the median and quartiles of values; quartiles interpolate between values.
 
     Raises:
-        ValueError: no values.
+        ValueError: there are no values.
 
     Example:
         >>> spread([4.0, 1.0, 3.0, 2.0, 5.0])
@@ -50,24 +50,26 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(median=median, lower_quartile=lower, upper_quartile=upper, rounds=len(values))
 
 
-def ratio(above: Sequence[float], *below: Sequence[float]) -> Spread:
-    """One measurement over the sum of others, round by round: what slows a whole round down, slows
-    both sides of its ratio.
+def milliseconds(times: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
+    """Return the spread of each list of times, converted from seconds to milliseconds.
+
+    >>> milliseconds({"step": [0.5, 1.5]})["step"].median
+    1000.0
+    """
+    return {name: spread([1000 * time for time in seconds]) for name, seconds in times.items()}
+
+
+def ratio(numerator: Sequence[float], *denominators: Sequence[float]) -> Spread:
+    """Return the spread of one measurement over the sum of others, divided round by round.
+
+    Whatever slows a whole round down slows both sides of its ratio, and cancels.
 
     Raises:
-        ValueError: the rounds are not as many on both sides.
+        ValueError: the measurements differ in their number of rounds.
 
     Example:
         >>> ratio([3.0, 8.0], [1.0, 2.0], [0.5, 2.0]).median
         2.0
     """
-    return spread([value / sum(others) for value, *others in zip(above, *below, strict=True)])
-
-
-def per(amount: float, seconds: Sequence[float]) -> list[float]:
-    """An amount over each of some times, such as images a second.
-
-    >>> per(10.0, [2.0, 5.0])
-    [5.0, 2.0]
-    """
-    return [amount / time for time in seconds]
+    rounds = zip(numerator, *denominators, strict=True)
+    return spread([value / sum(others) for value, *others in rounds])

@@ -1,4 +1,4 @@
-"""Maps and loss of one pair of layers, forward and backward: in one pass, and by autograd."""
+"""The maps and the loss of one layer pair, forward and backward: fused, and by autograd."""
 
 from functools import partial
 from itertools import product
@@ -7,10 +7,15 @@ import torch
 from torch import Tensor
 
 from attention_transfer.benchmark.document import Case, Measured
-from attention_transfer.benchmark.figures import ratio, spread
-from attention_transfer.benchmark.memory import give_back_at_once, in_use, peak, restart_peak
+from attention_transfer.benchmark.figures import milliseconds, ratio
+from attention_transfer.benchmark.memory import (
+    memory_in_use,
+    peak_memory,
+    release_freed_blocks,
+    reset_peak_memory,
+)
 from attention_transfer.benchmark.processes import OwnProcess
-from attention_transfer.benchmark.timing import Action, Say, device, in_turns, timed
+from attention_transfer.benchmark.timing import Action, Progress, device, interleave, timed
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.environment import keep_freed_memory, resolve_precision
 from attention_transfer.functional import fused, losses, maps
@@ -18,21 +23,22 @@ from attention_transfer.functional import fused, losses, maps
 __all__ = ["measure"]
 
 SIZES = ((64, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8), (128, 16, 16))
-"""Channels, height and width of features."""
+"""Channels, height and width of the features."""
 
 Features = tuple[tuple[int, ...], str, str]
-"""Their shape, precision and memory format."""
+"""Shape, precision and memory format of features."""
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 KINDS = ("fused", "autograd", "copy")
 NOTES = (
-    "forward and backward of maps and loss, the teacher's map given; copy: as many bytes, once",
-    "extra memory: above the features and their gradient, over the features",
+    "forward and backward of maps and loss, with the teacher's map given; copy: one copy of the "
+    "features",
+    "extra memory: peak above the features and their gradient, over the features",
 )
 
 
-def measure(config: BenchmarkConfig, say: Say) -> Measured:
-    """Each size of features, in both memory formats."""
+def measure(config: BenchmarkConfig, progress: Progress) -> Measured:
+    """Measure each size of features in both memory formats."""
     keep_freed_memory()
     precision = resolve_precision(config.precision)
     cases = {}
@@ -40,23 +46,21 @@ def measure(config: BenchmarkConfig, say: Say) -> Measured:
         for size, layout in product(SIZES, FORMATS):
             shape = config.batch_size, *size
             name = f"{'x'.join(map(str, shape))}, {precision}, {layout}"
-            say(f"fused: {name}")
-            cases[name] = _case((shape, precision, layout), config, process)
+            progress(f"fused: {name}")
+            cases[name] = _measure_features((shape, precision, layout), config, process)
     return Measured(cases=cases, notes=NOTES)
 
 
-def _case(features: Features, config: BenchmarkConfig, process: OwnProcess) -> Case:
+def _measure_features(features: Features, config: BenchmarkConfig, process: OwnProcess) -> Case:
     actions = {kind: timed(_action(kind, *features)) for kind in KINDS}
-    times = in_turns(actions, config.repetitions)
+    times = interleave(actions, config.repetitions)
     extra: dict[str, float | None] = {}
     if config.memory:
         for kind in ("fused", "autograd"):
             share = process.call(_extra_memory, kind, *features)
             extra[f"extra memory over features, {kind}"] = share
     return Case(
-        milliseconds={
-            kind: spread([1000 * time for time in seconds]) for kind, seconds in times.items()
-        },
+        milliseconds=milliseconds(times),
         ratios={
             "fused_over_autograd": ratio(times["fused"], times["autograd"]),
             "fused_over_copy": ratio(times["fused"], times["copy"]),
@@ -66,41 +70,37 @@ def _case(features: Features, config: BenchmarkConfig, process: OwnProcess) -> C
 
 
 def _action(kind: str, shape: tuple[int, ...], precision: str, layout: str) -> Action:
-    features = _features(shape, precision, layout)
+    features = _random_features(shape, precision, layout)
     if kind == "copy":
         return partial(torch.empty_like(features).copy_, features)
     leaf = features.requires_grad_()
     with torch.no_grad():
-        wanted = maps.activation_map(_features(shape, precision, layout))
+        teacher_map = maps.activation_map(_random_features(shape, precision, layout))
 
-    def taken() -> None:
+    def forward_and_backward() -> None:
         leaf.grad = None
-        loss = _in_one_pass(leaf, wanted) if kind == "fused" else _by_autograd(leaf, wanted)
+        if kind == "fused":
+            loss = fused.attention_transfer(leaf, teacher_map)[0]
+        else:
+            loss = losses.attention_transfer(maps.activation_map(leaf), teacher_map)
         torch.autograd.backward(loss)
 
-    return taken
+    return forward_and_backward
 
 
-def _in_one_pass(features: Tensor, wanted: Tensor) -> Tensor:
-    return fused.attention_transfer(features, wanted)[0]
-
-
-def _by_autograd(features: Tensor, wanted: Tensor) -> Tensor:
-    return losses.attention_transfer(maps.activation_map(features), wanted)
-
-
-def _features(shape: tuple[int, ...], precision: str, layout: str) -> Tensor:
+def _random_features(shape: tuple[int, ...], precision: str, layout: str) -> Tensor:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     features = torch.randn(shape, device=device(), dtype=dtype)
     return features.to(memory_format=FORMATS[layout])
 
 
 def _extra_memory(kind: str, shape: tuple[int, ...], precision: str, layout: str) -> float:
-    """What a pass holds at most beyond the features and their gradient, over the features."""
-    give_back_at_once()
+    """Return the peak beyond the features and their gradient, as a share of the features."""
+    release_freed_blocks()
     action = _action(kind, shape, precision, layout)
-    action()  # brings code into memory, and leaves the gradient there
-    restart_peak()
-    before = in_use()
+    action()  # loads code, and allocates the gradient
+    reset_peak_memory()
+    before = memory_in_use()
     action()
-    return 2**20 * (peak() - before) / _features(shape, precision, layout).nbytes
+    extra = 2**20 * (peak_memory() - before)
+    return extra / _random_features(shape, precision, layout).nbytes

@@ -1,11 +1,12 @@
-"""What starting up costs: ``import attention_transfer`` over ``import torch``, and ``--help``."""
+"""Start-up time: ``import attention_transfer`` over ``import torch``, and ``--help``."""
 
 import subprocess
 import sys
+from functools import partial
 
 from attention_transfer.benchmark.document import Case, Measured
-from attention_transfer.benchmark.figures import ratio, spread
-from attention_transfer.benchmark.timing import Say, in_turns, timed
+from attention_transfer.benchmark.figures import milliseconds, ratio
+from attention_transfer.benchmark.timing import Progress, interleave, timed
 from attention_transfer.config import BenchmarkConfig
 
 __all__ = ["measure"]
@@ -18,27 +19,21 @@ COMMANDS = {
 }
 NOTES = (
     "each time is that of a whole process",
-    "import attention_transfer brings torch only when a name of its needs it, so "
-    "import_over_torch is of its first use, attention_transfer.Transfer",
+    "import attention_transfer imports torch only when one of its names is first used, so "
+    "import_over_torch measures the first use of attention_transfer.Transfer",
 )
 
 
-def measure(config: BenchmarkConfig, say: Say) -> Measured:
-    """Starts fresh processes in turns."""
-    say(f"starting {len(COMMANDS)} kinds of processes, {config.repetitions} times each")
-    measured = {
-        name: timed(lambda arguments=arguments: _start(arguments))  # type: ignore[misc]
-        for name, arguments in COMMANDS.items()
-    }
-    times = in_turns(measured, config.repetitions, warm_up=1)
-    first, torch = times["attention_transfer.Transfer"], times["import torch"]
-    over = [1000 * (ours - theirs) for ours, theirs in zip(first, torch, strict=True)]
-    milliseconds = {
-        name: spread([1000 * time for time in seconds]) for name, seconds in times.items()
-    }
+def measure(config: BenchmarkConfig, progress: Progress) -> Measured:
+    """Start fresh processes of each kind, interleaved."""
+    progress(f"starting {len(COMMANDS)} kinds of processes, {config.repetitions} times each")
+    processes = {name: timed(partial(_start, command)) for name, command in COMMANDS.items()}
+    times = interleave(processes, config.repetitions, warm_up=1)
+    first_use, torch = times["attention_transfer.Transfer"], times["import torch"]
+    over_torch = [ours - theirs for ours, theirs in zip(first_use, torch, strict=True)]
     case = Case(
-        milliseconds={**milliseconds, "attention_transfer.Transfer over torch": spread(over)},
-        ratios={"import_over_torch": ratio(first, torch)},
+        milliseconds=milliseconds({**times, "attention_transfer.Transfer over torch": over_torch}),
+        ratios={"import_over_torch": ratio(first_use, torch)},
     )
     return Measured(cases={"starting up": case}, notes=NOTES)
 

@@ -1,4 +1,4 @@
-"""Peak memory: the GPU's where one is there, else what this process has in RAM, in megabytes."""
+"""Memory in use and its peak, in megabytes: the GPU's if there is one, else this process's RAM."""
 
 import ctypes
 import gc
@@ -8,33 +8,33 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["give_back_at_once", "in_use", "peak", "restart_peak"]
+__all__ = ["memory_in_use", "peak_memory", "release_freed_blocks", "reset_peak_memory"]
 
 STATUS = Path("/proc/self/status")
 
 
-def in_use() -> float:
-    """Memory in use now (outside Linux and without a GPU: the most so far)."""
+def memory_in_use() -> float:
+    """Return the memory in use now (outside Linux and without a GPU: the peak so far)."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() / 2**20
-    return _account("VmRSS") if STATUS.exists() else _most_so_far()
+    return _status_entry("VmRSS") if STATUS.exists() else _peak_of_process()
 
 
-def peak() -> float:
-    """The most memory that was in use since the peak was restarted.
+def peak_memory() -> float:
+    """Return the largest memory in use since the peak was reset.
 
-    Linux's own account is read, not getrusage's: the latter begins, in a new process, at what the
-    process that started it had.
+    On Linux this reads ``/proc``: getrusage's peak starts, in a new process, at that of the
+    process that started it.
     """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return _account("VmHWM") if STATUS.exists() else _most_so_far()
+    return _status_entry("VmHWM") if STATUS.exists() else _peak_of_process()
 
 
-def restart_peak() -> None:
-    """Gives back what is free, and lets the peak begin again from what is in use.
+def reset_peak_memory() -> None:
+    """Release free memory, and restart the peak from the memory in use.
 
-    Where the system does not let it, the peak is that since the process began.
+    Where the system does not allow it, the peak remains that of the whole process.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -48,23 +48,24 @@ def restart_peak() -> None:
         return
 
 
-def give_back_at_once() -> None:
-    """Lets freed blocks go back to the system at once: peaks are then of what is held, without what
-    malloc keeps or cannot put together. Elsewhere than on glibc this does nothing.
+def release_freed_blocks() -> None:
+    """Tell glibc to return freed blocks to the system at once; elsewhere, do nothing.
+
+    Peaks then count the memory that is held, without malloc's free lists and fragmentation.
     """
     if platform.libc_ver()[0] == "glibc":
         m_mmap_threshold = -3
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**16)
 
 
-def _account(line: str) -> float:
-    """A line of Linux's account of this process."""
+def _status_entry(name: str) -> float:
+    """Return one entry of Linux's status of this process, in megabytes."""
     lines = STATUS.read_text(encoding="ascii").splitlines()
-    return next(int(text.split()[1]) for text in lines if text.startswith(line)) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
-def _most_so_far() -> float:
+def _peak_of_process() -> float:
     import resource
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / (2**20 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 1024)

@@ -1,50 +1,31 @@
-"""The ways to take a step: the student alone, the teacher alone, live and cached."""
+"""The kinds of training step that are measured: student alone, teacher alone, live and cached."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from attention_transfer import models
-from attention_transfer.benchmark.reference import FeatureExtractor
 from attention_transfer.benchmark.timing import Action, device
-from attention_transfer.cache import build_cache
-from attention_transfer.config import (
-    BenchmarkConfig,
-    CacheConfig,
-    DistillConfig,
-    ImagesConfig,
-    RunConfig,
-)
 from attention_transfer.environment import AUTOCAST
 from attention_transfer.functional import losses, maps
 from attention_transfer.transfer import ActivationAttention, CrossEntropy, Transfer, TransferOutput
 
-__all__ = [
-    "MODES",
-    "StepBenchmark",
-    "Loss",
-    "Setting",
-    "cache_seconds",
-    "run_configs",
-    "stepping",
-]
+__all__ = ["BETA", "LOSSES", "FeatureExtractor", "Loss", "Setting", "StepBenchmark", "make_step"]
 
 BETA = 1000.0
 
 Loss = Callable[[], Tensor]
+"""Computes the loss of one step, with the forward passes."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is switched on."""
+    """The precision of a step, and the optimizations that are switched on."""
 
     precision: str
     channels_last: bool = True
@@ -53,52 +34,85 @@ class Setting:
     compiled: bool = False
 
 
+class FeatureExtractor(nn.Module):
+    """A network that also returns the outputs of some of its modules, through permanent hooks.
+
+    Example:
+        >>> network = FeatureExtractor(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), ["0"])
+        >>> logits, (features,) = network(torch.zeros(2, 3, 8, 8))
+        >>> features.shape
+        torch.Size([2, 4, 8, 8])
+    """
+
+    def __init__(self, network: nn.Module, points: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self._features: dict[str, Tensor] = {}
+        self._points = list(points)
+        for point in points:
+            network.get_submodule(point).register_forward_hook(self._store(point))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits, and the features of the points in their order."""
+        logits = self.network(images)
+        features = [self._features[point] for point in self._points]
+        self._features.clear()
+        return logits, features
+
+    def _store(self, point: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            self._features[point] = output
+
+        return hook
+
+
 class StepBenchmark:
-    """A pair of networks and a batch, the same for the same arguments.
+    """A pair of networks and a batch of random images, the same for the same arguments.
 
     Args:
         pair: ``student:teacher``.
-        batch_size: images.
-        setting: memory format, and what the steps are to be like.
-        classes: how many the networks tell apart.
+        batch_size: images in the batch.
+        setting: precision, memory format and other optimizations.
+        classes: number of classes of both networks.
 
     Raises:
-        InputError: a network is not known.
+        InputError: a network is unknown.
     """
 
     def __init__(self, pair: str, batch_size: int, setting: Setting, classes: int = 10) -> None:
         self.setting, self._classes = setting, classes
         student, self._teacher = pair.split(":")
-        self.student = self._network(student)
+        self.student = self._build(student)
         images = torch.rand(batch_size, 3, 32, 32).to(device())
-        self.images = images.to(memory_format=self._layout)
+        self.images = images.to(memory_format=self._memory_format)
         self.labels = torch.randint(classes, (batch_size,)).to(device())
 
     @cached_property
     def teacher(self) -> nn.Module:
-        """Frozen; made when it is asked for, so that a student alone is alone in memory."""
-        return self._network(self._teacher).requires_grad_(False).eval()
+        """The frozen teacher, built on first use so that a student alone is alone in memory."""
+        return self._build(self._teacher).requires_grad_(False).eval()
 
     @property
     def points(self) -> list[str]:
-        """Where attention is read, in both networks."""
+        """The attention points, which both networks share."""
         return list(self.student.attention_points)  # type: ignore[arg-type]
 
-    def _network(self, name: str) -> nn.Module:
+    def _build(self, name: str) -> nn.Module:
         torch.manual_seed(0)
-        return models.build(name, self._classes).to(device()).to(memory_format=self._layout)
+        network = models.build(name, self._classes).to(device())
+        return network.to(memory_format=self._memory_format)
 
     @property
-    def _layout(self) -> torch.memory_format:
+    def _memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.setting.channels_last else torch.contiguous_format
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The precision."""
-        lowered = self.setting.precision == "bf16"
-        return torch.autocast(device().type, torch.bfloat16, enabled=lowered)
+        """Return the autocast context of the setting's precision."""
+        bf16 = self.setting.precision == "bf16"
+        return torch.autocast(device().type, torch.bfloat16, enabled=bf16)
 
     def transfer(self) -> Transfer:
-        """The objective, as a run has it: the teacher folded, passes compiled, if switched on."""
+        """Build the objective as runs do: folded teacher and compiled passes, if switched on."""
         terms = [CrossEntropy(), ActivationAttention(BETA)]
         example = self.images[:1]
         transfer = Transfer(self.student, self.teacher, terms, example_input=example)
@@ -109,12 +123,12 @@ class StepBenchmark:
         return transfer
 
     def compiled(self, network: nn.Module) -> nn.Module:
-        """The network, compiled if that is switched on."""
+        """Compile the network, if that is switched on."""
         return torch.compile(network) if self.setting.compiled else network  # type: ignore[return-value]
 
 
-def student_alone(bench: StepBenchmark) -> Loss:
-    """What any training costs."""
+def student_loss(bench: StepBenchmark) -> Loss:
+    """Return the cross-entropy of the student alone."""
     student = bench.compiled(bench.student)
 
     def loss() -> Tensor:
@@ -123,10 +137,10 @@ def student_alone(bench: StepBenchmark) -> Loss:
     return loss
 
 
-def live(bench: StepBenchmark) -> Loss:
-    """The teacher answers in every step."""
+def live_loss(bench: StepBenchmark) -> Loss:
+    """Return the transfer's loss, with a teacher pass in every step."""
     if not bench.setting.fused:
-        return _by_autograd(bench, cached=False)
+        return _loss_by_autograd(bench, cached=False)
     transfer = bench.transfer()
 
     def loss() -> Tensor:
@@ -136,10 +150,10 @@ def live(bench: StepBenchmark) -> Loss:
     return loss
 
 
-def cached(bench: StepBenchmark) -> Loss:
-    """The teacher answered before."""
+def cached_loss(bench: StepBenchmark) -> Loss:
+    """Return the transfer's loss, with teacher targets computed before the first step."""
     if not bench.setting.fused:
-        return _by_autograd(bench, cached=True)
+        return _loss_by_autograd(bench, cached=True)
     transfer = bench.transfer()
     with bench.autocast():
         targets = transfer.targets(bench.images, bench.labels)
@@ -151,23 +165,24 @@ def cached(bench: StepBenchmark) -> Loss:
     return loss
 
 
-MODES: dict[str, Callable[[StepBenchmark], Loss]] = {
-    "student": student_alone,
-    "live": live,
-    "cached": cached,
+LOSSES: dict[str, Callable[[StepBenchmark], Loss]] = {
+    "student": student_loss,
+    "live": live_loss,
+    "cached": cached_loss,
 }
+"""Mode -> the loss of its steps."""
 
 
-def stepping(mode: str, bench: StepBenchmark) -> Action:
-    """Forward and backward of a mode, or the teacher's forward pass alone."""
+def make_step(mode: str, bench: StepBenchmark) -> Action:
+    """Return a step's forward and backward pass, or for "teacher" its forward pass alone."""
     if mode == "teacher":
         return lambda: _teacher_forward(bench)
-    loss_of = MODES[mode](bench)
+    compute_loss = LOSSES[mode](bench)
 
     def step() -> None:
         bench.student.zero_grad()
         with bench.autocast():
-            loss = loss_of()
+            loss = compute_loss()
         torch.autograd.backward(loss)
 
     return step
@@ -175,60 +190,30 @@ def stepping(mode: str, bench: StepBenchmark) -> Action:
 
 @torch.no_grad()
 def _teacher_forward(bench: StepBenchmark) -> None:
-    """The whole network as it is, in eval mode: what anybody would write."""
+    """Run the whole teacher in eval mode, without folding or other optimizations."""
     with bench.autocast():
         bench.teacher(bench.images)
 
 
-def _by_autograd(bench: StepBenchmark, cached: bool) -> Loss:
-    """The same loss by the plain formulas, which autograd differentiates."""
+def _loss_by_autograd(bench: StepBenchmark, cached: bool) -> Loss:
+    """Return the same loss by the plain formulas, which autograd differentiates."""
     student = bench.compiled(FeatureExtractor(bench.student, bench.points))
     teacher = FeatureExtractor(bench.teacher, bench.points)
 
     @torch.no_grad()
-    def answers() -> list[Tensor]:
+    def compute_targets() -> list[Tensor]:
         return [maps.activation_map(features) for features in teacher(bench.images)[1]]
 
     with bench.autocast():
-        known = answers() if cached else None
+        cached_maps = compute_targets() if cached else None
 
     def loss() -> Tensor:
-        wanted = answers() if known is None else known
+        teacher_maps = compute_targets() if cached_maps is None else cached_maps
         logits, features = student(bench.images)
         total = functional.cross_entropy(logits.float(), bench.labels)
-        for ours, theirs in zip(features, wanted, strict=True):
-            pair = losses.attention_transfer(maps.activation_map(ours), theirs)
+        for layer, teacher_map in zip(features, teacher_maps, strict=True):
+            pair = losses.attention_transfer(maps.activation_map(layer), teacher_map)
             total = total + BETA * pair
         return total
 
     return loss
-
-
-def run_configs(pair: str, config: BenchmarkConfig, cache: Path) -> dict[str, RunConfig]:
-    """Whole runs of a pair: the student alone, live, and with the targets of a cache."""
-    student, teacher = pair.split(":")
-    common: dict[str, Any] = {
-        "data": config.data,
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-        "precision": config.precision,
-        "compile": config.compile,
-        "lr": 0.02,  # teachers are untrained: speed is asked for, and no run may diverge
-        "probes": 0,
-        "report": False,
-    }
-    live = DistillConfig(teacher=f"{teacher}@random", student=student, **common)
-    return {
-        "student": RunConfig(student=student, **common),
-        "live": live,
-        "cached": live.replace(cache=cache),
-    }
-
-
-def cache_seconds(config: RunConfig) -> float:
-    """Makes the cache that a run with ``cache`` needs; returns the seconds it took."""
-    images = {name: getattr(config, name) for name in ImagesConfig.model_fields}
-    asked = CacheConfig(cache=config.cache, teacher=config.teacher, views=config.epochs, **images)
-    began = time.perf_counter()
-    build_cache(asked)
-    return time.perf_counter() - began

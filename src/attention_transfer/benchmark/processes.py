@@ -1,9 +1,8 @@
-"""Processes of their own: what is measured in one is not helped or hindered by anything else."""
+"""Separate processes, so that one measurement does not change the next one's memory or caches."""
 
-import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from types import TracebackType
+from multiprocessing import get_context
 from typing import ParamSpec, TypeVar
 
 __all__ = ["OwnProcess", "in_own_process"]
@@ -12,11 +11,11 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class OwnProcess:
-    """A fresh interpreter that calls functions one after another, for as long as a ``with`` block.
+class OwnProcess(ProcessPoolExecutor):
+    """A fresh interpreter that runs functions one after another, for as long as a ``with`` block.
 
-    Functions are found by their names, arguments and results are copied; an exception of the
-    function is raised here.
+    Functions are imported there by name; arguments and results are pickled. An exception that the
+    function raises is raised here.
 
     Example:
         >>> with OwnProcess() as process:
@@ -24,18 +23,8 @@ class OwnProcess:
         4
     """
 
-    def __enter__(self) -> "OwnProcess":
-        fresh = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(max_workers=1, mp_context=fresh)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._executor.shutdown(cancel_futures=True)
+    def __init__(self) -> None:
+        super().__init__(max_workers=1, mp_context=get_context("spawn"))
 
     def call(
         self,
@@ -43,14 +32,14 @@ class OwnProcess:
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Result:
-        """What the function returns there."""
-        return self._executor.submit(function, *arguments, **named).result()
+        """Run a function in the process, and return its result."""
+        return self.submit(function, *arguments, **named).result()
 
 
 def in_own_process(
     function: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
 ) -> Result:
-    """What a function returns in a process that does nothing else.
+    """Run one function in a process that does nothing else, and return its result.
 
     >>> in_own_process(max, 1, 2)
     2

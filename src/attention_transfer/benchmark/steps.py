@@ -1,6 +1,4 @@
-"""A step of training: the student alone, with a live teacher, with cached targets, and what each
-optimisation gives.
-"""
+"""Training steps: the student alone, live and cached, and each optimization turned off in turn."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,11 +7,11 @@ from functools import partial
 import torch
 
 from attention_transfer.benchmark.document import Case, Measured
-from attention_transfer.benchmark.figures import Spread, ratio, spread
-from attention_transfer.benchmark.memory import in_use, peak, restart_peak
-from attention_transfer.benchmark.modes import Setting, StepBenchmark, stepping
+from attention_transfer.benchmark.figures import Spread, milliseconds, ratio, spread
+from attention_transfer.benchmark.memory import memory_in_use, peak_memory, reset_peak_memory
+from attention_transfer.benchmark.modes import Setting, StepBenchmark, make_step
 from attention_transfer.benchmark.processes import in_own_process
-from attention_transfer.benchmark.timing import Action, Say, Times, in_turns, timed
+from attention_transfer.benchmark.timing import Action, Progress, Times, interleave, timed
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.environment import keep_freed_memory, resolve_precision
 from attention_transfer.errors import InputError
@@ -22,7 +20,7 @@ from attention_transfer.models import build
 __all__ = ["check_pairs", "measure", "pair_name"]
 
 Kind = tuple[str, str, int, Setting]
-"""A mode, the pair, images in the batch, and what is switched on."""
+"""A kind of step: mode, pair, batch size and setting."""
 
 TURNED_OFF: dict[str, dict[str, object]] = {
     "teacher not folded": {"folded": False},
@@ -31,32 +29,35 @@ TURNED_OFF: dict[str, dict[str, object]] = {
     "map and loss by autograd": {"fused": False},
     "not compiled": {"compiled": False},
 }
-"""Each optimisation turned off -> what that changes."""
+"""Name -> the change of the setting that turns one optimization off."""
 
 NOTES = (
     "a step is forward and backward; teacher is its forward pass alone: the whole network, not "
-    "folded, in eval mode without gradients, as anybody would write it",
-    "cached_over_student: with cached targets over the student alone, both compiled or both not, "
+    "folded, in eval mode without gradients",
+    "cached_over_student: cached targets over the student alone, both compiled or both not, "
     "whichever is faster for the student",
-    "live_over_floor: with a live teacher over (student alone + teacher)",
-    "every pair has a process of its own, in which all kinds of step take turns",
-    "peak memory is above that of a process that has imported everything, of steps that are "
-    "not compiled",
+    "live_over_floor: a live teacher over (student alone + teacher)",
+    "every pair has its own process, in which all kinds of step are interleaved",
+    "peak memory is that of uncompiled steps, above a process that has imported everything",
 )
 
 
-def measure(config: BenchmarkConfig, say: Say) -> Measured:
-    """Each pair in turn."""
+def measure(config: BenchmarkConfig, progress: Progress) -> Measured:
+    """Measure the steps of each pair.
+
+    Raises:
+        InputError: a network is unknown, or the networks of a pair do not fit.
+    """
     check_pairs(config.pairs)
     cases = {}
     for pair in config.pairs:
-        say(f"step: {pair_name(pair)}")
-        cases[pair_name(pair)] = _case(pair, config)
+        progress(f"step: {pair_name(pair)}")
+        cases[pair_name(pair)] = _measure_pair(pair, config)
     return Measured(cases=cases, notes=NOTES)
 
 
 def pair_name(pair: str) -> str:
-    """What a pair is called in a document.
+    """Return a pair's name in a document.
 
     >>> pair_name("wrn-16-1:wrn-16-2")
     'wrn-16-1 from wrn-16-2'
@@ -65,10 +66,10 @@ def pair_name(pair: str) -> str:
 
 
 def check_pairs(pairs: tuple[str, ...]) -> None:
-    """Whether attention can be transferred between the networks of each pair.
+    """Check that the networks of each pair declare the same attention points.
 
     Raises:
-        InputError: a network is not known, or the two have not the same number of points.
+        InputError: a network is unknown, or the points differ.
     """
     for pair in pairs:
         with torch.device("meta"):
@@ -76,49 +77,41 @@ def check_pairs(pairs: tuple[str, ...]) -> None:
         points = [getattr(network, "attention_points", ()) for network in networks]
         if not points[0] or points[0] != points[1]:
             raise InputError(
-                f"the networks of {pair} do not declare the same points of attention; give two of "
-                "the product's own, such as wrn-16-1:wrn-16-2"
+                f"the networks of {pair} do not declare the same attention points; choose two "
+                "built-in networks of one family, such as wrn-16-1:wrn-16-2"
             )
 
 
-def settings(config: BenchmarkConfig) -> dict[str, tuple[str, Setting]]:
-    """Everything that is measured on a pair: name -> mode and setting."""
+def step_kinds(config: BenchmarkConfig) -> dict[str, tuple[str, Setting]]:
+    """Return the mode and the setting of each kind of step, by its name in the document."""
     full = Setting(resolve_precision(config.precision), compiled=config.compile)
-    measured = {mode: (mode, full) for mode in ("student", "teacher", "live", "cached")}
+    kinds = {mode: (mode, full) for mode in ("student", "teacher", "live", "cached")}
     if config.compile:
-        measured["student, not compiled"] = "student", replace(full, compiled=False)
+        kinds["student, not compiled"] = "student", replace(full, compiled=False)
     for name, change in TURNED_OFF.items():
-        changed = replace(full, **change)  # type: ignore[arg-type]
-        if changed == full:
+        setting = replace(full, **change)  # type: ignore[arg-type]
+        if setting == full:
             continue
-        measured[f"live, {name}"] = "live", changed
-        if changed.folded:  # folding is nothing to a step that has no teacher
-            measured[f"cached, {name}"] = "cached", changed
-    return measured
+        kinds[f"live, {name}"] = "live", setting
+        if setting.folded:  # folding does not affect a step without a teacher pass
+            kinds[f"cached, {name}"] = "cached", setting
+    return kinds
 
 
-def _case(pair: str, config: BenchmarkConfig) -> Case:
-    asked = {
+def _measure_pair(pair: str, config: BenchmarkConfig) -> Case:
+    kinds = {
         name: (mode, pair, config.batch_size, setting)
-        for name, (mode, setting) in settings(config).items()
+        for name, (mode, setting) in step_kinds(config).items()
     }
     peaks = {
-        name: in_own_process(peak_memory, *arguments)
-        for name, arguments in asked.items()
-        if config.memory
+        name: in_own_process(added_memory, *kind) for name, kind in kinds.items() if config.memory
     }
-    times = in_own_process(step_times, asked, config.repetitions)
-    return Case(
-        milliseconds={
-            name: spread([1000 * time for time in seconds]) for name, seconds in times.items()
-        },
-        ratios=step_ratios(times),
-        peak_megabytes=peaks,
-    )
+    times = in_own_process(step_times, kinds, config.repetitions)
+    return Case(milliseconds=milliseconds(times), ratios=step_ratios(times), peak_megabytes=peaks)
 
 
 def step_ratios(times: Times) -> dict[str, Spread]:
-    """The ratios of one pair's times."""
+    """Return the ratios of one pair's step times."""
     best = ""
     if "student, not compiled" in times:
         medians = {
@@ -137,31 +130,35 @@ def step_ratios(times: Times) -> dict[str, Spread]:
     return ratios
 
 
-def peak_memory(mode: str, pair: str, batch_size: int, setting: Setting) -> float:
-    """What this process holds at most in a step of a mode, above what it held at first."""
+def added_memory(mode: str, pair: str, batch_size: int, setting: Setting) -> float:
+    """Return the megabytes that a step adds at its peak to this process, networks included."""
     setting = replace(setting, compiled=False)
-    stepping(mode, StepBenchmark(pair, 2, setting))()  # imports what the step needs
-    restart_peak()
-    before = in_use()
-    step = stepping(mode, StepBenchmark(pair, batch_size, setting))
+    make_step(mode, StepBenchmark(pair, 2, setting))()  # loads the code that a step needs
+    reset_peak_memory()
+    before = memory_in_use()
+    step = make_step(mode, StepBenchmark(pair, batch_size, setting))
     step()
-    restart_peak()
+    reset_peak_memory()
     step()
-    return peak() - before
+    return peak_memory() - before
 
 
-def step_times(asked: Mapping[str, Kind], repetitions: int) -> Times:
-    """Seconds of every kind of step, in turns; each right after another of its kind, as in
-    training: what the step before it left in caches and free memory is its own.
+def step_times(kinds: Mapping[str, Kind], repetitions: int) -> Times:
+    """Return the seconds of each kind of step, interleaved.
+
+    Each timed step follows another of its kind, as in training, so that it finds its own data in
+    the CPU's caches and in malloc's free lists.
     """
     keep_freed_memory()
     steps = {
-        name: stepping(mode, StepBenchmark(pair, batch_size, setting))
-        for name, (mode, pair, batch_size, setting) in asked.items()
+        name: make_step(mode, StepBenchmark(pair, batch_size, setting))
+        for name, (mode, pair, batch_size, setting) in kinds.items()
     }
 
-    def second(step: Action) -> float:
+    def second_step(step: Action) -> float:
         step()
         return timed(step)()
 
-    return in_turns({name: partial(second, step) for name, step in steps.items()}, repetitions)
+    return interleave(
+        {name: partial(second_step, step) for name, step in steps.items()}, repetitions
+    )

@@ -1,4 +1,4 @@
-"""Timing things in turns, so that a machine whose speed drifts treats all alike."""
+"""Interleaved timing, so that a machine whose speed drifts slows all measurements alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,63 +6,64 @@ from itertools import chain
 
 import torch
 
-__all__ = ["Action", "Say", "Times", "device", "in_turns", "synchronize", "timed"]
+__all__ = ["Action", "Progress", "Times", "device", "interleave", "synchronize", "timed"]
 
 Action = Callable[[], object]
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
+"""Receives one line for each stage of a benchmark."""
 Times = dict[str, list[float]]
-"""Name -> the seconds of each round."""
+"""Name -> one value for each round, as a rule seconds."""
 
 WARM_UP = 3
-"""Rounds that do not count."""
+"""Rounds that are dropped before those that count."""
 
 
 def device() -> torch.device:
-    """Where steps are measured: the GPU, if one is there."""
+    """Return the device that steps are measured on: the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def synchronize() -> None:
-    """Waits until the GPU, if one is there, has done what it was told."""
+    """Wait until the GPU, if there is one, has finished its queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def timed(action: Action) -> Callable[[], float]:
-    """The same action, returning the seconds it took."""
+    """Wrap an action so that it returns the seconds it took."""
 
-    def measured() -> float:
+    def run() -> float:
         synchronize()
-        began = time.perf_counter()
+        start = time.perf_counter()
         action()
         synchronize()
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
-    return measured
+    return run
 
 
-def in_turns(
-    measured: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: int = WARM_UP
+def interleave(
+    measurements: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: int = WARM_UP
 ) -> Times:
-    """What each of some measurements gives, round by round.
+    """Take every measurement once a round, and return its values round by round.
 
-    Every round takes each of them once, and begins with another one than the last round did.
+    Each round begins with another measurement than the round before.
 
     Args:
-        measured: by name; each measures once and returns what it found.
-        rounds: how many to keep.
-        warm_up: rounds before those, which are dropped.
+        measurements: by name, functions that measure once and return the value.
+        rounds: rounds to keep.
+        warm_up: rounds before those, whose values are dropped.
 
     Example:
-        >>> in_turns({"one": lambda: 1.0, "two": lambda: 2.0}, rounds=2)
+        >>> interleave({"one": lambda: 1.0, "two": lambda: 2.0}, rounds=2)
         {'one': [1.0, 1.0], 'two': [2.0, 2.0]}
     """
-    names = list(measured)
+    names = list(measurements)
     times: Times = {name: [] for name in names}
     for number in range(warm_up + rounds):
         first = number % len(names)
         for name in chain(names[first:], names[:first]):
-            found = measured[name]()
+            value = measurements[name]()
             if number >= warm_up:
-                times[name].append(found)
+                times[name].append(value)
     return times

@@ -1,4 +1,4 @@
-"""Making the shards that a cache lacks, beside anyone else who does the same."""
+"""Build the missing shards of a cache, beside other processes that do the same."""
 
 import errno
 import time
@@ -10,7 +10,7 @@ import torch
 from attention_transfer.cache.store import Shard, TargetCache, check_room
 from attention_transfer.data import AugmentedView, Images, batches
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.transfer import FrozenTeacher
+from attention_transfer.transfer import FrozenTeacher, TargetSpec
 
 __all__ = ["build", "check_room_for_rest"]
 
@@ -21,30 +21,30 @@ def build(
     cache: TargetCache,
     images: Images,
     teacher: FrozenTeacher,
+    spec: TargetSpec,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     workers: int = 0,
     done: Callable[[int, int], None] = lambda _whole, _all: None,
 ) -> None:
-    """Makes every shard that is missing, each by whichever process comes to it first; returns when
-    all of them are there.
+    """Compute every missing shard, each in the first process to claim it; return when all exist.
 
-    A process that ends in between leaves whole shards and nothing else that counts: whoever builds
-    next makes the rest.
+    A process that ends in between leaves whole shards alone: the next build computes the rest.
 
     Args:
-        cache: of the images' views and the teacher's answers.
-        images: its views are taken as in training.
-        teacher: whose answers they are.
-        dtype: of autocast; None: none.
+        cache: of the images' augmented views and the teacher's answers.
+        images: the training images; their views are those of training.
+        teacher: the network that answers.
+        spec: the cache's targets.
+        dtype: of autocast; None: no autocast.
         device: to compute on.
         workers: processes that decode ahead.
-        done: told how many of all the shards are there, after each.
+        done: called with the number of whole shards and of all shards, after each.
 
     Raises:
-        InputError: they would not fit on the disk, or the folder cannot be written.
-        TrainingError: the disk is full, or an image cannot be had.
+        InputError: the targets would not fit on the disk, or the folder cannot be written.
+        TrainingError: the disk is full, or an image cannot be read.
     """
     check_room_for_rest(cache)
     device = device or torch.device("cpu")
@@ -55,18 +55,18 @@ def build(
             try:
                 with cache.claim(shard) as mine:
                     if mine:
-                        rows = _rows(cache, shard, images, teacher, dtype, device, workers)
+                        rows = _rows(cache, shard, images, teacher, spec, dtype, device, workers)
                         cache.write(shard, rows)
             except OSError as error:
                 raise _not_written(cache, error) from None
             if mine:
                 done(total - len(cache.missing()), total)
         if len(cache.missing()) == before:
-            time.sleep(0.2)  # all that is missing is in other hands
+            time.sleep(0.2)  # other processes work on all that is missing
 
 
 def check_room_for_rest(cache: TargetCache) -> None:
-    """Raises an InputError if what is missing would fill the disk."""
+    """Raise an InputError if the missing shards would fill the disk."""
     rows = sum(map(cache.contents.rows_in, cache.missing()))
     check_room(cache.folder, rows * cache.contents.row.itemsize)
 
@@ -76,11 +76,12 @@ def _rows(
     shard: Shard,
     images: Images,
     teacher: FrozenTeacher,
+    spec: TargetSpec,
     dtype: torch.dtype | None,
     device: torch.device,
     workers: int,
 ) -> np.ndarray[tuple[int], np.dtype[np.void]]:
-    """A shard's targets."""
+    """Compute the rows of one shard."""
     contents = cache.contents
     number, start = shard
     indices = np.arange(start, start + contents.rows_in(shard))
@@ -89,9 +90,7 @@ def _rows(
     filled = 0
     for batch in batches(images, indices, BATCH, view=AugmentedView(seed, number), workers=workers):
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            targets = teacher.targets(
-                batch.images.to(device), batch.labels.to(device), contents.wanted
-            )
+            targets = teacher.targets(batch.images.to(device), batch.labels.to(device), spec)
         rows[filled : filled + len(batch.indices)] = contents.pack(targets)
         filled += len(batch.indices)
     return rows
@@ -106,5 +105,5 @@ def _not_written(cache: TargetCache, error: OSError) -> InputError | TrainingErr
         )
     return TrainingError(
         f"cannot write to {cache.folder}: {error.strerror}; {whole} of {total} shards are whole, "
-        "and the same command makes the rest"
+        "and the same command builds the rest"
     )

@@ -1,4 +1,4 @@
-"""What the command ``cache`` does."""
+"""The command ``cache``: plan and build a cache of teacher targets."""
 
 import multiprocessing.connection
 import os
@@ -21,16 +21,16 @@ from attention_transfer.environment import resolve_precision
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.models import default_input_size, load, split_models
 from attention_transfer.network_inputs import augmented, decoded_for, images_of, try_out
-from attention_transfer.transfer import MapFunction
+from attention_transfer.transfer import TargetField, map_reduction
 
 __all__ = ["build_cache", "target_source"]
 
 
 def target_source(config: CacheConfig) -> TargetSource:
-    """Loads and checks what a cache is made from; writes nothing.
+    """Load and check the teacher and the images of a cache; write nothing.
 
     Raises:
-        InputError: whatever would not fit.
+        InputError: bad settings, or a teacher that does not fit the images.
     """
     names = split_models(config.teacher)
     precision = resolve_precision(config.precision)
@@ -51,8 +51,7 @@ def target_source(config: CacheConfig) -> TargetSource:
     return TargetSource.of(
         data,
         teachers,
-        points,
-        [MapFunction(config.map, config.power)],
+        [TargetField(point, map_reduction(config.map, config.power)) for point in points],
         gradient=config.gradient,
         data_seed=config.data_seed,
         views=config.views,
@@ -64,15 +63,15 @@ def target_source(config: CacheConfig) -> TargetSource:
 def build_cache(
     config: CacheConfig, done: Callable[[int, int], None] = lambda _whole, _all: None
 ) -> TargetCache:
-    """A whole cache: a new one, or the rest of one that was begun.
+    """Build a cache, or the rest of one that was begun, and return it.
 
     Args:
         config: of the cache.
-        done: told how many of its shards are there, after each of this process's.
+        done: called with the number of whole shards and of all shards, after each.
 
     Raises:
         InputError: bad settings, a folder with something else in it, or too small a disk.
-        TrainingError: the disk became full, or an image cannot be had.
+        TrainingError: the disk became full, or an image cannot be read.
     """
     source = target_source(config)
     cache = TargetCache.create(config.cache, source.contents)
@@ -85,9 +84,7 @@ def build_cache(
 
 @contextmanager
 def _helped(config: CacheConfig) -> Iterator[None]:
-    """Beside other processes, which build until nothing is missing, all with a share of the
-    threads.
-    """
+    """Start helping processes for the block; all share the threads and build until all is done."""
     threads = torch.get_num_threads()
     share = max(1, threads // config.processes)
     context = multiprocessing.get_context("spawn")
@@ -109,9 +106,9 @@ def _helped(config: CacheConfig) -> Iterator[None]:
 
 
 def _help(config: CacheConfig, threads: int) -> None:
-    """What another process does: it ends with the one that began it, which tells of any fault."""
+    """Build in a helping process; it ends with its parent, which reports any fault."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which lets its own workers go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that its own workers end too
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with suppress(InputError, TrainingError):

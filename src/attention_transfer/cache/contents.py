@@ -1,4 +1,4 @@
-"""What a cache holds, and what it was made of."""
+"""The contents of a cache of teacher targets: the fields of a row, and their provenance."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attention_transfer.data import Images
+from attention_transfer.errors import InputError
 from attention_transfer.functional import maps
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.transfer import MapFunction, TargetField, Targets, TargetSpec
+from attention_transfer.transfer import Reduction, TargetField, Targets, TargetSpec
 
 __all__ = ["Contents", "contents_of", "difference", "weights_fingerprint"]
 
@@ -26,89 +27,112 @@ VERSIONS = ("attention-transfer", "torch", "torchvision", "pillow")
 SHARD_BYTES = 2**25
 
 LOGITS_SHOWN = 10
-"""Of the example."""
+"""How many logits of the example are kept."""
 
 ROUNDING = 1e-2
-"""Of the largest number, by which machines may differ."""
+"""Share of the largest number by which two machines may differ."""
 
 MOST_SHOWN = 80
-"""Characters of what differs."""
+"""Characters shown of a difference."""
+
+LARGEST_FIELD = 2**17
+"""Bytes of one field of one view; more is refused, with the size."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The targets of every sample's first views, and what they were made of.
+    """The targets of every sample's first views, and what decided their numbers.
 
-    A target of a sample's view is a row: normalised maps in float16, logits in float32, and J in
-    float16 relative to its largest magnitude, which is kept beside it.
+    A target of a sample's view is a row: attention maps and other scale-free fields as unit vectors
+    in float16, other reductions and logits in float32, and J in float16 relative to its largest
+    magnitude, which is kept beside it.
     """
 
     provenance: Mapping[str, str]
     """What decides the numbers, by name; all of it must be equal for a run to use them."""
-    wanted: TargetSpec
-    shapes: Mapping[TargetField, tuple[int, int]]
-    """Height and width of each map."""
-    classes: int
+    spec: TargetSpec
+    """Which targets a row holds."""
+    shapes: Mapping[TargetField, tuple[int, ...]]
+    """The shape of each field, for one sample."""
+    logit_shape: tuple[int, ...]
+    """(classes,), or (classes, ...) of logits for every position; () without logits."""
     input_size: tuple[int, int, int]
     samples: int
     views: int
     example: Mapping[str, Sequence[float]]
-    """Of the teacher's answer to the first sample: mean and maximum of each map, and the first
+    """The teacher's answer to the first sample: mean and maximum of each field, and the first
     logits. Another network answers otherwise, even one with the same weights.
     """
 
     @property
     def row(self) -> np.dtype[np.void]:
-        """One target."""
+        """The numpy type of one target."""
         fields: list[tuple[Any, ...]] = [
-            (str(reading), "<f2", self.shapes[reading]) for reading in self.wanted.readings
+            (str(target), _stored_type(target), self.shapes[target]) for target in self.spec.fields
         ]
-        if self.wanted.logits:
-            fields.append(("logits", "<f4", (self.classes,)))
-        if self.wanted.gradient:
+        if self.spec.logits:
+            fields.append(("logits", "<f4", self.logit_shape))
+        if self.spec.gradient:
             fields += [("gradient", "<f2", self.input_size), ("gradient scale", "<f4")]
         return np.dtype(fields)
 
     @property
     def samples_a_shard(self) -> int:
-        """Rows in a shard of about 32 MB; the last one of a view may have fewer."""
+        """Rows in a shard of about 32 MB; the last shard of a view may have fewer."""
         return max(1, min(self.samples, SHARD_BYTES // self.row.itemsize))
 
     @property
     def shards(self) -> list[tuple[int, int]]:
-        """(view, first sample) of every shard."""
+        """Every shard, as (view, first sample)."""
         starts = range(0, self.samples, self.samples_a_shard)
         return [(view, start) for view in range(self.views) for start in starts]
 
     @property
     def shard_count(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
         return self.views * -(-self.samples // self.samples_a_shard)
 
     @property
     def holds(self) -> tuple[object, ...]:
-        """What is kept, apart from what it was made of."""
-        return self.shapes, self.wanted.logits, self.wanted.gradient, self.views
+        """The fields and views that are kept, apart from their provenance."""
+        return self.shapes, self.spec.logits, self.spec.gradient, self.views
 
     @property
     def bytes(self) -> int:
-        """Of all rows: views x samples x bytes of a row."""
+        """The size of all rows: views x samples x bytes of a row."""
         return self.views * self.samples * self.row.itemsize
 
     def rows_in(self, shard: tuple[int, int]) -> int:
-        """How many samples a shard has."""
+        """Return the number of samples in a shard."""
         return min(self.samples_a_shard, self.samples - shard[1])
 
+    def check_size(self) -> None:
+        """Raise an InputError if a field is too large to keep, with its size."""
+        for target in self.spec.fields:
+            size = self.row[str(target)].itemsize
+            if target.reduction is None or size > LARGEST_FIELD:
+                total = size * self.views * self.samples
+                raise InputError(
+                    f"{target} takes {size:,} bytes for each view, {total / 1e9:.2g} GB for "
+                    f"{self.views} views of {self.samples} images, which a cache does not keep (at "
+                    f"most {LARGEST_FIELD:,} bytes for each view, and of features only a "
+                    "reduction); leave out the cache, or the term, or have the term declare a "
+                    "smaller teacher_reduction"
+                )
+
     def pack(self, targets: Targets) -> NDArray[np.void]:
-        """A batch of targets as rows."""
-        rows = np.empty(self._batch_of(targets), self.row)
-        for reading in self.wanted.readings:
-            unit = maps.normalize(targets.read(reading))
-            rows[str(reading)] = unit.view(len(rows), *self.shapes[reading]).cpu().numpy()
-        if self.wanted.logits:
+        """Return a batch of targets as rows."""
+        rows = np.empty(self._batch_size(targets), self.row)
+        for target in self.spec.fields:
+            value = targets.read(target)
+            if target.reduction is not None and target.reduction.scale_free:
+                value = maps.normalize(value.flatten(1))
+            shape = (len(rows), *self.shapes[target])
+            rows[str(target)] = value.float().view(shape).cpu().numpy()
+        if self.spec.logits:
             assert targets.logits is not None
             rows["logits"] = targets.logits.float().cpu().numpy()
-        if self.wanted.gradient:
+        if self.spec.gradient:
             assert targets.gradient is not None
             gradient = targets.gradient.float().cpu()
             scale = gradient.abs().amax(dim=(1, 2, 3))
@@ -118,37 +142,41 @@ class Contents:
         return rows
 
     def unpack(self, rows: NDArray[np.void]) -> Targets:
-        """Rows as a batch of targets, in float32."""
-        readings = {reading: _tensor(rows[str(reading)]) for reading in self.wanted.readings}
-        logits = _tensor(rows["logits"]) if self.wanted.logits else None
+        """Return rows as a batch of targets, in float32."""
+        fields = {target: _tensor(rows[str(target)]) for target in self.spec.fields}
+        logits = _tensor(rows["logits"]) if self.spec.logits else None
         gradient = None
-        if self.wanted.gradient:
+        if self.spec.gradient:
             scale = _tensor(rows["gradient scale"]).view(-1, 1, 1, 1)
             gradient = _tensor(rows["gradient"]).mul_(scale)
-        return Targets(readings, logits, gradient)
+        return Targets(fields, logits, gradient)
 
-    def lacks(self, wanted: TargetSpec) -> Iterator[str]:
-        """What a run wants that is not here, by name."""
-        for reading in wanted.readings:
-            if reading not in self.wanted.readings:
-                yield f"the map of {reading}"
-        if wanted.logits and not self.wanted.logits:
+    def missing_targets(self, spec: TargetSpec) -> Iterator[str]:
+        """Yield what a run needs that is not here, by name."""
+        for target in spec.fields:
+            if target not in self.spec.fields:
+                yield str(target)
+        if spec.logits and not self.spec.logits:
             yield "logits"
-        if wanted.gradient and not self.wanted.gradient:
+        if spec.gradient and not self.spec.gradient:
             yield "the gradient at the input (--gradient)"
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values that :meth:`from_json` reads."""
+        """Return plain values that :meth:`from_json` reads."""
         return {
             "provenance": dict(self.provenance),
-            "maps": [
-                {"point": point, "kind": map_.kind, "power": map_.power, "size": size}
-                for (point, map_), size in self.shapes.items()
-                if map_ is not None
+            "fields": [
+                {
+                    "point": target.point,
+                    "reduction": target.reduction.name,
+                    "scale_free": target.reduction.scale_free,
+                    "shape": list(shape),
+                }
+                for target, shape in self.shapes.items()
+                if target.reduction is not None
             ],
-            "logits": self.wanted.logits,
-            "gradient": self.wanted.gradient,
-            "classes": self.classes,
+            "logits": list(self.logit_shape) if self.spec.logits else None,
+            "gradient": self.spec.gradient,
             "input_size": list(self.input_size),
             "samples": self.samples,
             "views": self.views,
@@ -157,55 +185,67 @@ class Contents:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Contents":
-        """The contents that were written down.
+        """Return the contents that were written to a file.
 
         Raises:
             KeyError, TypeError, ValueError: they are damaged.
         """
         shapes = {}
-        for one in values["maps"]:
-            height, width = one["size"]
-            map_function = MapFunction(one["kind"], float(one["power"]))
-            shapes[TargetField(str(one["point"]), map_function)] = (int(height), int(width))
+        for one in values["fields"]:
+            reduction = Reduction(str(one["reduction"]), _unknown, bool(one["scale_free"]))
+            shapes[TargetField(str(one["point"]), reduction)] = tuple(map(int, one["shape"]))
         channels, height, width = map(int, values["input_size"])
-        counts = [int(values[name]) for name in ("classes", "samples", "views")]
-        if min(counts[1:]) < 1:
+        samples, views = int(values["samples"]), int(values["views"])
+        logits = values["logits"]
+        if min(samples, views) < 1:
             raise ValueError("there is nothing in it")
         return cls(
             {str(name): str(value) for name, value in values["provenance"].items()},
-            TargetSpec(tuple(shapes), bool(values["logits"]), bool(values["gradient"])),
+            TargetSpec(tuple(shapes), logits is not None, bool(values["gradient"])),
             shapes,
-            counts[0],
+            () if logits is None else tuple(map(int, logits)),
             (channels, height, width),
-            counts[1],
-            counts[2],
+            samples,
+            views,
             {name: list(map(float, numbers)) for name, numbers in values["example"].items()},
         )
 
-    def _batch_of(self, targets: Targets) -> int:
-        first = next(iter(targets.readings.values()), targets.logits)
+    def _batch_size(self, targets: Targets) -> int:
+        first = next(iter(targets.fields.values()), targets.logits)
+        first = targets.gradient if first is None else first
         assert first is not None
         return len(first)
+
+
+def _unknown(features: Tensor) -> Tensor:
+    """Stand for a reduction that is known by name only, which no one calls."""
+    raise NotImplementedError
+
+
+def _stored_type(target: TargetField) -> str:
+    """Return the numpy type of a field's numbers."""
+    scale_free = target.reduction is not None and target.reduction.scale_free
+    return "<f2" if scale_free else "<f4"
 
 
 def contents_of(
     images: Images,
     teachers: Sequence[tuple[nn.Module, Preprocessing | None]],
     answer: Targets,
-    wanted: TargetSpec,
+    spec: TargetSpec,
     *,
     data_seed: int,
     views: int,
     precision: str,
 ) -> Contents:
-    """What a cache of a teacher's answers to the views of images will hold.
+    """Return what a cache of a teacher's answers to the views of images will hold.
 
     Args:
-        images: whose views they are of.
-        teachers: networks with their normalisations.
-        answer: the teacher's to one image.
-        wanted: what is to be kept.
-        data_seed: of the views.
+        images: the training images.
+        teachers: networks with their preprocessing.
+        answer: the teacher's answer to one image.
+        spec: the targets to keep.
+        data_seed: of the augmented views.
         views: of each sample.
         precision: in which the teacher computes.
     """
@@ -216,26 +256,28 @@ def contents_of(
         "precision": precision,
         **{f"version of {package}": version(package) for package in VERSIONS},
     }
-    for number, (network, normalization) in enumerate(teachers):
+    for number, (network, preprocessing) in enumerate(teachers):
         name = "teacher" if len(teachers) == 1 else f"teacher {number}"
         provenance[f"weights of the {name}"] = weights_fingerprint([network])
-        provenance[f"normalisation of the {name}"] = _text(normalization)
+        provenance[f"preprocessing of the {name}"] = _text(preprocessing)
         package = type(network).__module__.partition(".")[0].replace("_", "-")
         with suppress(PackageNotFoundError):
             provenance[f"version of {package}"] = version(package)
     example: dict[str, list[float]] = {}
-    for reading in wanted.readings:
-        unit = maps.normalize(answer.read(reading)[:1])
-        example[str(reading)] = [float(unit.mean()), float(unit.max())]
-    classes = 0
-    if wanted.logits and answer.logits is not None:
-        classes = answer.logits.shape[1]
-        example["logits"] = answer.logits[0, :LOGITS_SHOWN].tolist()
+    for target in spec.fields:
+        value = answer.read(target)[:1].float().flatten(1)
+        if target.reduction is not None and target.reduction.scale_free:
+            value = maps.normalize(value)
+        example[str(target)] = [float(value.mean()), float(value.max())]
+    logit_shape: tuple[int, ...] = ()
+    if spec.logits and answer.logits is not None:
+        logit_shape = tuple(answer.logits.shape[1:])
+        example["logits"] = answer.logits[0].flatten()[:LOGITS_SHOWN].tolist()
     return Contents(
         provenance,
-        wanted,
-        {reading: _size(answer.read(reading)) for reading in wanted.readings},
-        classes,
+        spec,
+        {target: tuple(answer.read(target).shape[1:]) for target in spec.fields},
+        logit_shape,
         (3, *images.size),
         len(images),
         views,
@@ -244,7 +286,7 @@ def contents_of(
 
 
 def difference(one: Contents, other: Contents) -> str | None:
-    """The first thing by which two caches' makings differ; None if a run may use either."""
+    """Return the first difference in two caches' provenance; None if a run may use either."""
     for name in sorted(one.provenance.keys() | other.provenance.keys()):
         first, second = one.provenance.get(name, "none"), other.provenance.get(name, "none")
         if first != second:
@@ -253,7 +295,7 @@ def difference(one: Contents, other: Contents) -> str | None:
         return f"samples: {one.samples}, here {other.samples}"
     for name in sorted(one.example.keys() & other.example.keys()):
         if not _alike(one.example[name], other.example[name]):
-            return f"what the teacher answers, {name}: " + ", here ".join(
+            return f"the teacher's answer, {name}: " + ", here ".join(
                 " ".join(f"{number:.4g}" for number in numbers[:4])
                 for numbers in (one.example[name], other.example[name])
             )
@@ -261,7 +303,7 @@ def difference(one: Contents, other: Contents) -> str | None:
 
 
 def weights_fingerprint(networks: Sequence[nn.Module]) -> str:
-    """A hash of every name and number in some networks' states."""
+    """Return a hash of every name and number in some networks' states."""
     digest = hashlib.sha256()
     for network in networks:
         state = network.state_dict()
@@ -273,7 +315,7 @@ def weights_fingerprint(networks: Sequence[nn.Module]) -> str:
 
 
 def _around_difference(first: str, second: str) -> str:
-    """Two texts where they begin to differ."""
+    """Return two texts from where they begin to differ."""
     same = takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False))
     start = max(0, sum(1 for _ in same) - MOST_SHOWN // 4)
     return ", here ".join(
@@ -285,25 +327,20 @@ def _around_difference(first: str, second: str) -> str:
 
 
 def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two machines may find such numbers for the same network."""
+    """Return whether two machines may compute such numbers with the same network."""
     if len(one) != len(other):
         return False
     largest = max(map(abs, (*one, *other)), default=0.0)
     return np.allclose(one, other, rtol=0, atol=ROUNDING * largest, equal_nan=True)
 
 
-def _size(map_: Tensor) -> tuple[int, int]:
-    height, width = map_.shape[-2:]
-    return height, width
-
-
-def _text(normalization: Preprocessing | None) -> str:
-    if normalization is None:
+def _text(preprocessing: Preprocessing | None) -> str:
+    if preprocessing is None:
         return "none"
-    numbers = [[f"{value:.6g}" for value in part] for part in normalization[:2]]
-    return f"{numbers} {normalization.size} {normalization.interpolation}".replace("'", "")
+    numbers = [[f"{value:.6g}" for value in part] for part in preprocessing[:2]]
+    return f"{numbers} {preprocessing.size} {preprocessing.interpolation}".replace("'", "")
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:
-    """A field of some rows in float32, apart from them."""
+    """Return a field of some rows in float32, as a copy."""
     return torch.from_numpy(values.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Where a cache's targets come from: a teacher, and the views of images that it is shown."""
+"""The source of a cache's targets: a teacher, and the augmented views of its images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from attention_transfer.cache.contents import Contents, contents_of
 from attention_transfer.cache.store import TargetCache
 from attention_transfer.data import DataSet, Images, as_input, resolve_workers
 from attention_transfer.environment import AUTOCAST
+from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel
 from attention_transfer.network_inputs import preprocessing_for
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.transfer import (
     FrozenTeacher,
-    MapFunction,
     PairingSide,
     TargetField,
     TargetSpec,
@@ -29,7 +29,7 @@ __all__ = ["TargetSource", "recommended_points"]
 
 @dataclass(frozen=True)
 class TargetSource:
-    """A teacher that answers to views of images, and what is kept of its answers."""
+    """A teacher with the images it answers, and which of its answers are kept."""
 
     images: Images
     teachers: Sequence[tuple[nn.Module, Preprocessing | None]]
@@ -42,8 +42,7 @@ class TargetSource:
         cls,
         data: DataSet,
         teachers: Sequence[LoadedModel],
-        points: Sequence[str],
-        maps: Sequence[MapFunction],
+        fields: Sequence[TargetField],
         *,
         gradient: bool,
         data_seed: int,
@@ -51,40 +50,41 @@ class TargetSource:
         precision: str,
         workers: int | None = None,
     ) -> "TargetSource":
-        """The source for a cache of some maps at some points, and of logits where the teacher puts
-        out any (several have some if they have their classes in common).
+        """Return the source for a cache of some fields, and of logits where there are any.
+
+        (Several teachers have logits if they have their classes in common.)
 
         Args:
-            data: whose training images are shown.
+            data: the data set whose training images are used.
             teachers: one, or several that answer as one.
-            points: of the teacher; of several, after a teacher's number and a dot.
-            maps: taken at each point.
+            fields: what is kept of the features at the teacher's points; of several teachers a
+                point begins with the teacher's number and a dot.
             gradient: whether J is kept.
-            data_seed: of the views.
+            data_seed: of the augmented views.
             views: of each image.
             precision: that the teacher computes in: fp32, bf16 or fp16.
             workers: processes that decode ahead; None: by the cores.
 
         Raises:
-            InputError: an unknown point.
+            InputError: an unknown point, or a field that is too large to keep.
         """
         networks: list[tuple[nn.Module, Preprocessing | None]] = [
             (model.network, preprocessing_for(model, data)) for model in teachers
         ]
-        readings = tuple(TargetField(point, map_) for point in points for map_ in maps)
-        wanted = TargetSpec(readings, logits=True, gradient=gradient)
+        spec = TargetSpec(tuple(fields), logits=True, gradient=gradient)
+        points = list(dict.fromkeys(target.point for target in fields))
         teacher, example = _teacher(networks, points), as_input(data.train.pixels(np.arange(1)))
-        answer = teacher.targets(example, data.train.labels[:1], wanted)
-        common = answer.logits is not None and answer.logits.dim() == 2
+        answer = teacher.targets(example, data.train.labels[:1], spec)
         contents = contents_of(
             data.train,
             networks,
             answer,
-            replace(wanted, logits=common),
+            replace(spec, logits=answer.logits is not None),
             data_seed=data_seed,
             views=views,
             precision=precision,
         )
+        contents.check_size()
         return cls(data.train, networks, contents, precision, workers)
 
     def build(
@@ -93,10 +93,12 @@ class TargetSource:
         done: Callable[[int, int], None],
         device: torch.device | None = None,
     ) -> None:
-        """Makes what a cache lacks, and lets go of what it needs for that: see
-        :func:`attention_transfer.cache.build`.
+        """Compute the targets that a cache lacks, and release what that takes.
+
+        See :func:`attention_transfer.cache.build`.
         """
-        points = dict.fromkeys(reading.point for reading in cache.contents.wanted.readings)
+        spec = self._spec_of(cache)
+        points = dict.fromkeys(target.point for target in spec.fields)
         teacher = _teacher(self.teachers, list(points))
         example = as_input(self.images.pixels(np.arange(1)))
         if device is not None:
@@ -107,11 +109,29 @@ class TargetSource:
             cache,
             self.images,
             teacher,
+            spec,
             dtype=AUTOCAST.get(self.precision),
             device=device,
             workers=resolve_workers(self.workers, self.images),
             done=done,
         )
+
+    def _spec_of(self, cache: TargetCache) -> TargetSpec:
+        """Return the cache's targets with the reductions of this source, as files hold names.
+
+        Raises:
+            InputError: the cache has a reduction that this source does not know.
+        """
+        known = {target.reduction: target.reduction for target in self.contents.spec.fields}
+        spec = cache.contents.spec
+        for target in spec.fields:
+            if target.reduction not in known:
+                raise InputError(
+                    f"the cache in {cache.folder} is not whole, and this run cannot compute its "
+                    f"{target}; give a new folder"
+                )
+        fields = (TargetField(target.point, known[target.reduction]) for target in spec.fields)
+        return replace(spec, fields=tuple(fields))
 
 
 def _teacher(
@@ -123,8 +143,9 @@ def _teacher(
 
 
 def recommended_points(teachers: Sequence[LoadedModel], data: DataSet) -> list[str]:
-    """The points where a teacher's attention is read unless one says otherwise; of several, after a
-    teacher's number and a dot.
+    """Return the attention points of the teachers that are kept by default.
+
+    Of several teachers a point begins with the teacher's number and a dot.
     """
     points = []
     for number, model in enumerate(teachers):

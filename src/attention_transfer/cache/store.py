@@ -1,4 +1,4 @@
-"""Shards on disk: each whole or absent, with its checksum, read through memory maps."""
+"""Shards of a cache on the disk: each whole or absent, with its checksum, memory-mapped."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from attention_transfer.cache.contents import Contents, difference
 from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.files import move_into_place, partial_path
 from attention_transfer.transfer import Targets
 
 __all__ = ["Shard", "TargetCache", "check_room", "free_bytes", "remove_cache"]
@@ -23,16 +24,18 @@ MANIFEST = "cache.json"
 CHECKSUM_BYTES = 32
 
 SPARE_BYTES = 2**28
-"""Left free on a disk, beside what a cache takes."""
+"""Bytes left free on a disk, beside what a cache takes."""
 
 Shard = tuple[int, int]
-"""A view's number, and the first of its samples."""
+"""The number of a view, and the first of the shard's samples."""
 
 
 @dataclass(frozen=True)
 class TargetCache:
-    """A folder of targets: ``cache.json`` says what they are, and each ``view-*-sample-*.rows`` is
-    a part of a view, its rows followed by a SHA-256 of them and of what they are.
+    """A folder of teacher targets.
+
+    ``cache.json`` describes them, and each ``view-*-sample-*.rows`` is a shard: rows of one view,
+    followed by a SHA-256 of them and of the description.
     """
 
     folder: Path
@@ -42,16 +45,16 @@ class TargetCache:
 
     @classmethod
     def open(cls, folder: Path) -> "TargetCache":
-        """The cache in a folder, whole or in part.
+        """Open the cache in a folder, whole or in part.
 
         Raises:
-            InputError: there is none, or what it says of itself is damaged.
+            InputError: there is none, or its description is damaged.
         """
         try:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(
-                f"{folder} holds no cache of targets (no {MANIFEST}); make one with "
+                f"{folder} holds no cache of targets (no {MANIFEST}); build one with "
                 "attention-transfer cache build"
             ) from None
         except (OSError, ValueError) as error:
@@ -72,7 +75,7 @@ class TargetCache:
 
     @classmethod
     def find(cls, folder: Path) -> "TargetCache | None":
-        """The cache in a folder; None where there is nothing yet.
+        """Open the cache in a folder; return None where there is nothing yet.
 
         Raises:
             InputError: something else is there, or the folder cannot be read.
@@ -89,10 +92,10 @@ class TargetCache:
 
     @classmethod
     def create(cls, folder: Path, contents: Contents) -> "TargetCache":
-        """The cache of some contents in a folder, which may be there already.
+        """Create the cache of some contents, or open it if it exists.
 
         Raises:
-            InputError: another one is there, the folder cannot be written, or the disk is too
+            InputError: another cache is there, the folder cannot be written, or the disk is too
                 small.
         """
         if not os.path.exists(folder / MANIFEST):
@@ -103,13 +106,13 @@ class TargetCache:
         if cache.contents.holds != contents.holds:
             raise InputError(
                 f"the cache in {folder} holds {_summary(cache.contents)}, and "
-                f"{_summary(contents)} were asked for; choose another folder, or remove this one: "
+                f"{_summary(contents)} are needed; choose another folder, or remove this one: "
                 f"attention-transfer cache remove {folder}"
             )
         return cache
 
     def check_made_like(self, contents: Contents) -> None:
-        """Raises an InputError, with the difference, if these are the targets of something else."""
+        """Raise an InputError, with the difference, if the cache has another provenance."""
         found = difference(self.contents, contents)
         if found is not None:
             raise InputError(
@@ -118,7 +121,7 @@ class TargetCache:
             )
 
     def read(self, view: int, indices: NDArray[np.int64]) -> Targets:
-        """The targets of some samples' view, in float32; views begin again after the last one.
+        """Return the targets of a view of some samples, in float32; views cycle after the last.
 
         Raises:
             TrainingError: a shard is missing or damaged.
@@ -133,29 +136,29 @@ class TargetCache:
         return self.contents.unpack(rows)
 
     def missing(self) -> list[Shard]:
-        """Shards that are not there, or not of their size."""
+        """Return the shards that are missing, or not of their size."""
         return [shard for shard in self.contents.shards if not self._whole(shard)]
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
-        """Files of shards that are missing or whose checksum is wrong, and what is the matter."""
+        """Yield the files of missing and damaged shards, with the fault."""
         for shard in self.contents.shards:
             fault = self._fault(shard)
             if fault is not None:
                 yield self.path(shard), fault
 
     def path(self, shard: Shard) -> Path:
-        """A shard's file."""
+        """Return the file of a shard."""
         view, start = shard
         return self.folder / f"view-{view:04d}-sample-{start:09d}.rows"
 
     @contextmanager
     def claim(self, shard: Shard) -> Iterator[bool]:
-        """Whether this process is to make a shard: nobody else is at it, and it is not there.
+        """Yield whether this process is to compute a shard: it is missing, and no one else does.
 
         The claim is a lock on the shard's partial file, which ends with the process.
         """
         partial = self._partial(shard)
-        import fcntl  # which not every system has; reading needs no locks
+        import fcntl  # not every system has it, and reading needs no locks
 
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -164,7 +167,9 @@ class TargetCache:
             except BlockingIOError:
                 yield False
                 return
-            if not _is_file(descriptor, partial):  # whoever had it before is done with it
+            if not _is_file(
+                descriptor, partial
+            ):  # the last holder of the lock has moved it into place
                 yield False
                 return
             try:
@@ -175,7 +180,7 @@ class TargetCache:
             os.close(descriptor)
 
     def write(self, shard: Shard, rows: NDArray[np.void]) -> None:
-        """A shard that this process has claimed: under its name only when all of it is on disk."""
+        """Write a claimed shard; it gets its name only when all of it is on the disk."""
         partial = self._partial(shard)
         content = rows.tobytes()
         with partial.open("r+b") as file:
@@ -184,12 +189,10 @@ class TargetCache:
             digest = self._sealed(shard)
             digest.update(content)
             file.write(digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(self.path(shard))
+        move_into_place(partial, self.path(shard))
 
     def _rows(self, shard: Shard) -> NDArray[np.void]:
-        """A shard's rows, checked when they are first read; those of other views are let go."""
+        """Return a shard's rows, checked at the first read; close the shards of other views."""
         if shard not in self._open:
             checked = shard in self._checked and self._whole(shard)
             fault = None if checked else self._fault(shard)
@@ -224,7 +227,7 @@ class TargetCache:
             return f"cannot be read: {error.strerror}"
 
     def _sealed(self, shard: Shard) -> "hashlib._Hash":
-        """The beginning of a shard's checksum: whose it is, so that no other cache's passes."""
+        """Return a checksum begun with the cache's description, so that no other's shard passes."""
         whose = {**self.contents.as_json(), "views": None, "example": None, "shard": shard}
         return hashlib.sha256(json.dumps(whose, sort_keys=True).encode())
 
@@ -236,11 +239,11 @@ class TargetCache:
         return self.contents.rows_in(shard) * self.contents.row.itemsize + CHECKSUM_BYTES
 
     def _partial(self, shard: Shard) -> Path:
-        return self.folder / f".{self.path(shard).name}.partial"
+        return partial_path(self.path(shard))
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raises an InputError if so many bytes more would fill the disk of a folder."""
+    """Raise an InputError if that many bytes more would fill the disk of a folder."""
     free = free_bytes(folder)
     if needed and needed + SPARE_BYTES > free:
         raise InputError(
@@ -250,17 +253,17 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """On the disk of a folder that may not be there yet."""
+    """Return the free bytes on the disk of a folder, which may not exist yet."""
     while not os.path.exists(folder):
         folder = folder.absolute().parent
     return shutil.disk_usage(folder).free
 
 
 def remove_cache(folder: Path) -> int:
-    """Deletes a cache's files, whole or damaged, and the folder if nothing else is in it.
+    """Delete a cache's files, whole or damaged, and the folder if nothing else is in it.
 
     Returns:
-        How many bytes its shards had.
+        The size of its shards in bytes.
 
     Raises:
         InputError: there is no cache, or it cannot be deleted.
@@ -281,12 +284,12 @@ def remove_cache(folder: Path) -> int:
 
 
 def _is_file(descriptor: int, path: Path) -> bool:
-    """Whether a path still names the file that a descriptor has open."""
+    """Return whether a path still names the file that a descriptor has open."""
     return os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path))
 
 
 def _write_manifest(folder: Path, contents: Contents) -> None:
-    """Under its name only when it is whole; another process's, if that was first."""
+    """Write the description, whole or not at all; another process's stays if it was first."""
     text = json.dumps({"schema_version": SCHEMA_VERSION, **contents.as_json()}, indent=2) + "\n"
     partial = folder / f".{MANIFEST}.{os.getpid()}.partial"
     try:
@@ -310,6 +313,6 @@ def _write_manifest(folder: Path, contents: Contents) -> None:
 
 
 def _summary(contents: Contents) -> str:
-    names = [str(reading) for reading in contents.wanted.readings]
-    names += ["logits"] * contents.wanted.logits + ["gradients"] * contents.wanted.gradient
+    names = [str(target) for target in contents.spec.fields]
+    names += ["logits"] * contents.spec.logits + ["gradients"] * contents.spec.gradient
     return f"{contents.views} views of {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""The command line: ``attention-transfer COMMAND``. Torch is imported inside commands only."""
+"""The command line ``attention-transfer COMMAND``; only a running command imports torch."""
 
 import os
 import sys
@@ -40,7 +40,14 @@ COMMANDS: dict[str, ModuleType] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0 fine, 1 failed, 2 bad input, 130 interrupted."""
+    """Run a command, and return its exit code.
+
+    Args:
+        arguments: the command and its flags; by default those of the process.
+
+    Returns:
+        0 success, 1 failure, 2 bad input, 130 interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(arguments)
@@ -53,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        # Whoever read our output has gone; keep Python from complaining at exit.
+        # The reader of stdout is gone: without this, flushing at exit would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -80,7 +87,7 @@ def _overview() -> str:
     lines = [
         "usage: attention-transfer COMMAND [--help]",
         "",
-        "Trains a small vision network to look where a large one looks.",
+        "Train a small vision network to look where a large one looks.",
         "",
         "commands:",
     ]

@@ -1,4 +1,4 @@
-"""Flags made from a configuration's fields, so that a setting is described and checked once."""
+"""Flags generated from a configuration's fields, which describe and check each setting once."""
 
 import argparse
 from collections.abc import Iterator
@@ -16,7 +16,13 @@ __all__ = ["Parser", "config_from"]
 
 
 class Parser(argparse.ArgumentParser):
-    """One command's parser; what it refuses is an InputError, so that all errors look alike."""
+    """The parser of one command; it raises InputError where argparse would print and exit.
+
+    Args:
+        command: name of the command.
+        description: what the command does.
+        examples: command lines without the program's name, shown in the help.
+    """
 
     def __init__(self, command: str, description: str, examples: tuple[str, ...]) -> None:
         lines = "\n".join(f"  attention-transfer {example}" for example in examples)
@@ -31,11 +37,15 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raises what argparse would print."""
+        """Raise an InputError with argparse's message and where to find help."""
         raise InputError(f"{message}; see {self.prog} --help")
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """The flags given, and only those; an unknown one is refused with the nearest name."""
+        """Parse the arguments; the result has only the flags that were used.
+
+        Raises:
+            InputError: a flag or an argument is unknown, or a value is missing.
+        """
         parsed, unknown = self.parse_known_args(arguments)
         if unknown:
             flag = unknown[0].partition("=")[0]
@@ -49,19 +59,24 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def add_config(self, config: type[Config], positional: tuple[str, ...] = ()) -> None:
-        """A flag for each field, ``--config`` and ``--json``; some fields as arguments instead."""
+        """Add a flag for each field of a configuration, and ``--config`` and ``--json``.
+
+        Args:
+            config: the configuration.
+            positional: fields that become positional arguments instead.
+        """
         for name in positional:
             field = config.model_fields[name]
             self.add_argument(
                 name,
                 metavar=name.upper().removesuffix("S"),
-                nargs="*" if _several(field) else "?",
-                help=_escaped(field.description or ""),
+                nargs="*" if _takes_several(field) else "?",
+                help=_escape_percent(field.description or ""),
             )
         self.add_argument(
             "--config",
             metavar="FILE",
-            help="YAML file of settings (name: value); flags override it",
+            help="YAML file of settings, one 'name: value' a line; flags override them",
         )
         for name, field in config.model_fields.items():
             if name not in positional:
@@ -69,21 +84,21 @@ class Parser(argparse.ArgumentParser):
         self.add_json()
 
     def add_json(self) -> None:
-        """The flag ``--json``."""
+        """Add the flag ``--json`` to the parser."""
         self.add_argument(
             "--json",
             action="store_true",
             default=False,
-            help="print one JSON document; progress goes to stderr",
+            help="print one JSON document on stdout; progress goes to stderr",
         )
 
     def _add_field(self, flag: str, name: str, field: FieldInfo) -> None:
-        description = _escaped(f"{field.description or ''}{_default(field)}")
+        description = _escape_percent(f"{field.description or ''}{_default(field)}")
         if field.annotation is bool:
             self.add_argument(
                 flag, dest=name, action=argparse.BooleanOptionalAction, help=description
             )
-        elif _several(field):
+        elif _takes_several(field):
             metavar = name.upper().removesuffix("S")
             self.add_argument(
                 flag, dest=name, metavar=metavar, nargs="+", action="extend", help=description
@@ -93,34 +108,36 @@ class Parser(argparse.ArgumentParser):
 
 
 def config_from(parsed: argparse.Namespace, config: type[AnyConfig]) -> AnyConfig:
-    """The configuration of a file, if one was given, overridden by flags.
+    """Return the configuration of ``--config``'s file, if there is one, overridden by flags.
 
     Raises:
-        InputError: the file cannot be read, or settings are wrong, missing or unknown.
+        InputError: the file cannot be read, or a setting is wrong, missing or unknown.
     """
-    given: dict[str, Any] = dict(vars(parsed))
-    given.pop("json", None)
-    file = given.pop("config", None)
+    flags: dict[str, Any] = dict(vars(parsed))
+    flags.pop("json", None)
+    file = flags.pop("config", None)
     values = read_config_file(Path(file)) if file else {}
-    for name, value in given.items():
-        values[name] = None if value == "none" and _optional(config.model_fields[name]) else value
+    for name, value in flags.items():
+        values[name] = (
+            None if value == "none" and _is_optional(config.model_fields[name]) else value
+        )
     return config.checked(values)
 
 
-def _optional(field: FieldInfo) -> bool:
+def _is_optional(field: FieldInfo) -> bool:
     return type(None) in get_args(field.annotation)
 
 
-def _several(field: FieldInfo) -> bool:
+def _takes_several(field: FieldInfo) -> bool:
     return get_origin(field.annotation) is tuple
 
 
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return " (required)"
-    if field.default is None or field.default == "":
+    if field.default in (None, "", ()):
         return ""
-    default = " ".join(field.default) if _several(field) else field.default
+    default = " ".join(field.default) if _takes_several(field) else field.default
     return f" (default: {default})"
 
 
@@ -138,11 +155,11 @@ def _metavar(annotation: Any) -> str:
 
 
 def _types(annotation: Any) -> Iterator[Any]:
-    """The types in an annotation, through Optional and Annotated."""
+    """Yield the types in an annotation, through Optional and Annotated."""
     yield annotation
     for inner in get_args(annotation):
         yield from _types(inner)
 
 
-def _escaped(text: str) -> str:
+def _escape_percent(text: str) -> str:
     return text.replace("%", "%%")

@@ -1,4 +1,4 @@
-"""say how fast it is here: steps, runs, other libraries, waiting for data, as ratios"""
+"""measure speed on this machine: steps, whole runs, gradients, data loading, start-up"""
 
 import json
 import sys
@@ -11,6 +11,7 @@ from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import BenchmarkConfig
 from attention_transfer.errors import InputError
+from attention_transfer.files import write_text
 from attention_transfer.terminal import escape_control_characters, print_line
 
 if TYPE_CHECKING:
@@ -20,26 +21,26 @@ EXAMPLES = (
     "benchmark step",
     "benchmark step --compile --pairs wrn-16-1:wrn-16-2 --json",
     "benchmark run --epochs 3 --out run.json",
-    "benchmark peers --repetitions 5",
+    "benchmark gradient --repetitions 7",
     "benchmark import",
 )
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
+    """Add the command's flags to the parser."""
     parser.add_config(BenchmarkConfig, positional=("what",))
 
 
 def run(arguments: Namespace) -> int:
-    """Measures, writes and prints."""
+    """Run the benchmark, write its document, and print it."""
     config = config_from(arguments, BenchmarkConfig)
     _check_writable(config.out)
     from attention_transfer.benchmark import Document, measure
 
-    text = json.dumps(measure(config, _say).as_json(), indent=2)
+    text = json.dumps(measure(config, _print_progress).as_json(), indent=2)
     document = Document.read(text)
     if config.out is not None:
-        config.out.write_text(text + "\n", encoding="utf-8")
+        write_text(config.out, text + "\n")
     if arguments.json:
         print_json(json.loads(text))
     else:
@@ -48,26 +49,26 @@ def run(arguments: Namespace) -> int:
 
 
 def _check_writable(out: Path | None) -> None:
-    """Raises an InputError unless the file can be written, now and not only after hours."""
+    """Check before the measurements, which may take hours, that the file can be written."""
     if out is None:
         return
     try:
-        there = out.exists()
+        existed = out.exists()
         with out.open("a", encoding="utf-8"):
             pass
-        if not there:
+        if not existed:
             out.unlink()
-    except (OSError, ValueError) as error:  # a ValueError: the path has a null byte in it
+    except (OSError, ValueError) as error:  # ValueError: the path holds a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot write to {out}: {reason}; choose another --out") from None
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(escape_control_characters(line), file=sys.stderr, flush=True)
 
 
 def _print(document: "Document", out: Path | None) -> None:
-    """The tables for people."""
+    """Print a table for each case, the summary and the notes."""
     where = console(False)
     for name, case in document.measured.items():
         print_table(where, [name, "median", "quartiles"], list(_rows(case)))
@@ -81,14 +82,14 @@ def _print(document: "Document", out: Path | None) -> None:
 
 
 def _rows(case: "Case") -> Iterator[list[str]]:
-    def several(values: "dict[str, Spread]", unit: str, digits: int) -> Iterator[list[str]]:
-        for name, found in values.items():
-            quartiles = f"{found.lower_quartile:.{digits}f} - {found.upper_quartile:.{digits}f}"
-            yield [name, f"{found.median:.{digits}f}{unit}", quartiles]
+    def spreads(values: "dict[str, Spread]", unit: str, digits: int) -> Iterator[list[str]]:
+        for name, spread in values.items():
+            quartiles = f"{spread.lower_quartile:.{digits}f} - {spread.upper_quartile:.{digits}f}"
+            yield [name, f"{spread.median:.{digits}f}{unit}", quartiles]
 
-    yield from several(case.milliseconds, " ms", 1)
-    yield from several(case.images_per_second, " images/s", 0)
-    yield from several(case.ratios, "", 3)
+    yield from spreads(case.milliseconds, " ms", 1)
+    yield from spreads(case.images_per_second, " images/s", 0)
+    yield from spreads(case.ratios, "", 3)
     for name, megabytes in case.peak_megabytes.items():
         yield [f"peak memory, {name}", f"{megabytes:.0f} MB", ""]
     for name, value in case.figures.items():

@@ -1,4 +1,4 @@
-"""the teacher's targets on disk: build, info, verify, remove"""
+"""build, describe, verify or remove a cache of teacher targets on disk"""
 
 import time
 from argparse import Namespace
@@ -25,18 +25,23 @@ ACTIONS = ("build", "info", "verify", "remove")
 
 
 def add_arguments(parser: Parser) -> None:
-    """The action, the folder and the flags of a new cache."""
-    parser.add_argument("action", metavar="|".join(ACTIONS), nargs="?", help="what to do")
+    """Add the action, the cache's folder and the flags of a new cache to the parser."""
+    parser.add_argument(
+        "action",
+        metavar="|".join(ACTIONS),
+        nargs="?",
+        help="build, describe, check or delete the cache",
+    )
     parser.add_config(CacheConfig, positional=("cache",))
 
 
 def run(arguments: Namespace) -> int:
-    """Builds, tells of, checks or deletes a cache."""
+    """Build, describe, verify or remove a cache."""
     action = vars(arguments).pop("action", None)
     if action is None:
-        raise InputError(f"cache needs what to do: {', '.join(ACTIONS)}")
+        raise InputError(f"cache needs an action: {', '.join(ACTIONS)}")
     if action not in ACTIONS:
-        raise InputError(f"unknown action {action!r} of cache; {nearest(str(action), ACTIONS)}")
+        raise InputError(f"cache has no action {action!r}; {nearest(str(action), ACTIONS)}")
     if "cache" not in arguments and "config" not in arguments:
         raise InputError(f"cache {action} needs the cache's folder, such as caches/teacher")
     settings = set(vars(arguments)) - {"cache", "json"}
@@ -47,7 +52,7 @@ def run(arguments: Namespace) -> int:
         )
     if settings:
         raise InputError(
-            f"cache {action} takes the folder alone, got --{min(settings).replace('_', '-')}"
+            f"cache {action} takes only the cache's folder, got --{min(settings).replace('_', '-')}"
         )
     return {"info": _info, "verify": _verify, "remove": _remove}[action](
         Path(arguments.cache), arguments.json
@@ -60,7 +65,7 @@ def _build(config: CacheConfig, as_json: bool) -> int:
     where = console(as_json)
     began = time.perf_counter()
     cache = build_cache(
-        config, lambda whole, total: print_line(where, f"{whole} of {total} shards")
+        config, lambda finished, total: print_line(where, f"{finished} of {total} shards")
     )
     seconds = time.perf_counter() - began
     if as_json:
@@ -77,7 +82,7 @@ def _plan(config: CacheConfig, as_json: bool) -> int:
 
     contents = target_source(config).contents
     figures = {**_figures(contents, config.cache), "free_bytes": free_bytes(config.cache)}
-    return _tell(figures, as_json)
+    return _print_figures(figures, as_json)
 
 
 def _info(folder: Path, as_json: bool) -> int:
@@ -85,7 +90,7 @@ def _info(folder: Path, as_json: bool) -> int:
 
     cache = TargetCache.open(folder)
     missing = len(cache.missing())
-    return _tell({**_figures(cache.contents, folder), "missing": missing}, as_json)
+    return _print_figures({**_figures(cache.contents, folder), "missing": missing}, as_json)
 
 
 def _verify(folder: Path, as_json: bool) -> int:
@@ -100,7 +105,7 @@ def _verify(folder: Path, as_json: bool) -> int:
     for path, fault in faults.items():
         print_line(where, f"{path} {fault}")
     if faults:
-        print_line(where, "delete what is damaged, and build again: attention-transfer cache build")
+        print_line(where, "delete the damaged files, and run attention-transfer cache build again")
         return 1
     print_line(where, f"all {cache.contents.shard_count} shards are whole")
     return 0
@@ -117,15 +122,16 @@ def _remove(folder: Path, as_json: bool) -> int:
     return 0
 
 
-def _tell(figures: dict[str, Any], as_json: bool) -> int:
+def _print_figures(figures: dict[str, Any], as_json: bool) -> int:
     if as_json:
         print_json(figures)
         return 0
     provenance = figures.pop("provenance")
     rows = [[name.replace("_", " "), _text(value)] for name, value in figures.items()]
+    sources = [[name, str(value)] for name, value in provenance.items()]
     where = console(False)
     print_table(where, ["cache", ""], rows)
-    print_table(where, ["made of", ""], [[name, str(value)] for name, value in provenance.items()])
+    print_table(where, ["computed from", ""], sources)
     return 0
 
 
@@ -134,9 +140,9 @@ def _figures(contents: "Contents", folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "views": contents.views,
         "samples": contents.samples,
-        "maps": [str(reading) for reading in contents.wanted.readings],
-        "logits": contents.wanted.logits,
-        "gradient": contents.wanted.gradient,
+        "maps": [str(target) for target in contents.spec.fields],
+        "logits": contents.spec.logits,
+        "gradient": contents.spec.gradient,
         "bytes_a_row": contents.row.itemsize,
         "bytes": contents.bytes,
         "shards": contents.shard_count,

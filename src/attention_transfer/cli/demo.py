@@ -1,4 +1,4 @@
-"""the main job on embedded images: a small network alone, and attending like a large one"""
+"""compare a small network trained alone and with attention transfer, on built-in images"""
 
 from argparse import Namespace
 
@@ -11,23 +11,23 @@ EXAMPLES = ("demo", "demo --train-teacher --out runs/my-demo", "demo --epochs 3 
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
+    """Add the command's flags to the parser."""
     parser.add_config(DemoConfig)
 
 
 def run(arguments: Namespace) -> int:
-    """Trains, then prints the table, the sentence and where the picture is."""
+    """Train the networks, then print the table, the summary and the paths of what was written."""
     config = config_from(arguments, DemoConfig)
     from dataclasses import asdict
 
-    from attention_transfer.drawing.demo_figure import draw_attention
+    from attention_transfer.drawing.demo_figure import draw_demo_figure
     from attention_transfer.experiments.demo import run_demo
     from attention_transfer.report.page import write_report
     from attention_transfer.training import RunProgress
 
     where = console(arguments.json)
     result = run_demo(config, RunProgress(where))
-    picture = draw_attention(result.attention, result.folder / "attention.png")
+    picture = draw_demo_figure(result.scenes, result.folder / "attention.png")
     page = write_report([result.folder])
     if arguments.json:
         print_json(

@@ -14,12 +14,12 @@ EXAMPLES = (
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
+    """Add the command's flags to the parser."""
     parser.add_config(DistillConfig)
 
 
 def run(arguments: Namespace) -> int:
-    """Distils and reports."""
+    """Train the student, and print its results."""
     config = config_from(arguments, DistillConfig)
     from attention_transfer import api
 

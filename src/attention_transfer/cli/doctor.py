@@ -1,4 +1,4 @@
-"""say what is installed, what the machine can do, and which options that means"""
+"""list the installed packages and extras, and what this machine supports"""
 
 from argparse import Namespace
 
@@ -10,12 +10,12 @@ EXAMPLES = ("doctor", "doctor --json")
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
+    """Add the command's flags to the parser."""
     parser.add_json()
 
 
 def run(arguments: Namespace) -> int:
-    """Looks and prints."""
+    """Print the versions, the machine and the extras."""
     from attention_transfer.environment import (
         EXTRAS,
         describe_machine,
@@ -33,14 +33,14 @@ def run(arguments: Namespace) -> int:
         )
         return 0
     where = console(False)
-    rows = [[name, found or "not installed"] for name, found in versions.items()]
+    rows = [[name, installed or "not installed"] for name, installed in versions.items()]
     print_table(where, ["package", "version"], rows)
     rows = [[name, str(value)] for name, value in machine.items()]
     print_table(where, ["machine", ""], rows, title="")
     print_line(where, "")
     print_line(where, f"--precision auto means {precision} here")
     for extra, packages in extras.items():
-        missing = [name for name, found in packages.items() if found is None]
+        missing = [name for name, installed in packages.items() if installed is None]
         state = (
             f"missing {', '.join(missing)}: pip install 'attention-transfer[{extra}]'"
             if missing

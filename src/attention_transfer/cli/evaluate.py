@@ -1,4 +1,4 @@
-"""judge a trained network on a data set: error, top-5, calibration, confusion"""
+"""evaluate a trained network on a data set: error, top-5 error, calibration, confusion"""
 
 from argparse import Namespace
 
@@ -13,12 +13,12 @@ EXAMPLES = (
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
+    """Add the command's flags to the parser."""
     parser.add_config(EvaluateConfig, positional=("model",))
 
 
 def run(arguments: Namespace) -> int:
-    """Evaluates and prints."""
+    """Evaluate the network, and print the results."""
     config = config_from(arguments, EvaluateConfig)
     from dataclasses import asdict
 

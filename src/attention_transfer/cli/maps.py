@@ -1,4 +1,4 @@
-"""draw where networks look: activation or gradient attention, networks side by side"""
+"""draw attention maps: activation or gradient attention, networks side by side"""
 
 import sys
 from argparse import Namespace
@@ -22,39 +22,38 @@ EXAMPLES = (
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
+    """Add the command's flags to its parser."""
     parser.add_config(MapsConfig, positional=("models",))
 
 
 def run(arguments: Namespace) -> int:
-    """Looks, draws and says where the pictures are."""
+    """Compute and draw the maps, then print the predictions and the written files."""
     config = config_from(arguments, MapsConfig)
-    from attention_transfer.viewing import look
+    from attention_transfer.viewing import write_maps
 
-    found = look(config)
-    for notice in _notices(found):
+    result = write_maps(config)
+    for notice in _notices(result):
         print(f"attention-transfer: {escape_control_characters(notice)}", file=sys.stderr)
     if arguments.json:
-        print_json(_document(found))
+        print_json(_document(result))
         return 0
-    where = console(False)
-    seen = found.seen
+    stdout, grid = console(False), result.grid
     rows = [
-        [scene.picture.name, *(str(own[index].answer or "-") for own in seen.sights)]
-        for index, scene in enumerate(seen.scenes)
+        [image.name, *(str(results[index].answer or "-") for results in grid.results)]
+        for index, image in enumerate(grid.images)
     ]
-    print_table(where, ["image", *(network.name for network in seen.networks)], rows)
-    print_line(where, "")
-    for file in found.files:
-        print_line(where, f"where they look: {file}")
-    print_line(where, f"raw maps: {found.raw}")
+    print_table(stdout, ["image", *(network.name for network in grid.networks)], rows)
+    print_line(stdout, "")
+    for picture in result.pictures:
+        print_line(stdout, f"picture: {picture}")
+    print_line(stdout, f"raw maps: {result.raw}")
     return 0
 
 
-def _notices(found: "MapsResult") -> list[str]:
-    """What was assumed, and what was left out."""
-    left_out = [f"left out {path}: {reason}" for path, reason in found.unreadable]
-    return [*filter(None, (network.notice for network in found.seen.networks)), *left_out]
+def _notices(result: "MapsResult") -> list[str]:
+    """Return the assumptions about networks, and the images that were skipped."""
+    assumptions = [network.notice for network in result.grid.networks if network.notice]
+    return [*assumptions, *(f"skipped {path}: {reason}" for path, reason in result.unreadable)]
 
 
 def _answer(answer: "Answer | None") -> dict[str, Any] | None:
@@ -63,29 +62,32 @@ def _answer(answer: "Answer | None") -> dict[str, Any] | None:
     return {"class": answer.label, "name": answer.name, "probability": answer.probability}
 
 
-def _document(found: "MapsResult") -> dict[str, Any]:
-    seen = found.seen
+def _document(result: "MapsResult") -> dict[str, Any]:
+    """Return the JSON document that ``--json`` prints."""
+    grid = result.grid
     return {
-        "folder": str(found.folder),
-        "files": [str(file) for file in found.files],
-        "raw": str(found.raw),
+        "folder": str(result.folder),
+        "files": [str(picture) for picture in result.pictures],
+        "raw": str(result.raw),
         "networks": [
             {
                 "name": network.name,
                 "model": network.model,
                 "points": [
-                    {"point": spot.point, "label": spot.label, "map": list(found.shape)}
-                    for spot, found in zip(spots, own[0].maps, strict=True)
+                    {"point": point.name, "label": point.label, "map": list(attention.shape)}
+                    for point, attention in zip(points, results[0].maps, strict=True)
                 ],
             }
-            for network, spots, own in zip(seen.networks, seen.spots, seen.sights, strict=True)
+            for network, points, results in zip(
+                grid.networks, grid.points, grid.results, strict=True
+            )
         ],
         "images": [
             {
                 "path": str(image),
-                "predictions": [_answer(own[index].answer) for own in seen.sights],
+                "predictions": [_answer(results[index].answer) for results in grid.results],
             }
-            for index, image in enumerate(found.images)
+            for index, image in enumerate(result.images)
         ],
-        "unreadable": [{"path": str(path), "reason": reason} for path, reason in found.unreadable],
+        "unreadable": [{"path": str(path), "reason": reason} for path, reason in result.unreadable],
     }

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, one JSON document for programs."""
+"""Output of the commands: tables for people, one JSON document for programs."""
 
 import json
 import sys
@@ -15,12 +15,12 @@ __all__ = ["console", "print_json", "print_table"]
 
 
 def console(as_json: bool) -> Console:
-    """Where progress and tables go: stdout, or stderr when stdout is kept for JSON."""
+    """Return the console for progress and tables: stderr if stdout is for JSON, else stdout."""
     return Console(stderr=as_json)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """The one document on stdout."""
+    """Print the JSON document on stdout."""
     json.dump(document, sys.stdout, indent=2)
     print()
 
@@ -28,7 +28,7 @@ def print_json(document: Mapping[str, Any]) -> None:
 def print_table(
     where: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
 ) -> None:
-    """A table; every column but the first is aligned to the right."""
+    """Print a table; every column except the first is aligned to the right."""
     if title is not None:
         print_line(where, title)
     table = Table(box=None, pad_edge=False)
@@ -38,5 +38,5 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(escape_control_characters(cell)) for cell in row))
     if not where.is_terminal:
-        where = Console(file=where.file, width=10_000)  # whole lines for programs
+        where = Console(file=where.file, width=10_000)  # no line breaks for programs that read it
     where.print(table)

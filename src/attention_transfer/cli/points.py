@@ -1,4 +1,4 @@
-"""list where a network's attention can be read, and how two networks would be paired"""
+"""list a network's attention points, and how two networks would be paired"""
 
 from argparse import Namespace
 from collections import defaultdict
@@ -26,20 +26,20 @@ EXAMPLES = (
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
+    """Add the command's flags to the parser."""
     parser.add_config(PointsConfig, positional=("model",))
 
 
 def run(arguments: Namespace) -> int:
-    """Looks and prints; no weights are loaded."""
+    """Print the attention points and layer pairs, without loading weights."""
     config = config_from(arguments, PointsConfig)
     from attention_transfer.models import split_models
     from attention_transfer.transfer.pairing import resolve_pairs
 
     size = None if config.image_size is None else height_and_width(config.image_size)
     teachers = [] if config.pair is None else split_models(config.pair)
-    found = [_surveyed(config.model, size), *(_surveyed(teacher, None) for teacher in teachers)]
-    names, sides = [name for name, _ in found], [side for _, side in found]
+    networks = [_survey(config.model, size), *(_survey(teacher, None) for teacher in teachers)]
+    names, sides = [name for name, _ in networks], [side for _, side in networks]
     pairing = None if config.pair is None else resolve_pairs("auto", *sides)
     if arguments.json:
         print_json(_document(names, sides, pairing))
@@ -52,19 +52,19 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _surveyed(model: str, size: tuple[int, int] | None) -> "tuple[str, PairingSide]":
-    """A network's name, and its points."""
+def _survey(model: str, size: tuple[int, int] | None) -> "tuple[str, PairingSide]":
+    """Return a network's name, and its attention points."""
     from attention_transfer.models import model_structure
     from attention_transfer.transfer.pairing import PairingSide
 
-    found = model_structure(model, size)
-    side = PairingSide(found.network, found.input_size)
+    structure = model_structure(model, size)
+    side = PairingSide(structure.network, structure.input_size)
     try:
         _ = side.points
-    except InputError:  # its computation may depend on values, which meta tensors have not
-        found = model_structure(model, size, values=True)
-        side = PairingSide(found.network, found.input_size)
-    return found.name, side
+    except InputError:  # its forward pass may depend on values, and a structure has only shapes
+        structure = model_structure(model, size, values=True)
+        side = PairingSide(structure.network, structure.input_size)
+    return structure.name, side
 
 
 def _print_points(where: "Console", name: str, points: "PointTable") -> None:
@@ -88,7 +88,7 @@ def _print_points(where: "Console", name: str, points: "PointTable") -> None:
         title=f"{name} on {size} images: {points.parameters:,} parameters, "
         f"{points.flops / 1e9:.3g} GFLOPs an image",
     )
-    print_line(where, "* recommended; depth is the share of the operations done by then")
+    print_line(where, "* recommended; depth is the share of all operations up to the point")
     for reason, names in _by_reason(points).items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         print_line(where, f"not readable: {shown}: {reason}")
@@ -114,10 +114,10 @@ def _print_pairs(
     others = " and ".join(names[1:])
     title = f"{names[0]} attends like {others} (pairs auto; weights at beta 1000, form code)"
     print_table(where, columns, rows, title=title)
-    for whose, name in (("student", names[0]), ("teacher", others)):
-        alone = document[f"alone_in_{whose}"]
+    for side, name in (("student", names[0]), ("teacher", others)):
+        alone = document[f"alone_in_{side}"]
         if alone:
-            print_line(where, f"without a partner in {name}: {', '.join(alone)}")
+            print_line(where, f"not paired in {name}: {', '.join(alone)}")
 
 
 def _document(
@@ -133,7 +133,7 @@ def _document(
                 {**asdict(point), "kind": point.kind, "height": point.height, "width": point.width}
                 for point in side.points
             ],
-            "unreadable": [asdict(found) for found in side.points.unreadable],
+            "unreadable": [asdict(module) for module in side.points.unreadable],
         }
         for name, side in zip(names, sides, strict=True)
     ]
@@ -148,17 +148,18 @@ def _pairs(sides: "list[PairingSide]", pairing: "Pairing") -> dict[str, Any]:
 
     student, *teachers = sides
 
-    def theirs(name: str) -> "AttentionPoint":
+    def teacher_point(name: str) -> "AttentionPoint":
         if len(teachers) == 1:
             return teachers[0].points[name]
-        number, _, own = name.partition(".")
-        return teachers[int(number)].points[own]
+        number, _, point = name.partition(".")
+        return teachers[int(number)].points[point]
 
     pairs = []
     for pair in pairing.pairs:
-        met = [student.points[pair.student], *(theirs(name) for name in pair.teacher_points)]
-        shapes = [[point.channels, *point.layout.grid] for point in met]
-        size = common_size(*(point.layout.grid for point in met))
+        teacher_points = [teacher_point(name) for name in pair.teacher_points]
+        points = [student.points[pair.student], *teacher_points]
+        shapes = [[point.channels, *point.layout.grid] for point in points]
+        size = common_size(*(point.layout.grid for point in points))
         pairs.append(
             {
                 "student": pair.student,
@@ -171,17 +172,17 @@ def _pairs(sides: "list[PairingSide]", pairing: "Pairing") -> dict[str, Any]:
         )
     return {
         "pairs": pairs,
-        "alone_in_student": pairing.alone_in_student,
-        "alone_in_teacher": pairing.alone_in_teacher,
+        "unpaired_student_points": pairing.unpaired_student_points,
+        "unpaired_teacher_points": pairing.unpaired_teacher_points,
     }
 
 
 def _by_reason(points: "PointTable") -> dict[str, list[str]]:
     reasons = defaultdict(list)
-    for found in points.unreadable:
-        reasons[found.reason].append(found.name)
+    for module in points.unreadable:
+        reasons[module.reason].append(module.name)
     return reasons
 
 
-def _rounded(stride: tuple[float, float]) -> tuple[float, ...]:
+def _rounded(stride: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(round(step, 1) for step in stride)

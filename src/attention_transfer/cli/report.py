@@ -1,4 +1,4 @@
-"""write one HTML page about runs: figures, curves, and where their networks look"""
+"""write one HTML page about runs: test errors, learning curves and attention maps"""
 
 from argparse import Namespace
 from pathlib import Path
@@ -14,7 +14,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
+    """Add the command's flags to the parser."""
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", type=Path, help="folders of finished runs"
     )
@@ -23,13 +23,14 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         type=Path,
         default=None,
-        help="the page (default: report.html in the run's folder, or where several lie together)",
+        help="HTML file to write (default: report.html in the run's folder, or in the folder that "
+        "holds all runs)",
     )
     parser.add_json()
 
 
 def run(arguments: Namespace) -> int:
-    """Writes the page, says where it is."""
+    """Write the page and print its path."""
     from attention_transfer.report.page import write_report
 
     page = write_report(arguments.runs, arguments.out)

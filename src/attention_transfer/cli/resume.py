@@ -1,4 +1,4 @@
-"""go on with an interrupted run, from the end of its last epoch"""
+"""continue an interrupted run from the end of its last epoch"""
 
 from argparse import Namespace
 from pathlib import Path
@@ -10,14 +10,14 @@ EXAMPLES = ("resume runs/distill-20260101-120000",)
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the run's folder")
+    """Add the command's flags to the parser."""
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the run")
     parser.add_json()
 
 
 def run(arguments: Namespace) -> int:
-    """Resumes and reports."""
+    """Resume the run, and print its results."""
     folder = arguments.folder
     from attention_transfer import api
 
-    return report_run(lambda progress: api.resume(folder, progress), arguments.json)
+    return report_run(lambda progress: api.resume(folder, progress=progress), arguments.json)

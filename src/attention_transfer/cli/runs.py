@@ -1,4 +1,4 @@
-"""What train, distill and resume have in common: showing progress, then the result."""
+"""The output of train, distill and resume: progress, then the results."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -7,34 +7,40 @@ from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.terminal import print_line
 
 if TYPE_CHECKING:
-    from attention_transfer.training import Run, RunProgress
+    from attention_transfer.runs import Run
+    from attention_transfer.training import RunProgress
 
 __all__ = ["report_run"]
 
 
-def report_run(work: "Callable[[RunProgress], Run]", as_json: bool) -> int:
-    """Does the work, prints its figures and where they are."""
+def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:
+    """Train, print the run's figures and its folder, and return the exit code.
+
+    Args:
+        train: trains the run, and reports to the progress it is passed.
+        as_json: print one JSON document instead of a table.
+    """
     from accelerate import PartialState
 
     from attention_transfer.training import RunProgress
 
     where = console(as_json)
-    finished = work(RunProgress(where))
+    finished = train(RunProgress(where))
     if not PartialState().is_main_process:
         return 0
     record = finished.record
     written = finished.folder / "report.html"
     page = str(written) if written.is_file() else None
     if as_json:
-        print_json({"folder": str(finished.folder), "report": page, **record})
+        values = record.model_dump(mode="json")
+        print_json({"folder": str(finished.folder), "report": page, **values})
         return 0
-    final, student = record["final"], record["student"]
     row = [
-        student["name"],
-        f"{final['test_error']:.2f}",
-        f"{final['validation_error']:.2f}",
-        f"{student['parameters']:,}",
-        f"{record['seconds']:.0f}",
+        record.student.name,
+        f"{record.final.test_error:.2f}",
+        f"{record.final.validation_error:.2f}",
+        f"{record.student.parameters:,}",
+        f"{record.seconds:.0f}",
     ]
     columns = ["network", "test error %", "validation error %", "parameters", "seconds"]
     print_table(where, columns, [row])

@@ -1,10 +1,11 @@
-"""train one network alone: a teacher, or a baseline"""
+"""train one network alone, as a teacher or a baseline"""
 
 from argparse import Namespace
 
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.runs import report_run
 from attention_transfer.config import RunConfig, TrainingConfig
+from attention_transfer.errors import InputError
 
 EXAMPLES = (
     "train --model wrn-16-2 --epochs 22 --out runs/teacher",
@@ -14,12 +15,14 @@ EXAMPLES = (
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags."""
+    """Add the command's flags to the parser."""
     parser.add_config(TrainingConfig)
 
 
 def run(arguments: Namespace) -> int:
-    """Trains and reports."""
+    """Train the network, and print its results."""
+    if "student" not in arguments and "config" not in arguments:
+        raise InputError("model is missing: the network to train, such as --model wrn-16-2")
     config = config_from(arguments, RunConfig)
     from attention_transfer import api
 

@@ -45,8 +45,6 @@ __all__ = [
     "Precision",
     "RunConfig",
     "TrainingConfig",
-    "RunConfig",
-    "TrainingConfig",
     "flag_of",
     "height_and_width",
 ]

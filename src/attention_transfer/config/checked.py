@@ -1,4 +1,4 @@
-"""What every configuration is: typed values that are checked when they are put together."""
+"""The base class of configurations: typed values, checked at construction."""
 
 from collections.abc import Iterator
 from typing import Any, Self, TypeVar
@@ -11,7 +11,7 @@ __all__ = ["AnyConfig", "Config"]
 
 
 class Config(BaseModel):
-    """What every configuration has in common: frozen, no unknown keys, no NaN or infinity."""
+    """A configuration: frozen, without unknown keys, NaN or infinity."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
@@ -19,10 +19,10 @@ class Config(BaseModel):
 
     @classmethod
     def checked(cls, values: dict[str, Any]) -> Self:
-        """A configuration from plain values (strings, as flags give them, are converted).
+        """Return a configuration of plain values; strings, as of flags, are converted.
 
         Raises:
-            InputError: all that is wrong, in one line.
+            InputError: everything that is wrong, in one line.
         """
         try:
             return cls.model_validate(values)
@@ -30,7 +30,7 @@ class Config(BaseModel):
             raise InputError("; ".join(_explanations(error, cls))) from None
 
     def replace(self, **changes: Any) -> Self:
-        """The same with some values changed, checked anew."""
+        """Return the configuration with some values changed, checked again."""
         return self.checked({**self.model_dump(), **changes})
 
 

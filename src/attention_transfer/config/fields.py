@@ -1,4 +1,4 @@
-"""Kinds of settings that several configurations have."""
+"""Types of settings that several configurations share."""
 
 from typing import Annotated, Literal
 
@@ -34,14 +34,14 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def in_order(attention: object) -> object:
-    """Names in alphabetical order: "gradient,activation" means "activation,gradient"."""
+    """Return names in alphabetical order: "gradient,activation" as "activation,gradient"."""
     if not isinstance(attention, str):
         return attention
     return ",".join(sorted(name.strip() for name in attention.split(",")))
 
 
 def known_trackers(names: str) -> str:
-    """Names of trackers, each once."""
+    """Return the names of known trackers, each once."""
     asked = list(dict.fromkeys(name.strip() for name in names.split(",")))
     for name in asked:
         if name not in TRACKERS:
@@ -53,12 +53,12 @@ def known_trackers(names: str) -> str:
 
 
 def as_size(size: object) -> object:
-    """A height and width as text: ``N`` or ``HxW``, or one number."""
+    """Return a size as text: a number as ``N``, text as it is."""
     return str(size) if isinstance(size, int) and not isinstance(size, bool) else size
 
 
 def as_several(values: object) -> object:
-    """One of something that may be several, as a configuration file gives it."""
+    """Return a single text as a tuple of one, as configuration files have it."""
     return (values,) if isinstance(values, str) else values
 
 
@@ -70,7 +70,7 @@ ImageSize = Annotated[
 
 
 def height_and_width(size: str) -> tuple[int, int]:
-    """Of an image size as it is written.
+    """Return height and width of a size written ``N`` or ``HxW``.
 
     >>> height_and_width("224"), height_and_width("48x64")
     ((224, 224), (48, 64))

@@ -22,6 +22,7 @@ from attention_transfer.config.fields import (
     Precision,
     Seed,
     Workers,
+    as_several,
     in_order,
     known_trackers,
 )
@@ -30,45 +31,58 @@ __all__ = ["DemoConfig", "DistillConfig", "ImagesConfig", "RunConfig", "Training
 
 
 class ImagesConfig(Config):
-    """Which images networks are shown, and how they are computed with."""
+    """Settings of the images, their augmentation, and the numerics of training."""
 
     data: str = Field(
         "cluttered-digits",
-        description="images: cluttered-digits, cifar10[:DIR], cifar100[:DIR], folder:DIR, "
+        description="data set: cluttered-digits, cifar10[:DIR], cifar100[:DIR], folder:DIR, "
         "imagenet:DIR, hf:NAME, package.module:factory",
     )
     image_size: ImageSize | None = Field(
-        None, description="N or HxW, to bring images in files to; default: the network's own"
+        None, description="size of the images in pixels, N or HxW; default: the network's own"
     )
     workers: Workers | None = Field(
-        None, description="processes that decode images in files; default: by the cores"
+        None, description="processes that decode image files; default: by the number of cores"
     )
     randaugment: int | None = Field(
-        None, ge=0, le=30, description="magnitude of two random operations an image; none: off"
+        None,
+        ge=0,
+        le=30,
+        description="RandAugment: magnitude of two random operations on each image; none: off",
     )
     random_erasing: float = Field(
         0.0, ge=0, le=1, description="probability that a random part of an image is erased"
     )
-    mixup: NonNegative = Field(0.0, description="alpha of blending each image with another; 0: off")
-    cutmix: NonNegative = Field(
-        0.0, description="alpha of replacing a part of each image by another's; 0: off"
+    mixup: NonNegative = Field(
+        0.0, description="MixUp: alpha of blending each image with another; 0: off"
     )
-    download: bool = Field(False, description="download the data if they are missing")
+    cutmix: NonNegative = Field(
+        0.0, description="CutMix: alpha of replacing a part of each image by another's; 0: off"
+    )
+    download: bool = Field(False, description="download the data set if it is missing")
     validation: float = Field(
         0.1, gt=0, lt=1, description="share of the training images held out for validation"
     )
-    data_seed: Seed = Field(0, description="of the scenes, the validation split, augmentation")
+    data_seed: Seed = Field(0, description="seed of the scenes, the splits and the augmentation")
     precision: Precision = Field(
         "auto",
-        description="fp32, bf16, fp16 (GPU only); auto: bf16 where the machine is fast at it",
+        description="fp32, bf16, fp16 (GPU only); auto: bf16 where the hardware has it",
     )
-    channels_last: bool = Field(True, description="memory format of images and features")
+    channels_last: bool = Field(
+        True, description="channels-last memory format, faster on most machines"
+    )
 
 
 class TrainingConfig(ImagesConfig):
     """Settings of training one network, alone or with a teacher."""
 
     student: str = Field(description="the network that learns, such as wrn-16-1")
+    terms: Annotated[tuple[str, ...], BeforeValidator(as_several)] = Field(
+        (),
+        description="a loss term of your own, package.module:factory or "
+        "package.module:factory(weight=0.5), added to the others (replaces one of the same "
+        "name); repeatable",
+    )
     masks: Path | None = Field(
         None,
         description="folder of object masks (cat/1.png for cat/1.jpg, white: the object), to "
@@ -78,13 +92,13 @@ class TrainingConfig(ImagesConfig):
     batch_size: Count = Field(64, description="images a step, over all processes")
     accumulate: Count = Field(
         1,
-        description="parts that a step's images are worked through in, which needs less memory; "
-        "batch norm sees each part by itself",
+        description="micro-batches that each batch is split into, to save memory; the gradient is "
+        "unchanged, except that batch norm and dropout see micro-batches",
     )
     grad_checkpoint: bool = Field(
         False,
-        description="compute the inside of the network's stages again instead of keeping it: "
-        "less memory, more time, the same result",
+        description="recompute activations inside the student's stages in the backward pass: less "
+        "memory, more time, the same result",
     )
     lr: Positive = Field(
         0.4, description="largest learning rate; with the step schedule the paper's is 0.1"
@@ -93,10 +107,12 @@ class TrainingConfig(ImagesConfig):
         "one-cycle", description="one-cycle, or the paper's: x0.2 at 30, 60 and 80 % of the run"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
-    nesterov: bool = Field(True, description="Nesterov's form of it (the paper: no)")
-    weight_decay: NonNegative = Field(5e-4, description="on all of the student's parameters")
+    nesterov: bool = Field(True, description="Nesterov momentum (the paper: no)")
+    weight_decay: NonNegative = Field(
+        5e-4, description="weight decay on all parameters of the student"
+    )
     freeze: str | None = Field(
-        None, description="modules of the network that keep their weights, such as conv1,layer[12]"
+        None, description="modules whose weights stay fixed, such as conv1,layer[12]"
     )
     backbone_lr: NonNegative = Field(
         1.0, description="learning rate of all but the last layer, as a share of lr"
@@ -104,39 +120,42 @@ class TrainingConfig(ImagesConfig):
     clip_gradient: Positive | None = Field(
         None, description="largest l2 norm of the gradient; none: not clipped"
     )
-    seed: Seed = Field(0, description="of the initialisation and the order of the images")
+    seed: Seed = Field(0, description="seed of the initialisation and of the order of the images")
     compile: bool = Field(
-        False, description="compile the networks' passes; pays in long runs (torch.compile)"
+        False, description="compile the forward passes with torch.compile; pays off in long runs"
     )
     probes: int = Field(
-        32, ge=0, description="validation images on which attention is followed and kept; 0: none"
+        32,
+        ge=0,
+        description="validation images whose attention maps are kept through training; 0: none",
     )
     probe_every: Count | None = Field(
-        None, description="epochs between two looks at them; default: a twelfth of the run"
+        None, description="epochs between two such recordings; default: a twelfth of the run"
     )
     track: Annotated[str, AfterValidator(known_trackers)] | None = Field(
-        None, description="experiment trackers, by commas: tensorboard, wandb, trackio, mlflow"
+        None,
+        description="experiment trackers, separated by commas: tensorboard, wandb, trackio, mlflow",
     )
     report: bool = Field(True, description="write report.html at the end")
-    out: Path | None = Field(None, description="the run's folder; default: a new one in runs/")
+    out: Path | None = Field(None, description="run folder; default: a new one in runs/")
 
     @field_validator("accumulate")
     @classmethod
     def _parts_of_two(cls, parts: int, info: ValidationInfo) -> int:
-        """Parts of one image each are none that batch norm could be trained on."""
+        """Refuse micro-batches of a single image, on which batch norm cannot be trained."""
         batch_size = info.data.get("batch_size", 2 * parts)
         if parts > max(1, batch_size // 2):
             raise PydanticCustomError(
                 "parts",
-                "should be at most {most}: each part of a batch of {batch_size} has at least two "
-                "images",
+                "should be at most {most}: each micro-batch of a batch of {batch_size} needs at "
+                "least two images",
                 {"most": max(1, batch_size // 2), "batch_size": batch_size},
             )
         return parts
 
     @property
     def trackers(self) -> list[str]:
-        """Names of the trackers asked for."""
+        """The names of the experiment trackers."""
         return self.track.split(",") if self.track else []
 
 
@@ -146,14 +165,14 @@ class RunConfig(TrainingConfig):
     teacher: str | None = Field(
         None,
         description="the network to learn from: a run folder, NAME or NAME@FILE.safetensors; "
-        "several, by commas: the mean of their maps; none: the student learns alone",
+        "several, separated by commas, are averaged; none: the student learns alone",
     )
     attention: Annotated[
         Literal["activation", "gradient", "activation,gradient", "none"],
         BeforeValidator(in_order),
-    ] = Field("activation", description="which attention to transfer")
-    map: Literal["sum", "max"] = Field("sum", description="over channels: F_sum or F_max")
-    power: Positive = Field(2.0, description="p > 0 in |A|^p")
+    ] = Field("activation", description="kind of attention to transfer")
+    map: Literal["sum", "max"] = Field("sum", description="reduction over channels: F_sum or F_max")
+    power: Positive = Field(2.0, description="power p > 0 in |A|^p")
     form: Literal["code", "paper", "paper-eq2"] = Field(
         "code",
         description="code: beta * mean square of the difference (the authors' code); "
@@ -161,22 +180,22 @@ class RunConfig(TrainingConfig):
     )
     beta: NonNegative = Field(1000.0, description="weight of attention transfer")
     beta_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="beta over the run: constant, or falling to 0"
+        "constant", description="beta over the training: constant, or falling to 0"
     )
     pairs: str = Field(
         "auto",
-        description="auto, auto-N (its last N), or student.layer:teacher.layer,... with * and ?; "
-        "teacher.a+teacher.b for the mean of their maps",
+        description="layer pairs: auto, auto-N (the last N of them), or "
+        "student.layer:teacher.layer,... with * and ?; teacher.a+teacher.b averages two maps",
     )
     kd_alpha: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="knowledge distillation: its weight, labels get 1 - alpha; none: off",
+        description="weight of knowledge distillation; labels get 1 - alpha; none: off",
     )
-    temperature: Positive = Field(4.0, description="of knowledge distillation")
+    temperature: Positive = Field(4.0, description="temperature of knowledge distillation")
     full_activation_beta: NonNegative | None = Field(
-        None, description="beta of full-activation transfer, the baseline; none: off"
+        None, description="weight of full-activation transfer, a baseline; none: off"
     )
 
     gradient_beta: NonNegative | None = Field(
@@ -186,39 +205,43 @@ class RunConfig(TrainingConfig):
     )
     gradient_form: Literal["paper", "squared"] = Field(
         "paper",
-        description="of the gradient terms: beta/2 times the norm of the difference of input "
-        "gradients, or times its square",
+        description="form of the gradient terms: beta/2 times the norm of the difference of input "
+        "gradients (paper), or times its square",
     )
     gradient_map: Literal["sum", "max"] | None = Field(
-        None, description="compare maps of the gradients over colours; none: the gradients"
+        None, description="compare attention maps of the gradients; none: the gradients themselves"
     )
-    gradient_normalize: bool = Field(False, description="compare gradients of unit length")
+    gradient_normalize: bool = Field(
+        False, description="normalize gradients to unit length before they are compared"
+    )
     flip_symmetry_beta: NonNegative | None = Field(
         None, description="weight of the flip-symmetry term; none: off"
     )
     flip_axis: Literal["horizontal", "vertical"] = Field(
-        "horizontal", description="left-right, or upside-down"
+        "horizontal", description="mirror left and right, or top and bottom"
     )
     flip_classes: str | None = Field(
         None,
         pattern=r"^\d+(,\d+)*$",
-        description="indices of the classes that the flip keeps, such as 0,1,3,8; none: all",
+        description="indices of the classes that the flip does not change, such as 0,1,3,8; "
+        "none: all",
     )
     input_gradient_norm_beta: NonNegative | None = Field(
         None, description="weight of the input gradient's norm, a baseline; none: off"
     )
     cache: Path | None = Field(
-        None, description="folder of the teacher's targets, made if it is not there; none: live"
+        None,
+        description="cache folder of teacher targets, built if missing; none: run the teacher live",
     )
     cache_views: Count | None = Field(
         None,
-        description="views of each image in the cache, which epochs go round in; default: those "
-        "of the cache that is there, or as many as epochs",
+        description="augmented views of each image in the cache, which epochs cycle through; "
+        "default: those of an existing cache, or as many as epochs",
     )
 
     @model_validator(mode="after")
     def _transfer_needs_a_teacher(self) -> Self:
-        """Settings that only a teacher gives a meaning are never ignored silently."""
+        """Refuse settings that mean nothing without a teacher."""
         if self.teacher is None:
             for name in NEEDS_TEACHER:
                 if getattr(self, name) != RunConfig.model_fields[name].default:
@@ -243,6 +266,8 @@ def flag_of(name: str, config: type[Config] = RunConfig) -> str:
     """
     if config is TrainingConfig and name == "student":
         return "--model"
+    if name == "terms":
+        return "--term"
     return "--" + name.replace("_", "-")
 
 
@@ -267,14 +292,19 @@ NEEDS_TEACHER = (
 
 
 class DemoConfig(Config):
-    """The main job on the embedded data."""
+    """Settings of the demo."""
 
-    out: Path | None = Field(None, description="folder of the demo; default: a new one in runs/")
-    train_teacher: bool = Field(False, description="train the teacher anew instead of reusing it")
+    out: Path | None = Field(
+        None, description="folder of the demo's runs; default: a new one in runs/"
+    )
+    train_teacher: bool = Field(
+        False, description="train the teacher again instead of using the packaged one"
+    )
     epochs: Count = Field(15, description="passes over the training images, for each student")
     beta: NonNegative = Field(1000.0, description="weight of attention transfer")
-    seed: Seed = Field(0, description="of the initialisation and the order of the images")
+    seed: Seed = Field(0, description="seed of the initialisation and of the order of the images")
     precision: Precision = Field("auto", description="fp32, bf16, fp16 (GPU only) or auto")
     cache: Path | None = Field(
-        None, description="folder of the teacher's targets, made if it is not there; none: live"
+        None,
+        description="cache folder of teacher targets, built if missing; none: run the teacher live",
     )

@@ -1,4 +1,4 @@
-"""Configurations in YAML files: read without building or running anything, written whole."""
+"""Configurations in YAML files, read without building or running anything."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import yaml
 
 from attention_transfer.config import Config
 from attention_transfer.errors import InputError
+from attention_transfer.files import write_text
 
 __all__ = ["read_config_file", "write_config_file"]
 
@@ -20,18 +21,17 @@ _REFUSED_TOKENS = (
     yaml.AliasToken,
     yaml.AnchorToken,
     yaml.TagToken,
-    yaml.FlowSequenceStartToken,
     yaml.FlowMappingStartToken,
 )
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The values of a YAML file: a flat mapping of names to plain values.
+    """Return the values of a YAML file: names with plain values, or lists of text.
 
-    Nothing is built and nothing is run by reading it: no tags, no aliases, no nesting.
+    Nothing is built and nothing is run by reading it: no tags, no aliases, no deeper nesting.
 
     Raises:
-        InputError: a missing, oversized or malformed file.
+        InputError: the file is missing, too large or malformed.
     """
     try:
         size = path.stat().st_size
@@ -48,6 +48,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"{path} must hold 'name: value' lines, got a {type(values).__name__}")
     for key, value in values.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            continue
         if isinstance(value, dict | list):
             raise InputError(f"{path}: expected plain 'name: value' lines, {key!r} is nested")
         if isinstance(value, int) and value.bit_length() > LARGEST_NUMBER:
@@ -59,10 +61,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _parsed(text: str, path: Path) -> Any:
-    """What YAML text holds; the tokens first, so that depth and aliases are never composed."""
+    """Parse YAML text; its tokens are checked first, so that no depth or alias is ever composed."""
     try:
-        tokens = yaml.scan(text, Loader=yaml.SafeLoader)
-        refused = next((token for token in tokens if isinstance(token, _REFUSED_TOKENS)), None)
+        refused = _refused_token(text)
         values = None if refused else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: dates, numbers
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
@@ -76,8 +77,18 @@ def _parsed(text: str, path: Path) -> Any:
     return values
 
 
+def _refused_token(text: str) -> yaml.Token | None:
+    """Return the first tag, alias, mapping in braces or list within a list; None without any."""
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        depth += isinstance(token, yaml.FlowSequenceStartToken | yaml.BlockSequenceStartToken)
+        if depth > 1 or isinstance(token, _REFUSED_TOKENS):
+            return token
+        if isinstance(token, yaml.FlowSequenceEndToken | yaml.BlockEndToken):
+            depth = 0
+    return None
+
+
 def write_config_file(config: Config, path: Path) -> None:
-    """Every value of a configuration, as YAML that :func:`read_config_file` reads."""
-    path.write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
-    )
+    """Write every value of a configuration as YAML that :func:`read_config_file` reads."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

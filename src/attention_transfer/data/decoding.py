@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from attention_transfer.config import Interpolation
+from attention_transfer.errors import first_line
 
 __all__ = [
     "MOST_PIXELS",
@@ -86,7 +87,7 @@ def open_image(source: bytes | Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise CorruptImageError("it is not an image") from None
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise CorruptImageError(reason or type(error).__name__) from None
 
 

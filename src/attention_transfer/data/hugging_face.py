@@ -9,7 +9,7 @@ import numpy as np
 from attention_transfer.data.corrupt_images import faults, skipped
 from attention_transfer.data.datasets import data_set_of_splits
 from attention_transfer.data.images import DataSet
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 
 __all__ = ["hugging_face_data"]
 
@@ -37,7 +37,7 @@ def hugging_face_data(name: str, size: tuple[int, int], data_seed: int = 0) -> D
         path, _, configuration = name.partition(":")
         splits = datasets.load_dataset(path, configuration or None)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise InputError(
             f"the data set {name!r} cannot be loaded ({type(error).__name__}: {reason}); check its "
             "name and the network"

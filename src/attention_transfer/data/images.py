@@ -241,8 +241,8 @@ class DataSet:
         Example:
             >>> from torchvision.transforms import v2
             >>> data = at.data.load_data("cluttered-digits")
-            >>> data.with_transform(v2.ColorJitter(brightness=(0.5, 1.5))).train.provenance
-            'ColorJitter(brightness=(0.5, 1.5))'
+            >>> data.with_transform(v2.RandomCrop(32, padding=4)).train.provenance[:10]
+            'RandomCrop'
         """
         train = self.train.with_transform(transform)
         try:

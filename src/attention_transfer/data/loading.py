@@ -15,7 +15,7 @@ from attention_transfer.data.augmentation import WithAugmentation, targets
 from attention_transfer.data.images import Images, ImageSet
 from attention_transfer.data.randomness import AugmentedView, permutation
 from attention_transfer.data.views import Augmentation
-from attention_transfer.errors import TrainingError
+from attention_transfer.errors import TrainingError, first_line
 
 __all__ = [
     "Batch",
@@ -278,7 +278,7 @@ def _loaded(
         raise
     except (RuntimeError, *WORKER_EXITED) as error:
         current = [images.name(index) for index in dataset.current.tolist() if index >= 0]
-        reason = "it exited" if isinstance(error, WORKER_EXITED) else str(error).partition("\n")[0]
+        reason = "it exited" if isinstance(error, WORKER_EXITED) else first_line(error)
         raise TrainingError(
             f"a loader worker stopped at {' or '.join(current) or 'its start'}: {reason}; resume "
             "the run, with --workers 0 if it happens again"

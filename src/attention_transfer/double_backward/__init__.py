@@ -1,4 +1,4 @@
-"""Differentiating twice, fast: convolution and batch normalisation made for double backward.
+"""Fast double backward: convolution and batch normalisation with second derivatives of our own.
 
 Gradient-based attention needs the gradient J = dL/dx of the loss at the input, and then the
 gradient of a function of J in the weights. PyTorch can do this, but slowly.

@@ -26,6 +26,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from attention_transfer.double_backward.first_pass import FirstPass
+from attention_transfer.errors import first_line
 from attention_transfer.functional.maps import to_float32
 
 __all__ = ["BatchNorm"]
@@ -33,12 +34,12 @@ __all__ = ["BatchNorm"]
 _log = logging.getLogger(__name__)
 
 _LARGE = 2**19
-"""Elements from which fusing pays for a compiler's start."""
+"""Number of elements from which fusing pays for the compiler's start."""
 
 Kernel = Callable[..., tuple[Tensor, ...]]
 
 _WIDTH = 1024
-"""Elements of a row over which per-channel coefficients are repeated, to fill vector units."""
+"""Elements of a row over which per-channel coefficients repeat, to fill vector units."""
 
 
 class BatchNorm(Function):
@@ -108,12 +109,12 @@ def _projected(
 
 
 class _Given(NamedTuple):
-    """What the second derivative of batch normalisation is made from, in the formula's names."""
+    """The tensors in the second derivative of batch normalisation, in the formula's names."""
 
     u: Tensor
     g: Tensor
     dx: Tensor | None
-    """Kept for single passes; the compiled ones do without."""
+    """Kept for the uncompiled passes; the compiled ones recompute it."""
     sum_gx: Tensor
     sum_g: Tensor
     x: Tensor
@@ -123,7 +124,7 @@ class _Given(NamedTuple):
 
 
 def _in_passes(given: _Given) -> tuple[Tensor, Tensor, Tensor]:
-    """The formula in single passes over memory; P(u) is that of the first backward's kernel."""
+    """Compute the formula in single passes, P(u) by PyTorch's kernel of the first backward."""
     u, g, dx, sum_gx, sum_g, x, w, mean, r = given
     assert dx is not None
     in_g, sum_ux, sum_u = _projected(u, x, w, mean, r)
@@ -138,7 +139,7 @@ def _in_passes(given: _Given) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fused(given: _Given, means: Kernel, derivatives: Kernel) -> tuple[Tensor, Tensor, Tensor]:
-    """The formula in two compiled passes."""
+    """Compute the formula in two compiled passes."""
     u, g, _, sum_gx, sum_g, x, w, mean, r = given
     shape, count = x.shape, x.numel() // x.shape[1]
     u, g, x = (tensor.detach().reshape(*shape[:2], -1) for tensor in (u, g, x))
@@ -151,7 +152,7 @@ def _fused(given: _Given, means: Kernel, derivatives: Kernel) -> tuple[Tensor, T
 
 
 def _means(u: Tensor, g: Tensor, x: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, ...]:
-    """Channel means of u, u x^ and u g; tensors are (N, C, S)."""
+    """Return the channel means of u, u x^ and u g; tensors are (N, C, S)."""
     u, normal = to_float32(u), (to_float32(x) - mean[:, None]) * r[:, None]
     return tuple(value.mean((0, 2)) for value in (u, u * normal, u * to_float32(g)))
 
@@ -159,7 +160,7 @@ def _means(u: Tensor, g: Tensor, x: Tensor, mean: Tensor, r: Tensor) -> tuple[Te
 def _derivatives(
     u: Tensor, g: Tensor, x: Tensor, mean: Tensor, r: Tensor, scale: Tensor, *means: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients in g and in x, of (N, C, S)."""
+    """Return the gradients in g and in x, (N, C, S)."""
     of_u, of_ux, of_g, of_gx, q = (value[:, None] for value in means)
     normal = (to_float32(x) - mean[:, None]) * r[:, None]
     projected_u = to_float32(u) - of_u - normal * of_ux
@@ -171,13 +172,13 @@ def _derivatives(
 
 @functools.cache
 def _compiled() -> tuple[Kernel, Kernel] | None:
-    """Both kernels, for any sizes; None where no compiler is found, which is said once."""
+    """Compile both kernels for any sizes; None, logged once, where no compiler works."""
     try:
         kernels = [torch.compile(kernel, dynamic=True) for kernel in (_means, _derivatives)]
         channels = torch.ones(3)
         kernels[0](*torch.ones(3, 2, 3, 5), channels, channels)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         _log.info("batch normalisation's second derivative runs uncompiled: %s", reason)
         return None
     return kernels[0], kernels[1]
@@ -198,24 +199,24 @@ class _Rows:
         self.repeats = math.gcd(self.count, max(1, _WIDTH // self.channels))
 
     def view(self, tensor: Tensor) -> Tensor:
-        """The tensor as rows (copied if its memory format is another)."""
+        """Return the tensor as rows (copied if its memory format is another)."""
         if self.channels_last:
             return tensor.movedim(1, -1).reshape(-1, self.repeats * self.channels)
         return tensor.reshape(*self.shape[:2], -1)
 
     def restore(self, rows: Tensor) -> Tensor:
-        """Rows in the shape and memory format they were viewed from."""
+        """Return rows in the shape and memory format they were viewed from."""
         if self.channels_last:
             return rows.view(self.shape[0], *self.shape[2:], self.channels).movedim(-1, 1)
         return rows.view(self.shape)
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value a channel (C,), shaped to meet rows."""
+        """Return one value for each channel (C,), shaped to broadcast against rows."""
         values = values.to(self.dtype)
         return values.repeat(self.repeats) if self.channels_last else values[:, None]
 
     def mean(self, rows: Tensor) -> Tensor:
-        """Each channel's mean, (C,)."""
+        """Return the mean of each channel, (C,)."""
         if self.channels_last:
             total = to_float32(rows.sum(0)).view(self.repeats, self.channels).sum(0)
         else:

@@ -1,10 +1,10 @@
-"""Which of the two backward passes is going on."""
+"""A flag for the first of the two backward passes."""
 
 __all__ = ["FirstPass"]
 
 
 class FirstPass:
-    """True while the gradient at the input is read, in which no gradient of a weight is wanted.
+    """True while the gradient at the input is computed, which needs no weight's gradient.
 
     The functions of this package answer a differentiable backward pass with the input's gradient
     alone; any other differentiable pass would miss the weights' and must be refused.
@@ -25,7 +25,7 @@ class FirstPass:
         self._going_on = False
 
     def check(self) -> None:
-        """Raises a RuntimeError outside the first pass."""
+        """Raise a RuntimeError outside the first pass."""
         if not self._going_on:
             raise RuntimeError(
                 "only the gradient at the input can be differentiated again here: call "

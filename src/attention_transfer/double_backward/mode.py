@@ -1,4 +1,4 @@
-"""The block in which a network's convolutions and batch normalisations are ours."""
+"""The block in which a network uses this package's convolution and batch normalisation."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ __all__ = ["DoubleBackward"]
 
 
 class DoubleBackward(TorchFunctionMode):
-    """A block in which a network is run whose gradient at the input is to be differentiated.
+    """A block for the forward pass of a network whose input gradient is to be differentiated.
 
     Besides answering ``conv2d``, ``batch_norm`` and ``hardsigmoid``, it chooses the attention
     kernel that has a second derivative, and runs compiled parts of the network eagerly: one
@@ -40,7 +40,7 @@ class DoubleBackward(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.batch_statistics = False
-        """Whether a batch normalisation took its statistics from the batch."""
+        """Whether any batch normalisation used the statistics of the batch."""
         self._first_pass = FirstPass()
         self._contexts: list[ExitStack] = []
 
@@ -70,7 +70,7 @@ class DoubleBackward(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def gradient(self, loss: Tensor, images: Tensor, create_graph: bool = True) -> Tensor:
-        """d loss / d images, itself differentiable; the weights' gradients are not computed.
+        """Return d loss / d images, itself differentiable, without the weights' gradients.
 
         Args:
             loss: a scalar, of a network run inside this block.
@@ -140,13 +140,13 @@ class DoubleBackward(TorchFunctionMode):
         eps: float,
         cudnn_enabled: bool,
     ) -> Tensor:
-        """The same, for networks that call what ``functional.batch_norm`` is a front of."""
+        """Answer ``torch.batch_norm``, which some networks call themselves."""
         return self._batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps
         )
 
     def _hardsigmoid(self, input: Tensor, inplace: bool = False) -> Tensor:
-        """MobileNetV3's gate, by operations that have a second derivative: PyTorch's has none."""
+        """Compute hard sigmoid by operations that have a second derivative; PyTorch's has none."""
         return (functional.relu6(to_float32(input) + 3) / 6).to(input.dtype)
 
 
@@ -155,7 +155,7 @@ def _pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _left_to_autograd(*weights: Tensor | None) -> bool:
-    """Whether ours would miss something that PyTorch's function does not.
+    """Return whether our functions would miss a gradient that PyTorch's give.
 
     Weights may be a function of the images (dynamic convolutions, conditional batch norms): then
     the gradient at the images goes through them too, and ours answers the input's alone. And
@@ -167,5 +167,5 @@ def _left_to_autograd(*weights: Tensor | None) -> bool:
 
 
 def _lowered(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As autocast does: float64 stays."""
+    """Convert to a dtype as autocast does: float64 stays."""
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)

@@ -1,1 +1,1 @@
-"""Figures from arrays: attention maps, sprites and their colour scales. No torch."""
+"""Draw arrays: attention maps, sprites, contact sheets and their scales. Imports no torch."""

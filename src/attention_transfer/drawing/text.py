@@ -1,4 +1,4 @@
-"""Text in pictures: any name is shown as it is, in the room that there is."""
+"""Text in figures: any name is shown literally, shortened to the space available."""
 
 import warnings
 from bisect import bisect_left
@@ -12,9 +12,9 @@ from matplotlib.textpath import text_to_path
 
 from attention_transfer.terminal import escape_control_characters
 
-__all__ = ["quiet_about_glyphs", "shortened", "text_height", "text_width", "wrapped", "write"]
+__all__ = ["draw_text", "ignore_missing_glyphs", "shorten", "text_height", "text_width", "wrap"]
 
-OTHER_SCRIPTS = (
+FALLBACK_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
     "Noto Sans",
@@ -26,13 +26,13 @@ OTHER_SCRIPTS = (
     "Arial Unicode MS",
     "Unifont",
 )
-"""Fonts for what matplotlib's own has no signs for; used where they are installed."""
+"""Fonts for characters that matplotlib's own font lacks; used where they are installed."""
 
-CAPITALS = 0.73
-"""Their height, as a share of the size."""
+CAPITAL_HEIGHT = 0.73
+"""Height of capital letters, as a fraction of the font size."""
 
 
-def write(
+def draw_text(
     figure: Figure,
     text: str,
     left: float,
@@ -43,12 +43,21 @@ def write(
     colour: str = "#222222",
     align: str = "left",
 ) -> None:
-    """Text with the upper edge of its capitals at a place, in inches from the figure's upper left
-    corner; no character of it means anything but itself.
+    """Draw text, with no character interpreted as markup or mathematics.
+
+    Args:
+        figure: the figure to draw on.
+        text: one or more lines.
+        left: inches from the figure's left edge.
+        top: inches from the figure's upper edge to the top of the capitals.
+        size: font size in points.
+        bold: whether to use bold letters.
+        colour: of the letters.
+        align: which side of the text is at ``left``: ``"left"``, ``"center"`` or ``"right"``.
     """
     width, height = figure.get_size_inches()
     for number, line in enumerate(text.split("\n")):
-        baseline = top + CAPITALS * size / 72 + number * text_height("", size)
+        baseline = top + CAPITAL_HEIGHT * size / 72 + number * text_height("", size)
         figure.text(
             left / width,
             1 - baseline / height,
@@ -63,7 +72,7 @@ def write(
 
 
 def text_height(text: str, size: float) -> float:
-    """In inches, of all lines.
+    """Return the height of all lines of a text, in inches.
 
     >>> text_height("one line", 72.0)
     1.2
@@ -73,52 +82,55 @@ def text_height(text: str, size: float) -> float:
 
 @lru_cache(maxsize=10_000)
 def text_width(text: str, size: float, bold: bool = False) -> float:
-    """In inches, of one line, with what fitting it to dots may add."""
-    with quiet_about_glyphs():
+    """Return the width of one line in inches, with a margin for rounding to whole dots."""
+    with ignore_missing_glyphs():
         width, _, _ = text_to_path.get_text_width_height_descent(text, _font(size, bold), False)
     return 1.04 * width / 72
 
 
-def shortened(text: str, width: float, size: float, bold: bool = False) -> str:
-    """The text, or its two ends with dots between them where it is wider than so many inches.
+def shorten(text: str, width: float, size: float, bold: bool = False) -> str:
+    """Return a text, its middle replaced by an ellipsis if it is wider than so many inches.
 
-    >>> shortened("group1", 0.8, 6.5), shortened("denseblock4.denselayer16", 0.8, 6.5)
+    >>> shorten("group1", 0.8, 6.5), shorten("denseblock4.denselayer16", 0.8, 6.5)
     ('group1', 'denseb…layer16')
     """
     text = escape_control_characters(text)
     if text_width(text, size, bold) <= width:
         return text
-    kept = _most(
+    count = _largest_fitting(
         len(text) - 1, lambda count: text_width(_two_ends(text, count), size, bold) <= width
     )
-    return _two_ends(text, kept)
+    return _two_ends(text, count)
 
 
-def wrapped(text: str, width: float, size: float, bold: bool = False, lines: int = 2) -> str:
-    """The text in a few lines, broken after spaces and signs where it can be; the last is
-    shortened if they do not suffice.
+def wrap(text: str, width: float, size: float, bold: bool = False, lines: int = 2) -> str:
+    """Break a text into at most so many lines, after spaces or punctuation where possible.
 
-    >>> wrapped("a small network", 0.6, 8.0).splitlines()
+    The last line is shortened if the rest does not fit into it.
+
+    >>> wrap("a small network", 0.6, 8.0).splitlines()
     ['a small', 'network']
     """
     rest = escape_control_characters(text)
-    found: list[str] = []
-    while len(found) < lines - 1 and text_width(rest, size, bold) > width:
+    broken: list[str] = []
+    while len(broken) < lines - 1 and text_width(rest, size, bold) > width:
         end = _line_end(rest, width, size, bold)
-        found.append(rest[:end].strip())
+        broken.append(rest[:end].strip())
         rest = rest[end:].strip()
-    return "\n".join([*found, shortened(rest, width, size, bold)])
+    return "\n".join([*broken, shorten(rest, width, size, bold)])
 
 
 def _line_end(text: str, width: float, size: float, bold: bool) -> int:
-    """Where the first line of a text that is too wide ends."""
-    most = max(1, _most(len(text), lambda count: text_width(text[:count], size, bold) <= width))
-    breaks = [place for place in range(1 + most // 3, most + 1) if text[place - 1] in " -_/@:"]
+    """Return the length of the first line of a text that is too wide."""
+    most = max(
+        1, _largest_fitting(len(text), lambda count: text_width(text[:count], size, bold) <= width)
+    )
+    breaks = [end for end in range(1 + most // 3, most + 1) if text[end - 1] in " -_/@:"]
     return breaks[-1] if breaks else most
 
 
 def _two_ends(text: str, count: int) -> str:
-    """So many characters of a text, half of them from its end.
+    """Return so many characters of a text, half of them from its end.
 
     >>> _two_ends("abcdef", 3), _two_ends("abcdef", 0)
     ('a…ef', '…')
@@ -127,14 +139,14 @@ def _two_ends(text: str, count: int) -> str:
     return f"{text[: count - tail]}…{text[len(text) - tail :]}"
 
 
-def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest count up to a limit that fits, if all smaller ones do."""
+def _largest_fitting(limit: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest count up to a limit that fits, if all smaller ones do."""
     return max(0, bisect_left(range(limit + 1), True, key=lambda count: not fits(count)) - 1)
 
 
 @contextmanager
-def quiet_about_glyphs() -> Iterator[None]:
-    """Without a warning for every character that no font has; it is drawn as a box."""
+def ignore_missing_glyphs() -> Iterator[None]:
+    """Silence the warnings for characters that no font has; they are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
@@ -142,13 +154,16 @@ def quiet_about_glyphs() -> Iterator[None]:
 
 
 def _font(size: float, bold: bool) -> FontProperties:
+    """Return matplotlib's own font with fallbacks for other scripts."""
     return FontProperties(
-        family=["DejaVu Sans", *_installed()], size=size, weight="bold" if bold else "normal"
+        family=["DejaVu Sans", *_installed_fallbacks()],
+        size=size,
+        weight="bold" if bold else "normal",
     )
 
 
 @cache
-def _installed() -> tuple[str, ...]:
-    """The fonts of other scripts that this machine has."""
-    there = {font.name for font in fontManager.ttflist}
-    return tuple(name for name in OTHER_SCRIPTS if name in there)
+def _installed_fallbacks() -> tuple[str, ...]:
+    """Return the fallback fonts that this machine has."""
+    installed = {font.name for font in fontManager.ttflist}
+    return tuple(name for name in FALLBACK_FONTS if name in installed)

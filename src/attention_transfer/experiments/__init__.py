@@ -1,1 +1,1 @@
-"""Experiments: configurations of several runs, and what they show together."""
+"""Experiments: several training runs that are compared with one another."""

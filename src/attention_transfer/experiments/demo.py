@@ -1,10 +1,10 @@
-"""The demo: the main job on the embedded data, in minutes.
+"""The demo: what attention transfer gains on the embedded data, in minutes.
 
-A wide teacher that was trained before, and a thin student trained three ways at equal epochs and
-schedule: alone, with attention transfer, and with attention transfer and distillation.
+The teacher is a wide network that comes trained with the package. A thin student is trained three
+times with the same epochs and schedule: alone, with attention transfer (AT), and with attention
+transfer and knowledge distillation (AT+KD).
 """
 
-import json
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,11 +15,14 @@ import torch
 
 from attention_transfer.config import DemoConfig, DistillConfig, RunConfig
 from attention_transfer.data import DataSet, ImageSet, as_input, load_data
+from attention_transfer.drawing.demo_figure import SceneMaps
 from attention_transfer.environment import resolve_precision
+from attention_transfer.files import write_arrays, write_json
 from attention_transfer.models import LoadedModel, load_run
 from attention_transfer.network_inputs import preprocessing_for
-from attention_transfer.runs.folder import writing_to
-from attention_transfer.training import Run, RunProgress, new_folder, run
+from attention_transfer.runs import Run, new_folder, writing_to
+from attention_transfer.training import RunProgress, run
+from attention_transfer.training.objects import RunObjects
 from attention_transfer.training.setup import set_up_run
 from attention_transfer.transfer import attention_maps
 
@@ -33,7 +36,7 @@ __all__ = [
 ]
 
 TEACHER_RECIPE = RunConfig(student="wrn-16-2", epochs=40, lr=0.3, precision="bf16")
-"""How the packaged teacher was trained, and how ``--train-teacher`` trains it anew."""
+"""The configuration of the packaged teacher, which ``--train-teacher`` trains again."""
 
 STUDENT = "wrn-16-1"
 ALPHA = 0.9
@@ -43,7 +46,14 @@ LEVELS = ("low", "middle", "top")
 
 @dataclass(frozen=True)
 class Arm:
-    """One network of the comparison; its error on the test images is in percent."""
+    """One network of the comparison.
+
+    Args:
+        name: teacher, alone, at or at+kd.
+        test_error: error on the test images, in percent.
+        parameters: number of parameters.
+        seconds: training time.
+    """
 
     name: str
     test_error: float
@@ -53,30 +63,30 @@ class Arm:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found, and where."""
+    """The demo's networks, a summary in words, and the paths of its files."""
 
     folder: Path
     arms: list[Arm]
     sentence: str
     settings: str
-    attention: Path
-    """Raw maps and scenes, ``.npz``."""
+    scenes: SceneMaps
+    """Scenes with the networks' maps, as ``attention.npz`` holds them too."""
 
 
 def packaged_teacher() -> Path:
-    """The run's folder of the teacher that comes with the package."""
+    """Return the run folder of the teacher that comes with the package."""
     return Path(str(files("attention_transfer.experiments") / "demo_teacher"))
 
 
 def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoResult:
-    """Trains (or reuses) the teacher, trains the three students, reads the test images once each.
+    """Train the three students, and the teacher if asked to, and compare them on the test images.
 
     Args:
-        config: of the demo.
-        progress: told about every step; silent by default.
+        config: the settings of the demo.
+        progress: receives the progress of every run; silent by default.
 
     Raises:
-        InputError: before anything is written, whatever would not fit.
+        InputError: the settings cannot work here; nothing has been written then.
     """
     folder = config.out or new_folder("demo")
     Run.check_free(folder)
@@ -85,57 +95,60 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     data = load_data("cluttered-digits")
     teacher = packaged_teacher()
     if config.cache is not None and not config.train_teacher:
-        set_up_run(student_configs(config, teacher)["at"], data)
+        set_up_run(student_configs(config, teacher)["at"], RunObjects(data=data))
     with writing_to(folder):
         (folder / "alone").mkdir(parents=True, exist_ok=True)
     if config.train_teacher:
-        progress.say("teacher: trained anew")
-        teacher = run(TEACHER_RECIPE.replace(out=folder / "teacher"), progress, data).folder
+        progress.write_line("teacher: training it again")
+        teacher = run(
+            TEACHER_RECIPE.replace(out=folder / "teacher"), progress, RunObjects(data=data)
+        ).folder
     runs = {}
-    for name, asked in student_configs(config, teacher).items():
-        progress.say(f"{name}: {STUDENT}, {asked.epochs} epochs")
-        runs[name] = run(asked.replace(out=folder / name), progress, data)
+    for name, student in student_configs(config, teacher).items():
+        progress.write_line(f"{name}: {STUDENT}, {student.epochs} epochs")
+        runs[name] = run(student.replace(out=folder / name), progress, RunObjects(data=data))
     arms = [_teacher_arm(teacher, runs["at"])]
     arms += [_arm(name, finished) for name, finished in runs.items()]
     networks = {"teacher": teacher, "alone": runs["alone"].folder, "at": runs["at"].folder}
-    attention = folder / "attention.npz"
-    _save_attention({name: load_run(path) for name, path in networks.items()}, data, attention)
+    scenes = _scene_maps({name: load_run(path) for name, path in networks.items()}, data)
+    write_arrays(folder / "attention.npz", scenes.arrays())
     settings = _settings(runs["at"].config, runs["at+kd"].config)
-    result = DemoResult(folder, arms, _sentence(arms), settings, attention)
+    result = DemoResult(folder, arms, _sentence(arms), settings, scenes)
     summary: dict[str, Any] = {"schema_version": 1, "config": config.model_dump(mode="json")}
     summary |= {"arms": [asdict(arm) for arm in arms], "settings": settings}
-    (folder / "demo.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "demo.json", summary)
     return result
 
 
 def student_configs(config: DemoConfig, teacher: Path) -> dict[str, RunConfig]:
-    """The three arms: the same student and schedule alone, with AT, and with AT and KD."""
+    """Return the configurations of the three students: alone, with AT, and with AT and KD."""
     common: dict[str, Any] = {
         "epochs": config.epochs,
         "seed": config.seed,
         "precision": config.precision,
     }
-    distilled = DistillConfig(
+    attention_transfer = DistillConfig(
         teacher=str(teacher), student=STUDENT, beta=config.beta, cache=config.cache, **common
     )
     return {
         "alone": RunConfig(student=STUDENT, **common),
-        "at": distilled,
+        "at": attention_transfer,
         # With distillation, the paper lets beta fall during training.
-        "at+kd": distilled.replace(kd_alpha=ALPHA, beta_schedule="linear"),
+        "at+kd": attention_transfer.replace(kd_alpha=ALPHA, beta_schedule="linear"),
     }
 
 
 def _arm(name: str, finished: Run) -> Arm:
     record = finished.record
-    return Arm(name, finished.test_error, record["student"]["parameters"], record["seconds"])
+    return Arm(name, finished.test_error, record.student.parameters, record.seconds)
 
 
 def _teacher_arm(folder: Path, finished: Run) -> Arm:
-    """The teacher, judged on this demo's test images when a student of its was."""
-    teacher = finished.record["teacher"]
-    seconds = Run(folder).record["seconds"]
-    return Arm("teacher", teacher["test_error"], teacher["parameters"], seconds)
+    """Return the teacher, with its test error from the record of a student's run."""
+    teacher = finished.record.teacher
+    assert teacher is not None
+    assert teacher.test_error is not None
+    return Arm("teacher", teacher.test_error, teacher.parameters, Run(folder).record.seconds)
 
 
 def _sentence(arms: list[Arm]) -> str:
@@ -162,27 +175,28 @@ def _settings(at: RunConfig, both: RunConfig) -> str:
     )
 
 
-def _save_attention(networks: dict[str, LoadedModel], data: DataSet, path: Path) -> None:
-    """Scenes spread over the test images, and each network's maps and predictions on them."""
+def _scene_maps(networks: dict[str, LoadedModel], data: DataSet) -> SceneMaps:
+    """Return scenes spread over the test images, with each network's maps and predictions."""
     chosen = np.linspace(0, len(data.test) - 1, SCENES).round().astype(np.int64)
     scenes = data.test.subset(chosen)
     assert isinstance(scenes, ImageSet)
     assert scenes.boxes is not None
-    arrays = {
-        "images": scenes.images.numpy(),
-        "labels": scenes.labels.numpy(),
-        "boxes": scenes.boxes.numpy(),
-        "class_names": np.array(data.class_names),
-        "networks": np.array(list(networks)),
-        "levels": np.array(LEVELS),
-    }
     pixels = as_input(scenes.images)
+    maps, predictions = {}, {}
     for name, model in networks.items():
-        own = preprocessing_for(model, data)
-        found = attention_maps(model.network, pixels, normalization=own)
-        for level, attention in zip(LEVELS, found.values(), strict=True):
-            arrays[f"{name}/{level}"] = attention.numpy()
+        preprocessing = preprocessing_for(model, data)
+        attention = attention_maps(model.network, pixels, normalization=preprocessing)
+        maps[name] = {
+            level: values.numpy() for level, values in zip(LEVELS, attention.values(), strict=True)
+        }
         with torch.no_grad():
-            predictions = model.network.eval()(own(pixels)).argmax(dim=1)
-        arrays[f"{name}/predictions"] = predictions.numpy()
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+            logits = model.network.eval()(preprocessing(pixels))
+        predictions[name] = logits.argmax(dim=1).numpy()
+    return SceneMaps(
+        scenes.images.numpy(),
+        scenes.labels.numpy(),
+        scenes.boxes.numpy(),
+        data.class_names,
+        maps,
+        predictions,
+    )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 
 __all__ = [
     "MapKind",
@@ -309,7 +309,7 @@ class Kernel:
             try:
                 return self._compiled(*arguments)
             except Exception as error:
-                reason = str(error).strip().partition("\n")[0]
+                reason = first_line(error)
                 _log.info("%s runs uncompiled: %s", self._function.__name__, reason)
                 self._failed = True
         return self._function(*arguments)

@@ -189,10 +189,10 @@ def pool(features: Tensor, size: Sequence[int]) -> Tensor:
             "networks' maps must have the same number of axes"
         )
     if len(size) == 1:
-        return functional.adaptive_avg_pool1d(features, list(size))
+        return functional.adaptive_avg_pool1d(features, size[0])
     if len(size) == 2:
-        return functional.adaptive_avg_pool2d(features, list(size))
-    return functional.adaptive_avg_pool3d(features, list(size))
+        return functional.adaptive_avg_pool2d(features, (size[0], size[1]))
+    return functional.adaptive_avg_pool3d(features, (size[0], size[1], size[2]))
 
 
 def common_size(*sizes: Sequence[int]) -> tuple[int, ...]:

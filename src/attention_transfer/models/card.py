@@ -1,7 +1,5 @@
 """The model card of a run: how to build its network, and how to preprocess images for it."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,10 +7,11 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from attention_transfer.config import Count, Interpolation, Positive
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_problems
+from attention_transfer.files import write_json
 from attention_transfer.preprocessing import Preprocessing
 
-__all__ = ["ModelCard", "first_problems"]
+__all__ = ["ModelCard"]
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,4 @@ class ModelCard:
 
     def write(self, path: Path) -> None:
         """Write the card as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-
-def first_problems(problems: Sequence[str], count: int = 3) -> str:
-    """Join the first few of many problems, and say how many more there are.
-
-    >>> first_problems(["a", "b", "c", "d"])
-    'a; b; c and 1 more'
-    """
-    more = f" and {len(problems) - count} more" if len(problems) > count else ""
-    return "; ".join(problems[:count]) + more
+        write_json(path, asdict(self))

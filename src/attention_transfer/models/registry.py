@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from attention_transfer.errors import InputError, nearest
-from attention_transfer.models.card import ModelCard, first_problems
+from attention_transfer.errors import InputError, first_problems, nearest
+from attention_transfer.models.card import ModelCard
 from attention_transfer.models.heads import logit_layers, replace_head
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.wide_resnet import WideResNet

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from attention_transfer.config import Interpolation
-from attention_transfer.errors import InputError, nearest
+from attention_transfer.errors import InputError, first_line, nearest
 from attention_transfer.factories import import_object
 from attention_transfer.models.heads import replace_head
 from attention_transfer.preprocessing import Preprocessing
@@ -257,7 +257,7 @@ def _built(name: str, build: Callable[[], Any]) -> nn.Module:
             warnings.simplefilter("ignore")
             return cast(nn.Module, build())
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise InputError(f"{name} could not be built: {type(error).__name__}: {reason}") from error
 
 

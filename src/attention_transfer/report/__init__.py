@@ -1,1 +1,1 @@
-"""What people look at. Reads records and raw maps only: no model, no torch."""
+"""The HTML page about finished runs. Reads records and raw maps only: no model, no torch."""

@@ -1,4 +1,4 @@
-"""What was gained: each taught student beside the same network alone."""
+"""Compare each distilled student with the same network trained alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,98 +6,102 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attention_transfer.report.groups import Group, baseline_of
-from attention_transfer.runs.record import Arrays
+from attention_transfer.report.groups import Group, find_baseline
+from attention_transfer.runs.attention import Arrays
 
-__all__ = ["Changes", "changes", "headline"]
+__all__ = ["AnswerChanges", "compare_answers", "headline"]
 
 
 def headline(groups: Sequence[Group]) -> str:
-    """What was asked and what came out, in a sentence for each student and teacher."""
-    first = groups[0].first
-    where = f" of {first.final['test_images']:,} unseen test images of {first.data[0]}"
-    lessons: dict[tuple[str, str], list[Group]] = {}
+    """Return the main result: a sentence for each pair of student and teacher."""
+    record = groups[0].representative.record
+    distilled: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         if group.teacher is not None:
-            lessons.setdefault((group.student, group.teacher), []).append(group)
-    sentences = [_lesson(taught, groups) for taught in lessons.values()]
+            distilled.setdefault((group.student, group.teacher), []).append(group)
+    sentences = [_distillation_sentence(members, groups) for members in distilled.values()]
     if not sentences:
         sentences = [
-            f"{group.label} is wrong on {group.shown_error}{{where}} after "
-            f"{group.first.config['epochs']} epochs."
+            f"{group.label} has {group.error_text} error after "
+            f"{group.representative.config.epochs} epochs."
             for group in groups
         ]
-    rest = [sentence.replace("{where}", "") for sentence in sentences[1:]]
-    return " ".join([sentences[0].replace("{where}", where), *rest])
+    text = " ".join(sentences)
+    return f"On {record.final.test_images:,} test images of {record.data.name}, {text}"
 
 
-def _lesson(taught: Sequence[Group], groups: Sequence[Group]) -> str:
-    """Of one student from one teacher."""
-    student, teacher = taught[0].student, taught[0].teacher
-    alone = baseline_of(taught[0], groups)
+def _distillation_sentence(distilled: Sequence[Group], groups: Sequence[Group]) -> str:
+    """Return the results of one student with one teacher, beside the student alone if known."""
+    student, teacher = distilled[0].student, distilled[0].teacher
+    alone = find_baseline(distilled[0], groups)
     if alone is None:
-        told = "; ".join(f"{group.label} is wrong on {group.shown_error}" for group in taught)
-        return f"Taught by {teacher}, {told}{{where}}."
-    told = ", ".join(
-        f"{group.label.removeprefix(f'{student} ')} on {group.shown_error} "
-        f"({_change(group, alone)})"
-        for group in taught
+        errors = ", ".join(f"{group.label} has {group.error_text} error" for group in distilled)
+        return f"{errors} (teacher {teacher})."
+    errors = ", ".join(
+        f"{group.error_text} {group.label.removeprefix(f'{student} ')} "
+        f"({_change_in_mistakes(group, alone)})"
+        for group in distilled
     )
     return (
-        f"Alone, {student} is wrong on {alone.shown_error}{{where}}; taught by {teacher}, {told}."
+        f"{student} has {alone.error_text} error alone; distilled from {teacher}, it has {errors}."
     )
 
 
-def _change(group: Group, alone: Group) -> str:
+def _change_in_mistakes(group: Group, alone: Group) -> str:
     if group.error == alone.error:
         return "as many mistakes"
     if alone.error == 0:
-        return "alone it makes no mistake"
-    share = 100 * (group.error / alone.error - 1)
-    return f"{abs(share):.0f} % {'fewer' if share < 0 else 'more'} mistakes"
+        return "alone it makes no mistakes"
+    change = 100 * (group.error / alone.error - 1)
+    return f"{abs(change):.0f} % {'fewer' if change < 0 else 'more'} mistakes"
 
 
 @dataclass(frozen=True)
-class Changes:
-    """How a taught student's answers differ from those it gives alone."""
+class AnswerChanges:
+    """How a distilled student's answers to the test images differ from the student's alone."""
 
     alone: Group
-    taught: Group
+    distilled: Group
     images: int
-    mended: int
-    """Wrong alone, right when taught."""
-    broken: int
-    """The other way round."""
+    """Number of test images."""
+    corrected: int
+    """Images that the student alone gets wrong and the distilled student right."""
+    newly_wrong: int
+    """Images that the student alone gets right and the distilled student wrong."""
     examples: list[tuple[int, bool]]
-    """Test images whose maps were kept: their place among the examples, and whether mended."""
+    """The changed images whose maps were kept: index among the examples, and whether corrected."""
 
 
-def changes(groups: Sequence[Group]) -> Iterator[Changes]:
-    """Of each taught group against its student alone, where both kept their answers."""
+def compare_answers(groups: Sequence[Group]) -> Iterator[AnswerChanges]:
+    """Yield the changed answers of each distilled group whose answers and baseline's were kept."""
     for group in groups:
-        alone = baseline_of(group, groups)
-        before = None if alone is None else alone.first.predictions
-        after = group.first.predictions
+        alone = find_baseline(group, groups)
+        before = None if alone is None else alone.representative.predictions
+        after = group.representative.predictions
         if alone is None or before is None or after is None:
             continue
-        was, now = (_right(predictions) for predictions in (before, after))
-        if len(was) != len(now) or (was == now).all():
+        right_before, right_after = _is_right(before), _is_right(after)
+        if len(right_before) != len(right_after) or (right_before == right_after).all():
             continue
-        changed = {int(index): bool(now[index]) for index in np.flatnonzero(was != now)}
-        kept = group.attention
-        indices = [] if kept is None else kept.examples.get("indices", np.zeros(0)).tolist()
-        yield Changes(
+        changed = {
+            int(index): bool(right_after[index])
+            for index in np.flatnonzero(right_before != right_after)
+        }
+        examples = {} if group.attention is None else group.attention.examples
+        yield AnswerChanges(
             alone,
             group,
-            len(was),
-            mended=int((now & ~was).sum()),
-            broken=int((was & ~now).sum()),
+            len(right_before),
+            corrected=int((right_after & ~right_before).sum()),
+            newly_wrong=int((right_before & ~right_after).sum()),
             examples=[
-                (place, changed[index]) for place, index in enumerate(indices) if index in changed
+                (number, changed[int(index)])
+                for number, index in enumerate(examples.get("indices", ()))
+                if int(index) in changed
             ],
         )
 
 
-def _right(predictions: Arrays) -> NDArray[np.bool_]:
+def _is_right(predictions: Arrays) -> NDArray[np.bool_]:
     right: NDArray[np.bool_] = predictions["labels"] == predictions["predicted"]
     return right

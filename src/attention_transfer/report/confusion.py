@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""The confusion of classes on the test images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,23 +11,26 @@ from attention_transfer.report.groups import Group
 __all__ = ["confusion"]
 
 MOST_CLASSES = 20
-"""Of a matrix that is shown whole."""
+"""Classes of a matrix that is still readable; of more, only the most confused pairs are shown."""
 
 MOST_PAIRS = 15
 
 
 def confusion(group: Group, names: Sequence[str]) -> dict[str, Any]:
-    """The matrix of a group's answers to the test images, its runs added up, if it is small enough
-    to read; and the pairs mistaken most.
+    """Return the confusion matrix of a group and its most confused pairs of classes.
+
+    Args:
+        group: runs, whose matrices are added.
+        names: of the classes.
     """
-    matrices = [np.array(run.final["test_confusion"], dtype=np.int64) for run in group.runs]
+    matrices = [np.array(run.record.final.test_confusion, dtype=np.int64) for run in group.runs]
     counts = np.sum(matrices, axis=0)
     return {
         "label": group.label,
         "rows": _rows(counts, names) if len(counts) <= MOST_CLASSES else [],
         "names": list(names),
-        "pairs": _most_mistaken(counts, names),
-        "error": group.shown_error,
+        "pairs": _most_confused(counts, names),
+        "error": group.error_text,
     }
 
 
@@ -35,33 +38,37 @@ def _rows(counts: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any
     totals = np.maximum(counts.sum(axis=1), 1)
     return [
         {
-            "name": names[true],
+            "name": names[label],
             "cells": [
-                {"count": int(count), "heat": _heat(count / totals[true]), "right": true == taken}
-                for taken, count in enumerate(row)
+                {
+                    "count": int(count),
+                    "heat": _heat(count / totals[label]),
+                    "right": label == predicted,
+                }
+                for predicted, count in enumerate(row)
             ],
         }
-        for true, row in enumerate(counts)
+        for label, row in enumerate(counts)
     ]
 
 
 def _heat(share: float) -> int:
-    """A share in steps from 0 to 10; the smallest share above 0 is 1."""
+    """Return the page's colour step, 0 to 10, for a share; every share above 0 is at least 1."""
     return int(np.ceil(10 * np.sqrt(share)))
 
 
-def _most_mistaken(counts: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
+def _most_confused(counts: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
     mistakes = counts.copy()
     np.fill_diagonal(mistakes, 0)
     order = np.argsort(-mistakes, axis=None, kind="stable")[:MOST_PAIRS]
     pairs = [np.unravel_index(index, mistakes.shape) for index in order]
     return [
         {
-            "true": names[true],
-            "taken": names[taken],
-            "count": int(mistakes[true, taken]),
-            "of": int(counts[true].sum()),
+            "true": names[label],
+            "predicted": names[predicted],
+            "count": int(mistakes[label, predicted]),
+            "of": int(counts[label].sum()),
         }
-        for true, taken in pairs
-        if mistakes[true, taken]
+        for label, predicted in pairs
+        if mistakes[label, predicted]
     ]

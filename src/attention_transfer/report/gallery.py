@@ -1,128 +1,134 @@
-"""Test images worth a look: where teacher and student disagree, and whose answers changed."""
+"""Test images to inspect: low agreement with the teacher, and changed answers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from attention_transfer.drawing.scale import Maps, cosines, shrunk
-from attention_transfer.drawing.sprites import coloured, photograph
-from attention_transfer.report.comparison import Changes
+from attention_transfer.drawing.scale import Maps, cosine_similarity, downsample
+from attention_transfer.drawing.sprites import coloured_map, encode_image
+from attention_transfer.report.comparison import AnswerChanges
 from attention_transfer.report.groups import Group
-from attention_transfer.report.viewer import probabilities
-from attention_transfer.runs.record import Attention
+from attention_transfer.report.viewer import softmax
+from attention_transfer.runs import RunAttention
 
-__all__ = ["disagreements", "pictures_of_changes"]
+__all__ = ["changed_images", "disagreements"]
 
 SHOWN = 6
 """Images of each kind."""
 
 
 def disagreements(groups: Sequence[Group], names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each taught group, the test images whose top-level maps are least alike."""
-    found = []
-    for group in groups:
-        kept = group.attention
-        if kept is None or not kept.of_examples("teacher"):
-            continue
-        student, teacher = (_top(kept, who, kept.top) for who in ("student", "teacher"))
-        assert student is not None
-        assert teacher is not None
-        alike = cosines(student, teacher)
-        images = [
-            {
-                **_image(kept, int(place), names),
-                "answers": [_answer("student", kept, int(place), names)],
-                "cosine": f"{alike[place]:.2f}",
-                "maps": _maps([("teacher", teacher), ("student", student)], int(place)),
-            }
-            for place in np.argsort(alike, kind="stable")[:SHOWN]
-        ]
-        point = kept.points[kept.place(kept.top) or 0]
-        median = f"{np.median(alike):.2f}"
-        found.append(
-            {"label": group.shown_label, "point": point, "median": median, "images": images}
-        )
-    return found
+    """Return, for each distilled group, the test images with the least similar top-level maps."""
+    return [
+        _disagreement(group, group.attention, names)
+        for group in groups
+        if group.attention is not None and group.attention.of_examples("teacher")
+    ]
 
 
-def pictures_of_changes(changes: Changes, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Images whose answer changed, mended ones first, with the maps before and after."""
-    after, before = changes.taught.attention, changes.alone.attention
+def _disagreement(group: Group, attention: RunAttention, names: Sequence[str]) -> dict[str, Any]:
+    student, teacher = (
+        _maps_at(attention, network, attention.top) for network in ("student", "teacher")
+    )
+    assert student is not None
+    assert teacher is not None
+    cosines = cosine_similarity(student, teacher)
+    images = [
+        {
+            **_image(attention, int(index), names),
+            "answers": [_answer("student", attention, int(index), names)],
+            "cosine": f"{cosines[index]:.2f}",
+            "maps": _drawn_maps([("teacher", teacher), ("student", student)], int(index)),
+        }
+        for index in np.argsort(cosines, kind="stable")[:SHOWN]
+    ]
+    return {
+        "label": group.representative_label,
+        "point": attention.points[attention.place(attention.top) or 0],
+        "median": f"{np.median(cosines):.2f}",
+        "images": images,
+    }
+
+
+def changed_images(changes: AnswerChanges, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return test images whose answer changed, corrected ones first, with their maps."""
+    after, before = changes.distilled.attention, changes.alone.attention
     if after is None:
         return []
-    mended = [place for place, is_mended in changes.examples if is_mended]
-    broken = [place for place, is_mended in changes.examples if not is_mended]
+    corrected = [index for index, is_corrected in changes.examples if is_corrected]
+    newly_wrong = [index for index, is_corrected in changes.examples if not is_corrected]
     return [
         {
-            **_image(after, place, names),
-            "mended": place in mended,
+            **_image(after, index, names),
+            "corrected": index in corrected,
             "answers": [
-                _answer("alone", before if _same(before, after, place) else None, place, names),
-                _answer("taught", after, place, names),
+                _answer("alone", before if _same(before, after, index) else None, index, names),
+                _answer("distilled", after, index, names),
             ],
             "cosine": None,
-            "maps": _maps(list(_before_and_after(before, after, place)), place),
+            "maps": _drawn_maps(list(_before_and_after(before, after, index)), index),
         }
-        for place in [*mended[:SHOWN], *broken[:SHOWN]]
+        for index in [*corrected[:SHOWN], *newly_wrong[:SHOWN]]
     ]
 
 
 def _before_and_after(
-    before: Attention | None, after: Attention, place: int
+    before: RunAttention | None, after: RunAttention, index: int
 ) -> Iterator[tuple[str, Maps]]:
-    """The maps at the taught student's top level: alone, taught, and the teacher's."""
-    if before is not None and before.function == after.function and _same(before, after, place):
-        alone = _top(before, "student", after.top)
+    """Yield the maps at the distilled student's top level: alone, distilled, and the teacher's."""
+    if before is not None and before.function == after.function and _same(before, after, index):
+        alone = _maps_at(before, "student", after.top)
         if alone is not None:
             yield "alone", alone
-    for name, network in (("taught", "student"), ("teacher", "teacher")):
-        maps = _top(after, network, after.top)
+    for name, network in (("distilled", "student"), ("teacher", "teacher")):
+        maps = _maps_at(after, network, after.top)
         if maps is not None:
             yield name, maps
 
 
-def _top(kept: Attention, network: str, student: str) -> Maps | None:
-    """A network's maps of the test images at a place of the student."""
-    number, maps = kept.place(student), kept.of_examples(network)
+def _maps_at(attention: RunAttention, network: str, student_point: str) -> Maps | None:
+    """Return a network's maps of the test images at the layer pair of a student's point."""
+    number, maps = attention.place(student_point), attention.of_examples(network)
     return maps[number] if maps and number is not None else None
 
 
-def _same(before: Attention | None, after: Attention, place: int) -> bool:
-    """Whether both kept the same image at a place."""
+def _same(before: RunAttention | None, after: RunAttention, index: int) -> bool:
+    """Return whether both runs kept the same test image under an index."""
     if before is None:
         return False
-    indices = [kept.examples.get("indices", np.zeros(0)) for kept in (before, after)]
-    return bool(place < len(indices[0]) and indices[0][place] == indices[1][place])
+    first, second = (run.examples.get("indices", np.zeros(0)) for run in (before, after))
+    return bool(index < len(first) and first[index] == second[index])
 
 
-def _maps(maps: Sequence[tuple[str, Maps]], place: int) -> list[dict[str, str]]:
-    """One image's maps on one scale."""
-    chosen = [(name, shrunk(found[place : place + 1])[0]) for name, found in maps]
-    most = max(float(found.max()) for _, found in chosen)
-    return [{"name": name, "data": coloured(found, most)} for name, found in chosen]
+def _drawn_maps(networks: Sequence[tuple[str, Maps]], index: int) -> list[dict[str, str]]:
+    """Draw one image's maps of several networks, with one limit."""
+    maps = [(name, downsample(values[index : index + 1])[0]) for name, values in networks]
+    limit = max(float(attention.max()) for _, attention in maps)
+    return [{"name": name, "data": coloured_map(attention, limit)} for name, attention in maps]
 
 
-def _image(kept: Attention, place: int, names: Sequence[str]) -> dict[str, Any]:
-    examples = kept.examples
+def _image(attention: RunAttention, index: int, names: Sequence[str]) -> dict[str, Any]:
+    examples = attention.examples
     return {
-        "data": photograph(examples["images"][place]),
-        "name": str(examples["names"][place]),
-        "truth": names[int(examples["labels"][place])],
+        "data": encode_image(examples["images"][index]),
+        "name": str(examples["names"][index]),
+        "class": names[int(examples["labels"][index])],
     }
 
 
-def _answer(who: str, kept: Attention | None, place: int, names: Sequence[str]) -> dict[str, Any]:
-    """What a student said, how sure it was, and whether that is right."""
-    logits = None if kept is None else kept.examples.get("student/logits")
-    if kept is None or logits is None:
-        return {"who": who, "said": "?", "sure": "", "right": False}
-    chances = probabilities(logits[place : place + 1])[0]
-    best = int(chances.argmax())
-    right = best == int(kept.examples["labels"][place])
+def _answer(
+    network: str, attention: RunAttention | None, index: int, names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the class that a student predicts, its probability, and whether it is right."""
+    logits = None if attention is None else attention.examples.get("student/logits")
+    if attention is None or logits is None:
+        return {"network": network, "predicted": "?", "probability": "", "right": False}
+    probabilities = softmax(logits[index : index + 1])[0]
+    predicted = int(probabilities.argmax())
     return {
-        "who": who,
-        "said": names[best],
-        "sure": f"({100 * chances[best]:.0f}\N{NO-BREAK SPACE}%)",
-        "right": right,
+        "network": network,
+        "predicted": names[predicted],
+        "probability": f"({100 * probabilities[predicted]:.0f}\N{NO-BREAK SPACE}%)",
+        "right": predicted == int(attention.examples["labels"][index]),
     }

@@ -1,4 +1,4 @@
-"""Runs of one setting together, whatever their seeds, and what each group is called."""
+"""Group the runs that differ only in their seed, and label each group."""
 
 import math
 import statistics
@@ -6,79 +6,85 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attention_transfer.runs.record import Attention, RunRecord
+from attention_transfer.runs import Run, RunAttention
 
-__all__ = ["Group", "baseline_of", "grouped", "interval"]
+__all__ = ["Group", "find_baseline", "group_runs", "wilson_interval"]
 
-SEPARATE = ("seed", "out", "probes", "probe_every", "report", "workers", "track", "masks")
+IGNORED_SETTINGS = ("seed", "out", "probes", "probe_every", "report", "workers", "track", "masks")
 """Settings in which runs of one group may differ."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs of one method, which differ only in their seed."""
 
-    runs: list[RunRecord]
+    runs: list[Run]
     label: str
 
     @property
-    def first(self) -> RunRecord:
-        """The run that stands for all where one is shown: one with maps, if any has some."""
+    def representative(self) -> Run:
+        """Return the run shown where only one can be: the first with attention maps, if any."""
         return next((run for run in self.runs if run.attention is not None), self.runs[0])
 
     @property
-    def shown_label(self) -> str:
-        """The label where one run stands for all."""
+    def representative_label(self) -> str:
+        """Return the label of the representative run, with its seed if there are several runs."""
         if len(self.runs) == 1:
             return self.label
-        return f"{self.label}, seed {self.first.config.get('seed')}"
+        return f"{self.label}, seed {self.representative.config.seed}"
 
     @property
-    def attention(self) -> Attention | None:
-        """The maps of the run that stands for all."""
-        return self.first.attention
+    def attention(self) -> RunAttention | None:
+        """Return the raw maps of the representative run."""
+        return self.representative.attention
 
     @property
     def student(self) -> str:
-        """The network that was trained."""
-        return self.first.student
+        """Return the name of the trained network."""
+        return self.representative.record.student.name
 
     @property
     def teacher(self) -> str | None:
-        """The network that it learned from, if any."""
-        return self.first.teacher
+        """Return the teacher's name, or None if the network was trained alone."""
+        teacher = self.representative.record.teacher
+        return None if teacher is None else teacher.name
 
     @property
     def errors(self) -> list[float]:
-        """Test errors, in percent."""
+        """Return the test error of each run, in percent."""
         return [run.test_error for run in self.runs]
 
     @property
     def error(self) -> float:
-        """Their mean."""
+        """Return the mean test error, in percent."""
         return statistics.mean(self.errors)
 
     @property
-    def spread(self) -> str:
-        """Their standard deviation; of one run, the 95 % interval that its images leave."""
-        if len(self.runs) > 1:
-            seeds = len({run.config.get("seed") for run in self.runs})
-            over = f"{seeds} seeds" if seeds == len(self.runs) else f"{len(self.runs)} runs"
-            return f"± {statistics.stdev(self.errors):.2f} over {over}"
-        low, high = interval(self.error, int(self.first.final["test_images"]))
-        return f"{low:.1f} to {high:.1f}"
-
-    @property
-    def shown_error(self) -> str:
-        """The error as it is told: to a tenth, or a hundredth over several seeds."""
+    def error_text(self) -> str:
+        """Return the error for readers: to a tenth, or to a hundredth for several runs."""
         return f"{self.error:.{2 if len(self.runs) > 1 else 1}f} %"
 
+    @property
+    def spread_text(self) -> str:
+        """Return the standard deviation over runs, or a single run's 95 % confidence interval."""
+        if len(self.runs) > 1:
+            seeds = len({run.config.seed for run in self.runs})
+            over = f"{seeds} seeds" if seeds == len(self.runs) else f"{len(self.runs)} runs"
+            return f"± {statistics.stdev(self.errors):.2f} over {over}"
+        images = self.representative.record.final.test_images
+        low, high = wilson_interval(self.error, images)
+        return f"{low:.1f} to {high:.1f}"
 
-def interval(error: float, images: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of an error rate in percent: where the rate over all images of this kind
-    lies, with 95 % confidence.
 
-    >>> tuple(round(bound, 1) for bound in interval(10.0, 1000))
+def wilson_interval(error: float, images: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's confidence interval of an error rate, in percent.
+
+    Args:
+        error: the measured error rate, in percent.
+        images: the number of test images it was measured on.
+        z: standard normal quantile of the confidence; 1.96 is 95 %.
+
+    >>> tuple(round(bound, 1) for bound in wilson_interval(10.0, 1000))
     (8.3, 12.0)
     """
     rate = error / 100
@@ -88,19 +94,18 @@ def interval(error: float, images: int, z: float = 1.96) -> tuple[float, float]:
     return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
 
 
-def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """The runs by setting, in the order given, each group with a label of its own."""
-    together: dict[str, list[RunRecord]] = {}
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Group runs by their settings, in the given order, each group with a label of its own."""
+    by_settings: dict[str, list[Run]] = {}
     for run in runs:
-        together.setdefault(repr((_settings(run), run.data)), []).append(run)
-    groups = list(together.values())
+        by_settings.setdefault(repr((_settings(run), *run.test_set)), []).append(run)
+    groups = list(by_settings.values())
     methods = [_method(group[0]) for group in groups]
-    alike = {
-        method: [group[0] for group, other in zip(groups, methods, strict=True) if other == method]
-        for method in methods
-    }
+    of_method: dict[str, list[Run]] = {}
+    for method, group in zip(methods, groups, strict=True):
+        of_method.setdefault(method, []).append(group[0])
     labels = [
-        f"{method}{_difference(group[0], alike[method])}"
+        f"{method}{_differences(group[0], of_method[method])}"
         for method, group in zip(methods, groups, strict=True)
     ]
     counts = Counter(labels)
@@ -110,44 +115,48 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     ]
 
 
-def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The student of a taught group, alone; if there are several, one trained for as long."""
+def find_baseline(group: Group, groups: Sequence[Group]) -> Group | None:
+    """Return the group of a distilled student trained alone, preferably for as many epochs."""
     if group.teacher is None:
         return None
     alone = [other for other in groups if other.teacher is None and other.student == group.student]
-    epochs = group.first.config.get("epochs")
-    return next(
-        (other for other in alone if other.first.config.get("epochs") == epochs),
-        alone[0] if alone else None,
+    epochs = group.representative.config.epochs
+    equal = [other for other in alone if other.representative.config.epochs == epochs]
+    return next(iter([*equal, *alone]), None)
+
+
+def _settings(run: Run) -> list[tuple[str, str]]:
+    """Return the settings that tell groups apart."""
+    return sorted(
+        (name, str(value))
+        for name, value in run.config.model_dump(mode="json").items()
+        if name not in IGNORED_SETTINGS
     )
 
 
-def _settings(run: RunRecord) -> list[tuple[str, str]]:
-    return sorted((name, str(value)) for name, value in run.config.items() if name not in SEPARATE)
-
-
-def _difference(run: RunRecord, others: Sequence[RunRecord]) -> str:
-    """The settings in which a run differs from others of its method."""
-    settings = [dict(_settings(other)) for other in others]
-    own = dict(_settings(run))
+def _differences(run: Run, same_method: Sequence[Run]) -> str:
+    """Return the settings in which a run differs from others of its method."""
+    settings = [dict(_settings(other)) for other in same_method]
     differing = [
-        name for name in own if len({other.get(name) for other in settings}) > 1 and own[name]
+        (name, value)
+        for name, value in _settings(run)
+        if value and len({other.get(name) for other in settings}) > 1
     ]
-    return "".join(f", {name.replace('_', ' ')} {own[name]}" for name in differing)
+    return "".join(f", {name.replace('_', ' ')} {value}" for name, value in differing)
 
 
-def _method(run: RunRecord) -> str:
-    """The student, and how it learned."""
+def _method(run: Run) -> str:
+    """Return the student's name and the terms that it was trained with."""
     config = run.config
-    if run.teacher is None:
-        return f"{run.student} alone"
-    attention = str(config.get("attention", "activation"))
+    student = run.record.student.name
+    if run.record.teacher is None:
+        return f"{student} alone"
     used = {
-        "AT": "activation" in attention,
-        "gradient AT": config.get("gradient_beta") is not None,
-        "F-ActT": config.get("full_activation_beta") is not None,
-        "flip symmetry": config.get("flip_symmetry_beta") is not None,
-        "min-l2": config.get("input_gradient_norm_beta") is not None,
-        "KD": config.get("kd_alpha") is not None,
+        "AT": "activation" in config.attention,
+        "gradient AT": config.gradient_beta is not None,
+        "F-ActT": config.full_activation_beta is not None,
+        "flip symmetry": config.flip_symmetry_beta is not None,
+        "min-l2": config.input_gradient_norm_beta is not None,
+        "KD": config.kd_alpha is not None,
     }
-    return f"{run.student} with {' + '.join(name for name, is_used in used.items() if is_used)}"
+    return f"{student} with {' + '.join(name for name, is_used in used.items() if is_used)}"

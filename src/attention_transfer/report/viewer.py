@@ -1,4 +1,4 @@
-"""What the page's viewer shows: probe images, and each run's maps of them epoch by epoch."""
+"""Data of the page's viewer: validation images followed through training, and their maps."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,146 +6,170 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attention_transfer.drawing.scale import LARGEST, Maps, cosines, shrunk
-from attention_transfer.drawing.sprites import colour_table, map_sheet, photograph
+from attention_transfer.drawing.scale import (
+    LARGEST_SIDE,
+    Maps,
+    colour_table,
+    common_limits,
+    cosine_similarity,
+    downsample,
+)
+from attention_transfer.drawing.sprites import encode_image, map_sprite
 from attention_transfer.report.groups import Group
-from attention_transfer.runs.record import Attention
+from attention_transfer.runs import RunAttention
 
-__all__ = ["probabilities", "viewer"]
+__all__ = ["softmax", "viewer_data"]
 
 MOST_BYTES = 2_000_000
-"""Of all maps, before they are compressed and written as text."""
+"""Of all maps together, before they are compressed."""
 
-FEWEST, SMALLEST = 4, 8
-"""Images, and cells of a map's side, that are kept however many runs there are."""
+FEWEST_IMAGES, SMALLEST_SIDE = 4, 8
+"""Images, and cells along a map's side, that are kept whatever the number of runs."""
+
+ENOUGH_IMAGES = 16
+"""Maps are made coarser until so many images fit."""
 
 
-def viewer(groups: Sequence[Group], class_names: Sequence[str]) -> dict[str, Any] | None:
-    """The viewer's data, for JSON; None if no run kept maps.
+class _View(NamedTuple):
+    """How much of each run fits into the page."""
 
-    Images are those of the first taught run with maps; a run that kept others is left out.
+    images: int
+    side: int
+    """Cells along the longer side of a map."""
+
+
+def viewer_data(groups: Sequence[Group], class_names: Sequence[str]) -> dict[str, Any] | None:
+    """Return the viewer's data for JSON, or None if no run saved attention maps.
+
+    The images are those of the first distilled run with maps; runs that followed other images are
+    listed as skipped.
     """
-    shown = [(group, kept) for group in groups if (kept := group.attention) is not None]
-    if not shown:
-        return None
-    shown.sort(key=lambda found: not found[1].teacher)
-    first = shown[0][1].probes
-    same = [
-        (group, kept)
-        for group, kept in shown
-        if np.array_equal(kept.probes["images"], first["images"])
+    with_maps = [
+        (group, attention) for group in groups if (attention := group.attention) is not None
     ]
-    images, side = _affordable([kept for _, kept in same], len(first["images"]))
-    targets = _targets([kept for _, kept in same])
+    if not with_maps:
+        return None
+    with_maps.sort(key=lambda item: not item[1].teacher)
+    probes = with_maps[0][1].probes
+    shown, skipped = [], []
+    for group, attention in with_maps:
+        if np.array_equal(attention.probes["images"], probes["images"]):
+            shown.append((group, attention))
+        else:
+            skipped.append(group.representative_label)
+    view = _fit_into_page([attention for _, attention in shown], len(probes["images"]))
+    targets = _teacher_maps([attention for _, attention in shown])
     return {
         "colours": colour_table(),
         "classes": list(class_names),
-        "skipped": [
-            group.shown_label for group, _ in shown if group not in [one for one, _ in same]
-        ],
+        "skipped": skipped,
         "images": [
-            {"data": photograph(pixels), "label": int(label), "name": str(name)}
+            {"data": encode_image(pixels), "label": int(label), "name": str(name)}
             for pixels, label, name in zip(
-                first["images"][:images], first["labels"], first["names"], strict=False
+                probes["images"][: view.images], probes["labels"], probes["names"], strict=False
             )
         ],
-        "runs": [_run(group.shown_label, kept, targets, images, side) for group, kept in same],
+        "runs": [
+            _run(group.representative_label, attention, targets, view) for group, attention in shown
+        ],
     }
 
 
-def _affordable(kept: Sequence[Attention], images: int) -> tuple[int, int]:
-    """How many images, and the largest side of their maps, fit into the page."""
-    for side in (LARGEST, LARGEST // 2, SMALLEST):
-        each = sum(
+def _fit_into_page(runs: Sequence[RunAttention], images: int) -> _View:
+    """Choose how many images, and how fine maps, fit into the page."""
+    for side in (LARGEST_SIDE, LARGEST_SIDE // 2, SMALLEST_SIDE):
+        bytes_per_image = sum(
             (len(run.epochs) + bool(run.teacher)) * _cells(maps, side)
-            for run in kept
+            for run in runs
             for maps in run.student[run.epochs[-1]]
         )
-        affordable = MOST_BYTES // max(1, each)
-        if affordable >= min(images, 16):
+        affordable = MOST_BYTES // max(1, bytes_per_image)
+        if affordable >= min(images, ENOUGH_IMAGES):
             break
-    return min(images, max(FEWEST, affordable)), side
+    return _View(min(images, max(FEWEST_IMAGES, affordable)), side)
 
 
-def _cells(maps: NDArray[np.float32], side: int) -> int:
+def _cells(maps: Maps, side: int) -> int:
     return int(min(maps.shape[1], side) * min(maps.shape[2], side))
 
 
-class _Target(NamedTuple):
-    """The teacher's maps that a place of the student is compared with."""
+class _TeacherMaps(NamedTuple):
+    """The teacher's maps that a point of the student is compared with."""
 
-    name: str
+    point: str
     maps: Maps
 
 
-_Targets = dict[tuple[str, tuple[str, float]], _Target]
-"""By the student's place, and the function F of the maps."""
+_Targets = dict[tuple[str, tuple[str, float]], _TeacherMaps]
+"""By the student's point, and the mapping function and power of the maps."""
 
 
-def _targets(kept: Sequence[Attention]) -> _Targets:
-    """A student alone is compared with the teacher that another run had."""
-    found: _Targets = {}
-    for run in kept:
+def _teacher_maps(runs: Sequence[RunAttention]) -> _Targets:
+    """Return the teacher's maps; they also serve runs of the student alone."""
+    targets: _Targets = {}
+    for run in runs:
         for pair, maps in zip(run.points, run.teacher, strict=False):
             student, _, teacher = pair.partition(":")
-            found.setdefault((student, run.function), _Target(teacher, maps))
-    return found
+            targets.setdefault((student, run.function), _TeacherMaps(teacher, maps))
+    return targets
 
 
-def _run(label: str, kept: Attention, targets: _Targets, images: int, side: int) -> dict[str, Any]:
+def _run(label: str, attention: RunAttention, targets: _Targets, view: _View) -> dict[str, Any]:
     return {
         "label": label,
-        "epochs": kept.epochs,
-        "answers": [_answers(kept, epoch, images) for epoch in kept.epochs],
+        "epochs": attention.epochs,
+        "answers": [_answers(attention, epoch, view.images) for epoch in attention.epochs],
         "points": [
-            _point(kept, number, targets, images, side) for number in range(len(kept.points))
+            _point(attention, number, targets, view) for number in range(len(attention.points))
         ],
     }
 
 
-def _point(
-    kept: Attention, number: int, targets: _Targets, images: int, side: int
-) -> dict[str, Any]:
-    """One place of the student through the epochs, and the teacher's that it is compared with."""
-    student, _, own = kept.points[number].partition(":")
-    target = targets.get((student, kept.function))
-    if kept.teacher:
-        target = _Target(own, kept.teacher[number])
-    looks = [kept.student[epoch][number][:images] for epoch in kept.epochs]
-    small = [shrunk(look, side) for look in looks]
-    teacher = None if target is None else shrunk(target.maps[:images], side)
-    shared = [maps.max(axis=(1, 2)) for maps in (small[-1], teacher) if maps is not None]
-    most = np.maximum.reduce([*shared, np.full(len(small[-1]), 1e-12)])
+def _point(attention: RunAttention, number: int, targets: _Targets, view: _View) -> dict[str, Any]:
+    """Return the maps of one point of the student by epoch, and the teacher's beside them."""
+    student, _, teacher_point = attention.points[number].partition(":")
+    target = targets.get((student, attention.function))
+    if attention.teacher:
+        target = _TeacherMaps(teacher_point, attention.teacher[number])
+    by_epoch = [attention.student[epoch][number][: view.images] for epoch in attention.epochs]
+    small = [downsample(maps, view.side) for maps in by_epoch]
+    if target is None:
+        limits = common_limits(small[-1:])
+        sprites = {"sprite": map_sprite(small, limits), "teacher_sprite": None}
+        return {"student": student, "teacher": None, "agreement": None, **sprites}
+    teacher = downsample(target.maps[: view.images], view.side)
+    limits = common_limits([small[-1], teacher])
     return {
         "student": student,
-        "teacher": None if target is None else target.name,
-        "sheet": map_sheet(small, most),
-        "teacher_sheet": None if teacher is None else map_sheet([teacher], most),
-        "agreement": None
-        if target is None
-        else [cosines(look, target.maps[:images]).round(3).tolist() for look in looks],
+        "teacher": target.point,
+        "sprite": map_sprite(small, limits),
+        "teacher_sprite": map_sprite([teacher], limits),
+        "agreement": [
+            cosine_similarity(maps, target.maps[: view.images]).round(3).tolist()
+            for maps in by_epoch
+        ],
     }
 
 
-def _answers(kept: Attention, epoch: int, images: int) -> list[list[float]] | None:
-    """The class that the student finds most probable for each image, and its probability."""
-    logits = kept.answers.get(epoch)
+def _answers(attention: RunAttention, epoch: int, images: int) -> list[list[float]] | None:
+    """Return the class that the student predicts for each image, and its probability."""
+    logits = attention.answers.get(epoch)
     if logits is None:
         return None
-    found = probabilities(logits[:images])
-    best = found.argmax(axis=1)
+    probabilities = softmax(logits[:images])
     return [
-        [int(label), round(float(row[label]), 3)] for label, row in zip(best, found, strict=True)
+        [int(label), round(float(row[label]), 3)]
+        for label, row in zip(probabilities.argmax(axis=1), probabilities, strict=True)
     ]
 
 
-def probabilities(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """softmax of logits (N, classes).
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the probabilities (N, classes) of logits; infinite and NaN logits count as 0.
 
-    >>> probabilities(np.zeros((1, 2))).tolist()
+    >>> softmax(np.zeros((1, 2))).tolist()
     [[0.5, 0.5]]
     """
     finite = np.nan_to_num(logits.astype(np.float64), posinf=0, neginf=0)
-    powers = np.exp(finite - finite.max(axis=1, keepdims=True))
-    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return shares
+    exponentials = np.exp(finite - finite.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities

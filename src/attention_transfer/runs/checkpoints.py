@@ -1,7 +1,6 @@
 """Checkpoints: the state of a run after an epoch, whole or absent, the last two kept."""
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,51 +8,44 @@ from typing import Any
 import torch
 
 from attention_transfer.errors import InputError
+from attention_transfer.files import replacing
 
 __all__ = ["load_last_checkpoint", "save_checkpoint"]
 
-KEPT = 2
+CHECKPOINTS_KEPT = 2
 
 
 def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> None:
-    """Writes ``folder/epoch-NNNN/`` with the state and its checksum, then drops the oldest.
-
-    The folder gets its name only when all of it is on the disk.
-    """
+    """Write ``folder/epoch-NNNN/`` with the state and its checksum, then delete the oldest."""
     folder.mkdir(exist_ok=True)
-    final = folder / f"epoch-{epoch:04d}"
-    partial = folder / f".{final.name}.partial"
-    for leftover in (partial, final):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
-    torch.save(state, partial / "state.pt")
-    (partial / "sha256").write_text(_checksum(partial / "state.pt") + "\n", encoding="ascii")
-    for name in ("state.pt", "sha256"):
-        with (partial / name).open("rb") as file:
-            os.fsync(file.fileno())
-    partial.rename(final)
-    for old in _epochs(folder)[:-KEPT]:
+    with replacing(folder / f"epoch-{epoch:04d}") as temporary:
+        temporary.mkdir()
+        torch.save(state, temporary / "state.pt")
+        (temporary / "sha256").write_text(_checksum(temporary / "state.pt") + "\n", "ascii")
+    for old in _checkpoints(folder)[:-CHECKPOINTS_KEPT]:
         shutil.rmtree(old)
 
 
 def load_last_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
-    """The epoch and state of the newest whole checkpoint; only tensors and plain values are read.
+    """Return the epoch and state of the newest whole checkpoint.
+
+    Only tensors and plain values are read, so that a checkpoint cannot run code.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no whole checkpoint.
     """
-    for candidate in reversed(_epochs(folder)):
+    for candidate in reversed(_checkpoints(folder)):
         try:
             expected = (candidate / "sha256").read_text(encoding="ascii").strip()
             if _checksum(candidate / "state.pt") == expected:
                 state = torch.load(candidate / "state.pt", weights_only=True, map_location="cpu")
                 return int(candidate.name.removeprefix("epoch-")), state
-        except Exception:  # whatever is in the file: a damaged pickle can raise anything
+        except Exception:  # a damaged pickle can raise anything
             continue
     raise InputError(f"{folder} holds no whole checkpoint to resume from; start a new run")
 
 
-def _epochs(folder: Path) -> list[Path]:
+def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("epoch-*"))
 
 

@@ -1,35 +1,41 @@
-"""A run's folder: what was asked, what came out, and the network."""
+"""The folder of a run: its configuration, figures, attention maps and network."""
 
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from safetensors.torch import save
-from torch import Tensor, nn
-
-from attention_transfer.config import (
-    DistillConfig,
-    RunConfig,
-    RunConfig,
-)
+from attention_transfer.config import RunConfig
 from attention_transfer.config.yaml_files import read_config_file, write_config_file
 from attention_transfer.errors import InputError
-from attention_transfer.models import LoadedModel, ModelCard, load_run
+from attention_transfer.files import (
+    append_line,
+    write_arrays,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from attention_transfer.runs.attention import Arrays, RunAttention, read_arrays
+from attention_transfer.runs.record import EpochMetrics, RunRecord, metrics_line, read_metrics
 
-__all__ = ["Run", "new_folder", "writing_to"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-SCHEMA_VERSION = 1
+    from attention_transfer.models import LoadedModel, ModelCard
+
+__all__ = ["Run", "new_folder", "read_runs", "writing_to"]
+
+DEMO_RUNS = ("teacher", "alone", "at", "at+kd")
+"""Folders of runs in a demo's folder."""
 
 
 def new_folder(kind: str, parent: Path = Path("runs")) -> Path:
-    """A path in ``runs/`` that nothing has yet, named by kind and time."""
+    """Return a path in ``runs/`` that does not exist yet, named by kind and time."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = parent / f"{kind}-{stamp}"
     number = 2
@@ -41,10 +47,10 @@ def new_folder(kind: str, parent: Path = Path("runs")) -> Path:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """What is done first in a folder that a user chose.
+    """Turn a failure to write to the folder that a user chose into an InputError.
 
     Raises:
-        InputError: the folder, or what is in it, cannot be written.
+        InputError: the folder, or a file in it, cannot be written.
 
     Example:
         >>> with writing_to(Path("/dev/null/run")):
@@ -55,7 +61,7 @@ choose another --out
     """
     try:
         yield
-    except (OSError, ValueError) as error:  # a ValueError: the path has a null byte in it
+    except (OSError, ValueError) as error:  # ValueError: the path contains a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot write to {folder}: {reason}; choose another --out") from None
 
@@ -64,35 +70,37 @@ choose another --out
 class Run:
     """A run's folder and the files in it.
 
-    ``config.yaml`` the whole configuration, ``record.json`` figures and what they depend on,
-    ``metrics.jsonl`` a line an epoch, ``model.safetensors`` and ``model.json`` the network,
-    ``predictions.npz`` its answers on the test images, ``attention/`` raw maps, ``report.html``
-    all of it to look at, ``checkpoints/`` what resuming needs, ``tensorboard/`` and
-    ``trackers.json`` what experiment trackers do.
+    ``config.yaml`` is the whole configuration, ``record.json`` the figures and what they depend
+    on, ``metrics.jsonl`` a line per epoch, ``model.safetensors`` and ``model.json`` the network,
+    ``predictions.npz`` its predictions for the test images, ``attention/`` raw attention maps,
+    ``report.html`` the report, ``checkpoints/`` what resuming needs, ``tensorboard/`` and
+    ``trackers.json`` belong to experiment trackers.
+
+    A file is read once, when its property is first used; to see what has been written since,
+    make a new ``Run`` of the same folder.
     """
 
     folder: Path
 
     @classmethod
     def create(cls, folder: Path, config: RunConfig) -> "Run":
-        """A new folder with its configuration.
+        """Create a run's folder and write its configuration.
 
         Raises:
-            InputError: the folder holds something already, or cannot be made.
+            InputError: the folder is not empty, or cannot be created.
         """
         cls.check_free(folder)
-        run = cls(folder)
         with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            write_config_file(config, run.folder / "config.yaml")
-        return run
+            write_config_file(config, folder / "config.yaml")
+        return cls(folder)
 
     @staticmethod
     def check_free(folder: Path) -> None:
-        """Raises an InputError unless a run can be begun in this folder."""
+        """Raise an InputError unless a new run can be written to this folder."""
         if os.path.exists(folder / "config.yaml"):
             raise InputError(
-                f"{folder} already holds a run; choose another --out, or go on with it: "
+                f"{folder} already holds a run; choose another --out, or resume it: "
                 f"attention-transfer resume {folder}"
             )
         with writing_to(folder):
@@ -101,94 +109,168 @@ class Run:
             raise InputError(f"{folder} exists and is not an empty folder; choose another --out")
 
     @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def attention_folder(self) -> Path:
+        """The folder of raw attention maps."""
+        return self.folder / "attention"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has a record, which is written last."""
+        return os.path.isfile(self.folder / "record.json")
+
+    @cached_property
     def config(self) -> RunConfig:
-        """What was asked.
+        """The run's whole configuration.
 
         Raises:
             InputError: the folder holds no run, or its configuration is damaged.
         """
         path = self.folder / "config.yaml"
+        if not os.path.isdir(self.folder):
+            raise InputError(f"there is no folder {self.folder}, expected a run's folder")
         if not os.path.isfile(path):
             raise InputError(f"{self.folder} holds no run (no config.yaml)")
         values = read_config_file(path)
-        return RunConfig.checked(values)
+        try:
+            return RunConfig.checked(values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.folder / "checkpoints"
-
-    @property
-    def attention(self) -> Path:
-        """The folder of raw attention maps."""
-        return self.folder / "attention"
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The figures of a finished run.
+    @cached_property
+    def record(self) -> RunRecord:
+        """The figures of the finished run and what they depend on.
 
         Raises:
-            InputError: there is no record, so the run is not finished.
+            InputError: the folder holds no run, the run is not finished, or its record is damaged.
         """
-        try:
-            return json.loads((self.folder / "record.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-        except (OSError, ValueError):
+        if not self.is_finished:
+            _ = self.config  # raises if this is no run at all
             raise InputError(
-                f"{self.folder} holds no finished run (no whole record.json)"
-            ) from None
+                f"the run in {self.folder} is not finished (no record.json); resume it: "
+                f"attention-transfer resume {self.folder}"
+            )
+        return RunRecord.read(self.folder / "record.json")
 
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The figures of each epoch."""
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    @cached_property
+    def metrics(self) -> list[EpochMetrics]:
+        """The figures of each epoch.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        return read_metrics(self.folder / "metrics.jsonl")
 
     @property
     def test_error(self) -> float:
-        """Percent, of the last weights."""
-        return float(self.record["final"]["test_error"])
+        """Test error of the last weights, in percent."""
+        return self.record.final.test_error
 
-    def load(self) -> LoadedModel:
-        """The trained network and its card."""
+    @property
+    def test_set(self) -> tuple[str, str]:
+        """The name of the data set, and the fingerprint of its test images."""
+        return self.record.data.name, self.record.data.test.fingerprint
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The names of the classes; numbers if the folder has no model card."""
+        path = self.folder / "model.json"
+        if not path.is_file():
+            return [str(number) for number in range(len(self.record.final.test_confusion))]
+        try:  # ModelCard.read would import torch
+            return [str(name) for name in json.loads(path.read_bytes())["class_names"]]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise InputError(f"{path} is damaged ({error}), expected a model card") from None
+
+    @cached_property
+    def predictions(self) -> Arrays | None:
+        """Labels, predicted classes and their probabilities for the test images, if saved."""
+        path = self.folder / "predictions.npz"
+        return read_arrays(path) if path.is_file() else None
+
+    @cached_property
+    def attention(self) -> RunAttention | None:
+        """The raw attention maps, if any were saved."""
+        saved = self.record.attention
+        return None if saved is None else RunAttention.read(self.attention_folder, saved)
+
+    @property
+    def model_bytes(self) -> int | None:
+        """The size of the weights' file in bytes; None without one."""
+        path = self.folder / "model.safetensors"
+        return path.stat().st_size if path.is_file() else None
+
+    def load(self) -> "LoadedModel":
+        """Return the trained network and its card."""
+        from attention_transfer.models import load_run
+
         return load_run(self.folder)
 
-    def keep_metrics(self, epochs: int) -> None:
-        """Drops the lines of epochs after a number of them: they are done again."""
-        lines = [json.dumps(row) + "\n" for row in self.metrics[:epochs]]
-        (self.folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    def drop_metrics_after(self, epoch: int) -> None:
+        """Delete the lines of later epochs, which a resumed run trains again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()[:epoch]
+            write_text(path, "".join(line + "\n" for line in lines))
+        self.__dict__.pop("metrics", None)
 
-    def add_metrics(self, row: Mapping[str, Any]) -> None:
-        """Appends an epoch's line."""
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def append_metrics(self, metrics: EpochMetrics) -> None:
+        """Append an epoch's line to ``metrics.jsonl``."""
+        append_line(self.folder / "metrics.jsonl", metrics_line(metrics))
+        self.__dict__.pop("metrics", None)
 
-    def write_model(self, network: nn.Module, card: ModelCard) -> None:
-        """The network's weights, in float32, and how to build it."""
-        # Copies: a module may stand under several names, and a file has no shared memory.
+    def write_model(self, network: "nn.Module", card: "ModelCard") -> None:
+        """Write the network's weights, and its card, which says how to build it."""
+        import torch
+        from safetensors.torch import save
+
+        # Copies: one tensor may have several names, and safetensors refuses shared memory.
         weights = {
             name: tensor.detach().clone(memory_format=torch.contiguous_format)
             for name, tensor in network.state_dict().items()
         }
-        (self.folder / "model.safetensors").write_bytes(save(weights))
+        write_bytes(self.folder / "model.safetensors", save(weights))
         card.write(self.folder / "model.json")
 
-    def write_predictions(self, logits: Tensor, labels: Tensor) -> None:
-        """The network's answers on the test images, with their probabilities."""
+    def write_predictions(self, logits: "Tensor", labels: "Tensor") -> None:
+        """Write the predicted classes of the test images and their probabilities."""
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
-        np.savez_compressed(
+        arrays = {"labels": labels, "predicted": predicted, "confidence": confidence}
+        write_arrays(
             self.folder / "predictions.npz",
-            labels=labels.numpy(),
-            predicted=predicted.numpy(),
-            confidence=confidence.numpy(),
+            {name: tensor.numpy() for name, tensor in arrays.items()},
         )
 
-    def write_record(self, record: Mapping[str, Any]) -> None:
-        """The figures, written last: a folder with a record is a finished run."""
-        partial = self.folder / "record.json.partial"
-        partial.write_text(
-            json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=2) + "\n",
-            encoding="utf-8",
-        )
-        partial.rename(self.folder / "record.json")
+    def write_record(self, record: RunRecord) -> None:
+        """Write the figures, last of all files: a folder with a record is a finished run."""
+        write_json(self.folder / "record.json", record.model_dump(mode="json"))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Return the finished runs in some folders, each once; a demo's folder stands for its runs.
+
+    Raises:
+        InputError: a folder holds no finished run, or its files are damaged.
+    """
+    runs: dict[Path, Run] = {}
+    for folder in (run for parent in folders for run in _runs_in(parent)):
+        runs.setdefault(folder.resolve(), Run(folder))
+    for run in runs.values():
+        _ = run.config, run.record, run.metrics
+    return list(runs.values())
+
+
+def _runs_in(folder: Path) -> Iterator[Path]:
+    if (folder / "demo.json").is_file():
+        yield from (folder / name for name in DEMO_RUNS if (folder / name).is_dir())
+    else:
+        yield folder

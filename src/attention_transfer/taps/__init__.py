@@ -1,11 +1,18 @@
-"""Points of a network: where its attention can be read, and reading it.
+"""Attention points: the modules of a network where attention can be read, and reading it.
 
 A point is a module's name, as in ``network.named_modules()``. :func:`attention_points` finds them
-all, :class:`Taps` captures what some of them put out, and a :class:`Layout` says where channels,
-height and width are in it.
+all, :class:`Taps` captures the outputs of some of them, and a :class:`Layout` says where the
+channels and the spatial axes are in an output.
 """
 
 from attention_transfer.taps.capture import Taps
+from attention_transfer.taps.inputs import (
+    Inputs,
+    call_network,
+    main_input,
+    map_inputs,
+    with_main_input,
+)
 from attention_transfer.taps.layout import Layout
 from attention_transfer.taps.modules import declared_points, evaluating, structure_copy, unwrapped
 from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
@@ -13,13 +20,18 @@ from attention_transfer.taps.survey import attention_points
 
 __all__ = [
     "AttentionPoint",
+    "Inputs",
     "Layout",
     "PointTable",
     "Taps",
     "Unreadable",
     "attention_points",
+    "call_network",
     "declared_points",
     "evaluating",
+    "main_input",
+    "map_inputs",
     "structure_copy",
     "unwrapped",
+    "with_main_input",
 ]

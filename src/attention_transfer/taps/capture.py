@@ -1,4 +1,4 @@
-"""Taps: reading what named modules of a network put out, without touching the network.
+"""Taps: read the outputs of a network's named modules without touching the network.
 
 A tap is a forward hook that lives as long as a ``with`` block.
 """
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from attention_transfer.errors import InputError, nearest
-from attention_transfer.taps.layout import Layout, surely_channels_first
+from attention_transfer.taps.inputs import Inputs, main_input
+from attention_transfer.taps.layout import Layout, channels_first, surely_channels_first
 from attention_transfer.taps.modules import module_of, outputs_of, unwrapped
 from attention_transfer.taps.survey import attention_points
 
@@ -19,17 +20,17 @@ __all__ = ["Taps"]
 Reader = Callable[[str, Tensor], None]
 
 
-class _AllRead(BaseException):
-    """Ends a pass of which nothing more is wanted."""
+class _AllPointsRead(BaseException):
+    """Ends a forward pass after the last point that is needed."""
 
 
 class Taps:
-    """Captures the outputs of named modules while a ``with`` block is open.
+    """Capture the outputs of named modules while a ``with`` block is open.
 
     A layer that overwrites a tapped feature map in place (an in-place ReLU after it, a residual
-    ``+=``) is recognised by the tensor's version. A tap hands out what its module put out, not
-    what came after: the first pass copies every feature map, and finds which of them are
-    overwritten; later passes copy those alone.
+    ``+=``) is recognised by the tensor's version. A tap hands out its module's own output: the
+    first pass copies every feature map and finds which of them are overwritten later; the following
+    passes copy those alone.
 
     Args:
         network: any module, also wrapped by DataParallel, DDP or ``torch.compile``.
@@ -67,20 +68,20 @@ class Taps:
         self._versions: dict[str, int] = {}
         self._handles: list[RemovableHandle] = []
 
-    def knows(self, input_size: tuple[int, int, int]) -> bool:
-        """Whether a pass on images (C, H, W) was seen before, which :meth:`reading` needs."""
+    def knows(self, input_size: tuple[int, ...]) -> bool:
+        """Return whether inputs (C, *S) were passed before, which :meth:`reading` needs."""
         return input_size in self._layouts
 
     @contextmanager
     def reading(self, images: Tensor, read: Reader, *, to_the_end: bool) -> Iterator[None]:
-        """Hands each feature map on as soon as its module has put it out, and keeps none.
+        """Pass each feature map on as soon as its module has returned it, and keep none.
 
         Args:
-            images: (N, C, H, W), as the network will be given them in the block; of a known size.
-            read: called with a point and its features (N, C, H, W), which may be overwritten later
+            images: the main input (N, C, *S) of the network's call in the block, of a known size.
+            read: called with a point and its features (N, C, *S), which may be overwritten later
                 in the pass.
-            to_the_end: whether the block is to go on when the last point has been read; if not,
-                what comes after the network's call in the block is left out as well.
+            to_the_end: whether the pass goes on after the last point; if not, whatever follows
+                the network's call in the block does not run either.
         """
         layouts = self._layouts[tuple(images.shape[1:])]
         left = set(self.points)
@@ -89,12 +90,12 @@ class Taps:
             read(point, layouts[point].read(output))
             left.discard(point)
             if not left and not to_the_end:
-                raise _AllRead
+                raise _AllPointsRead
 
         handles = self.watch(see)
         try:
             yield
-        except _AllRead:
+        except _AllPointsRead:
             pass
         finally:
             for handle in handles:
@@ -102,7 +103,7 @@ class Taps:
         self._refuse_silent(left)
 
     def watch(self, see: Reader) -> list[RemovableHandle]:
-        """Has every output of a point shown to somebody, as it is, until the hooks are removed."""
+        """Call a function with every output of a point, as it is, until the hooks are removed."""
 
         def hook(name: str) -> Callable[[nn.Module, object, object], None]:
             points = [point for point in self.points if module_of(point) == name]
@@ -117,40 +118,41 @@ class Taps:
         return [module.register_forward_hook(hook(name)) for name, module in self._modules.items()]
 
     def overwritten(self, point: str) -> bool:
-        """Whether a point's features must be copied to be kept."""
+        """Return whether a point's features must be copied to be kept."""
         return point in self._copied
 
-    def feature_maps(self, outputs: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
-        """What was captured, as feature maps (N, C, H, W): channels last and tokens included.
+    def feature_maps(self, outputs: dict[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
+        """Return captured outputs as feature maps (N, C, *S), channels last and tokens included.
 
         Args:
-            outputs: of one pass.
-            images: (N, C, H, W), as the network was given them.
+            outputs: of one forward pass.
+            inputs: of the same forward pass.
 
         Raises:
-            InputError: a point's output is no map, and why.
+            InputError: a point's output is no feature map; says why.
         """
-        size = tuple(images.shape[1:])
+        size = tuple(main_input(inputs).shape[1:])
         if size not in self._layouts:
-            self._layouts[size] = self._recognised(outputs, images)
+            self._layouts[size] = self._recognised(outputs, inputs)
         layouts = self._layouts[size]
         return {point: layouts[point].read(output) for point, output in outputs.items()}
 
-    def _recognised(self, outputs: dict[str, Tensor], images: Tensor) -> dict[str, Layout]:
-        """Each point's layout; the network is surveyed if a shape alone does not tell it."""
-        size = tuple(images.shape[-2:])
+    def _recognised(self, outputs: dict[str, Tensor], inputs: Inputs) -> dict[str, Layout]:
+        """Return each point's layout; where a shape alone leaves it open, survey the network."""
+        channels, *size = main_input(inputs).shape[1:]
         layouts = {
-            point: Layout("NCHW", (output.shape[-2], output.shape[-1]))
+            point: channels_first(tuple(output.shape[2:]))
             for point, output in outputs.items()
-            if surely_channels_first(tuple(output.shape), (size[0], size[1]))
+            if surely_channels_first(tuple(output.shape), size)
         }
         if len(layouts) < len(outputs):
-            table = attention_points(self._network, (images.shape[1], size[0], size[1]))
+            several = None if isinstance(inputs, Tensor) else inputs
+            table = attention_points(self._network, (channels, *size), inputs=several)
             layouts |= {point: table[point].layout for point in outputs if point not in layouts}
         return layouts
 
     def __enter__(self) -> dict[str, Tensor]:
-        """Starts capturing; the dictionary fills as the network runs."""
+        """Start capturing; the dictionary fills as the network runs."""
         if self._handles:
             raise RuntimeError("these taps are already open")
         self._features = {}
@@ -180,7 +182,7 @@ class Taps:
         self._versions[point] = 0 if output.is_inference() else output._version
 
     def _check(self) -> None:
-        """Every tap fired, and no uncopied output was overwritten."""
+        """Check that every tap fired and that no uncopied output was overwritten."""
         self._refuse_silent(set(self.points) - set(self._features))
         for point, output in self._outputs.items():
             # Tensors of inference mode have no version: never trusted, always copied.
@@ -195,18 +197,18 @@ class Taps:
                 self._copied.discard(point)
 
     def _refuse_silent(self, silent: set[str]) -> None:
-        """Raises an InputError if there are points that were not seen."""
+        """Raise an InputError if a point's module returned nothing."""
         for point in self.points:
             if point in silent:
                 raise InputError(
-                    f"no output was seen at point {point!r}: the network did not run it, or was "
+                    f"point {point!r} gave no output: the network did not run it, or was "
                     "compiled before it was tapped; choose a point that runs, or pass the network "
                     "as it was before torch.compile"
                 )
 
 
 def _tensor(point: str, module: nn.Module, outputs: dict[str, object]) -> Tensor:
-    """The output of a point.
+    """Return the output of a point.
 
     Raises:
         InputError: it is no tensor.
@@ -216,7 +218,7 @@ def _tensor(point: str, module: nn.Module, outputs: dict[str, object]) -> Tensor
         return output
     tensors = [name for name, part in outputs.items() if isinstance(part, Tensor)]
     raise InputError(
-        f"point {point!r} ({type(module).__name__}) puts out "
+        f"point {point!r} ({type(module).__name__}) returns "
         f"{'no tensor' if point in outputs else 'several values'}, expected one tensor; "
         + (f"choose one of {', '.join(tensors)}" if tensors else "choose another point")
     )

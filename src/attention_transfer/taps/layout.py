@@ -1,27 +1,33 @@
-"""Where channels, height and width are in what a module puts out.
+"""Layouts of module outputs: which axes are channels, and which are spatial.
 
-A convolution puts out (N, C, H, W). Others put channels last, (N, H, W, C); transformers put out
-tokens, (N, L, C), of which the first few may stand for no place (class, distillation and register
-tokens); a mixer's inner layers (N, C, L).
+A convolution's output is (N, C, H, W). Others put channels last, (N, H, W, C); transformers have
+tokens, (N, L, C), of which the first few may stand for no position (class, distillation and
+register tokens); a mixer's inner layers (N, C, L). Of signals a feature map is (N, C, L) itself,
+and of volumes and videos (N, C, D, H, W).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Axes", "Grid", "Layout", "LayoutReader", "surely_channels_first"]
+__all__ = ["Axes", "Grid", "Layout", "LayoutReader", "channels_first", "surely_channels_first"]
 
-Axes = Literal["NCHW", "NHWC", "NLC", "NCL"]
-Grid = tuple[int, int]
+Axes = Literal["NCHW", "NHWC", "NLC", "NCL", "NCDHW", "NDHWC"]
+Grid = tuple[int, ...]
+"""One length for each spatial axis: height and width of an image."""
 
 EXTRA_TOKENS = (1, 2, 4, 5, 8, 9, 16, 17)
-"""Class, distillation and register tokens, as networks have them; other counts are no grid's."""
+"""Counts of class, distillation and register tokens that networks have; others are no grid's."""
+
+_CHANNELS_FIRST: dict[int, Axes] = {1: "NCL", 2: "NCHW", 3: "NCDHW"}
+_CHANNELS_LAST: dict[int, Axes] = {1: "NLC", 2: "NHWC", 3: "NDHWC"}
 
 
 class Layout(NamedTuple):
-    """How to read a tensor as a feature map.
+    """The order of a tensor's axes, to read it as a feature map.
 
     Example:
         >>> tokens = torch.arange(5.0).view(1, 5, 1)  # a class token, then a grid of 2x2
@@ -32,42 +38,51 @@ class Layout(NamedTuple):
 
     axes: Axes
     grid: Grid
-    """Height and width."""
+    """The length of each spatial axis."""
     extra_tokens: int = 0
-    """Tokens before those of the grid."""
+    """How many tokens come before those of the grid."""
 
     @property
     def kind(self) -> Literal["feature map", "tokens"]:
-        """What a reader would call it."""
-        return "feature map" if "H" in self.axes else "tokens"
+        """The kind of output: ``feature map`` or ``tokens``."""
+        return "feature map" if "H" in self.axes or len(self.grid) == 1 else "tokens"
 
     def read(self, output: Tensor) -> Tensor:
-        """The tensor as (N, C, H, W), row by row; a view where memory allows."""
-        if self.axes == "NCHW":
+        """Return the tensor as (N, C, *grid); a view where memory allows."""
+        if self.axes in ("NCHW", "NCDHW"):
             return output
-        if self.axes == "NHWC":
+        if self.axes in ("NHWC", "NDHWC"):
             return output.movedim(-1, 1)
         if self.axes == "NLC":
             output = output.movedim(-1, 1)
         return output[..., self.extra_tokens :].reshape(*output.shape[:-1], *self.grid)
 
 
+def channels_first(grid: Grid) -> Layout:
+    """Return the layout of a feature map (N, C, *grid).
+
+    >>> channels_first((7, 7)).axes
+    'NCHW'
+    """
+    return Layout(_CHANNELS_FIRST[len(grid)], grid)
+
+
 @dataclass
 class LayoutReader:
-    """Recognises layouts in one pass of a network, given its outputs in the order they are made.
+    """Recognises layouts in one forward pass, from the outputs in the order they are made.
 
-    Height and width follow the image's. Tokens are as many as a grid seen before has places (the
+    The spatial axes follow the input's. Tokens are as many as a grid seen before has positions (the
     patch embedding's, as a rule) or that grid halved, plus the extra ones, which come first.
 
     Args:
-        batch: how many images the pass has.
-        image: their height and width.
+        batch: the number of images in the pass.
+        image: the length of each of their spatial axes.
     """
 
     batch: int
     image: Grid
     grids: list[Grid] = field(init=False)
-    """Those seen, the latest last."""
+    """The grids seen so far, the latest last."""
     token_counts: set[int] = field(default_factory=set, init=False)
     extra_tokens: int = field(default=0, init=False)
 
@@ -75,37 +90,41 @@ class LayoutReader:
         self.grids = [self.image]
 
     def layout(self, shape: tuple[int, ...], elementwise: bool = False) -> Layout | str:
-        """The layout of an output, or the reason why it has none.
+        """Return the layout of an output, or the reason why it has none.
 
         Args:
             shape: of the output.
-            elementwise: it is that of a module that keeps its input's shape (dropout, softmax),
-                which is no place for a new height and width to begin.
+            elementwise: whether its module keeps the input's shape (dropout, softmax), so that no
+                new grid can begin there.
         """
+        axes = len(self.image)
         if not shape or shape[0] != self.batch:
             return "its first axis is not the batch (windows or heads are folded into it)"
         if len(shape) < 3:
-            return "it has no places (pooled or flattened)"
-        if len(shape) > 4:
+            return "it has no positions (pooled or flattened)"
+        if len(shape) not in (3, axes + 2):
             return f"it has {len(shape)} axes"
-        found = self._tokens(shape) if len(shape) == 3 else self._map(shape, elementwise)
-        if isinstance(found, Layout) and found.grid == (1, 1):
-            return "it has one place only"
-        return found
+        as_map = len(shape) == axes + 2
+        layout = self._map(shape, elementwise) if as_map else self._tokens(shape)
+        if isinstance(layout, Layout) and math.prod(layout.grid) == 1:
+            return "it has one position only"
+        return layout
 
     def _map(self, shape: tuple[int, ...], elementwise: bool) -> Layout | str:
         for layout in self.maps(shape, elementwise):
-            height, width = layout.grid
-            if height == width and height in self.token_counts:
+            if len(set(layout.grid)) == 1 and layout.grid[0] in self.token_counts:
                 return "it holds weights between tokens"
             self._see(layout.grid)
             return layout
-        return "no two of its axes follow the image's height and width"
+        return "no axes of it follow the input's spatial axes"
 
     def maps(self, shape: tuple[int, ...], elementwise: bool = False) -> list[Layout]:
-        """The ways to read an output with four axes as a feature map, channels first first."""
-        _, first, second, third = shape
-        layouts = [Layout("NCHW", (second, third)), Layout("NHWC", (first, second))]
+        """Return the ways to read an output as a feature map, channels first first."""
+        axes = len(self.image)
+        layouts = [
+            channels_first(shape[2:]),
+            Layout(_CHANNELS_LAST[axes], shape[1:-1]),
+        ]
         return [
             layout
             for layout in layouts
@@ -125,27 +144,31 @@ class LayoutReader:
         return "none of its axes is as long as a grid seen before"
 
     def _grid_of(self, count: int) -> tuple[Grid, int] | None:
-        """The grid of so many tokens, and how many are extra."""
-        seen = [grid for grid in reversed(self.grids) if grid[0] * grid[1] > 1]
-        for height, width in seen:
-            if count - height * width in (0, self.extra_tokens):
-                return (height, width), count - height * width
-        square = self.image[0] == self.image[1] and math.isqrt(count) ** 2 == count
-        for height, width in seen:
-            extra = count - height * width
-            if extra in EXTRA_TOKENS and extra <= height * width and not square:
-                return (height, width), extra
+        """Return the grid of so many tokens, and how many of them are extra."""
+        seen = [grid for grid in reversed(self.grids) if math.prod(grid) > 1]
         for grid in seen:
-            while grid[0] * grid[1] > 1:
-                grid = (grid[0] + 1) // 2, (grid[1] + 1) // 2
-                if count - grid[0] * grid[1] in (0, self.extra_tokens):
-                    return grid, count - grid[0] * grid[1]
+            if count - math.prod(grid) in (0, self.extra_tokens):
+                return grid, count - math.prod(grid)
+        square = len(set(self.image)) == 1 and math.isqrt(count) ** 2 == count
+        for grid in seen:
+            extra = count - math.prod(grid)
+            if extra in EXTRA_TOKENS and extra <= math.prod(grid) and not square:
+                return grid, extra
+        for grid in seen:
+            while math.prod(grid) > 1:
+                grid = tuple((length + 1) // 2 for length in grid)
+                if count - math.prod(grid) in (0, self.extra_tokens):
+                    return grid, count - math.prod(grid)
         return None
 
     def _pooled(self, grid: Grid) -> bool:
-        """Whether a grid was seen, or is one that was seen pooled by 2 or 4."""
+        """Return whether a grid was seen, or is one that was seen pooled by 2 or 4."""
         return any(
-            grid in ((seen[0] // step, seen[1] // step), (-(-seen[0] // step), -(-seen[1] // step)))
+            grid
+            in (
+                tuple(length // step for length in seen),
+                tuple(-(-length // step) for length in seen),
+            )
             for seen in self.grids
             for step in (1, 2, 4)
         )
@@ -156,13 +179,19 @@ class LayoutReader:
         self.grids.append(grid)
 
 
-def follows_image(grid: Grid, image: Grid) -> bool:
-    """Whether a height and width could be the image's, taken in equal steps along both axes, give
-    or take a place at the border.
+def follows_image(grid: Sequence[int], image: Sequence[int]) -> bool:
+    """Return whether a grid could be the image's, taken in equal steps along all axes.
 
-    >>> follows_image((7, 7), (224, 224)), follows_image((12, 64), (224, 224))
-    (True, False)
+    A position at the border may be left out or added. The first of three axes is depth or time,
+    which networks subsample by steps of their own; a single axis is no longer than the signal's.
+
+    Example:
+        >>> follows_image((7, 7), (224, 224)), follows_image((12, 64), (224, 224))
+        (True, False)
     """
+    if len(image) != 2:
+        shorter = all(length <= whole + 1 for length, whole in zip(grid, image, strict=True))
+        return shorter and (len(image) == 1 or follows_image(grid[1:], image[1:]))
     if image[0] == image[1]:
         return grid[0] == grid[1]
     steps = [
@@ -172,15 +201,14 @@ def follows_image(grid: Grid, image: Grid) -> bool:
     return max(least for least, _ in steps) <= min(most for _, most in steps)
 
 
-def surely_channels_first(shape: tuple[int, ...], image: Grid) -> bool:
-    """Whether an output's shape alone tells that it is (N, C, H, W).
+def surely_channels_first(shape: tuple[int, ...], image: Sequence[int]) -> bool:
+    """Return whether an output's shape alone tells that it is (N, C, *S).
 
     >>> surely_channels_first((8, 64, 7, 7), (224, 224))
     True
     >>> surely_channels_first((8, 7, 7, 64), (224, 224))
     False
     """
-    if len(shape) != 4:
+    if len(shape) != len(image) + 2:
         return False
-    _, first, second, third = shape
-    return follows_image((second, third), image) and not follows_image((first, second), image)
+    return follows_image(shape[2:], image) and not follows_image(shape[1:-1], image)

@@ -1,4 +1,4 @@
-"""Modules of a network by name, and what they put out."""
+"""Modules of a network by name, and their outputs."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ __all__ = [
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``.
+    """Return the network inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``.
 
     Example:
         >>> inner = nn.Linear(2, 2)
@@ -37,7 +37,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[nn.Module]:
-    """The network in eval mode inside the block; every module's own mode is put back after it."""
+    """Put the network into eval mode inside the block; restore every module's mode after it."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -48,14 +48,14 @@ def evaluating(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def declared_points(network: nn.Module) -> tuple[str, ...]:
-    """The points a network offers by itself: names in its attribute ``attention_points``."""
+    """Return the points a network declares: names in its attribute ``attention_points``."""
     declared = getattr(network, "attention_points", ())
     named = isinstance(declared, list | tuple) and all(isinstance(name, str) for name in declared)
     return tuple(declared) if named else ()
 
 
 def module_of(point: str) -> str:
-    """The module's name in a point's, which for one of several outputs is ``name#key``.
+    """Return the module's name in a point's, which for one of several outputs is ``name#key``.
 
     >>> module_of("backbone.body#0")
     'backbone.body'
@@ -64,8 +64,10 @@ def module_of(point: str) -> str:
 
 
 def outputs_of(name: str, output: object) -> Iterator[tuple[str, object]]:
-    """What a module put out, by point: one tensor under its own name, those of a tuple, list or
-    dictionary as ``name#key``, nested ones as ``name#key#key``.
+    """Yield a module's outputs by point.
+
+    One tensor has the module's name; those of a tuple, list or dictionary are ``name#key``, nested
+    ones ``name#key#key``.
 
     >>> list(outputs_of("encoder", ("tokens", {"grid": (7, 7)})))
     [('encoder#0', 'tokens'), ('encoder#1#grid#0', 7), ('encoder#1#grid#1', 7)]
@@ -82,15 +84,16 @@ def outputs_of(name: str, output: object) -> Iterator[tuple[str, object]]:
 
 
 def structure_copy(network: nn.Module, *, frozen: bool = True) -> nn.Module:
-    """A copy of a network's structure over the same memory, without hooks: whatever a pass leaves
-    in its modules stays out of the network.
+    """Return a copy of a network's structure over the same memory, without hooks.
+
+    Whatever a forward pass leaves in the copy's modules stays out of the network.
 
     Args:
-        network: to copy.
-        frozen: whether the copy's parameters ask for no gradients; else they are the network's own.
+        network: the network to copy.
+        frozen: whether the copy's parameters require no gradients; else they are the network's.
 
     Raises:
-        Exception: what a module raises that cannot be copied.
+        Exception: whatever a module raises that cannot be copied.
 
     Example:
         >>> network = nn.Linear(2, 2)
@@ -111,7 +114,7 @@ def structure_copy(network: nn.Module, *, frozen: bool = True) -> nn.Module:
 
 
 def _tensors_in(value: object) -> Iterator[Tensor]:
-    """Tensors in dictionaries, lists and tuples, at any depth."""
+    """Yield the tensors in dictionaries, lists and tuples, at any depth."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple):

@@ -1,4 +1,4 @@
-"""The places in a network where spatial attention can be read, as values."""
+"""Attention points: the modules of a network whose outputs have an attention map."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,56 +10,55 @@ from attention_transfer.taps.layout import Layout
 
 __all__ = ["AttentionPoint", "PointTable", "Stage", "Unreadable"]
 
-Stage = tuple[int, int]
-"""How often height and width have been halved."""
+Stage = tuple[int, ...]
+"""How often each spatial axis has been halved."""
 
 
 @dataclass(frozen=True)
 class AttentionPoint:
-    """A place where spatial attention can be read."""
+    """A module whose output can be read as an attention map."""
 
     name: str
-    """The module's, the outermost where several put out the same tensor; ``name#key`` is one of
+    """The module's name, the outermost where several return the same tensor; ``name#key`` is one of
     several outputs.
     """
     module: str
-    """Its type."""
+    """The module's type."""
     layout: Layout
     channels: int
-    stride: tuple[float, float]
-    """The image's height and width over the grid's."""
+    stride: tuple[float, ...]
+    """The length of each of the image's spatial axes over the grid's."""
     depth: float
     """Share of the network's floating-point operations done when the point is reached, 0 to 1."""
     aliases: tuple[str, ...] = ()
-    """Other modules that put out the same tensor."""
+    """Other modules that return the same tensor."""
     recommended: bool = False
-    """The last of its stage; or, where all places have one size, a block at equal depths."""
+    """The last of its stage; or, where all maps have one size, a block at equal depths."""
 
     @property
     def kind(self) -> str:
-        """``feature map`` or ``tokens``."""
+        """The kind of output: ``feature map`` or ``tokens``."""
         return self.layout.kind
 
     @property
     def height(self) -> int:
-        """Of the attention map."""
-        return self.layout.grid[0]
+        """The attention map's height; 1 of a signal."""
+        return self.layout.grid[-2] if len(self.layout.grid) > 1 else 1
 
     @property
     def width(self) -> int:
-        """Of the attention map."""
-        return self.layout.grid[1]
+        """The attention map's width, or the length of a signal's."""
+        return self.layout.grid[-1]
 
     @property
     def stage(self) -> Stage:
-        """How often height and width have been halved, rounded."""
-        down, across = (round(math.log2(stride)) for stride in self.stride)
-        return down, across
+        """The number of times each spatial axis has been halved, rounded."""
+        return tuple(round(math.log2(stride)) for stride in self.stride)
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A module whose output is no map, and why."""
+    """A module whose output is no feature map, and the reason."""
 
     name: str
     module: str
@@ -68,22 +67,22 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class PointTable(Sequence[AttentionPoint]):
-    """The points of a network in the order they are reached.
+    """The attention points of a network in the order of execution.
 
-    Indexed by position, or by a module's name, also an alias.
+    Indexed by position, or by a module's name or alias.
     """
 
     points: tuple[AttentionPoint, ...]
     unreadable: tuple[Unreadable, ...]
-    input_size: tuple[int, int, int]
-    """Channels, height, width of the images."""
+    input_size: tuple[int, ...]
+    """Channels and spatial axes of the input: (3, height, width) of images."""
     parameters: int
     flops: int
-    """Of one image's forward pass; a multiply-add counts as two."""
+    """Floating-point operations of one image's forward pass; a multiply-add counts as two."""
 
     @property
     def recommended(self) -> tuple[AttentionPoint, ...]:
-        """Those to read attention at, if nothing speaks for others."""
+        """The points to read attention at unless others are named."""
         return tuple(point for point in self.points if point.recommended)
 
     def __len__(self) -> int:
@@ -99,10 +98,10 @@ class PointTable(Sequence[AttentionPoint]):
     def __getitem__(self, key: slice) -> tuple[AttentionPoint, ...]: ...
 
     def __getitem__(self, key: int | str | slice) -> AttentionPoint | tuple[AttentionPoint, ...]:
-        """A point by position or name.
+        """Return a point by position or name.
 
         Raises:
-            InputError: no attention can be read there, and why.
+            InputError: there is no such point, or it has no attention map; says why.
         """
         if not isinstance(key, str):
             return self.points[key]

@@ -1,5 +1,6 @@
-"""Finding every place in a network where spatial attention can be read, in one pass that costs
-nothing: on fake tensors, which have shapes and no values.
+"""Find every attention point of a network in one forward pass that costs nothing.
+
+The pass runs on fake tensors, which have shapes and no values.
 """
 
 import logging
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
+from attention_transfer.taps.inputs import Inputs, call_network, main_input, map_inputs
 from attention_transfer.taps.layout import Layout, LayoutReader
 from attention_transfer.taps.modules import (
     declared_points,
@@ -24,31 +26,46 @@ from attention_transfer.taps.modules import (
     unwrapped,
 )
 from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
-from attention_transfer.taps.recommendation import ModuleSeen, Tree, named_best, recommended
+from attention_transfer.taps.recommendation import ModuleRun, Tree, named_best, recommended
 
 __all__ = ["attention_points"]
 
 BATCH = 3
-"""Images in the pass: few networks have this many windows or heads."""
+"""Images in the pass: a number of windows or heads that few networks have."""
 
-_BY_AXES = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm, nn.MaxPool2d)
-"""Types of modules that work along certain axes."""
+_BY_AXES = (
+    nn.Linear,
+    nn.LayerNorm,
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+)
+"""Types of modules that fix which axis holds the channels."""
+
+_LAST = {"NHWC", "NDHWC", "NLC"}
+"""Orders of the axes with the channels last."""
 
 REORDERING = ("Unroll",)
-"""Types of modules after which tokens are no longer in the image's order (Hiera's)."""
+"""Types of modules that change the order of the tokens (Hiera's)."""
 
 
-def attention_points(model: nn.Module, input_size: tuple[int, int, int]) -> PointTable:
-    """Every place in a network where spatial attention can be read, in the order of execution.
+def attention_points(
+    model: nn.Module, input_size: tuple[int, ...], *, inputs: Inputs | None = None
+) -> PointTable:
+    """Return every module of a network where attention can be read, in the order of execution.
 
-    The network runs once, in eval mode, on fake tensors: neither memory nor time is spent, and
-    neither the network nor its hooks notice. (One that cannot run on them, because it looks at
-    values, runs on three black images instead.)
+    The network runs once, in eval mode, on fake tensors: it costs neither memory nor time, and
+    neither the network nor its hooks notice. (A network that cannot run on them, because its
+    forward pass depends on values, runs on three black images instead.)
 
     Args:
         model: any network. Points it declares itself, as names in an attribute
             ``attention_points``, are the recommended ones.
-        input_size: channels, height and width of its images.
+        input_size: channels and spatial axes of its input: (3, height, width) of images, (C, L) of
+            signals, (C, D, H, W) of volumes and videos.
+        inputs: example inputs of a network that takes several tensors; ``input_size`` is then that
+            of the main one.
 
     Returns:
         The table of points; what cannot be read is in its ``unreadable``, with the reason.
@@ -66,12 +83,12 @@ def attention_points(model: nn.Module, input_size: tuple[int, int, int]) -> Poin
     """
     network = unwrapped(model)
     try:
-        seen = _Recorder(structure_copy(network), input_size).run(fake=True)
+        record = _Recorder(structure_copy(network), input_size, inputs).run(fake=True)
     except InputError:
         raise
     except Exception:
-        seen = _Recorder(_copy_or_itself(network), input_size).run(fake=False)
-    return _table(seen)
+        record = _Recorder(_copy_or_itself(network), input_size, inputs).run(fake=False)
+    return _table(record)
 
 
 def _copy_or_itself(network: nn.Module) -> nn.Module:
@@ -82,7 +99,7 @@ def _copy_or_itself(network: nn.Module) -> nn.Module:
 
 
 class _Output:
-    """One output of one module. Holds on to the tensor, so that no other gets its identity."""
+    """One output of one module; it keeps the tensor, so that no other gets its identity."""
 
     def __init__(
         self,
@@ -100,20 +117,21 @@ class _Output:
 
 @dataclass
 class _Recorder:
-    """Hooks that write down, in order, what every module puts out."""
+    """Hooks that record, in order, every module's outputs."""
 
     network: nn.Module
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
+    inputs: Inputs | None
     outputs: list[_Output] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
     reordered: str | None = None
-    """The type of a module that put tokens into another order."""
+    """The type of a module that changed the order of the tokens."""
     flops: int = 0
 
     def run(self, fake: bool) -> "_Recorder":
-        """The pass."""
-        # Imported here, as it imports Triton, which takes as long as all of this package.
+        """Run the forward pass and return this recorder."""
+        # It imports Triton, which takes as long as all of this package.
         from torch.utils.flop_counter import FlopCounterMode
 
         self.reader = LayoutReader(BATCH, self.input_size[1:])
@@ -132,19 +150,35 @@ class _Recorder:
                 if name:
                     stack.callback(module.register_forward_pre_hook(self._before(name)).remove)
                     stack.callback(module.register_forward_hook(self._after(name)).remove)
-            images = torch.zeros(BATCH, *self.input_size, dtype=like.dtype, device=like.device)
+            inputs = self._example(like, fake)
             try:
-                self.network(images)
+                call_network(self.network, inputs)
+            except InputError:
+                raise
             except Exception as error:
                 if fake:
                     raise
-                reason = str(error).strip().partition("\n")[0]
+                reason = first_line(error)
                 raise InputError(
-                    f"{type(self.network).__name__} does not run on images "
-                    f"{tuple(images.shape)}: {reason}; give the input size it takes"
+                    f"{type(self.network).__name__} does not run on an input of shape "
+                    f"{tuple(main_input(inputs).shape)}: {reason}; give the input size it takes"
                 ) from error
             self.flops = self.counter.get_total_flops()
         return self
+
+    def _example(self, like: Tensor, fake: bool) -> Inputs:
+        """Return the inputs of the pass: zeros, or the example's first sample three times."""
+        if self.inputs is None:
+            return torch.zeros(BATCH, *self.input_size, dtype=like.dtype, device=like.device)
+
+        def repeated(value: Tensor) -> Tensor:
+            dtype = like.dtype if value.is_floating_point() else value.dtype
+            shape = (BATCH, *value.shape[1:])
+            if fake:
+                return torch.zeros(shape, dtype=dtype, device=like.device)
+            return value[:1].detach().to(like.device, dtype).expand(shape).clone()
+
+        return map_inputs(repeated, self.inputs)
 
     def _before(self, name: str) -> Any:
         def hook(*_: object) -> None:
@@ -173,18 +207,18 @@ class _Recorder:
 
     def _layout(self, value: object, keeps_shape: bool) -> Layout | str:
         if not isinstance(value, Tensor):
-            return f"it puts out a {type(value).__name__}"
+            return f"it returns a {type(value).__name__}"
         if not value.is_floating_point():
             return f"it holds {value.dtype} numbers"
         layout = self.reader.layout(tuple(value.shape), elementwise=keeps_shape)
         if self.reordered and isinstance(layout, Layout) and layout.kind == "tokens":
-            return f"{self.reordered} put its tokens into another order than the image's"
+            return f"{self.reordered} put its tokens into an order other than the image's"
         return layout
 
 
 @contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """Without what a logger has to say; the failures it writes about are dealt with."""
+    """Silence a logger inside the block; the failures it reports are handled."""
     disabled = logging.getLogger(logger).disabled
     logging.getLogger(logger).disabled = True
     try:
@@ -194,7 +228,7 @@ def _quiet(logger: str) -> Iterator[None]:
 
 
 def _keeps_shape(module: nn.Module, given: tuple[object, ...], value: object) -> bool:
-    """Whether a module without parameters puts out what it got in another guise."""
+    """Return whether a module without parameters returns a tensor of its input's shape."""
     first = given[0] if given else None
     return (
         isinstance(first, Tensor)
@@ -204,22 +238,22 @@ def _keeps_shape(module: nn.Module, given: tuple[object, ...], value: object) ->
     )
 
 
-def _table(seen: _Recorder) -> PointTable:
-    network, input_size = seen.network, seen.input_size
+def _table(record: _Recorder) -> PointTable:
+    network, input_size = record.network, record.input_size
     modules = dict(network.named_modules(remove_duplicate=False))
     other_names = _other_names(modules)
-    total = max(seen.flops, 1)
-    _settle_axes(seen.outputs, modules)
-    once = [output for output in seen.outputs if seen.calls[module_of(output.name)] == 1]
+    total = max(record.flops, 1)
+    _settle_axes(record.outputs, modules)
+    once = [output for output in record.outputs if record.calls[module_of(output.name)] == 1]
     points = [
         AttentionPoint(
             name=names[0],
             module="",
             layout=first.layout,
             channels=first.value.shape[first.layout.axes.index("C")],
-            stride=(
-                input_size[1] / first.layout.grid[0],
-                input_size[2] / first.layout.grid[1],
+            stride=tuple(
+                whole / length
+                for whole, length in zip(input_size[1:], first.layout.grid, strict=True)
             ),
             depth=first.flops / total,
             aliases=names[1:],
@@ -229,8 +263,8 @@ def _table(seen: _Recorder) -> PointTable:
     ]
     stages = {name: point.stage for point in points for name in (point.name, *point.aliases)}
     known = {
-        name: ModuleSeen(modules[name], stages.get(name), share / total)
-        for first, share in seen.shares.items()
+        name: ModuleRun(modules[name], stages.get(name), share / total)
+        for first, share in record.shares.items()
         for name in (first, *other_names.get(first, ()))
     }
     tree = Tree(known, points)
@@ -242,15 +276,18 @@ def _table(seen: _Recorder) -> PointTable:
     ]
     unreadable = [
         Unreadable(name, type(modules[module_of(name)]).__name__, reason)
-        for name, reason in _reasons(seen, modules, other_names)
+        for name, reason in _reasons(record, modules, other_names)
     ]
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return PointTable(tuple(points), tuple(unreadable), input_size, parameters, seen.flops // BATCH)
+    return PointTable(
+        tuple(points), tuple(unreadable), input_size, parameters, record.flops // BATCH
+    )
 
 
 def _settle_axes(outputs: list[_Output], modules: dict[str, nn.Module]) -> None:
-    """Decides where an output's shape fits both orders of the axes (96 channels on 96x96): they
-    are as in the other outputs of the network, or of its modules of the same type if it has both.
+    """Decide the order of the axes where a shape fits both (96 channels on 96x96).
+
+    It is that of the network's other outputs, or of its modules of the same type if it has both.
     """
     kinds: dict[str, set[str]] = defaultdict(set)
     for output in outputs:
@@ -261,21 +298,21 @@ def _settle_axes(outputs: list[_Output], modules: dict[str, nn.Module]) -> None:
             output.other_layout = None
         if isinstance(output.layout, Layout) and output.other_layout is None:
             kinds[type(module).__name__].add(output.layout.axes)
-    mixed = any("NHWC" in axes for axes in kinds.values())
+    mixed = any(last in axes for axes in kinds.values() for last in _LAST)
     for output in outputs:
         if output.other_layout is None or not mixed:
             continue
         known = kinds[type(modules[module_of(output.name)]).__name__]
-        if known == {"NHWC"}:
+        if known and known <= _LAST:
             output.layout = output.other_layout
-        elif known != {"NCHW"}:
+        elif not known or known & _LAST:
             output.layout = (
                 "channels first and channels last both fit its shape; give another input size"
             )
 
 
 def _other_names(modules: dict[str, nn.Module]) -> dict[str, list[str]]:
-    """Modules that stand in the network under several names: the first, and the others."""
+    """Return the other names of modules that have several, by the first one."""
     first: dict[int, str] = {}
     others: dict[str, list[str]] = defaultdict(list)
     for name, module in modules.items():
@@ -288,7 +325,7 @@ def _other_names(modules: dict[str, nn.Module]) -> dict[str, list[str]]:
 def _by_tensor(
     outputs: list[_Output], other_names: dict[str, list[str]]
 ) -> Iterator[tuple[_Output, tuple[str, ...]]]:
-    """Outputs that are the same tensor, unchanged, together: the first of them, and all names."""
+    """Group outputs that are the same, unchanged tensor: yield the first, and all names."""
     groups: dict[tuple[int, int], list[_Output]] = {}
     for output in outputs:
         groups.setdefault(output.identity, []).append(output)
@@ -307,16 +344,16 @@ def _named(point: AttentionPoint, modules: dict[str, nn.Module], tree: Tree) -> 
 
 
 def _reasons(
-    seen: _Recorder, modules: dict[str, nn.Module], other_names: dict[str, list[str]]
+    record: _Recorder, modules: dict[str, nn.Module], other_names: dict[str, list[str]]
 ) -> Iterator[tuple[str, str]]:
-    for output in seen.outputs:
-        calls = seen.calls[module_of(output.name)]
+    for output in record.outputs:
+        calls = record.calls[module_of(output.name)]
         if calls > 1:
-            yield output.name, f"it runs {calls} times in one pass"
+            yield output.name, f"it runs {calls} times in one forward pass"
         elif isinstance(output.layout, str):
             yield output.name, output.layout
     others = {name for names in other_names.values() for name in names}
     for name, module in modules.items():
         holder = isinstance(module, nn.ModuleList | nn.ModuleDict)
-        if name and name not in seen.calls and name not in others and not holder:
+        if name and name not in record.calls and name not in others and not holder:
             yield name, "it did not run"

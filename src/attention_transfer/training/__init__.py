@@ -1,17 +1,17 @@
-"""Whole runs: a network alone, or a student from a teacher."""
+"""Training: whole runs of a network alone, or of a student with a teacher."""
 
-from attention_transfer.runs.folder import Run, new_folder
-from attention_transfer.training.evaluate import evaluate_model
-from attention_transfer.training.evaluation import Evaluation
+from attention_transfer.training.classification_metrics import Evaluation
+from attention_transfer.training.evaluation import evaluate_model
 from attention_transfer.training.monitoring.progress import RunProgress
+from attention_transfer.training.setup import RunSetup, set_up_run
 from attention_transfer.training.trainer import resume, run
 
 __all__ = [
     "Evaluation",
-    "Run",
     "RunProgress",
+    "RunSetup",
     "evaluate_model",
-    "new_folder",
     "resume",
     "run",
+    "set_up_run",
 ]

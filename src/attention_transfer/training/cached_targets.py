@@ -1,4 +1,4 @@
-"""A run's teacher in a cache: found, checked against the run, and made where it is not there."""
+"""A run's cache of teacher targets: found, checked against the run, built where it is missing."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,27 +17,27 @@ from attention_transfer.config import RunConfig
 from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel
-from attention_transfer.transfer import MapFunction, Transfer
+from attention_transfer.transfer import TargetField, Transfer, map_reduction
 
 __all__ = ["CachedTargets", "cached_targets"]
 
 
 @dataclass(frozen=True)
 class CachedTargets:
-    """The cache that a run asks for, there or not."""
+    """A run's cache of teacher targets, which may not exist yet."""
 
     folder: Path
     source: TargetSource
     cache: TargetCache | None
-    """What is there already."""
+    """The cache on the disk, whole or not; None if there is none."""
 
     @property
     def views(self) -> int:
-        """Of each sample; epochs go round in them."""
+        """The number of views of each sample; more epochs cycle through them."""
         return (self.cache or self.source).contents.views
 
     def whole(self, say: Callable[[str], None], device: torch.device) -> tuple[TargetCache, float]:
-        """The cache with nothing missing, and the seconds that took; processes share the work."""
+        """Return the whole cache and the seconds that building took; processes share the work."""
         began = time.perf_counter()
         cache = self.cache or TargetCache.create(self.folder, self.source.contents)
         check_room_for_rest(cache)
@@ -45,8 +45,8 @@ class CachedTargets:
         if missing:
             contents = cache.contents
             say(
-                f"the teacher's targets for {contents.views} views of {contents.samples} images "
-                f"are built in {self.folder}, {contents.bytes / 1e6:.0f} MB"
+                f"building the teacher's targets for {contents.views} views of {contents.samples} "
+                f"images in {self.folder}, {contents.bytes / 1e6:.0f} MB"
             )
             self.source.build(
                 cache, lambda whole, total: say(f"targets: {whole} of {total} shards"), device
@@ -61,31 +61,23 @@ def cached_targets(
     transfer: Transfer,
     precision: str,
 ) -> CachedTargets | None:
-    """The cache that a run asks for, checked; None if it asks for none, or has no term that needs
-    the teacher. Writes nothing.
+    """Return a run's cache, checked; None without --cache or a term that needs the teacher.
+
+    It writes nothing.
 
     Raises:
-        InputError: a cache of something else, one that lacks what the terms need, or terms whose
-            targets are not kept.
+        InputError: the cache has another provenance, or lacks what the terms need; a term's
+            targets are too large to keep.
     """
     if config.cache is None:
         return None
-    if config.full_activation_beta is not None:
-        raise InputError(
-            "full activation transfer compares whole activations, which a cache does not keep; leave out "
-            "--cache, or --full-activation-beta"
-        )
-    if not transfer.wanted:
+    if not transfer.target_spec:
         return None
-    needed = list(dict.fromkeys(reading.point for reading in transfer.wanted.readings))
-    by_hand = not config.pairs.startswith("auto")
-    points = needed if by_hand else [*dict.fromkeys([*recommended_points(teachers, data), *needed])]
     source = TargetSource.of(
         data,
         teachers,
-        points,
-        [MapFunction(config.map, config.power)],
-        gradient=transfer.wanted.gradient,
+        _fields(config, data, teachers, transfer),
+        gradient=transfer.target_spec.gradient,
         data_seed=config.data_seed,
         views=config.cache_views or config.epochs,
         precision=precision,
@@ -98,13 +90,27 @@ def cached_targets(
     if config.cache_views not in (None, cache.contents.views):
         raise InputError(
             f"the cache in {config.cache} has {cache.contents.views} views of each image and this "
-            f"run's epochs go round in {config.cache_views}; give another folder, or for a new run "
-            "leave out --cache-views"
+            f"run's epochs cycle through {config.cache_views}; give another folder, or for a new "
+            "run leave out --cache-views"
         )
-    lacking = list(cache.contents.lacks(transfer.wanted))
+    lacking = list(cache.contents.missing_targets(transfer.target_spec))
     if lacking:
         raise InputError(
             f"the cache in {config.cache} lacks {' and '.join(lacking)}; give a new folder, which "
             "will be filled with what this run needs"
         )
     return CachedTargets(config.cache, source, cache)
+
+
+def _fields(
+    config: RunConfig, data: DataSet, teachers: Sequence[LoadedModel], transfer: Transfer
+) -> list[TargetField]:
+    """Return the fields of a new cache: what the terms need and, with automatic pairs, the
+    teacher's recommended maps, so that the cache serves other students too.
+    """
+    needed = list(transfer.target_spec.fields)
+    if "activation" not in config.attention or not config.pairs.startswith("auto"):
+        return needed
+    reduction = map_reduction(config.map, config.power)
+    recommended = [TargetField(point, reduction) for point in recommended_points(teachers, data)]
+    return list(dict.fromkeys([*recommended, *needed]))

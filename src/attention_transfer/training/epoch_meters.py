@@ -13,37 +13,51 @@ from attention_transfer.transfer import TransferOutput
 __all__ = ["AGREEMENT_EVERY", "EpochMeters"]
 
 AGREEMENT_EVERY = 8
-"""Steps between two looks at how well the attention maps agree; they cost 1 % of a step."""
+"""Steps between two measurements of attention agreement; at this rate they cost 1 % of a step."""
 
 
 @dataclass
 class EpochMeters:
-    """Sums over this process's images, and the last step's figures. Tensors stay where they are,
-    and none is changed in place: who keeps one keeps its value.
+    """Sums over this process's images, and the figures of its last step.
+
+    Tensors stay on their device, so that a step does not wait for it, and none is changed in
+    place, so that the live view can keep one.
     """
 
     images: int = 0
     wrong: Tensor | float = 0.0
+    """Training images whose most probable class is wrong."""
     terms: dict[str, Tensor] = field(default_factory=dict)
-    compared: int = 0
+    """Term name -> sum over images of its weighted value."""
+    agreement_images: int = 0
+    """Images on which attention agreement was measured."""
     agreement: dict[str, Tensor] = field(default_factory=dict)
+    """Layer pair -> sum over images of the cosine similarity of both attention maps."""
     seconds_waiting: float = 0.0
+    """Time spent waiting for data."""
     last_terms: dict[str, Tensor] = field(default_factory=dict)
-    """Of the last step."""
+    """The terms of the last step."""
     last_agreement: dict[str, Tensor] = field(default_factory=dict)
-    """Of the last step at which it was measured."""
+    """The attention agreement when it was last measured."""
 
     def add(self, out: TransferOutput, labels: Tensor, step: int) -> None:
-        """Counts one step's share of this process."""
+        """Add one step's output for this process's share of the batch.
+
+        Args:
+            out: of the step; its terms and maps may have any names, and there may be no maps.
+            labels: classes (N,), or class probabilities (N, K).
+            step: of the epoch, from 0.
+        """
         count = len(labels)
         self.images += count
-        true = labels if labels.dim() == 1 else labels.argmax(dim=1)
-        self.wrong = self.wrong + (out.logits.detach().argmax(dim=1) != true).sum()
+        classes = labels if labels.dim() == 1 else labels.argmax(dim=1)
+        assert out.logits is not None  # a whole run's student classifies
+        self.wrong = self.wrong + (out.logits.detach().argmax(dim=1) != classes).sum()
         self.last_terms = out.terms
         for name, value in out.terms.items():
             _add(self.terms, name, value * count)
         if step % AGREEMENT_EVERY == 0:
-            self.compared += count
+            self.agreement_images += count
             self.last_agreement = {
                 pair: measures.cosine(student, teacher).mean()
                 for pairs in out.maps.values()
@@ -52,19 +66,25 @@ class EpochMeters:
             for pair, value in self.last_agreement.items():
                 _add(self.agreement, pair, value * count)
 
-    def row(self, accelerator: Accelerator, seconds: float) -> dict[str, Any]:
-        """The epoch's means over the images of all processes, as metrics.jsonl has them."""
-        sums = [self.images, self.compared, self.wrong]
+    def means(self, accelerator: Accelerator, seconds: float) -> dict[str, Any]:
+        """Return the epoch's means over the images of all processes, by their names in
+        ``EpochMetrics``.
+
+        Args:
+            accelerator: adds up the sums of all processes.
+            seconds: the duration of the epoch.
+        """
+        sums = [self.images, self.agreement_images, self.wrong]
         sums += [*self.terms.values(), *self.agreement.values()]
         device = accelerator.device
-        here = torch.stack([torch.as_tensor(value, device=device).float() for value in sums])
-        images, compared, wrong, *means = accelerator.reduce(here, "sum").tolist()
-        terms = zip(self.terms, means, strict=False)
-        agreement = zip(self.agreement, means[len(self.terms) :], strict=True)
+        local = torch.stack([torch.as_tensor(value, device=device).float() for value in sums])
+        images, agreement_images, wrong, *totals = accelerator.reduce(local, "sum").tolist()
+        terms = zip(self.terms, totals, strict=False)
+        agreement = zip(self.agreement, totals[len(self.terms) :], strict=True)
         return {
             "terms": {name: total / images for name, total in terms},
             "train_error": 100 * wrong / images,
-            "attention_agreement": {pair: total / compared for pair, total in agreement},
+            "attention_agreement": {pair: total / agreement_images for pair, total in agreement},
             "images_per_second": images / seconds,
             "seconds": seconds,
             "seconds_waiting_for_data": self.seconds_waiting,

@@ -1,43 +1,39 @@
-"""How right a network is, and how well it knows it."""
+"""Predictions of a network for images, and the evaluation of a MODEL on DATA."""
 
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from attention_transfer.data import Images, batches
+from attention_transfer.config import EvaluateConfig, height_and_width
+from attention_transfer.data import (
+    DataSet,
+    Images,
+    as_input,
+    batches,
+    load_data,
+    resolve_workers,
+)
+from attention_transfer.environment import AUTOCAST, resolve_precision
 from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.models import LoadedModel, default_input_size, load, load_run
+from attention_transfer.network_inputs import preprocessing_for, try_out
 from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.runs import Run
 from attention_transfer.taps import evaluating
-from attention_transfer.transfer import as_logits
+from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
+from attention_transfer.transfer import class_logits
 
-__all__ = ["Evaluation", "calibration_error", "confusion_matrix", "compute_metrics", "predict"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of a network on images; errors are in percent."""
-
-    images: int
-    error: float
-    """Share of images whose most probable class is wrong."""
-    top5_error: float | None
-    """Share whose class is not among the five most probable; None with fewer than six classes."""
-    loss: float
-    """Mean cross-entropy, in nats."""
-    calibration_error: float
-    """Expected calibration error over 15 bins of confidence, in percent."""
-    confusion: list[list[int]]
-    """Images by true class (rows) and predicted class (columns)."""
+__all__ = ["evaluate_model", "predict"]
 
 
 def predict(
     network: nn.Module,
     images: Images,
-    normalization: Preprocessing | None,
+    preprocessing: Preprocessing | None,
     *,
     classes: int | None = None,
     batch_size: int = 256,
@@ -45,27 +41,27 @@ def predict(
     device: torch.device | None = None,
     workers: int = 0,
 ) -> Tensor:
-    """A network's logits (N, classes) of images, in eval mode.
+    """Return a network's logits (N, K) of images, computed in eval mode.
 
     Args:
-        network: gives logits (N, classes).
-        images: with their labels.
-        normalization: of the network's input; images come in [0, 1].
-        classes: how many the data have; None: as many as the network tells apart.
-        batch_size: images at a time.
-        precision: fp32, bf16 or fp16 for the network; the figures are always in float32.
-        device: where the network is.
-        workers: processes that decode ahead.
+        network: gives logits (N, K).
+        images: the N images.
+        preprocessing: applied to the images, which come in [0, 1].
+        classes: the number of classes K that the data set has; None accepts any.
+        batch_size: images per forward pass.
+        precision: "fp32", "bf16" or "fp16" for the network; the logits are always float32.
+        device: where the network is; by default the CPU.
+        workers: processes that decode images ahead.
 
     Raises:
-        InputError: there are no images, or the network gives no logits of these classes.
+        InputError: there are no images, or the network has another number of outputs.
         TrainingError: the logits are not finite.
     """
     if len(images) == 0:
-        raise InputError("there are no images to evaluate on")
+        raise InputError("the split has no images; expected at least one to evaluate on")
     device = device or torch.device("cpu")
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    logits = []
+    dtype = AUTOCAST.get(precision)
+    parts = []
     with (
         evaluating(network),
         torch.no_grad(),
@@ -73,77 +69,79 @@ def predict(
     ):
         order = np.arange(len(images))
         for batch in batches(images, order, batch_size, workers=workers, device=device):
-            given = normalization(batch.images) if normalization else batch.images
-            logits.append(as_logits(network(given)).float().cpu())
-            told_apart = logits[-1].shape[1]
-            if classes not in (None, told_apart):
+            pixels = preprocessing(batch.images) if preprocessing else batch.images
+            parts.append(class_logits(network(pixels)).float().cpu())
+            outputs = parts[-1].shape[1]
+            if classes not in (None, outputs):
                 raise InputError(
-                    f"the network tells {told_apart} classes apart and the data have {classes}; "
-                    "evaluate it on data of its own classes"
+                    f"the network has {outputs} outputs, the data set {classes} classes; evaluate "
+                    "it on data with the classes it was trained on"
                 )
-    found = torch.cat(logits)
-    if not bool(found.isfinite().all()):
+    logits = torch.cat(parts)
+    if not bool(logits.isfinite().all()):
         raise TrainingError(
-            "the network puts out values that are not finite: its training diverged, or its "
-            "weights are damaged; train it again with a lower --lr"
+            "the network's logits are not finite: its training diverged, or its weights are "
+            "damaged; train it again with a lower --lr"
         )
-    return found
+    return logits
 
 
-def compute_metrics(logits: Tensor, labels: Tensor) -> Evaluation:
-    """The figures of logits (N, classes) against labels (N,).
+def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evaluation]:
+    """Evaluate a MODEL on DATA, as ``attention-transfer evaluate`` does.
+
+    For a run's folder, data set, data seed and share of validation images default to the run's.
 
     Raises:
-        InputError: a label has no logit.
-
-    Example:
-        >>> compute_metrics(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])).error
-        50.0
+        InputError: the model or the data set is unknown, or the two do not fit.
     """
-    classes = logits.shape[1]
-    if int(labels.max()) >= classes:
+    precision = resolve_precision(config.precision)
+    data = _load_data(config)
+    model = load(config.model, len(data.class_names), trained=True)
+    if model.card is not None and model.card.class_names != data.class_names:
         raise InputError(
-            f"the network tells {classes} classes apart, the data have {int(labels.max()) + 1}; "
-            "evaluate it on data with the classes it was trained on"
+            f"{config.model} was trained on the classes {_abridged(model.card.class_names)}, "
+            f"{data.name} has {_abridged(data.class_names)}; evaluate it on data with its classes"
         )
-    predictions = logits.argmax(dim=1)
-    confidences = logits.softmax(dim=1).amax(dim=1)
-    right = predictions == labels
-    top5 = None
-    if classes > 5:
-        hits = (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
-        top5 = 100 - 100 * hits.double().mean().item()
-    return Evaluation(
-        images=len(labels),
-        error=100 - 100 * right.double().mean().item(),
-        top5_error=top5,
-        loss=functional.cross_entropy(logits, labels).item(),
-        calibration_error=100 * calibration_error(confidences.numpy(), right.numpy()),
-        confusion=confusion_matrix(labels.numpy(), predictions.numpy(), classes).tolist(),
+    images = data.validation if config.split == "validation" else data.test
+    if model.preprocessing is not None:
+        images = images.resized(images.size, model.preprocessing.interpolation)
+    try_out(model, data, as_input(images.pixels(np.arange(1))))
+    logits = predict(
+        model.network,
+        images,
+        preprocessing_for(model, data),
+        classes=len(data.class_names),
+        batch_size=config.batch_size,
+        precision=precision,
+        workers=resolve_workers(config.workers, data.test),
+    )
+    return model, data, compute_metrics(logits, images.labels)
+
+
+def _load_data(config: EvaluateConfig) -> DataSet:
+    """Load the data set to evaluate on; what the user left open is as in the model's run."""
+    name, validation, data_seed = config.data, config.validation, config.data_seed
+    folder = Path(config.model)
+    if os.path.isdir(folder):
+        card = load_run(folder).card
+        assert card is not None
+        name = name or card.data
+        if (folder / "config.yaml").is_file():
+            trained = Run(folder).config
+            validation = trained.validation if validation is None else validation
+            data_seed = trained.data_seed if data_seed is None else data_seed
+    if name is None:
+        raise InputError(f"{config.model} does not say what it was trained on; give --data DATA")
+    return load_data(
+        name,
+        validation=0.1 if validation is None else validation,
+        data_seed=data_seed or 0,
+        download=config.download,
+        image_size=None if config.image_size is None else height_and_width(config.image_size),
+        default_size=default_input_size(config.model)[1:],
     )
 
 
-def calibration_error(
-    confidences: NDArray[np.floating], right: NDArray[np.bool_], bins: int = 15
-) -> float:
-    """The expected calibration error (Guo et al., ICML 2017): over equal bins of confidence, the
-    mean gap between confidence and accuracy, weighted by how many images fall into the bin.
-
-    >>> round(calibration_error(np.array([0.9, 0.9]), np.array([True, False])), 3)
-    0.4
-    """
-    chosen = np.minimum((confidences * bins).astype(int), bins - 1)
-    gaps = np.bincount(chosen, weights=confidences - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidences))
-
-
-def confusion_matrix(
-    labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int
-) -> NDArray[np.int64]:
-    """Counts by true class (rows) and predicted class (columns).
-
-    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 1]), 2).tolist()
-    [[1, 0], [1, 1]]
-    """
-    counts = np.bincount(labels * classes + predictions, minlength=classes**2)
-    return counts.reshape(classes, classes)
+def _abridged(names: Sequence[str]) -> str:
+    """Return the first three names and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

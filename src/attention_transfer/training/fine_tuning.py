@@ -1,4 +1,4 @@
-"""Training a network by parts: what keeps its weights, and what learns slowly."""
+"""Fine-tuning: frozen modules, and a smaller learning rate for the backbone."""
 
 import fnmatch
 from collections.abc import Iterable
@@ -13,17 +13,17 @@ __all__ = ["freeze", "parameter_groups"]
 
 
 def freeze(network: nn.Module, patterns: str) -> list[nn.Module]:
-    """Takes modules out of training: their parameters get no gradient.
+    """Freeze modules: their parameters get no gradient.
 
     Args:
-        network: whose modules.
-        patterns: names, separated by commas, with ``*``, ``?`` and ``[...]``.
+        network: the network that is trained.
+        patterns: module names separated by commas; ``*``, ``?`` and ``[...]`` match several.
 
     Returns:
-        The modules; keep them in eval mode, so that batch statistics do not move either.
+        The frozen modules; keep them in eval mode, so that batch statistics do not change either.
 
     Raises:
-        InputError: a pattern that no module matches, or nothing would be left to train.
+        InputError: a pattern matches no module, or nothing is left to train.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
@@ -33,13 +33,13 @@ def freeze(network: nn.Module, patterns: str) -> list[nn.Module]:
     modules = {name: module for name, module in network.named_modules() if name}
     frozen: list[nn.Module] = []
     for pattern in (part.strip() for part in patterns.split(",")):
-        found = fnmatch.filter(modules, pattern)
-        if not found:
+        names = fnmatch.filter(modules, pattern)
+        if not names:
             raise InputError(
                 f"no module of {type(network).__name__} matches {pattern!r} to freeze; "
                 f"{nearest(pattern, modules)}"
             )
-        frozen += [modules[name] for name in found]
+        frozen += [modules[name] for name in names]
     for module in frozen:
         module.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
@@ -50,19 +50,20 @@ def freeze(network: nn.Module, patterns: str) -> list[nn.Module]:
 def parameter_groups(
     transfer: Transfer, backbone_lr: float, heads: Iterable[nn.Module]
 ) -> list[dict[str, Any]]:
-    """Parameters for an optimizer, each group with its share ``scale`` of the learning rate.
+    """Return parameter groups for an optimizer, each with the ``scale`` of its learning rate.
 
     Args:
-        transfer: whose student trains, and whose terms.
-        backbone_lr: the share for the student but for its last layers.
-        heads: those.
+        transfer: holds the student and the terms, which may have parameters.
+        backbone_lr: the scale for the student without its heads; everything else has 1.
+        heads: the student's layers that give its logits.
     """
     if backbone_lr == 1:
         return [{"params": list(transfer.parameters()), "scale": 1.0}]
-    last = {parameter for head in heads for parameter in head.parameters()}
-    backbone = [parameter for parameter in transfer.student.parameters() if parameter not in last]
-    rest = set(transfer.parameters()) - set(backbone)
+    head = {parameter for module in heads for parameter in module.parameters()}
+    backbone = [parameter for parameter in transfer.student.parameters() if parameter not in head]
+    in_backbone = set(backbone)
+    rest = [parameter for parameter in transfer.parameters() if parameter not in in_backbone]
     return [
         {"params": backbone, "scale": backbone_lr},
-        {"params": [own for own in transfer.parameters() if own in rest], "scale": 1.0},
+        {"params": rest, "scale": 1.0},
     ]

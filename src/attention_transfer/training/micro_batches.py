@@ -1,4 +1,4 @@
-"""A step's batch in parts: less memory, and the same gradient of terms that are batch means."""
+"""Micro-batches: a step's batch in several forward passes, for less memory."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,35 +12,37 @@ from attention_transfer.transfer.terms.base import PairedMaps
 __all__ = ["merge_outputs", "micro_batches"]
 
 
-def micro_batches(count: int, parts: int) -> list[slice]:
-    """Where each part of a batch starts and ends.
+def micro_batches(images: int, count: int) -> list[slice]:
+    """Divide a batch into micro-batches whose sizes differ by at most one image.
 
-    Sizes differ by one at most, and no part has a single image, which batch norm may refuse: a
-    small batch, such as an epoch's last, has fewer parts.
+    None has a single image, which batch norm may refuse: a small batch, such as an epoch's last,
+    has fewer micro-batches.
 
     Args:
-        count: images in the batch.
-        parts: how many parts it is to have.
+        images: images in the batch.
+        count: micro-batches wanted.
+
+    Returns:
+        The bounds of each micro-batch.
 
     Example:
-        >>> [(part.start, part.stop) for part in micro_batches(10, parts=3)]
+        >>> [(part.start, part.stop) for part in micro_batches(10, count=3)]
         [(0, 3), (3, 6), (6, 10)]
-        >>> len(micro_batches(5, parts=3)), len(micro_batches(1, parts=3))
+        >>> len(micro_batches(5, count=3)), len(micro_batches(1, count=3))
         (2, 1)
     """
-    parts = max(1, min(parts, count // 2))
-    bounds = [count * number // parts for number in range(parts + 1)]
+    count = max(1, min(count, images // 2))
+    bounds = [images * number // count for number in range(count + 1)]
     return [slice(start, end) for start, end in pairwise(bounds)]
 
 
 def merge_outputs(outputs: Sequence[TransferOutput]) -> TransferOutput:
-    """What the parts of a batch gave, as one output of the batch, detached.
+    """Merge the outputs of micro-batches into the output of their batch, detached.
 
-    The loss and each term are the parts' means, weighted by their images; logits and maps follow
-    one another.
+    The loss and each term are means over images; logits and maps are concatenated.
 
     Args:
-        outputs: of the parts, in order.
+        outputs: of the micro-batches, in order.
 
     Example:
         >>> transfer = at.Transfer(nn.Flatten(), terms=[at.CrossEntropy()])
@@ -51,32 +53,34 @@ def merge_outputs(outputs: Sequence[TransferOutput]) -> TransferOutput:
     """
     if len(outputs) == 1:
         return outputs[0]
-    images = [len(out.logits) for out in outputs]
-    theirs = [out.teacher_logits for out in outputs if out.teacher_logits is not None]
+    logits = [out.logits for out in outputs if out.logits is not None]
+    sizes = [len(part) for part in logits]
+    teacher_logits = [out.teacher_logits for out in outputs if out.teacher_logits is not None]
     return TransferOutput(
-        loss=_mean([out.loss for out in outputs], images),
-        terms=_means([out.terms for out in outputs], images),
-        raw_terms=_means([out.raw_terms for out in outputs], images),
-        logits=torch.cat([out.logits.detach() for out in outputs]),
+        loss=_mean([out.loss for out in outputs], sizes),
+        terms=_means([out.terms for out in outputs], sizes),
+        raw_terms=_means([out.raw_terms for out in outputs], sizes),
+        output=None,
+        logits=torch.cat([part.detach() for part in logits]),
         maps={
-            term: {pair: _together([out.maps[term][pair] for out in outputs]) for pair in pairs}
+            term: {pair: _concatenated([out.maps[term][pair] for out in outputs]) for pair in pairs}
             for term, pairs in outputs[0].maps.items()
         },
-        teacher_logits=torch.cat(theirs) if theirs else None,
+        teacher_logits=torch.cat(teacher_logits) if teacher_logits else None,
     )
 
 
-def _mean(values: Sequence[Tensor], images: Sequence[int]) -> Tensor:
-    """Of parts, by their images."""
-    weights = values[0].new_tensor(images) / sum(images)
+def _mean(values: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """Return the mean of the micro-batches' values, weighted by their images."""
+    weights = values[0].new_tensor(sizes) / sum(sizes)
     return (torch.stack([value.detach() for value in values]) * weights).sum()
 
 
-def _means(terms: Sequence[dict[str, Tensor]], images: Sequence[int]) -> dict[str, Tensor]:
-    return {name: _mean([values[name] for values in terms], images) for name in terms[0]}
+def _means(terms: Sequence[dict[str, Tensor]], sizes: Sequence[int]) -> dict[str, Tensor]:
+    return {name: _mean([values[name] for values in terms], sizes) for name in terms[0]}
 
 
-def _together(maps: Sequence[PairedMaps]) -> PairedMaps:
+def _concatenated(maps: Sequence[PairedMaps]) -> PairedMaps:
     return PairedMaps(
-        torch.cat([both.student for both in maps]), torch.cat([both.teacher for both in maps])
+        torch.cat([pair.student for pair in maps]), torch.cat([pair.teacher for pair in maps])
     )

@@ -1,4 +1,4 @@
-"""The learning rate, as a function of how far a run is: no state, so any step can be resumed."""
+"""The learning rate as a function of a run's progress: no state, so any step can be resumed."""
 
 import math
 from typing import Literal
@@ -7,16 +7,16 @@ __all__ = ["learning_rate_factor"]
 
 
 def learning_rate_factor(schedule: Literal["one-cycle", "step"], progress: float) -> float:
-    """What the largest learning rate is multiplied by when a share of the steps is done.
+    """Return the factor of the largest learning rate at a share of the run's steps.
 
-    - ``"one-cycle"``: up from 1/25 to 1 over the first 30 %, down to nearly 0 by the end, both
-      along a cosine (Smith & Topin, 2018).
-    - ``"step"``: x0.2 at 30, 60 and 80 %; of 200 epochs these are 60, 120 and 160, as in the
-      authors' code.
+    - ``"one-cycle"``: from 1/25 up to 1 over the first 30 %, then down to nearly 0, both along a
+      cosine (Smith & Topin, 2018).
+    - ``"step"``: x0.2 at 30, 60 and 80 %; in 200 epochs that is after 60, 120 and 160, as in
+      the authors' code.
 
     Args:
-        schedule: which of the two.
-        progress: from 0 to 1.
+        schedule: the name of the schedule.
+        progress: the share of the steps that is done, from 0 to 1.
 
     Example:
         >>> [round(learning_rate_factor("step", share), 3) for share in (0, 0.3, 0.6, 0.8)]

@@ -1,4 +1,4 @@
-"""From a configuration to data, networks and the objective. Nothing is written."""
+"""Set up a run: from a configuration to data, networks and the objective. Nothing is written."""
 
 import copy
 from collections.abc import Iterator
@@ -31,29 +31,24 @@ from attention_transfer.network_inputs import (
 )
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
+from attention_transfer.training.configured_terms import configured_terms
 from attention_transfer.training.fine_tuning import freeze
 from attention_transfer.training.memory.recomputation import Recomputation, plan_recomputation
 from attention_transfer.training.monitoring.tracking import check_installed
+from attention_transfer.training.objects import NO_OBJECTS, RunObjects, loaded_object
 from attention_transfer.transfer import (
-    ActivationAttention,
-    CrossEntropy,
-    FlipSymmetry,
-    FullActivation,
-    GradientAttention,
-    InputGradientNorm,
     Term,
     Transfer,
-    as_logits,
+    class_logits,
     compiler_fault,
-    distillation_terms,
 )
 
-__all__ = ["RunSetup", "count_flops", "set_up_run", "terms_of"]
+__all__ = ["RunSetup", "count_flops", "set_up_run"]
 
 
 @dataclass(frozen=True)
 class RunSetup:
-    """A run that could begin: everything has been checked."""
+    """A run that is ready to begin: everything has been checked."""
 
     config: RunConfig
     data: DataSet
@@ -62,55 +57,53 @@ class RunSetup:
     transfer: Transfer
     precision: str
     compiled: bool
-    """Whether passes are compiled: asked for, and there is a compiler."""
+    """Whether forward passes are compiled: configured, and there is a compiler."""
     frozen: list[nn.Module]
     """Modules of the student that keep their weights and stay in eval mode."""
     heads: list[nn.Module]
-    """Layers of the student that give its logits, where they learn faster than the rest."""
+    """The student's last layers, where they have a learning rate of their own."""
     recomputation: Recomputation
-    """Parts of the student whose insides are not kept for the backward pass."""
+    """Parts of the student whose activations are recomputed in the backward pass."""
     targets: CachedTargets | None
-    """The teacher's, where they come from a cache."""
+    """The cache of teacher targets, if the run has one."""
     notices: list[str] = field(default_factory=list)
-    """What a user should know before the run."""
+    """Lines that a user should read before the run."""
 
     @property
-    def normalization(self) -> Preprocessing:
-        """Of the student's input."""
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing of the student's input."""
         return preprocessing_for(self.student, self.data)
 
     @property
     def card(self) -> ModelCard:
-        """How to build and feed the student once it is trained."""
+        """The model card: how to build the trained student, and the preprocessing it expects."""
         return ModelCard(
             name=self.student.name,
             class_names=self.data.class_names,
             input_size=self.data.input_size,
-            mean=tuple(self.normalization.mean),
-            std=tuple(self.normalization.std),
+            mean=tuple(self.preprocessing.mean),
+            std=tuple(self.preprocessing.std),
             data=self.config.data,
-            interpolation=self.normalization.interpolation,
+            interpolation=self.preprocessing.interpolation,
         )
 
 
-def set_up_run(config: RunConfig, data: DataSet | None = None) -> RunSetup:
-    """Loads and checks everything a run needs.
+def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
+    """Load and check everything a run needs.
 
     Args:
         config: of the run.
-        data: the configuration's data, if they are loaded already.
+        objects: what was given as Python objects, which the configuration cannot name.
 
     Raises:
-        InputError: whatever would not fit.
+        InputError: settings, networks or data that do not fit each other.
     """
     precision = resolve_precision(config.precision)
     check_installed(config)
-    terms = terms_of(config)
+    terms = configured_terms(config, objects.terms)
     _check_settings(config, terms)
-    if data is None:
-        own_size = default_input_size(config.student)[1:]
-        data = images_of(config, own_size, masks=config.masks)
-    student, teachers = _load_networks(config, data)
+    data = _load_data(config, objects)
+    student, teachers = _load_networks(config, data, objects)
     data = augmented(decoded_for(data, student, teachers), config)
     example = as_input(data.train.pixels(np.arange(1)))
     for teacher in teachers:
@@ -122,8 +115,8 @@ def set_up_run(config: RunConfig, data: DataSet | None = None) -> RunSetup:
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
     recomputation = Recomputation({}, share=1.0)
     if config.grad_checkpoint:
-        given = preprocessing_for(student, data)(example)
-        recomputation = plan_recomputation(student.network, given)
+        images = preprocessing_for(student, data)(example)
+        recomputation = plan_recomputation(student.network, images)
     if config.channels_last:
         for loaded in [student, *teachers]:
             loaded.network.to(memory_format=torch.channels_last)
@@ -162,16 +155,16 @@ def set_up_run(config: RunConfig, data: DataSet | None = None) -> RunSetup:
 
 
 def _check_settings(config: RunConfig, terms: list[Term]) -> None:
-    """Raises an InputError for settings that do not go with each other."""
+    """Raise an InputError for settings that contradict each other."""
     if config.grad_checkpoint and any(term.needs_input_gradient for term in terms):
         raise InputError(
-            "gradient terms differentiate the backward pass, which keeps all that it computes "
-            "again, so grad_checkpoint would save nothing; leave one of them out, or lower memory "
-            "with --accumulate"
+            "gradient terms differentiate the backward pass, which keeps all that it recomputes, "
+            "so grad_checkpoint would save nothing; leave one of them out, or lower memory with "
+            "--accumulate"
         )
     if config.cache_views and config.cache is None:
-        raise InputError("cache_views is of a cache, and none is asked for; give --cache as well")
-    if config.backbone_lr == 0 and any(term.wanted_pairs is not None for term in terms):
+        raise InputError("cache_views needs a cache, got none; give --cache as well")
+    if config.backbone_lr == 0 and any(term.pairs is not None for term in terms):
         raise InputError(
             "with backbone_lr 0 the student's features stay as they are, so nothing could be "
             "transferred to them; give a rate above 0, or --attention none"
@@ -184,27 +177,45 @@ def _check_settings(config: RunConfig, terms: list[Term]) -> None:
         )
 
 
-def _load_networks(config: RunConfig, data: DataSet) -> tuple[LoadedModel, list[LoadedModel]]:
-    """The student and its teachers."""
+def _load_data(config: RunConfig, objects: RunObjects) -> DataSet:
+    """Return the run's data set, of the name or of the object."""
+    if isinstance(objects.data, DataSet) and len(objects.data.validation):
+        return objects.data
+    size = (224, 224) if objects.student is not None else default_input_size(config.student)[1:]
+    return images_of(config, size, masks=config.masks, data=objects.data)
+
+
+def _load_networks(
+    config: RunConfig, data: DataSet, objects: RunObjects
+) -> tuple[LoadedModel, list[LoadedModel]]:
+    """Return the student and its teachers, of names or of objects."""
     classes = len(data.class_names)
     settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
     names = split_models(config.teacher) if config.teacher is not None else []
-    teachers = [load(name, classes, trained=True, **settings) for name in names]
+    modules = objects.teachers or (None,) * len(names)
+    teachers = [
+        load(name, classes, trained=True, **settings)
+        if module is None
+        else loaded_object(module, name)
+        for name, module in zip(names, modules, strict=True)
+    ]
+    if objects.student is not None:
+        return loaded_object(objects.student, config.student), teachers
     return load(config.student, classes, trained=False, **settings), teachers
 
 
 def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_size: int) -> None:
-    """Whether it can be trained on the data and written down.
+    """Check that the student can be trained on the data and saved.
 
     Raises:
-        InputError: it cannot.
+        InputError: it has other classes, state that cannot be saved, or needs larger batches.
     """
-    logits = as_logits(try_out(student, data, images))
+    logits = class_logits(try_out(student, data, images))
     classes = len(data.class_names)
     if logits.shape[1] != classes:
         raise InputError(
-            f"{student.name} tells {logits.shape[1]} classes apart and the data have {classes}; "
-            "let its factory take num_classes"
+            f"{student.name} has {logits.shape[1]} outputs, the data set {classes} classes; let "
+            "its factory take num_classes, or give a network with as many"
         )
     for name, value in student.network.state_dict().items():
         if not isinstance(value, Tensor):
@@ -225,70 +236,20 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_si
 
 
 def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[str]:
-    """What is other, or slower here, than one might expect."""
+    """Yield what differs from what was configured, or is slow on this machine."""
     if precision == "bf16" and not fast_bf16():
         yield (
-            "bf16 is computed without hardware for it here, which takes several times as long as "
-            "fp32; --precision auto would take fp32"
+            "this machine has no hardware for bf16, which takes several times as long as fp32; "
+            "--precision auto would take fp32"
         )
     if config.compile and compiler_fault() is not None:
         yield f"nothing is compiled: no compiler works here ({compiler_fault()})"
-    if config.cache is not None and not transfer.wanted:
-        yield "no term needs the teacher, so no cache is read or made"
-
-
-def terms_of(config: RunConfig) -> list[Term]:
-    """The terms a configuration asks for.
-
-    Raises:
-        InputError: a distillation without anything to transfer.
-    """
-    terms: list[Term] = []
-    if config.teacher is not None and "activation" in config.attention:
-        terms.append(
-            ActivationAttention(
-                beta=config.beta,
-                map=config.map,
-                power=config.power,
-                form=config.form,
-                pairs=config.pairs,
-                schedule=config.beta_schedule,
-            )
-        )
-    if config.full_activation_beta is not None:
-        terms.append(FullActivation(config.full_activation_beta, config.pairs))
-    terms += _gradient_terms(config)
-    if config.kd_alpha is not None:
-        return [*distillation_terms(config.kd_alpha, config.temperature), *terms]
-    if not terms and config.teacher is not None:
-        raise InputError(
-            "nothing to transfer: attention is none and neither kd_alpha nor full_activation_beta is "
-            "given; give one of them (or a gradient term), or use 'attention-transfer train'"
-        )
-    return [CrossEntropy(), *terms]
-
-
-def _gradient_terms(config: RunConfig) -> Iterator[Term]:
-    form = config.gradient_form
-    if "gradient" in config.attention and config.gradient_beta is None:
-        raise InputError(
-            "attention gradient needs its weight, got no gradient_beta; give --gradient-beta, "
-            "such as 0.01"
-        )
-    if config.gradient_beta is not None:
-        yield GradientAttention(
-            config.gradient_beta, form, config.gradient_normalize, config.gradient_map
-        )
-    if config.flip_symmetry_beta is not None:
-        classes = config.flip_classes
-        chosen = None if classes is None else tuple(map(int, classes.split(",")))
-        yield FlipSymmetry(config.flip_symmetry_beta, form, config.flip_axis, chosen)
-    if config.input_gradient_norm_beta is not None:
-        yield InputGradientNorm(config.input_gradient_norm_beta, form)
+    if config.cache is not None and not transfer.target_spec:
+        yield "no term needs the teacher, so no cache is read or built"
 
 
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Floating-point operations of one image's forward pass (a multiply-add counts as two)."""
+    """Return the operations of one image's forward pass (a multiply-add counts as two)."""
     image = torch.zeros(1, *input_size, device=next(network.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         training = network.training

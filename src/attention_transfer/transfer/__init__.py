@@ -2,23 +2,32 @@
 
 from attention_transfer.transfer.attention_maps import Attention, attention_maps, attention_of
 from attention_transfer.transfer.compiled_forward import compiler_fault
+from attention_transfer.transfer.forward import class_logits, find_logits
 from attention_transfer.transfer.objective import Transfer
-from attention_transfer.transfer.output import TransferOutput
+from attention_transfer.transfer.output import PairDescription, TransferOutput
 from attention_transfer.transfer.pairing import Pair, PairingSide
-from attention_transfer.transfer.targets import MapFunction, TargetField, Targets, TargetSpec
-from attention_transfer.transfer.teacher import FrozenTeacher, as_logits
-from attention_transfer.transfer.teacher_ensemble import frozen_teacher
-from attention_transfer.transfer.terms.base import Observation, Term
-from attention_transfer.transfer.terms.features import ActivationAttention, FullActivation
-from attention_transfer.transfer.terms.input_gradients import (
-    FlipSymmetry,
-    GradientAttention,
-    InputGradientNorm,
+from attention_transfer.transfer.targets import (
+    Reduction,
+    TargetField,
+    Targets,
+    TargetSpec,
+    map_reduction,
 )
-from attention_transfer.transfer.terms.logits import (
+from attention_transfer.transfer.teacher import FrozenTeacher
+from attention_transfer.transfer.teacher_ensemble import frozen_teacher
+from attention_transfer.transfer.terms import (
+    ActivationAttention,
     BinaryCrossEntropy,
     CrossEntropy,
+    FlipSymmetry,
+    FullActivation,
+    GradientAttention,
+    InputGradientNorm,
     KnowledgeDistillation,
+    PairInputs,
+    PairTerm,
+    Term,
+    TermInputs,
     distillation_terms,
 )
 
@@ -33,20 +42,25 @@ __all__ = [
     "GradientAttention",
     "InputGradientNorm",
     "KnowledgeDistillation",
-    "MapFunction",
-    "Observation",
     "Pair",
-    "TargetField",
+    "PairDescription",
+    "PairInputs",
+    "PairTerm",
     "PairingSide",
+    "Reduction",
+    "TargetField",
+    "TargetSpec",
     "Targets",
     "Term",
+    "TermInputs",
     "Transfer",
     "TransferOutput",
-    "TargetSpec",
-    "as_logits",
     "attention_maps",
     "attention_of",
+    "class_logits",
     "compiler_fault",
     "distillation_terms",
+    "find_logits",
     "frozen_teacher",
+    "map_reduction",
 ]

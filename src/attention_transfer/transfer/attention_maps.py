@@ -1,4 +1,4 @@
-"""A network's attention maps, for looking at."""
+"""A network's attention maps, to look at or to measure."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -8,21 +8,22 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import MapKind, activation_map
-from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import Taps, evaluating
-from attention_transfer.transfer.input_gradients import check_images
-from attention_transfer.transfer.pairing import PairingSide
-from attention_transfer.transfer.teacher import (
+from attention_transfer.taps import Inputs, Taps, evaluating, main_input, with_main_input
+from attention_transfer.transfer.forward import (
+    class_logits,
     input_gradient,
     input_size,
     tapped_forward,
 )
+from attention_transfer.transfer.input_gradients import check_images
+from attention_transfer.transfer.pairing import PairingSide
+from attention_transfer.transfer.teacher_ensemble import MeanAndDeviation, as_preprocessing
 
 __all__ = ["Attention", "attention_maps", "attention_of"]
 
 
 class Attention(NamedTuple):
-    """A network's maps by point, each (N, H, W), and what it put out."""
+    """A network's maps by point, each (N, *S), and its output in the same forward pass."""
 
     maps: dict[str, Tensor]
     output: object
@@ -30,22 +31,23 @@ class Attention(NamedTuple):
 
 def attention_maps(
     model: nn.Module,
-    images: Tensor,
+    images: Inputs,
     points: Sequence[str] | None = None,
     attention: Literal["activation", "gradient"] = "activation",
     map: MapKind = "sum",
     power: float = 2.0,
-    normalization: Preprocessing | tuple[Sequence[float], Sequence[float]] | None = None,
+    normalization: MeanAndDeviation | None = None,
     labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Where a network looks: the attention map F of its activations at some points, or of its
-    loss's gradient at the images.
+    """Return where a network looks, as attention maps.
 
-    The network runs once, in eval mode; its mode and its gradients stay as they were.
+    A map is F of the activations at a point, or of the loss's gradient at the images. The network
+    runs once, in eval mode; its mode and its gradients stay as they were.
 
     Args:
         model: the network.
-        images: (N, C, H, W), as the network takes them.
+        images: (N, C, H, W), or signals (N, C, L) or volumes (N, C, D, H, W), as the network takes
+            them; or all its inputs, as of :class:`attention_transfer.Transfer`.
         points: names of modules; by default those the network declares, or the recommended ones of
             :func:`attention_transfer.attention_points`. Gradient attention is read
             at the images, and takes none.
@@ -59,12 +61,13 @@ def attention_maps(
             that the network predicts.
 
     Returns:
-        Each point's maps, (N, H, W), in at least float32; of gradient attention, ``"input"``'s.
+        Each point's maps, (N, H, W) or of as many axes as the images, in at least float32; of
+        gradient attention, those of ``"input"``.
 
     Raises:
         InputError: an unknown point or attention, no points known, points or labels given where
             they mean nothing, or a loss that does not depend on the images.
-        ValueError: p is not positive, or features are not (N, C, H, W).
+        ValueError: p is not positive.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU())
@@ -80,15 +83,15 @@ def attention_maps(
 
 def attention_of(
     model: nn.Module,
-    images: Tensor,
+    images: Inputs,
     points: Sequence[str] | None = None,
     attention: Literal["activation", "gradient"] = "activation",
     map: MapKind = "sum",
     power: float = 2.0,
-    normalization: Preprocessing | tuple[Sequence[float], Sequence[float]] | None = None,
+    normalization: MeanAndDeviation | None = None,
     labels: Tensor | None = None,
 ) -> Attention:
-    """The maps of :func:`attention_maps`, and the output of the pass they were read in."""
+    """Return the maps of :func:`attention_maps` and the output of the same forward pass."""
     if attention not in ("activation", "gradient"):
         raise InputError(f'attention must be "activation" or "gradient", got {attention!r}')
     if attention == "gradient":
@@ -98,27 +101,30 @@ def attention_of(
         return Attention({"input": activation_map(gradient, map, power)}, logits)
     if labels is not None:
         raise InputError('activation attention needs no labels; did you mean attention="gradient"?')
-    own = Preprocessing(*normalization) if normalization is not None else None
+    preprocessing = as_preprocessing(normalization)
     if points is None:
-        points = PairingSide(model, input_size(images, own)).recommended
+        inputs = None if isinstance(images, Tensor) else images
+        points = PairingSide(model, input_size(images, preprocessing), inputs).recommended
     taps = Taps(model, points)
     with evaluating(model), torch.no_grad():
-        seen = tapped_forward(model, taps, images, own)
-    maps = {point: activation_map(seen.features[point], map, power) for point in taps.points}
-    return Attention(maps, seen.output)
+        result = tapped_forward(model, taps, images, preprocessing)
+    maps = {point: activation_map(result.features[point], map, power) for point in taps.points}
+    return Attention(maps, result.output)
 
 
 def _input_gradient(
     model: nn.Module,
-    images: Tensor,
-    normalization: Preprocessing | tuple[Sequence[float], Sequence[float]] | None,
+    inputs: Inputs,
+    normalization: MeanAndDeviation | None,
     labels: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """J, (N, C, H, W), and the logits."""
+    """Return J, in the shape of the images, and the logits."""
+    images = main_input(inputs)
     check_images(images)
     images = images.detach().clone().requires_grad_()
-    own = Preprocessing(*normalization) if normalization is not None else None
+    inputs = with_main_input(inputs, images)
     with evaluating(model), torch.enable_grad():
-        logits = tapped_forward(model, Taps(model, []), images, own).logits
+        result = tapped_forward(model, Taps(model, []), inputs, as_preprocessing(normalization))
+        logits = class_logits(result.output)
     labels = logits.argmax(dim=1) if labels is None else labels
     return input_gradient(logits, labels, images), logits.detach()

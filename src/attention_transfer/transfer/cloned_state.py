@@ -1,4 +1,4 @@
-"""Running a network on copies of its parameters and buffers, so that its own are not touched."""
+"""Run a network on copies of its parameters and buffers, so that its own are not touched."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,18 @@ __all__ = ["call_with_cloned_state"]
 
 def call_with_cloned_state(
     network: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: Any,
     settings: Mapping[str, Any] | None = None,
     *,
     parameters: bool = True,
 ) -> Any:
-    """``network(*inputs, **settings)`` with copies of its buffers, and of its parameters if wanted.
+    """Call a network on copies of its buffers and, if ``parameters``, of its parameters.
+
+    Args:
+        network: any module.
+        inputs: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        settings: further keyword arguments.
+        parameters: whether parameters are copied too.
 
     Each module is taken once, whatever number of names it has, and each tensor is copied once.
     (``functional_call`` on ``state_dict()`` gives back a module of two names with tensors in place
@@ -38,4 +44,7 @@ def call_with_cloned_state(
             if id(tensor) not in made:
                 made[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
             copies[f"{prefix}.{name}" if prefix else name] = made[id(tensor)]
-    return functional_call(network, copies, inputs, dict(settings or {}), tie_weights=False)
+    arguments, keywords = inputs, dict(settings or {})
+    if isinstance(inputs, Mapping):
+        arguments, keywords = (), {**inputs, **keywords}
+    return functional_call(network, copies, arguments, keywords, tie_weights=False)

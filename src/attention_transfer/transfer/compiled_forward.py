@@ -1,7 +1,7 @@
-"""A network's pass, compiled together with the taps in it."""
+"""A network's forward pass, compiled together with its taps."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -9,35 +9,35 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from attention_transfer.errors import InputError
-from attention_transfer.taps import Taps
+from attention_transfer.errors import InputError, first_line
+from attention_transfer.taps import Inputs, Taps
 
-__all__ = ["CompiledPass", "compiler_fault"]
+__all__ = ["CompiledForward", "compiler_fault"]
 
 Finish = Callable[[object, dict[str, Tensor]], Any]
 
 
 @functools.cache
 def compiler_fault() -> str | None:
-    """Why ``torch.compile`` does not work on this machine, in a line; None if it does."""
+    """Return why ``torch.compile`` does not work on this machine, in a line; None if it does."""
     try:
         torch.compile(lambda values: values.sin().cos(), dynamic=False)(torch.ones(8))
     except Exception as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return first_line(error)
     return None
 
 
-class CompiledPass:
+class CompiledForward:
     """A network's forward pass on batches of one size, compiled with what is read in it.
 
     Hooks that are added after the first call of a compiled network would not fire: these are added
-    before, and stay. Batches of another size than the first one, such as an epoch's last, are left
-    to whoever asks: see :meth:`takes`. So nothing is ever compiled twice.
+    before, and stay. Batches of another size than the first, such as an epoch's last, are left to
+    the caller (see :meth:`takes`), so that nothing is ever compiled twice.
 
     Args:
         network: any module.
-        taps: of the points to read, after a pass on such images.
-        finish: makes the result of the network's output and the features (N, C, H, W) by point; it
+        taps: of the points to read, after a pass on such inputs.
+        finish: makes the result of the network's output and the features (N, C, *S) by point; it
             is compiled too, and what it leaves out is not computed.
 
     Example:
@@ -47,7 +47,7 @@ class CompiledPass:
         >>> with taps as outputs:
         ...     _ = network(images)
         >>> _ = taps.feature_maps(outputs, images)
-        >>> compiled = CompiledPass(network, taps, lambda output, seen: seen["0"].shape)
+        >>> compiled = CompiledForward(network, taps, lambda output, features: features["0"].shape)
         >>> compiled.takes(images), compiled.takes(images[:1])
         (True, False)
     """
@@ -57,54 +57,68 @@ class CompiledPass:
         # With code of its own: the compiler gives up on code that has served eight networks.
         forward = FunctionType(_Tapped.forward.__code__.replace(), _Tapped.forward.__globals__)
         self._compiled = torch.compile(MethodType(forward, self._tapped), dynamic=False)
-        self._shape: torch.Size | None = None
+        self._shapes: list[torch.Size] | None = None
 
-    def takes(self, images: Tensor) -> bool:
-        """Whether images (N, C, H, W) are of the size of the first ones that were asked about."""
-        if self._shape is None:
-            self._shape = images.shape
-        return images.shape == self._shape
+    def takes(self, inputs: Inputs) -> bool:
+        """Return whether inputs have the shapes of the first ones that were asked about."""
+        shapes = _shapes(inputs)
+        if self._shapes is None:
+            self._shapes = shapes
+        return shapes == self._shapes
 
-    def __call__(self, images: Tensor) -> Any:
-        """What ``finish`` makes of a pass.
+    def __call__(self, inputs: Inputs) -> Any:
+        """Run the forward pass and return the result of ``finish``.
 
         Raises:
             InputError: a tap did not fire.
         """
-        return self._compiled(images)
+        return self._compiled(inputs)
 
     def remove(self) -> None:
-        """Takes the hooks off the network."""
+        """Remove the hooks from the network."""
         self._tapped.remove()
 
 
+def _shapes(inputs: Inputs) -> list[torch.Size]:
+    if isinstance(inputs, Tensor):
+        return [inputs.shape]
+    tensors = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return [tensor.shape for tensor in tensors]
+
+
 class _Tapped(nn.Module):
-    """A network whose forward pass keeps what its taps see; other passes are not looked at."""
+    """A network whose forward pass keeps what its taps read, in this module's passes alone."""
 
     def __init__(self, network: nn.Module, taps: Taps, finish: Finish) -> None:
         super().__init__()
         self.network, self.taps, self.finish = network, taps, finish
-        self.seen: dict[str, Tensor] | None = None
-        self._handles: list[RemovableHandle] = taps.watch(self._see)
+        self.outputs: dict[str, Tensor] | None = None
+        self._handles: list[RemovableHandle] = taps.watch(self._keep)
 
-    def forward(self, images: Tensor) -> Any:
-        """The network's output and features, finished."""
-        self.seen = {}
-        output = self.network(images)
-        seen, self.seen = self.seen, None
-        missing = [point for point in self.taps.points if point not in seen]
+    def forward(self, inputs: Inputs) -> Any:
+        """Run the network and finish its output and features."""
+        self.outputs = {}
+        # Not call_network, whose check of the signature cannot be compiled.
+        if isinstance(inputs, Tensor):
+            output = self.network(inputs)
+        elif isinstance(inputs, dict):
+            output = self.network(**inputs)
+        else:
+            output = self.network(*inputs)
+        outputs, self.outputs = self.outputs, None
+        missing = [point for point in self.taps.points if point not in outputs]
         if missing:
             raise InputError(
-                f"no output was seen at point {missing[0]!r} of the compiled network; use "
+                f"point {missing[0]!r} of the compiled network gave no output; use "
                 "--no-compile, or choose a point that runs"
             )
-        return self.finish(output, self.taps.feature_maps(seen, images))
+        return self.finish(output, self.taps.feature_maps(outputs, inputs))
 
     def remove(self) -> None:
-        """Takes the hooks off."""
+        """Remove the hooks from the network."""
         for handle in self._handles:
             handle.remove()
 
-    def _see(self, point: str, output: Tensor) -> None:
-        if self.seen is not None:
-            self.seen[point] = output.clone() if self.taps.overwritten(point) else output
+    def _keep(self, point: str, output: Tensor) -> None:
+        if self.outputs is not None:
+            self.outputs[point] = output.clone() if self.taps.overwritten(point) else output

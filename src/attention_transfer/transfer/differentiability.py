@@ -1,4 +1,4 @@
-"""Finding, before training starts, what keeps a network from being differentiated twice."""
+"""Find, before training starts, what keeps a network from being differentiated twice."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,19 +8,26 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from attention_transfer.double_backward import DoubleBackward
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.functional.losses import summed_cross_entropy
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import evaluating, unwrapped
+from attention_transfer.taps import (
+    Inputs,
+    evaluating,
+    main_input,
+    map_inputs,
+    unwrapped,
+    with_main_input,
+)
 from attention_transfer.transfer.cloned_state import call_with_cloned_state
+from attention_transfer.transfer.forward import FindLogits, class_logits, find_logits, preprocess
 from attention_transfer.transfer.input_gradients import check_images
-from attention_transfer.transfer.teacher import as_logits
 
 __all__ = ["check_twice_differentiable", "is_compiled", "refuse_sharded"]
 
 
 def is_compiled(network: nn.Module) -> bool:
-    """Whether ``torch.compile`` was applied to the network or a part of it.
+    """Return whether ``torch.compile`` was applied to the network or a part of it.
 
     >>> is_compiled(nn.Linear(2, 2))
     False
@@ -32,7 +39,7 @@ def is_compiled(network: nn.Module) -> bool:
 
 
 def refuse_sharded(network: nn.Module) -> None:
-    """Raises an InputError if FSDP, of either generation, holds any of the weights.
+    """Raise an InputError if FSDP, of either generation, holds any of the weights.
 
     >>> refuse_sharded(nn.Linear(2, 2))
     """
@@ -55,53 +62,67 @@ def refuse_sharded(network: nn.Module) -> None:
 
 
 def check_twice_differentiable(
-    network: nn.Module, images: Tensor, normalization: Preprocessing | None = None
+    network: nn.Module,
+    inputs: Inputs,
+    preprocessing: Preprocessing | None = None,
+    logits: FindLogits = find_logits,
 ) -> None:
-    """Tries double backpropagation on copies of the weights: on one image in eval mode, and, if
-    the network is in another, on two in its own.
+    """Try double backpropagation on copies of the weights.
+
+    It runs on one image in eval mode and, if the network is in another, on two in its own.
 
     Args:
         network: the student.
-        images: (N, C, H, W); the first are used.
-        normalization: of its input.
+        inputs: of the network; the first samples are used.
+        preprocessing: of its main input.
+        logits: finds the logits (N, classes) in its output.
 
     Raises:
         InputError: the loss does not depend on the images, an operation overwrites in place what
             is needed, or something has no second derivative or a detached one; the module is
             named.
     """
+    images = main_input(inputs)
     check_images(images)
     inner = unwrapped(network)
     generators = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(generators), torch.enable_grad():
         with evaluating(inner):
-            _try(_Attempt(inner, images[:1], normalization))
+            one = map_inputs(lambda value: value[:1], inputs)
+            _try(_Attempt(inner, one, preprocessing, logits))
         if any(module.training for module in inner.modules()):
-            two = images[:2] if len(images) > 1 else torch.cat([images, images.flip(-1)])
-            _try(_Attempt(inner, two, normalization))
+            _try(_Attempt(inner, _two_samples(inputs), preprocessing, logits))
+
+
+def _two_samples(inputs: Inputs) -> Inputs:
+    """Return the first two samples; of a single one, it and its mirror image."""
+    if len(main_input(inputs)) > 1:
+        return map_inputs(lambda value: value[:2], inputs)
+    return map_inputs(lambda value: torch.cat([value, value.flip(-1)]), inputs)
 
 
 @dataclass
 class _Attempt:
-    """A network, in the mode that it is in, and the images to try it on."""
+    """A network, in its current mode, and the inputs to try it on."""
 
     network: nn.Module
-    images: Tensor
-    normalization: Preprocessing | None
+    inputs: Inputs
+    preprocessing: Preprocessing | None
+    find_logits: FindLogits
 
-    def run(self) -> tuple[DoubleBackward, Tensor, Tensor]:
-        """The pass on copies of the weights: its block, the images as a leaf, the output."""
-        leaf = self.images.detach().clone().requires_grad_()
+    def run(self) -> tuple[DoubleBackward, Tensor, object]:
+        """Run it on copies of the weights; return the block, the images as a leaf, the output."""
+        leaf = main_input(self.inputs).detach().clone().requires_grad_()
         with DoubleBackward() as double:
-            given = leaf if self.normalization is None else self.normalization(leaf)
-            output = call_with_cloned_state(self.network, (given,))
+            own_inputs = preprocess(with_main_input(self.inputs, leaf), self.preprocessing)
+            output = call_with_cloned_state(self.network, own_inputs)
         return double, leaf, output
 
 
 def _try(attempt: _Attempt) -> None:
     try:
         double, images, output = attempt.run()
-        logits = as_logits(output)
+        logits = class_logits(output, attempt.find_logits)
         with torch.autocast(images.device.type, enabled=False):
             loss = summed_cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
             # A derivative that is detached from its own would go unnoticed.
@@ -109,14 +130,16 @@ def _try(attempt: _Attempt) -> None:
             gradient = double.gradient(loss, images)
             torch.autograd.backward(gradient.square().sum())
     except (RuntimeError, NotImplementedError) as error:
-        raise InputError(_explanation(attempt, _first_line(error))) from error
+        raise InputError(_explanation(attempt, first_line(error))) from error
     if detached:
         raise InputError(_explanation(attempt, f"the gradient of {detached[0]} is detached"))
 
 
 def _detached(output: Tensor) -> list[str]:
-    """Names of operations whose gradient is cut off from its own derivative, without being zero:
-    a list that the differentiable backward passes to come fill in.
+    """Return the names of operations whose gradient is detached from its own derivative.
+
+    The list is filled in by the differentiable backward passes to come; gradients of zero, which
+    lose nothing, are left out.
     """
     found: list[str] = []
 
@@ -142,7 +165,7 @@ def _detached(output: Tensor) -> list[str]:
 
 @dataclass
 class _Call:
-    """One module's call in a forward pass."""
+    """A call of one module in a forward pass."""
 
     name: str
     module: nn.Module
@@ -157,11 +180,11 @@ class _Call:
 
     @property
     def overwritten(self) -> bool:
-        """Whether the output was changed in place since."""
+        """Whether the output was overwritten in place later."""
         return self.output._version != self.version
 
     def again(self) -> tuple[list[Tensor], Tensor]:
-        """The module alone: copies of its inputs that can have a gradient, and its output."""
+        """Run the module alone; return copies of its differentiable inputs, and its output."""
         leaves = [
             value.detach().clone().requires_grad_() if _has_gradient(value) else value
             for value in self.inputs
@@ -177,7 +200,7 @@ def _has_gradient(value: object) -> bool:
 
 
 def _calls(attempt: _Attempt) -> list[_Call]:
-    """What ran, inner modules before outer ones; ends where the pass itself fails."""
+    """Return the modules' calls, inner before outer; they end where the pass itself fails."""
     calls: list[_Call] = []
     names = {module: name for name, module in attempt.network.named_modules()}
 
@@ -199,7 +222,7 @@ def _calls(attempt: _Attempt) -> list[_Call]:
 
 
 def _explanation(attempt: _Attempt, reason: str) -> str:
-    """The sentence that names the module and the way out."""
+    """Return the sentence that names the module and the way out."""
     network, calls = type(attempt.network).__name__, _calls(attempt)
     begin = "gradient attention differentiates the network twice, but "
     if "checkpoint" in reason:
@@ -230,7 +253,7 @@ def _explanation(attempt: _Attempt, reason: str) -> str:
 
 
 def _saves_its_output(call: _Call) -> bool:
-    """Whether the module's backward pass needs the output that was overwritten."""
+    """Return whether the module's backward pass needs the output that was overwritten."""
     inputs, output = call.again()
     try:
         torch.autograd.grad(output.mul_(1).sum(), inputs, allow_unused=True)
@@ -244,7 +267,7 @@ class _Fault(NamedTuple):
 
     text: str
     cuts: bool = False
-    """Whether it is no more than that the output does not depend on the inputs."""
+    """Whether the fault is only that the output does not depend on the inputs."""
 
 
 _INSTEAD = "replace it by a module that has one, or leave the gradient terms out"
@@ -257,7 +280,7 @@ _DETACHED = _Fault(f"has a gradient that is detached, so no second derivative; {
 
 
 def _fault(call: _Call) -> _Fault | None:
-    """What is wrong with a module; None if it can be differentiated twice."""
+    """Return what is wrong with a module; None if it can be differentiated twice."""
     with DoubleBackward() as double:
         inputs, output = call.again()
     if not inputs or not output.is_floating_point():
@@ -275,10 +298,6 @@ def _fault(call: _Call) -> _Fault | None:
         try:
             torch.autograd.backward(gradient.square().sum(), retain_graph=True)
         except (RuntimeError, NotImplementedError) as error:
-            return _Fault(f"has no second derivative ({_first_line(error)}); {_INSTEAD}")
+            return _Fault(f"has no second derivative ({first_line(error)}); {_INSTEAD}")
         fault = None
     return fault
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""A teacher's copy that only answers, for less."""
+"""A teacher's copy that answers for less: batch norms folded, weights in autocast's dtype."""
 
 import copy
 from collections import Counter
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from attention_transfer.taps import Taps, evaluating, unwrapped
+from attention_transfer.taps import Inputs, Taps, call_network, evaluating, map_inputs, unwrapped
 from attention_transfer.taps.modules import module_of
+from attention_transfer.transfer.forward import find_logits
 
 __all__ = ["inference_copy", "lower_weights"]
 
@@ -21,19 +22,18 @@ below, and a batch norm folded where it must not be is far above.
 """
 
 
-def inference_copy(network: nn.Module, points: Sequence[str], example: Tensor) -> nn.Module:
-    """A frozen copy in eval mode whose batch norms are folded into the convolutions before them,
-    where nothing else sees what is between: W' = W g / s, b' = (b - m) g / s + h, for batch norm's
-    mean m, standard deviation s, weight g and bias h.
+def inference_copy(network: nn.Module, points: Sequence[str], example: Inputs) -> nn.Module:
+    """Return a frozen copy in eval mode with batch norms folded into the convolutions before them.
 
-    What it puts out, at the points and at its end, is compared with the network's on the example
-    and on its negative; a network that would answer otherwise is copied as it is, and one that
-    cannot be copied answers itself.
+    W' = W g / s, b' = (b - m) g / s + h, for batch norm's mean m, standard deviation s, weight g
+    and bias h, where nothing else reads what is between. The copy's outputs, at the points and at
+    its end, are compared with the network's on the example and on its negative; where they
+    differ, the copy is a plain one, and a network that cannot be copied is returned itself.
 
     Args:
         network: any module; it stays as it is.
-        points: names of modules that are to be read.
-        example: images (N, C, H, W), as the network takes them.
+        points: names of the modules to read.
+        example: inputs, as the network takes them.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
@@ -44,7 +44,7 @@ def inference_copy(network: nn.Module, points: Sequence[str], example: Tensor) -
         plain = copy.deepcopy(unwrapped(network)).requires_grad_(False).eval()
     except Exception:  # whatever a module raises that holds a lock, a file, a graph
         return network
-    example = torch.cat([example, -example])
+    example = map_inputs(_with_negative, example)
     folded = copy.deepcopy(plain)
     found = _foldable(folded, {module_of(point) for point in points}, example)
     for convolution, norm in found.items():
@@ -59,8 +59,9 @@ def inference_copy(network: nn.Module, points: Sequence[str], example: Tensor) -
 
 
 def lower_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Keeps the weights of convolutions and linear layers in the dtype that autocast would cast
-    them to at every call; the network then runs under autocast only.
+    """Convert the weights of convolutions and linear layers to the dtype of autocast.
+
+    Autocast would cast them at every call; the network then runs under it alone.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -68,8 +69,8 @@ def lower_weights(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def _foldable(network: nn.Module, read: set[str], example: Tensor) -> dict[str, str]:
-    """Convolutions and the batch norms that take their output, where both run once."""
+def _foldable(network: nn.Module, read: set[str], example: Inputs) -> dict[str, str]:
+    """Return convolutions and the batch norms that take their output, where both run once."""
     runs: Counter[str] = Counter()
     outputs: dict[str, Tensor] = {}
     takers: dict[str, str] = {}
@@ -88,7 +89,7 @@ def _foldable(network: nn.Module, read: set[str], example: Tensor) -> dict[str, 
         for name, module in network.named_modules():
             if type(module) in (nn.Conv2d, nn.BatchNorm2d):
                 hooks.callback(module.register_forward_hook(hook(name)).remove)
-        network(example)
+        call_network(network, example)
     return {
         source: taker
         for source, taker in takers.items()
@@ -97,18 +98,24 @@ def _foldable(network: nn.Module, read: set[str], example: Tensor) -> dict[str, 
 
 
 @torch.no_grad()
-def _agree(plain: nn.Module, folded: nn.Module, points: Sequence[str], example: Tensor) -> bool:
-    """Whether two networks show the same at the points, and put out the same."""
+def _agree(plain: nn.Module, folded: nn.Module, points: Sequence[str], example: Inputs) -> bool:
+    """Return whether two networks' outputs agree, at the points and at their end."""
     seen = []
     for network in (plain, folded):
         taps = Taps(network, points)
         with evaluating(network), taps as features:
-            output = network(example)
-        seen.append([*features.values(), *([output] if isinstance(output, Tensor) else [])])
+            output = call_network(network, example)
+        logits = find_logits(output)
+        seen.append([*features.values(), *([] if logits is None else [logits])])
     return all(
         bool((one - other).abs().max() <= TOLERANCE * one.abs().max())
         for one, other in zip(*seen, strict=True)
     )
+
+
+def _with_negative(value: Tensor) -> Tensor:
+    """Return floating-point samples and their negatives; others twice."""
+    return torch.cat([value, -value if value.is_floating_point() else value])
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:

@@ -1,7 +1,7 @@
-"""Gradients at the input: where the loss is sensitive to the image (paper, section 3.2).
+"""The student's gradients at the input: where its loss is sensitive to the image (section 3.2).
 
-J = d(sum over the batch of the cross-entropy) / d(images), of the images given to the
-:class:`attention_transfer.Transfer`, before either network's own normalisation.
+J = d(sum over the batch of the cross-entropy) / d(images), of the main input given to the
+:class:`attention_transfer.Transfer`, before either network's own preprocessing.
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,22 @@ from attention_transfer.double_backward import DoubleBackward
 from attention_transfer.errors import InputError
 from attention_transfer.functional.losses import summed_cross_entropy
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import Taps, unwrapped
+from attention_transfer.taps import Inputs, Taps, main_input, map_inputs, unwrapped, with_main_input
 from attention_transfer.transfer.cloned_state import call_with_cloned_state
-from attention_transfer.transfer.teacher import ForwardResult, tapped_forward
+from attention_transfer.transfer.forward import (
+    FindLogits,
+    ForwardResult,
+    class_logits,
+    find_logits,
+    preprocess,
+    tapped_forward,
+)
 
 __all__ = ["InputGradients", "check_images"]
 
 
 def check_images(images: Tensor) -> None:
-    """Raises an InputError for images at which no gradient can be taken."""
+    """Raise an InputError for images at which no gradient can be taken."""
     if not images.is_floating_point():
         raise InputError(
             f"gradient attention differentiates the loss at the images, got {images.dtype}; "
@@ -39,28 +46,33 @@ def check_images(images: Tensor) -> None:
 class InputGradients:
     """The student's gradients at the input, for one batch.
 
-    The straight pass comes first (:meth:`observe`); each gradient is computed when a term asks
-    for it, once, whichever terms share it.
+    The ordinary forward pass comes first (:meth:`forward`); each gradient is computed when a term
+    reads it, once, whichever terms share it.
 
     Args:
-        network: the student, in the mode it is to be judged in.
-        normalization: the student's own, or None.
-        images: (N, C, H, W).
+        network: the student, in its current mode.
+        preprocessing: the student's own, or None.
+        inputs: of the network; the gradient is taken at the main one, (N, C, *S).
         labels: of :func:`attention_transfer.functional.losses.summed_cross_entropy`.
+        logits: finds the logits (N, classes) in the network's output.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        normalization: Preprocessing | None,
-        images: Tensor,
+        preprocessing: Preprocessing | None,
+        inputs: Inputs,
         labels: Tensor | None,
+        logits: FindLogits = find_logits,
     ) -> None:
+        images = main_input(inputs)
         check_images(images)
-        self.network, self.normalization, self.labels = network, normalization, labels
+        self.network, self.preprocessing, self.labels = network, preprocessing, labels
+        self.find_logits = logits
         self.differentiable = torch.is_grad_enabled()
         # Images that are part of a larger graph stay part of it.
         self.images = images if images.requires_grad else images.detach().requires_grad_()
+        self.inputs = with_main_input(inputs, self.images)
         device = images.device.type
         self._autocast = torch.autocast(
             device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
@@ -69,31 +81,31 @@ class InputGradients:
         self._double = DoubleBackward()
         self._logits: Tensor | None = None
 
-    def observe(self, taps: Taps) -> ForwardResult:
-        """The straight pass."""
+    def forward(self, taps: Taps) -> ForwardResult:
+        """Run the ordinary forward pass and return its result."""
         with torch.enable_grad(), self._double:
-            seen = tapped_forward(self.network, taps, self.images, self.normalization)
-        self._logits = seen.logits
+            result = tapped_forward(self.network, taps, self.inputs, self.preprocessing)
+        self._logits = class_logits(result.output, self.find_logits)
         self._random = not torch.equal(self._random_state[0], _random_state(self.images.device)[0])
         if self.differentiable:
-            return seen
-        features = {point: feature.detach() for point, feature in seen.features.items()}
-        return ForwardResult(seen.logits.detach(), features)
+            return result
+        features = {point: feature.detach() for point, feature in result.features.items()}
+        return ForwardResult(self._logits.detach(), features)
 
     @cached_property
     def input_gradient(self) -> Tensor:
-        """J, (N, C, H, W)."""
+        """J, in the shape of the images."""
         assert self._logits is not None
         return self._gradient(self._double, self._logits, self.labels, self.images)
 
     def flipped(self, axis: int, chosen: Tensor | None = None) -> Tensor:
-        """J of the flipped images, flipped back.
+        """Return J of the flipped images, flipped back.
 
         The pass has its own batch statistics and moves no running ones; dropout draws the same
-        masks as in the straight pass.
+        masks as in the ordinary pass.
 
         Args:
-            axis: of (N, C, H, W) to flip.
+            axis: of the images (N, C, H, W) to flip.
             chosen: (N,) booleans: the images wanted. The others still take part in batch
                 statistics where there are any, and are left out where not.
 
@@ -101,21 +113,26 @@ class InputGradients:
             J of the chosen images.
         """
         whole = chosen is None or self._double.batch_statistics or self._random
-        images, labels = self.images, self.labels
+        images, labels, inputs = self.images, self.labels, self.inputs
         assert labels is not None
         if images.dim() != 4:
             raise InputError(f"a flip needs images (N, C, H, W), got {tuple(images.shape)}")
         if not whole:
-            images, labels = images[chosen], labels[chosen]
+            inputs, labels = map_inputs(lambda value: value[chosen], inputs), labels[chosen]
+            images = main_input(inputs)
             if not len(images):
                 return images.detach()
-        images = images.detach().flip(axis).requires_grad_()
+        flipped = images.detach().flip(axis).requires_grad_()
+        inputs = with_main_input(inputs, flipped)
         double = DoubleBackward()
         with torch.enable_grad(), self._autocast, _replayed(self._random_state, images.device):
-            given = images if self.normalization is None else self.normalization(images)
+            own_inputs = preprocess(inputs, self.preprocessing)
             with double:
-                logits = call_with_cloned_state(unwrapped(self.network), (given,), parameters=False)
-        gradient = self._gradient(double, logits, labels, images).flip(axis)
+                output = call_with_cloned_state(
+                    unwrapped(self.network), own_inputs, parameters=False
+                )
+        logits = class_logits(output, self.find_logits)
+        gradient = self._gradient(double, logits, labels, flipped).flip(axis)
         return gradient[chosen] if whole and chosen is not None else gradient
 
     def _gradient(
@@ -127,7 +144,7 @@ class InputGradients:
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    """The states of the generators that a network on a device draws from."""
+    """Return the states of the generators that a network on a device draws from."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.insert(0, torch.cuda.get_rng_state(device))
@@ -136,7 +153,7 @@ def _random_state(device: torch.device) -> list[Tensor]:
 
 @contextmanager
 def _replayed(states: list[Tensor], device: torch.device) -> Iterator[None]:
-    """Random numbers as from a state; the generators go on afterwards as if never touched."""
+    """Draw random numbers from a state inside the block; restore the generators after it."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.set_rng_state(states[-1])
         if device.type == "cuda":

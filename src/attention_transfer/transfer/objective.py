@@ -1,7 +1,6 @@
 """The objective: the weighted sum of terms, over taps of student and frozen teacher."""
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,61 +9,72 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from attention_transfer.errors import InputError
-from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import Taps, evaluating, structure_copy, unwrapped
-from attention_transfer.transfer.compiled_forward import CompiledPass
+from attention_transfer.taps import (
+    Inputs,
+    Taps,
+    evaluating,
+    main_input,
+)
+from attention_transfer.transfer.compiled_forward import CompiledForward
 from attention_transfer.transfer.differentiability import (
     check_twice_differentiable,
     is_compiled,
     refuse_sharded,
 )
-from attention_transfer.transfer.input_gradients import InputGradients
-from attention_transfer.transfer.output import PairDescription, TransferOutput, describe
-from attention_transfer.transfer.pairing import Pairing, PairingSide, resolve_pairs
-from attention_transfer.transfer.targets import TargetField, Targets, TargetSpec
-from attention_transfer.transfer.teacher import (
+from attention_transfer.transfer.forward import (
+    FindLogits,
     ForwardResult,
+    check_points_learn,
+    find_logits,
     input_size,
+    preprocess,
     tapped_forward,
 )
+from attention_transfer.transfer.input_gradients import InputGradients
+from attention_transfer.transfer.output import PairDescription, TransferOutput, describe_pair
+from attention_transfer.transfer.pairing import Pairing, PairingSide, resolve_pairs
+from attention_transfer.transfer.targets import TargetField, Targets, TargetSpec
 from attention_transfer.transfer.teacher_ensemble import (
     MeanAndDeviation,
-    as_normalization,
+    as_preprocessing,
     frozen_teacher,
-    given_teachers,
+    teachers_with_preprocessing,
 )
-from attention_transfer.transfer.terms.base import Observation, PairedMaps, PairFeatures, Term
+from attention_transfer.transfer.term_inputs import named_terms, scalar_value, term_inputs
+from attention_transfer.transfer.terms.base import PairedMaps, Term, TermInputs
 
 __all__ = ["Transfer"]
 
 
 class Transfer(nn.Module):
-    """Trains a student to look where a teacher looks: any terms, in any training loop.
+    """Train a student to look where a teacher looks: any terms, in any training loop.
 
-    ``transfer(images, labels)`` runs the frozen teacher and the student on the same images and
-    sums the terms. Its ``parameters()`` are the student's and those of the terms (the 1x1
+    ``transfer(inputs, labels)`` runs the frozen teacher and the student on the same inputs and
+    sums the terms. Its ``parameters()`` are the student's and those of the terms (such as the 1x1
     convolutions of ``FullActivation``); the teacher moves with it between devices and is
     otherwise untouchable. The student's train or eval mode is never changed.
 
     Args:
-        student: the network that learns.
-        teacher: the network that shows, or None if no term needs one. Of a sequence of networks
-            the normalised maps, and the logits, are averaged.
-        terms: what to sum; ``name`` makes each one's key in the output (a second term of the same
-            kind gets ``_2``).
-        example_input: images (N, C, H, W) to try both networks on, in eval mode, when the
-            Transfer is built: pairs that do not fit are found then, and not at the first step.
-            ``FullActivation`` needs it to make its convolutions, and networks that declare no
-            points of their own need it for ``pairs="auto"`` and for patterns.
+        student: the network that learns; it may return anything.
+        teacher: the network to learn from, or None if no term needs one. Of a sequence of networks
+            the normalized maps, and the logits, are averaged.
+        terms: what to sum; each term's ``name`` is its key in the output.
+        example_input: inputs to try both networks on, in eval mode, when the Transfer is built:
+            pairs that do not fit are found then, and not at the first step. Terms with modules of
+            their own (``FullActivation``) need it to make them, and networks that declare no
+            points need it for ``pairs="auto"`` and for patterns.
         student_normalization, teacher_normalization: (means, standard deviations) by channel, if
-            the images given are not normalised yet for that network; a :class:`Preprocessing`
-            also brings them to the network's own size. Several teachers share one, or a list has
-            one for each.
+            the images are not normalized yet for that network; a
+            :class:`attention_transfer.Preprocessing` also resizes them. It is applied to the main
+            input. Several teachers share one, or a list has one for each.
+        logits: a function from a network's output to the logits in it, or None if it has none. By
+            default they are the output if it is a tensor, its ``.logits``, or its item
+            ``"logits"`` or ``"out"``.
 
     Raises:
-        InputError: no terms; a term that needs a teacher without one; unknown points; pairs that
-            do not fit or whose term could only be zero. Without ``example_input`` the last two are
-            raised by the first call.
+        InputError: no terms, a term without a name, or two of one name; a term that needs a
+            teacher without one; unknown points; pairs that do not fit or whose term could only be
+            zero. Without ``example_input`` the last two are raised by the first call.
 
     Example:
         >>> def network(width):
@@ -85,91 +95,97 @@ class Transfer(nn.Module):
         teacher: nn.Module | Sequence[nn.Module] | None = None,
         terms: Sequence[Term] = (),
         *,
-        example_input: Tensor | None = None,
+        example_input: Inputs | None = None,
         student_normalization: MeanAndDeviation | None = None,
         teacher_normalization: MeanAndDeviation | list[MeanAndDeviation | None] | None = None,
+        logits: FindLogits = find_logits,
     ) -> None:
         super().__init__()
         self.student = student
-        self.student_normalization = as_normalization(student_normalization)
-        self.terms = _named(terms)
-        teachers = given_teachers(teacher, teacher_normalization)
+        self.student_normalization = as_preprocessing(student_normalization)
+        self.terms = nn.ModuleDict(named_terms(terms))
+        self.find_logits = logits
+        teachers = teachers_with_preprocessing(teacher, teacher_normalization)
         if any(network is student for network, _ in teachers):
             raise InputError(
                 "student and teacher are one network, which could only stay as it is; give two, "
                 "such as copy.deepcopy(student)"
             )
-        self.pairings = self._resolve(teachers, example_input)
-        both = [pair for pairing in self.pairings.values() for pair in pairing.pairs]
-        self._taps = Taps(student, [pair.student for pair in both])
-        points = [point for pair in both for point in pair.teacher_points]
-        self.teacher = frozen_teacher(teachers, points)
-        self.wanted = self._wanted_of_teacher()
-        self.term_modules = nn.ModuleDict()
+        self.pairings = self._resolve_pairs(bool(teachers), teachers, example_input)
+        pairs = [pair for pairing in self.pairings.values() for pair in pairing.pairs]
+        self._taps = Taps(student, [pair.student for pair in pairs])
+        points = [point for pair in pairs for point in pair.teacher_points]
+        self.teacher = frozen_teacher(teachers, points, logits)
+        self.target_spec = self._needed_of_teacher()
         self.pair_descriptions: list[PairDescription] = []
         self._twice_differentiable = False
-        self._compiled: CompiledPass | None = None
+        self._compiled: CompiledForward | None = None
         if example_input is not None:
             self._try(example_input)
 
     def forward(
         self,
-        images: Tensor,
-        labels: Tensor | None = None,
+        inputs: Inputs,
+        labels: Any = None,
         progress: float = 0.0,
         targets: Targets | None = None,
     ) -> TransferOutput:
-        """The terms of one batch.
+        """Return the terms of one batch.
 
         Args:
-            images: (N, C, H, W), given to both networks (each normalises for itself if told to).
-            labels: (N,) class indices, where a term needs them.
+            inputs: what both networks are called with (each preprocesses for itself if told to): a
+                tensor, a tuple of tensors (positional arguments) or a dictionary of tensors
+                (keyword arguments), each with the batch first.
+            labels: class indices (N,) or whatever the terms take.
             progress: the share of training that is done, 0 to 1, for weights with a schedule.
-            targets: the teacher's answers for these images, if they are known: of :meth:`targets`,
-                or from a cache. Then the teacher is not run.
+            targets: the teacher's answers for these inputs, if they are known: of :meth:`targets`,
+                or from a cache. The teacher is then not run.
         """
         if targets is None:
-            targets = self.targets(images, labels)
+            targets = self.targets(inputs, labels)
         if self._needs_gradients:
             compiling = torch.compiler.is_compiling()
-            out: TransferOutput = self._with_gradients(images, labels, progress, targets, compiling)
+            out: TransferOutput = self._with_gradients(inputs, labels, progress, targets, compiling)
             return out
-        student = self._observe_student(images)
-        with torch.autocast(images.device.type, enabled=False):
+        student = self._run_student(inputs)
+        with torch.autocast(main_input(inputs).device.type, enabled=False):
             return self._sum(student, targets, labels, None, progress)
 
     def optimize_teacher_for_inference(
-        self, example: Tensor, dtype: torch.dtype | None = None
+        self, example: Inputs, dtype: torch.dtype | None = None
     ) -> None:
-        """Has the teacher answer from a cheaper copy: its batch norms folded into convolutions, its
-        weights in the dtype of autocast, under which alone it then runs. The teacher itself stays
-        as it is, and what is done to it later is not seen.
+        """Let the teacher answer from a cheaper copy.
+
+        The copy's batch norms are folded into its convolutions and its weights kept in the dtype
+        of autocast, under which alone it then runs. The teacher itself stays as it is; changes made
+        to it later have no effect on the copy.
 
         Args:
-            example: images (N, C, H, W) on which copy and teacher must agree, or else the copy is
-                plain.
+            example: inputs on which copy and teacher must agree, or else the copy is a plain one.
             dtype: such as ``torch.bfloat16``; None: as they are.
         """
         if self.teacher is not None:
             self.teacher.optimize_for_inference(example, dtype)
 
     def compile_passes(self) -> None:
-        """Compiles the student's and the teacher's passes from the next batch on, with their taps;
-        batches of another size than that are run as before. With gradient terms the student's is
-        left as it is: a compiled graph has no second derivative. Hooks stay on both networks until
-        :meth:`remove_compiled_passes`.
+        """Compile the student's and the teacher's forward passes, taps included.
+
+        It is done at the next batch; batches of another size than that run as before. With gradient
+        terms the student's pass stays as it is: a compiled graph has no second derivative. Hooks
+        stay on both networks until :meth:`remove_compiled_passes`.
         """
         self.remove_compiled_passes()
         if not self._needs_gradients:
-            self._compiled = CompiledPass(
+            self._compiled = CompiledForward(
                 self.student, self._taps, lambda output, features: (output, features)
             )
         if self.teacher is not None:
             self.teacher.compile_passes()
 
     def remove_compiled_passes(self) -> None:
-        """Takes them off both networks, with their hooks: a network with hooks cannot be pickled
-        whole, as ``torch.save(student)`` would.
+        """Remove the compiled passes, with their hooks, from both networks.
+
+        A network with hooks cannot be pickled whole, as ``torch.save(student)`` would.
         """
         if self._compiled is not None:
             self._compiled.remove()
@@ -177,16 +193,10 @@ class Transfer(nn.Module):
         if self.teacher is not None:
             self.teacher.remove_compiled_passes()
 
-    def _observe_student(self, images: Tensor) -> ForwardResult:
-        compiled = self._compiled
-        if compiled is None or not torch.is_grad_enabled() or not compiled.takes(images):
-            return tapped_forward(self.student, self._taps, images, self.student_normalization)
-        own = self.student_normalization
-        return ForwardResult(*compiled(images if own is None else own(images)))
+    def targets(self, inputs: Inputs, labels: Any = None) -> Targets:
+        """Return the teacher's answers for a batch, as far as the terms need them.
 
-    def targets(self, images: Tensor, labels: Tensor | None = None) -> Targets:
-        """What the teacher answers for a batch, as far as the terms need it; without such terms it
-        is not run.
+        Without terms that need it the teacher is not run.
 
         Example:
             >>> student, teacher = (nn.Sequential(nn.Conv2d(3, width, 1), nn.Flatten())
@@ -194,41 +204,53 @@ class Transfer(nn.Module):
             >>> transfer = at.Transfer(student, teacher, [at.ActivationAttention(pairs="0:0")])
             >>> images = torch.rand(2, 3, 8, 8)
             >>> targets = transfer.targets(images)
-            >>> [tuple(reading.shape) for reading in targets.readings.values()]
+            >>> [tuple(value.shape) for value in targets.fields.values()]
             [(2, 8, 8)]
             >>> out = transfer(images, targets=targets)  # the teacher does not run
         """
-        if self.teacher is None or not self.wanted:
+        if self.teacher is None or not self.target_spec:
             return Targets()
-        return self.teacher.targets(images, labels, self.wanted)
+        return self.teacher.targets(inputs, labels, self.target_spec)
 
-    # torch.compiler.disable, but that importing the compiler waits for the first call.
-    @_disable_dynamo
-    def _with_gradients(
-        self,
-        images: Tensor,
-        labels: Tensor | None,
-        progress: float,
-        targets: Targets,
-        compiling: bool,
-    ) -> TransferOutput:
-        """The same with gradients at the images; eager: a compiled graph has no second one."""
-        self._check_gradients(images, compiling)
-        gradients = InputGradients(self.student, self.student_normalization, images, labels)
-        student = gradients.observe(self._taps)
-        with torch.autocast(images.device.type, enabled=False):
-            return self._sum(student, targets, labels, gradients, progress)
+    @property
+    def named_terms(self) -> dict[str, Term]:
+        """The terms by name."""
+        return dict(self.terms.items())  # type: ignore[arg-type]
 
     @property
     def _needs_gradients(self) -> bool:
-        return any(term.needs_input_gradient for term in self.terms.values())
+        return any(term.needs_input_gradient for term in self.named_terms.values())
 
-    def _check_gradients(self, images: Tensor, compiling: bool = False) -> None:
-        """Once, before the first double backward."""
+    def _run_student(self, inputs: Inputs) -> ForwardResult:
+        compiled = self._compiled
+        if compiled is None or not torch.is_grad_enabled() or not compiled.takes(inputs):
+            return tapped_forward(self.student, self._taps, inputs, self.student_normalization)
+        return ForwardResult(*compiled(preprocess(inputs, self.student_normalization)))
+
+    # torch.compiler.disable, except that the compiler is imported at the first call only.
+    @_disable_dynamo
+    def _with_gradients(
+        self, inputs: Inputs, labels: Any, progress: float, targets: Targets, compiling: bool
+    ) -> TransferOutput:
+        """Return the terms with gradients at the input; eager, as a compiled graph has no second
+        derivative.
+        """
+        self._check_gradients(inputs, compiling)
+        gradients = InputGradients(
+            self.student, self.student_normalization, inputs, labels, self.find_logits
+        )
+        student = gradients.forward(self._taps)
+        with torch.autocast(main_input(inputs).device.type, enabled=False):
+            return self._sum(student, targets, labels, gradients, progress)
+
+    def _check_gradients(self, inputs: Inputs, compiling: bool = False) -> None:
+        """Check, once, that the student can be differentiated twice."""
         if self._twice_differentiable:
             return
         refuse_sharded(self)
-        check_twice_differentiable(self.student, images, self.student_normalization)
+        check_twice_differentiable(
+            self.student, inputs, self.student_normalization, self.find_logits
+        )
         if compiling or is_compiled(self.student):
             warnings.warn(
                 "the student is compiled, and a compiled graph has no second derivative: with "
@@ -241,149 +263,127 @@ class Transfer(nn.Module):
         self,
         student: ForwardResult,
         targets: Targets,
-        labels: Tensor | None,
+        labels: Any,
         gradients: InputGradients | None,
         progress: float,
     ) -> TransferOutput:
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         maps: dict[str, dict[str, PairedMaps]] = {}
-        for name, term in self.terms.items():
-            observation = self._observation(name, student, targets, labels, gradients)
-            term.check(observation)
-            raw[name] = term.value(observation)
+        for name, term in self.named_terms.items():
+            inputs = self._term_inputs(name, student, targets, labels, progress, gradients)
+            term.check(inputs)
+            raw[name] = scalar_value(name, term(inputs))
             weighted[name] = raw[name] * term.weight_at(progress)
-            if observation.maps:
-                maps[name] = observation.maps
+            if inputs.maps:
+                maps[name] = inputs.maps
+        first = next(iter(weighted.values()))
         return TransferOutput(
-            loss=sum(weighted.values(), start=student.logits.new_zeros((), dtype=torch.float32)),
+            loss=sum(weighted.values(), start=first.new_zeros((), dtype=torch.float32)),
             terms={name: value.detach() for name, value in weighted.items()},
             raw_terms={name: value.detach() for name, value in raw.items()},
-            logits=student.logits,
+            output=student.output,
+            logits=self.find_logits(student.output),
             maps=maps,
             teacher_logits=targets.logits,
         )
 
-    def _resolve(
-        self, teachers: list[tuple[nn.Module, Preprocessing | None]], example: Tensor | None
+    def _resolve_pairs(
+        self, has_teacher: bool, teachers: Sequence[tuple[nn.Module, Any]], example: Inputs | None
     ) -> dict[str, Pairing]:
-        """The pairs of each term that compares layers."""
-        wanted = {name: term.wanted_pairs for name, term in self.terms.items()}
-        for name, term in self.terms.items():
-            if term.needs_teacher and not teachers:
+        """Return the layer pairs of each term that compares layers."""
+        for name, term in self.named_terms.items():
+            if term.needs_teacher and not has_teacher:
                 raise InputError(f"the term {name} needs a teacher, got none; pass teacher=")
-        if not teachers:
+        if not has_teacher:
             return {}
+        networks = [(self.student, self.student_normalization), *teachers]
         sides = [
-            PairingSide(network, None if example is None else input_size(example, own))
-            for network, own in [(self.student, self.student_normalization), *teachers]
+            PairingSide(
+                network,
+                None if example is None else input_size(example, preprocessing),
+                None if example is None or isinstance(example, Tensor) else example,
+            )
+            for network, preprocessing in networks
         ]
         return {
-            name: resolve_pairs(pairs, *sides)
-            for name, pairs in wanted.items()
-            if pairs is not None
+            name: resolve_pairs(term.pairs, *sides)
+            for name, term in self.named_terms.items()
+            if term.pairs is not None
         }
 
-    def _wanted_of_teacher(self) -> TargetSpec:
-        """What the terms need of the teacher, each thing once."""
-        readings = {
-            TargetField(point, self.terms[name].teacher_map): None
+    def _needed_of_teacher(self) -> TargetSpec:
+        """Return what the terms need of the teacher, each thing once."""
+        fields = {
+            TargetField(point, self.named_terms[name].teacher_reduction): None
             for name, pairing in self.pairings.items()
             for pair in pairing.pairs
             for point in pair.teacher_points
         }
-        learning = [term for term in self.terms.values() if term.needs_teacher]
+        terms = self.named_terms.values()
         return TargetSpec(
-            tuple(readings),
-            any(term.needs_teacher_logits for term in learning),
-            any(term.needs_teacher_gradient for term in learning),
+            tuple(fields),
+            any(term.needs_teacher_logits for term in terms),
+            any(term.needs_teacher_gradient for term in terms),
         )
 
-    def _observation(
+    def _term_inputs(
         self,
         name: str,
         student: ForwardResult,
         targets: Targets,
-        labels: Tensor | None = None,
+        labels: Any = None,
+        progress: float = 0.0,
         gradients: InputGradients | None = None,
-        whole: bool = False,
-    ) -> Observation:
-        """What a term sees; of the teacher whole features, if asked for, instead of maps."""
-        observation = Observation(
-            student.logits,
-            labels,
-            targets.logits,
-            input_gradients=gradients,
-            teacher_gradient=targets.gradient,
+    ) -> TermInputs:
+        """Return what a term sees of a batch: what it declares, and no more."""
+        pairs = self.pairings[name].pairs if name in self.pairings else []
+        return term_inputs(
+            self.named_terms[name],
+            student,
+            self.find_logits(student.output),
+            targets,
+            pairs,
+            labels=labels,
+            progress=progress,
+            gradients=gradients,
         )
-        map_function = None if whole else self.terms[name].teacher_map
-        for pair in self.pairings[name].pairs if name in self.pairings else []:
-            theirs = tuple(
-                targets.read(TargetField(point, map_function)) for point in pair.teacher_points
-            )
-            observation.pairs.append(PairFeatures(pair, student.features[pair.student], theirs))
-        if name in self.term_modules:
-            modules = self.term_modules[name]
-            assert isinstance(modules, nn.ModuleList)
-            observation.modules = modules
-        return observation
 
     @torch.no_grad()
-    def _try(self, example: Tensor) -> None:
-        """One pass of both networks on an example: makes the terms' modules, describes pairs."""
+    def _try(self, example: Inputs) -> None:
+        """Run both networks on an example: build the terms' modules, describe the pairs."""
         if self._needs_gradients:
             self._check_gradients(example)
         with evaluating(self.student):
             student = tapped_forward(self.student, self._taps, example, self.student_normalization)
-        self._check_learnable(example)
-        targets = Targets()
+        check_points_learn(self.student, self._taps, example, self.student_normalization)
+        targets, teacher_features = Targets(), dict[str, Tensor]()
         if self.teacher is not None:
-            seen = self.teacher(example)
-            features = {TargetField(point): value for point, value in seen.features.items()}
-            targets = Targets(features, seen.output if isinstance(seen.output, Tensor) else None)
-        for name, term in self.terms.items():
-            observation = self._observation(name, student, targets, whole=True)
-            term.check(observation)
-            modules = term.make_modules(observation.pairs)
-            if len(modules):
-                self.term_modules[name] = modules.to(example.device)
-            self.pair_descriptions += [describe(name, term, seen) for seen in observation.pairs]
-
-    def _check_learnable(self, example: Tensor) -> None:
-        """Points in a frozen part of the student could never attend otherwise."""
-        learns = {parameter.requires_grad for parameter in self.student.parameters()}
-        if learns == {False}:
-            raise InputError(
-                "no parameter of the student asks for a gradient, so it could not learn; "
-                "student.requires_grad_() lets it"
+            teacher = self.teacher(example)
+            teacher_features = teacher.features
+            targets = Targets(
+                {
+                    target: target.read(teacher_features[target.point])
+                    for target in self.target_spec.fields
+                },
+                self.teacher.find_logits(teacher.output),
+                main_input(example) if self.target_spec.gradient else None,  # of the same shape
             )
-        if learns != {True, False}:
-            return
-        network = structure_copy(unwrapped(self.student), frozen=False)
-        taps = Taps(network, self._taps.points)
-        with evaluating(network), torch.enable_grad():
-            features = tapped_forward(network, taps, example, self.student_normalization).features
-        fixed = [name for name, feature in features.items() if not feature.requires_grad]
-        if fixed:
-            raise InputError(
-                f"the student's point {fixed[0]!r} is in a part that is frozen, so its attention "
-                "cannot change; choose later points (pairs='auto-2'), or freeze less"
-            )
+        for name, term in self.named_terms.items():
+            inputs = self._term_inputs(name, student, targets)
+            term.check(inputs)
+            pairs = inputs.pairs if name in self.pairings else ()
+            term.build(pairs)
+            term.to(main_input(example).device)
+            self.pair_descriptions += [
+                describe_pair(
+                    term, pair, [teacher_features[point] for point in pair.pair.teacher_points]
+                )
+                for pair in pairs
+            ]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves the teacher along with ``.to()``, ``.cuda()`` and so on."""
+        """Move the teacher along with ``.to()``, ``.cuda()`` and so on."""
         if self.teacher is not None:
             self.teacher.network._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-
-
-def _named(terms: Sequence[Term]) -> dict[str, Term]:
-    if not terms:
-        raise InputError("got no terms, expected at least one, such as CrossEntropy()")
-    named: dict[str, Term] = {}
-    seen: Counter[str] = Counter()
-    for term in terms:
-        seen[term.name] += 1
-        count = seen[term.name]
-        named[term.name if count == 1 else f"{term.name}_{count}"] = term
-    return named

@@ -1,17 +1,18 @@
-"""What a batch gives, and what there is to say of a pair before the first one."""
+"""The output of a Transfer for one batch, and the description of its layer pairs."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from attention_transfer.transfer.terms.base import PairedMaps, PairFeatures, Term
+from attention_transfer.functional.maps import common_size
+from attention_transfer.transfer.terms.base import PairedMaps, PairInputs, Term
 
-__all__ = ["PairDescription", "TransferOutput", "describe"]
+__all__ = ["PairDescription", "TransferOutput", "describe_pair"]
 
 
 @dataclass(frozen=True)
 class TransferOutput:
-    """What one batch gave."""
+    """The loss, terms, outputs and attention maps of one batch."""
 
     loss: Tensor
     """The scalar to call ``backward()`` on: the sum of ``terms``."""
@@ -19,31 +20,38 @@ class TransferOutput:
     """Each term times its weight, detached."""
     raw_terms: dict[str, Tensor]
     """Each term without its weight, detached."""
-    logits: Tensor
-    """The student's, (N, classes)."""
+    output: object
+    """The student's output, as it is."""
+    logits: Tensor | None
+    """The logits found in it, (N, K) or (N, K, ...); None if there are none."""
     maps: dict[str, dict[str, PairedMaps]]
-    """Term -> "student point:teacher point" -> both attention maps, (N, H, W), detached."""
+    """Term -> "student point:teacher point" -> both attention maps, (N, *S), detached."""
     teacher_logits: Tensor | None
-    """The teacher's, where a term needs them."""
+    """The teacher's logits, where a term needs them."""
 
 
 @dataclass(frozen=True)
 class PairDescription:
-    """Who meets whom in which term: features (C, H, W), and the weight on what of one image."""
+    """A layer pair of a term, and what the term's weight amounts to on it."""
 
     term: str
     student: str
     teacher: str
     student_shape: tuple[int, ...]
+    """Of the student's features, (C, *S)."""
     teacher_shapes: tuple[tuple[int, ...], ...]
-    """One for each of the pair's teacher points."""
-    effective_weight: float
-    unit: str
+    """Of the teacher's features at each of the pair's teacher points, (C, *S)."""
+    effective_weight: float | None
+    """The weight on ``unit``, for one image; None where the term does not say."""
+    unit: str | None
 
 
-def describe(name: str, term: Term, seen: PairFeatures) -> PairDescription:
-    """A pair, from the features of an example."""
-    weight, unit = term.effective_weight(seen.map_size)
-    student = tuple(seen.student.shape[1:])
-    teachers = tuple(tuple(features.shape[1:]) for features in seen.teachers)
-    return PairDescription(name, *seen.pair, student, teachers, weight, unit)
+def describe_pair(term: Term, pair: PairInputs, teacher_features: list[Tensor]) -> PairDescription:
+    """Describe a layer pair, from the features of an example."""
+    shapes = [tuple(features.shape[1:]) for features in (pair.student_features, *teacher_features)]
+    weight: tuple[float, str] | None = None
+    if len({len(shape) for shape in shapes}) == 1:
+        weight = term.effective_weight(common_size(*(shape[1:] for shape in shapes)))
+    return PairDescription(
+        pair.term, *pair.pair, shapes[0], tuple(shapes[1:]), *(weight or (None, None))
+    )

@@ -1,4 +1,4 @@
-"""Which student layer is to attend like which teacher layer."""
+"""Layer pairs: which student layer is compared with which teacher layer."""
 
 import fnmatch
 import re
@@ -11,6 +11,7 @@ from torch import nn
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.taps import (
     AttentionPoint,
+    Inputs,
     PointTable,
     attention_points,
     declared_points,
@@ -21,7 +22,7 @@ __all__ = ["Pair", "Pairing", "Pairs", "PairingSide", "match_stages", "resolve_p
 
 
 class Pair(NamedTuple):
-    """A student's point and the teacher's point it is compared with.
+    """A layer pair: a student's attention point and the teacher's that it is compared with.
 
     >>> str(Pair("group1", "layer1"))
     'group1:layer1'
@@ -33,7 +34,7 @@ class Pair(NamedTuple):
 
     @property
     def teacher_points(self) -> tuple[str, ...]:
-        """The points at the teacher's end, one as a rule.
+        """The teacher's points, as a rule one.
 
         >>> Pair("group1", "0.layer1+1.stages.0").teacher_points
         ('0.layer1', '1.stages.0')
@@ -53,33 +54,39 @@ teacher: ``"s1:0.t1+1.t1"``.
 
 
 class Pairing(NamedTuple):
-    """Who meets whom, and which recommended points found no partner."""
+    """The layer pairs of two networks, and the recommended points that are in none."""
 
     pairs: list[Pair]
-    alone_in_student: tuple[str, ...] = ()
-    alone_in_teacher: tuple[str, ...] = ()
+    unpaired_student_points: tuple[str, ...] = ()
+    unpaired_teacher_points: tuple[str, ...] = ()
 
 
 class PairingSide:
-    """One network of a pairing; its points are looked for when they are first needed.
+    """One network of a pairing; its points are searched for when they are first needed.
 
     Args:
         network: student or teacher.
-        input_size: channels, height and width of its images; None if not known yet.
+        input_size: channels and spatial axes of its main input; None if not known yet.
+        inputs: example inputs of a network that takes several tensors.
     """
 
-    def __init__(self, network: nn.Module, input_size: tuple[int, int, int] | None = None) -> None:
-        self.network, self.input_size = unwrapped(network), input_size
+    def __init__(
+        self,
+        network: nn.Module,
+        input_size: tuple[int, ...] | None = None,
+        inputs: Inputs | None = None,
+    ) -> None:
+        self.network, self.input_size, self.inputs = unwrapped(network), input_size, inputs
         self._points: PointTable | None = None
 
     @property
     def declared(self) -> tuple[str, ...]:
-        """The points the network offers by itself."""
+        """The points that the network declares."""
         return declared_points(self.network)
 
     @property
     def points(self) -> PointTable:
-        """All its points.
+        """All attention points of the network.
 
         Raises:
             InputError: the input size is not known.
@@ -91,16 +98,16 @@ class PairingSide:
                 "(pairs='student.layer:teacher.layer', or points=[...] for maps)"
             )
         if self._points is None:
-            self._points = attention_points(self.network, self.input_size)
+            self._points = attention_points(self.network, self.input_size, inputs=self.inputs)
         return self._points
 
     @property
     def recommended(self) -> tuple[str, ...]:
-        """The declared points, or those that are found."""
+        """The declared points, or the recommended ones that were found."""
         return self.declared or tuple(point.name for point in self.points.recommended)
 
     def matching(self, pattern: str) -> list[str]:
-        """The points that a name or a pattern means, in the order they are reached.
+        """Return the points that a name or a pattern means, in the order of execution.
 
         Raises:
             InputError: a pattern that no point's name matches.
@@ -123,7 +130,7 @@ class PairingSide:
 
 
 def resolve_pairs(pairs: Pairs, student: PairingSide, *teachers: PairingSide) -> Pairing:
-    """Pairs as they were meant: parsed, with patterns spelt out, or found (``"auto"``).
+    """Return the layer pairs: parsed, with patterns expanded, or found (``"auto"``).
 
     With several teachers, ``"auto"`` pairs the student with each of them, and joins the pairs that
     have the student's point in common.
@@ -164,7 +171,7 @@ def resolve_pairs(pairs: Pairs, student: PairingSide, *teachers: PairingSide) ->
 
 
 def _teacher_points(pattern: str, teachers: Sequence[PairingSide]) -> list[str]:
-    """What the teacher's end of a pair means: names, joined where they are to be averaged."""
+    """Return the teacher points of a pair's pattern, joined where they are to be averaged."""
     ends = [_points_of_one(part, teachers) for part in pattern.split("+")]
     if len({len(names) for names in ends}) > 1:
         raise InputError(
@@ -200,7 +207,7 @@ def _automatic(student: PairingSide, teachers: Sequence[PairingSide]) -> Pairing
         tuple(
             f"{number}.{name}"
             for number, pairing in enumerate(pairings)
-            for name in pairing.alone_in_teacher
+            for name in pairing.unpaired_teacher_points
         ),
     )
 
@@ -220,18 +227,18 @@ def _matched(student: PairingSide, teacher: PairingSide) -> Pairing:
 
 
 def _last(pairing: Pairing, count: int) -> Pairing:
-    """The last few pairs; 0: all."""
+    """Return the last few pairs; 0: all."""
     if count == 0 or count >= len(pairing.pairs):
         return pairing
     return Pairing(pairing.pairs[-count:])
 
 
 def match_stages(student: Sequence[AttentionPoint], teacher: Sequence[AttentionPoint]) -> Pairing:
-    """Pairs the points of two networks, each list in the order of execution.
+    """Pair the points of two networks, each list in the order of execution.
 
-    Points meet by relative stride: as many halvings before the network's last stage. Where a
+    Points are paired by relative stride: as many halvings before the network's last stage. Where a
     network has one size of map only (a plain vision transformer), or several points at one stride,
-    they meet by relative depth: in order, with the least difference in all.
+    they are paired by relative depth: in order, with the least total difference.
     """
     ours, theirs = _by_height(student), _by_height(teacher)
     if len(ours) == 1 or len(theirs) == 1:
@@ -251,16 +258,16 @@ def match_stages(student: Sequence[AttentionPoint], teacher: Sequence[AttentionP
 
 
 def _by_height(points: Sequence[AttentionPoint]) -> dict[int, list[AttentionPoint]]:
-    """Points by how many halvings of the map come after them."""
-    last = sum(points[-1].stage)
+    """Group points by how many halvings of the map come after them."""
+    axes, last = len(points[-1].stage), sum(points[-1].stage)
     heights: dict[int, list[AttentionPoint]] = {}
     for point in points:
-        heights.setdefault(round((last - sum(point.stage)) / 2), []).append(point)
+        heights.setdefault(round((last - sum(point.stage)) / axes), []).append(point)
     return heights
 
 
 def _by_depth(student: Sequence[AttentionPoint], teacher: Sequence[AttentionPoint]) -> list[Pair]:
-    """As many pairs as the shorter list allows, in order, of least total difference in depth."""
+    """Return as many pairs as the shorter list allows, of least total difference in depth."""
     if len(student) > len(teacher):
         return [Pair(ours, theirs) for theirs, ours in _by_depth(teacher, student)]
     # best[j]: the least total for the points so far, the last of them paired before teacher[j].

@@ -1,4 +1,4 @@
-"""What terms want to know of a teacher, and its answers: all that a student needs of it."""
+"""Teacher targets: what the terms need of a teacher, and the teacher's answers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,86 +8,139 @@ import torch
 from torch import Tensor
 
 from attention_transfer.errors import InputError
-from attention_transfer.functional import maps
 from attention_transfer.functional.kernels import scaled_map
+from attention_transfer.functional.maps import MapKind
 
-__all__ = ["MapFunction", "TargetField", "Targets", "TargetSpec"]
+__all__ = ["Reduction", "TargetField", "TargetSpec", "Targets", "map_reduction"]
 
 
-class MapFunction(NamedTuple):
-    """F, which makes an attention map of features: see
-    :func:`attention_transfer.functional.maps.activation_map`.
+@dataclass(frozen=True)
+class Reduction:
+    """A pure function of a teacher's features, by name: what a term keeps of them.
 
-    >>> str(MapFunction("sum", 2.0))
-    'sum 2'
+    The teacher applies it as soon as a layer has returned its features, and drops these; a cache
+    stores the result. Reductions of one name are one and the same, so the name must say what the
+    function does, settings included.
+
+    Args:
+        name: such as ``"mean over positions"``.
+        function: features (N, C, *S) -> a tensor (N, ...), one row for each sample; it must not
+            depend on the other samples of the batch.
+        scale_free: whether only the direction of each sample's row matters, as of attention maps;
+            a cache then stores unit vectors in float16, otherwise numbers in float32.
+
+    Example:
+        >>> means = Reduction("mean over positions", lambda features: features.mean(dim=(2, 3)))
+        >>> means(torch.ones(2, 4, 8, 8)).shape
+        torch.Size([2, 4])
     """
 
-    kind: maps.MapKind = "sum"
-    power: float = 2.0
+    name: str
+    function: Callable[[Tensor], Tensor] = field(compare=False, repr=False)
+    scale_free: bool = False
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, H, W), up to a factor per image, a constant."""
-        return scaled_map(features, self.kind, self.power)[0]
+        """Reduce features (N, C, *S) to (N, ...), as a constant, in at least float32.
+
+        Raises:
+            InputError: the function returned something else than one row for each sample.
+        """
+        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            reduced = self.function(features)
+        if not isinstance(reduced, Tensor) or reduced.shape[:1] != features.shape[:1]:
+            got = tuple(reduced.shape) if isinstance(reduced, Tensor) else type(reduced).__name__
+            raise InputError(
+                f"the reduction {self.name!r} must return one row for each of the "
+                f"{len(features)} samples, got {got}"
+            )
+        return reduced
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.power:g}"
+        return self.name
+
+
+def map_reduction(kind: MapKind = "sum", power: float = 2.0) -> Reduction:
+    """Return the reduction to attention maps F, up to a factor for each image.
+
+    Args:
+        kind: ``"sum"`` or ``"max"`` over channels.
+        power: p > 0 in |A|^p.
+
+    Example:
+        >>> str(map_reduction("sum", 2.0))
+        'attention map, sum 2'
+    """
+    return Reduction(
+        f"attention map, {kind} {power:g}",
+        lambda features: scaled_map(features, kind, power)[0],
+        scale_free=True,
+    )
 
 
 class TargetField(NamedTuple):
-    """What is read at a teacher's point: its attention map by F, or the features themselves."""
+    """One thing that is read of a teacher: a point's features, reduced or whole."""
 
     point: str
-    map: MapFunction | None = None
+    reduction: Reduction | None = None
+    """None: the features as they are."""
+
+    def read(self, features: Tensor) -> Tensor:
+        """Return the field's value of the point's features (N, C, *S)."""
+        return features if self.reduction is None else self.reduction(features)
 
     def __str__(self) -> str:
-        return f"{self.point} ({self.map or 'whole activations'})"
+        return f"{self.point} ({self.reduction or 'whole activations'})"
 
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """What is asked of a teacher."""
+    """The targets that the terms need of a teacher."""
 
-    readings: tuple[TargetField, ...] = ()
+    fields: tuple[TargetField, ...] = ()
     logits: bool = False
     gradient: bool = False
-    """J, the gradient of the summed cross-entropy at the images."""
+    """J, the gradient of the summed cross-entropy at the input."""
 
     def __bool__(self) -> bool:
-        return bool(self.readings) or self.logits or self.gradient
+        return bool(self.fields) or self.logits or self.gradient
 
 
 @dataclass(frozen=True)
 class Targets:
-    """A teacher's answers for a batch; constants, whichever pass or file they come from."""
+    """A teacher's answers for a batch: constants, from a forward pass or from a file."""
 
-    readings: Mapping[TargetField, Tensor] = field(default_factory=dict)
-    """Maps (N, H, W), each image's at a scale of its own, or features (N, C, H, W)."""
+    fields: Mapping[TargetField, Tensor] = field(default_factory=dict)
+    """Each field's value, (N, ...); attention maps (N, *S) have any scale."""
     logits: Tensor | None = None
+    """(N, classes), or (N, classes, ...) for every position; None if there are none."""
     gradient: Tensor | None = None
-    """J, (N, C, H, W)."""
+    """J, in the shape of the input."""
 
     def to(self, device: torch.device) -> "Targets":
-        """The same on a device."""
+        """Return the targets on a device."""
         return self._each(lambda value: value.to(device, non_blocking=True))
 
     def part(self, images: slice) -> "Targets":
-        """Those of some of the images."""
+        """Return the targets of some of the images."""
         return self._each(lambda value: value[images])
 
-    def read(self, reading: TargetField) -> Tensor:
-        """One of the readings.
+    def read(self, target: TargetField) -> Tensor:
+        """Return a field's value.
 
         Raises:
-            InputError: it is not among them.
+            InputError: it is not among the targets.
         """
-        if reading not in self.readings:
-            known = ", ".join(map(str, self.readings)) or "nothing"
-            raise InputError(f"the teacher's targets hold {known}, expected {reading} as well")
-        return self.readings[reading]
+        if target not in self.fields:
+            known = ", ".join(map(str, self.fields)) or "nothing"
+            raise InputError(
+                f"the teacher's targets hold {known}, expected {target} as well; use those of "
+                "transfer.targets(images)"
+            )
+        return self.fields[target]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Targets":
         return Targets(
-            {reading: change(value) for reading, value in self.readings.items()},
+            {target: change(value) for target, value in self.fields.items()},
             None if self.logits is None else change(self.logits),
             None if self.gradient is None else change(self.gradient),
         )

@@ -1,110 +1,38 @@
-"""The teacher, frozen, and each network's own input normalisation."""
+"""The frozen teacher: a network that only answers."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.errors import InputError
-from attention_transfer.functional.losses import summed_cross_entropy
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import Taps, unwrapped
-from attention_transfer.transfer.compiled_forward import CompiledPass
+from attention_transfer.taps import (
+    Inputs,
+    Taps,
+    call_network,
+    main_input,
+    with_main_input,
+)
+from attention_transfer.transfer.compiled_forward import CompiledForward
+from attention_transfer.transfer.forward import (
+    FindLogits,
+    ForwardResult,
+    class_logits,
+    find_logits,
+    input_gradient,
+    input_size,
+    preprocess,
+    tapped_forward,
+)
 from attention_transfer.transfer.inference_optimization import inference_copy, lower_weights
 from attention_transfer.transfer.targets import TargetField, Targets, TargetSpec
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = [
-    "FrozenTeacher",
-    "ForwardResult",
-    "as_logits",
-    "input_gradient",
-    "input_size",
-    "tapped_forward",
-]
-
-
-def input_size(images: Tensor, normalization: Preprocessing | None) -> tuple[int, int, int]:
-    """Channels, height and width of what a network gets for images (N, C, H, W)."""
-    channels, *size = images.shape[1:]
-    height, width = (normalization and normalization.size) or size
-    return channels, height, width
-
-
-class ForwardResult(NamedTuple):
-    """What one pass of one network shows: its output, and the features at its tapped points."""
-
-    output: object
-    features: dict[str, Tensor]
-
-    @property
-    def logits(self) -> Tensor:
-        """The output, (N, classes).
-
-        Raises:
-            InputError: it is something else.
-        """
-        return as_logits(self.output)
-
-
-def as_logits(output: object) -> Tensor:
-    """A network's output, if it is (N, classes).
-
-    Raises:
-        InputError: it is something else.
-    """
-    if isinstance(output, Tensor) and output.dim() == 2:
-        return output
-    got = (
-        f"a tensor {tuple(output.shape)}"
-        if isinstance(output, Tensor)
-        else f"a {type(output).__name__}"
-    )
-    raise InputError(
-        f"the network puts out {got}, expected logits (N, classes); wrap it in a module whose "
-        "forward returns them"
-    )
-
-
-def tapped_forward(
-    network: nn.Module, taps: Taps, images: Tensor, normalization: Preprocessing | None
-) -> ForwardResult:
-    """One pass of a tapped network on images that are normalised for it first."""
-    version = 0 if images.is_inference() else images._version
-    given = images if normalization is None else normalization(images)
-    with taps as outputs:
-        output = network(given)
-    if not images.is_inference() and images._version != version:
-        raise InputError(
-            f"{type(unwrapped(network)).__name__} overwrote the images in place, which the other "
-            "network sees too; write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
-        )
-    return ForwardResult(output, taps.feature_maps(outputs, given))
-
-
-def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Tensor:
-    """J, a constant: the summed cross-entropy's gradient at the images the logits are of.
-
-    Raises:
-        InputError: the loss does not depend on the images.
-    """
-    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-        loss = summed_cross_entropy(logits, labels)
-        try:
-            return torch.autograd.grad(loss, images)[0]
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(
-                f"the loss does not depend on the images, so it has no gradient there ({reason}); "
-                "let gradients through the network"
-            ) from error
+__all__ = ["FrozenTeacher"]
 
 
 class FrozenTeacher:
-    """A network that only answers: eval mode and no gradients, whatever is called on it.
+    """A network that only answers: in eval mode and without gradients, whatever is called on it.
 
     Its parameters are frozen (``requires_grad_(False)``), and every call puts it into eval mode
     first, so a stray ``.train()`` cannot move its batch statistics.
@@ -112,7 +40,8 @@ class FrozenTeacher:
     Args:
         network: the teacher.
         points: names of the modules to read.
-        normalization: the teacher's own input normalisation, of images as the student gets them.
+        preprocessing: the teacher's own, of the inputs that the student gets too.
+        logits: finds the logits in the network's output.
 
     Example:
         >>> teacher = FrozenTeacher(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), ["0"])
@@ -127,126 +56,123 @@ class FrozenTeacher:
         self,
         network: nn.Module,
         points: Sequence[str] = (),
-        normalization: Preprocessing | None = None,
+        preprocessing: Preprocessing | None = None,
+        logits: FindLogits = find_logits,
     ) -> None:
         self.network = network.requires_grad_(False).eval()
-        self.normalization = normalization
+        self.preprocessing = preprocessing
+        self.find_logits = logits
         self._taps = Taps(network, points)
-        self._compiled: dict[TargetSpec, CompiledPass] | None = None
+        self._compiled: dict[TargetSpec, CompiledForward] | None = None
 
-    def optimize_for_inference(self, example: Tensor, dtype: torch.dtype | None = None) -> None:
-        """Answers from an inference copy from now on; the network itself stays as it is.
+    def optimize_for_inference(self, example: Inputs, dtype: torch.dtype | None = None) -> None:
+        """Answer from an inference copy from now on; the network itself stays as it is.
 
         Args:
-            example: images (N, C, H, W) to compare both on.
+            example: inputs to compare both on.
             dtype: to keep the weights in; they then run under autocast of that dtype alone.
         """
-        given = example if self.normalization is None else self.normalization(example)
+        own_inputs = preprocess(example, self.preprocessing)
         network, compiled = self.network, self._compiled is not None
         self.remove_compiled_passes()
-        self.network = inference_copy(network, self._taps.points, given)
+        self.network = inference_copy(network, self._taps.points, own_inputs)
         self._taps = Taps(self.network, self._taps.points)
         if dtype is not None and self.network is not network:
             lower_weights(self.network, dtype)
-        with torch.no_grad(), torch.autocast(example.device.type, dtype, enabled=dtype is not None):
-            self.observe(example)  # which tells how each point is read
+        device = main_input(example).device.type
+        with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype is not None):
+            self.forward(example)  # which tells how each point is read
         if compiled:
             self.compile_passes()
 
     def compile_passes(self) -> None:
-        """Compiles passes without gradients from now on, each when it is first run."""
+        """Compile passes without gradients from now on, each when it is first run."""
         self._compiled = {}
 
     def remove_compiled_passes(self) -> None:
-        """Takes them off the network, with their hooks."""
+        """Remove the compiled passes, with their hooks, from the network."""
         for compiled in (self._compiled or {}).values():
             compiled.remove()
         self._compiled = None
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> ForwardResult:
-        """Logits and features for images (N, C, H, W)."""
-        return self.observe(images)
+    def __call__(self, inputs: Inputs) -> ForwardResult:
+        """Return output and whole features for inputs."""
+        return self.forward(inputs)
 
-    def observe(self, images: Tensor) -> ForwardResult:
-        """The same, differentiable in the images."""
+    def forward(self, inputs: Inputs) -> ForwardResult:
+        """Return output and whole features, differentiable in the inputs."""
         self.network.eval()
-        return tapped_forward(self.network, self._taps, images, self.normalization)
+        return tapped_forward(self.network, self._taps, inputs, self.preprocessing)
 
-    def targets(self, images: Tensor, labels: Tensor | None, wanted: TargetSpec) -> Targets:
-        """What is wanted of it, and no more: maps are taken as soon as their features are there,
-        which are dropped at once, and a pass ends with the last layer that somebody asked for.
+    def targets(self, inputs: Inputs, labels: Tensor | None, spec: TargetSpec) -> Targets:
+        """Return what is needed of the teacher, and compute no more.
+
+        Features are reduced as soon as a layer has returned them, and dropped at once; the pass
+        ends with the last layer that is needed.
 
         Args:
-            images: (N, C, H, W).
-            labels: of :func:`attention_transfer.functional.losses.summed_cross_entropy`, for the gradient.
-            wanted: what; its points are among this teacher's.
+            inputs: of the networks.
+            labels: of :func:`attention_transfer.functional.losses.summed_cross_entropy`, for the
+                gradient.
+            spec: what is needed; its points are among this teacher's.
         """
-        self.learn(images)
-        if wanted.gradient:
-            images = images.detach().requires_grad_()
+        self.learn_layouts(inputs)
+        if spec.gradient:
+            images = main_input(inputs).detach().requires_grad_()
             with torch.enable_grad():
-                readings, output = self.read(images, wanted)
-            gradient = input_gradient(as_logits(output), labels, images)
-            return Targets(readings, as_logits(output).detach(), gradient)
-        whole = any(reading.map is None for reading in wanted.readings)
+                fields, output = self.read(with_main_input(inputs, images), spec)
+            logits = class_logits(output, self.find_logits)
+            return Targets(fields, logits.detach(), input_gradient(logits, labels, images))
+        whole = any(target.reduction is None for target in spec.fields)
         with torch.no_grad() if whole else torch.inference_mode():
-            readings, output = self.read(images, wanted)
+            fields, output = self.read(inputs, spec)
+        logits_found = self.find_logits(output)
         if not whole:  # out of inference mode, for graphs that keep them
-            readings = {reading: value.clone() for reading, value in readings.items()}
-            output = output.clone() if isinstance(output, Tensor) else output
-        return Targets(readings, output if isinstance(output, Tensor) else None)
+            fields = {target: value.clone() for target, value in fields.items()}
+            logits_found = None if logits_found is None else logits_found.clone()
+        return Targets(fields, logits_found)
 
     @torch.no_grad()
-    def learn(self, images: Tensor) -> None:
-        """Finds out how to read each point, by one pass on images of a size that is new."""
-        if not self._taps.knows(input_size(images, self.normalization)):
-            self.observe(images)
+    def learn_layouts(self, inputs: Inputs) -> None:
+        """Find out how to read each point, by one pass on inputs of a size that is new."""
+        if not self._taps.knows(input_size(inputs, self.preprocessing)):
+            self.forward(inputs)
 
-    def read(self, images: Tensor, wanted: TargetSpec) -> tuple[dict[TargetField, Tensor], object]:
-        """The readings, detached, and the output, or None of a pass that ended before it."""
+    def read(self, inputs: Inputs, spec: TargetSpec) -> tuple[dict[TargetField, Tensor], object]:
+        """Return the fields, detached, and the output, or None of a pass that ended before it."""
         self.network.eval()
-        given = images if self.normalization is None else self.normalization(images)
-        readings: dict[TargetField, Tensor] = {}
+        own_inputs = preprocess(inputs, self.preprocessing)
+        fields: dict[TargetField, Tensor] = {}
         output: object = None
 
         def read(point: str, features: Tensor) -> None:
             features = features.detach()
-            for reading in wanted.readings:
-                if reading.point == point and reading.map is None:
+            for target in spec.fields:
+                if target.point == point and target.reduction is None:
                     copied = self._taps.overwritten(point)
-                    readings[reading] = features.clone() if copied else features
-                elif reading.point == point:
-                    readings[reading] = _read(reading, features)
+                    fields[target] = features.clone() if copied else features
+                elif target.point == point:
+                    fields[target] = target.read(features)
 
-        to_the_end = wanted.logits or wanted.gradient
-        compiled = self._compiled_pass(wanted)
-        if compiled is not None and compiled.takes(given):
-            found: tuple[dict[TargetField, Tensor], object] = compiled(given)
-            return found
-        with self._taps.reading(given, read, to_the_end=to_the_end):
-            output = self.network(given)
-        return readings, output if to_the_end else None
+        to_the_end = spec.logits or spec.gradient
+        compiled = self._compiled_pass(spec)
+        if compiled is not None and compiled.takes(own_inputs):
+            result: tuple[dict[TargetField, Tensor], object] = compiled(own_inputs)
+            return result
+        with self._taps.reading(main_input(own_inputs), read, to_the_end=to_the_end):
+            output = call_network(self.network, own_inputs)
+        return fields, output if to_the_end else None
 
-    def _compiled_pass(self, wanted: TargetSpec) -> CompiledPass | None:
-        """The compiled pass that answers what is wanted; None where passes are not compiled."""
-        if self._compiled is None or wanted.gradient:
+    def _compiled_pass(self, spec: TargetSpec) -> CompiledForward | None:
+        """Return the compiled pass for what is needed; None where passes are not compiled."""
+        if self._compiled is None or spec.gradient:
             return None
-        if wanted not in self._compiled:
+        if spec not in self._compiled:
 
             def finish(output: object, features: dict[str, Tensor]) -> Any:
-                readings = {
-                    reading: _read(reading, features[reading.point]) for reading in wanted.readings
-                }
-                return readings, output if wanted.logits else None
+                fields = {target: target.read(features[target.point]) for target in spec.fields}
+                return fields, output if spec.logits else None
 
-            self._compiled[wanted] = CompiledPass(self.network, self._taps, finish)
-        return self._compiled[wanted]
-
-
-def _read(reading: TargetField, features: Tensor) -> Tensor:
-    """A reading of features (N, C, H, W)."""
-    if reading.map is None:
-        return features
-    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-        return reading.map(features)
+            self._compiled[spec] = CompiledForward(self.network, self._taps, finish)
+        return self._compiled[spec]

@@ -9,85 +9,91 @@ from torch import Tensor, nn
 from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import to_float32
 from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.taps import Inputs
+from attention_transfer.transfer.forward import FindLogits, ForwardResult, find_logits
 from attention_transfer.transfer.targets import TargetField, TargetSpec
-from attention_transfer.transfer.teacher import ForwardResult, FrozenTeacher
+from attention_transfer.transfer.teacher import FrozenTeacher
 
 __all__ = [
-    "FrozenTeachers",
     "MeanAndDeviation",
-    "as_normalization",
+    "TeacherEnsemble",
+    "as_preprocessing",
     "frozen_teacher",
-    "given_teachers",
+    "teachers_with_preprocessing",
 ]
 
 MeanAndDeviation = Preprocessing | tuple[Sequence[float], Sequence[float]]
 
 
-def as_normalization(given: MeanAndDeviation | None) -> Preprocessing | None:
-    """A network's own, however it was given."""
-    return None if given is None else Preprocessing(*given)
+def as_preprocessing(preprocessing: MeanAndDeviation | None) -> Preprocessing | None:
+    """Return a Preprocessing, also of a pair (means, standard deviations)."""
+    return None if preprocessing is None else Preprocessing(*preprocessing)
 
 
-def given_teachers(
+def teachers_with_preprocessing(
     teacher: nn.Module | Sequence[nn.Module] | None,
-    normalization: MeanAndDeviation | list[MeanAndDeviation | None] | None,
+    preprocessing: MeanAndDeviation | list[MeanAndDeviation | None] | None,
 ) -> list[tuple[nn.Module, Preprocessing | None]]:
-    """The teachers, each with its normalisation.
+    """Return the teachers, each with its preprocessing.
 
     Raises:
-        InputError: there are none in the sequence, or normalisations for another number of them.
+        InputError: the sequence is empty, or has another length than the preprocessings.
     """
     if teacher is None:
         return []
     networks = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
     if not networks:
         raise InputError("got no teachers in the sequence, expected at least one network")
-    if not isinstance(normalization, list):
-        normalization = [normalization] * len(networks)
-    if len(normalization) != len(networks):
+    if not isinstance(preprocessing, list):
+        preprocessing = [preprocessing] * len(networks)
+    if len(preprocessing) != len(networks):
         raise InputError(
-            f"got {len(normalization)} teacher normalizations for {len(networks)} teachers, "
+            f"got {len(preprocessing)} teacher normalizations for {len(networks)} teachers, "
             "expected one for all or one for each"
         )
     return [
-        (network, as_normalization(own))
-        for network, own in zip(networks, normalization, strict=True)
+        (network, as_preprocessing(own))
+        for network, own in zip(networks, preprocessing, strict=True)
     ]
 
 
 def frozen_teacher(
-    teachers: Sequence[tuple[nn.Module, Preprocessing | None]], points: Sequence[str]
+    teachers: Sequence[tuple[nn.Module, Preprocessing | None]],
+    points: Sequence[str],
+    logits: FindLogits = find_logits,
 ) -> FrozenTeacher | None:
-    """One teacher, or several that answer as one, or none.
+    """Return one frozen teacher, several that answer as one, or None without any.
 
     Args:
-        teachers: networks with their normalisations.
+        teachers: networks with their preprocessing.
         points: to read; of several teachers after a teacher's number and a dot.
+        logits: finds the logits in a network's output.
     """
     if not teachers:
         return None
     if len(teachers) == 1:
-        network, normalization = teachers[0]
-        return FrozenTeacher(network, points, normalization)
-    networks, normalizations = zip(*teachers, strict=True)
-    return FrozenTeachers(networks, points, normalizations)
+        network, preprocessing = teachers[0]
+        return FrozenTeacher(network, points, preprocessing, logits)
+    networks, preprocessings = zip(*teachers, strict=True)
+    return TeacherEnsemble(networks, points, preprocessings, logits)
 
 
-class FrozenTeachers(FrozenTeacher):
+class TeacherEnsemble(FrozenTeacher):
     """Several frozen teachers that answer as one.
 
     Their logits are averaged, which is the geometric mean of their predictions (Hinton et al.
-    2015); teachers of different classes have none in common. Features are those of all of them,
-    under names that begin with the teacher's number, from 0.
+    2015); teachers of different classes have no logits in common. Features are those of all of
+    them, under names that begin with the teacher's number, from 0.
 
     Args:
         networks: the teachers.
         points: names of the modules to read, each after its teacher's number and a dot.
-        normalizations: each teacher's own.
+        preprocessings: each teacher's own.
+        logits: finds the logits in a network's output.
 
     Example:
         >>> networks = [nn.Sequential(nn.Conv2d(3, width, 1), nn.Flatten()) for width in (4, 8)]
-        >>> teachers = FrozenTeachers(networks, ["0.0", "1.0"], [None, None])
+        >>> teachers = TeacherEnsemble(networks, ["0.0", "1.0"], [None, None])
         >>> [features.shape[1] for features in teachers(torch.zeros(2, 3, 8, 8)).features.values()]
         [4, 8]
     """
@@ -96,72 +102,80 @@ class FrozenTeachers(FrozenTeacher):
         self,
         networks: Sequence[nn.Module],
         points: Sequence[str],
-        normalizations: Sequence[Preprocessing | None],
+        preprocessings: Sequence[Preprocessing | None],
+        logits: FindLogits = find_logits,
     ) -> None:
         self.network = nn.ModuleList(networks)
+        self.find_logits = find_logits  # the members' answers are logits already
         names = [point.split(".", 1) for point in points]
         self.members = [
             FrozenTeacher(
-                network, [name for owner, name in names if owner == str(number)], normalization
+                network,
+                [name for owner, name in names if owner == str(number)],
+                preprocessing,
+                logits,
             )
-            for number, (network, normalization) in enumerate(
-                zip(networks, normalizations, strict=True)
+            for number, (network, preprocessing) in enumerate(
+                zip(networks, preprocessings, strict=True)
             )
         ]
 
-    def optimize_for_inference(self, example: Tensor, dtype: torch.dtype | None = None) -> None:
-        """Each."""
+    def optimize_for_inference(self, example: Inputs, dtype: torch.dtype | None = None) -> None:
+        """Answer from an inference copy of each teacher from now on."""
         for member in self.members:
             member.optimize_for_inference(example, dtype)
         self.network = nn.ModuleList(member.network for member in self.members)
 
     def compile_passes(self) -> None:
-        """Of each."""
+        """Compile each teacher's passes from now on."""
         for member in self.members:
             member.compile_passes()
 
     def remove_compiled_passes(self) -> None:
-        """Of each."""
+        """Remove each teacher's compiled passes, with their hooks."""
         for member in self.members:
             member.remove_compiled_passes()
 
-    def observe(self, images: Tensor) -> ForwardResult:
-        """One pass of each."""
-        seen = [member.observe(images) for member in self.members]
+    def forward(self, inputs: Inputs) -> ForwardResult:
+        """Return the mean logits and all teachers' features, differentiable in the inputs."""
+        results = [member.forward(inputs) for member in self.members]
         features = {
             f"{number}.{name}": features
-            for number, answer in enumerate(seen)
-            for name, features in answer.features.items()
+            for number, result in enumerate(results)
+            for name, features in result.features.items()
         }
-        return ForwardResult(_mean_output([answer.output for answer in seen]), features)
+        return ForwardResult(self._mean_logits([result.output for result in results]), features)
 
-    def learn(self, images: Tensor) -> None:
-        """Of each."""
+    def learn_layouts(self, inputs: Inputs) -> None:
+        """Find out how to read each teacher's points."""
         for member in self.members:
-            member.learn(images)
+            member.learn_layouts(inputs)
 
-    def read(self, images: Tensor, wanted: TargetSpec) -> tuple[dict[TargetField, Tensor], object]:
-        """Of each."""
-        readings: dict[TargetField, Tensor] = {}
+    def read(self, inputs: Inputs, spec: TargetSpec) -> tuple[dict[TargetField, Tensor], object]:
+        """Return all teachers' fields, detached, and the mean of their logits."""
+        fields: dict[TargetField, Tensor] = {}
         outputs = []
         for number, member in enumerate(self.members):
-            own = {
-                TargetField(reading.point.removeprefix(f"{number}."), reading.map): reading
-                for reading in wanted.readings
-                if reading.point.startswith(f"{number}.")
+            members_fields = {
+                TargetField(target.point.removeprefix(f"{number}."), target.reduction): target
+                for target in spec.fields
+                if target.point.startswith(f"{number}.")
             }
-            asked = replace(wanted, readings=tuple(own))
-            if not asked:
+            members_spec = replace(spec, fields=tuple(members_fields))
+            if not members_spec:
                 continue
-            found, output = member.read(images, asked)
-            readings |= {own[reading]: value for reading, value in found.items()}
+            values, output = member.read(inputs, members_spec)
+            fields |= {members_fields[target]: value for target, value in values.items()}
             outputs.append(output)
-        return readings, _mean_output(outputs)
+        return fields, self._mean_logits(outputs)
 
-
-def _mean_output(outputs: list[object]) -> object:
-    """The mean of logits of the same classes; others as they are."""
-    logits = [output for output in outputs if isinstance(output, Tensor)]
-    if len(logits) < len(outputs) or len({output.shape for output in logits}) != 1:
-        return outputs
-    return torch.stack([to_float32(output) for output in logits]).mean(dim=0)
+    def _mean_logits(self, outputs: list[object]) -> object:
+        """Return the mean of logits of the same classes; the outputs where there are none."""
+        logits = [
+            found
+            for member, output in zip(self.members, outputs, strict=False)
+            if (found := member.find_logits(output)) is not None
+        ]
+        if len(logits) < len(outputs) or len({found.shape for found in logits}) != 1:
+            return outputs
+        return torch.stack([to_float32(found) for found in logits]).mean(dim=0)

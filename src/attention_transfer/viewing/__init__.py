@@ -1,6 +1,6 @@
-"""Seeing where networks look: from networks and images to pictures."""
+"""Attention maps of any networks on any images, as pictures: ``maps`` and ``at.show``."""
 
-from attention_transfer.viewing.command import MapsResult, look
+from attention_transfer.viewing.command import MapsResult, write_maps
 from attention_transfer.viewing.show import show
 
-__all__ = ["MapsResult", "look", "show"]
+__all__ = ["MapsResult", "show", "write_maps"]

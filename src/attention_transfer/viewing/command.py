@@ -1,4 +1,4 @@
-"""What ``attention-transfer maps`` does: pictures and raw maps in a folder."""
+"""The work of ``attention-transfer maps``: write pictures and raw maps to a folder."""
 
 import os
 import re
@@ -11,148 +11,147 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attention_transfer.config import MapsConfig, height_and_width
-from attention_transfer.drawing.maps import MapsFigure, draw_maps, lines_of
+from attention_transfer.drawing.maps import MapsFigure, count_lines, draw_maps
 from attention_transfer.errors import InputError
-from attention_transfer.runs.folder import new_folder, writing_to
-from attention_transfer.viewing.images import FilePicture, find_files
+from attention_transfer.files import replacing, write_arrays
+from attention_transfer.runs import new_folder, writing_to
+from attention_transfer.viewing.images import FileImage, find_image_files
 from attention_transfer.viewing.inference import MapRequest
-from attention_transfer.viewing.layout import MapGrid, see
-from attention_transfer.viewing.networks import NamedModel, networks_of
+from attention_transfer.viewing.layout import MapGrid, compute_grid
+from attention_transfer.viewing.networks import NamedModel, named_models
 
-__all__ = ["MapsResult", "look"]
+__all__ = ["MapsResult", "write_maps"]
 
 MOST_LINES = 8
-"""Of images in a file."""
+"""Lines of cells in one picture; further images go into further pictures."""
 
-SLIDE_WIDTH = 2.1
-"""Inches of a column in a file for one image."""
+SLIDE_COLUMN_WIDTH = 2.1
+"""Inches of a column in a picture of one image."""
 
 
 @dataclass(frozen=True)
 class MapsResult:
-    """What was seen, and where it is."""
+    """The maps that were computed, and the files that hold them."""
 
     folder: Path
-    files: list[Path]
-    """The pictures."""
+    pictures: list[Path]
     raw: Path
-    """``maps.npz``."""
-    seen: MapGrid
+    """The arrays, ``maps.npz``."""
+    grid: MapGrid
     images: list[Path]
-    """Those that were seen."""
+    """The image files that were read."""
     unreadable: list[tuple[Path, str]]
-    """Images that were left out, and why."""
+    """The image files that were skipped, and why."""
 
 
-def look(config: MapsConfig) -> MapsResult:
-    """Draws where networks look, and writes the raw maps.
+def write_maps(config: MapsConfig) -> MapsResult:
+    """Compute attention maps, draw them and write the raw arrays.
+
+    Args:
+        config: networks, images, points and the folder to write to.
 
     Raises:
-        InputError: nothing is written then.
+        InputError: a network, an image or a point does not exist, or the folder already holds
+            maps; nothing is written.
     """
     folder = config.out or new_folder("maps")
     _check_free(folder)
-    paths = find_files(config.images)
-    networks = [_sized(network, config) for network in networks_of(list(config.models))]
-    asked = MapRequest(config.points, config.attention, config.map, config.power, config.crop)
-    seen, faults = see(networks, _pictures(paths), asked)
-    unreadable = [(paths[place], reason) for place, reason in faults.items()]
-    if not seen.scenes:
+    paths = find_image_files(config.images)
+    networks = [_resized(network, config) for network in named_models(list(config.models))]
+    request = MapRequest(config.points, config.attention, config.map, config.power, config.crop)
+    grid, reasons = compute_grid(networks, _named_images(paths), request)
+    unreadable = [(paths[index], reason) for index, reason in reasons.items()]
+    if not grid.images:
         path, reason = unreadable[0]
         more = f"; nor can {len(unreadable) - 1} others" if len(unreadable) > 1 else ""
-        raise InputError(
-            f"{path} cannot be read: {reason}{more}; expected at least one whole image"
-        )
-    images = [path for place, path in enumerate(paths) if place not in faults]
+        raise InputError(f"{path} cannot be read: {reason}{more}; give at least one intact image")
+    images = [path for index, path in enumerate(paths) if index not in reasons]
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        files = [
-            _written(folder / f"{name}.{config.format}", figure)
-            for name, figure in _figures(seen, config)
+        pictures = [
+            _save(figure, folder / f"{name}.{config.format}")
+            for name, figure in _figures(grid, config)
         ]
-        raw = _write_raw(folder / "maps.npz", seen, images)
-    return MapsResult(folder, files, raw, seen, images, unreadable)
+        raw = folder / "maps.npz"
+        write_arrays(raw, _raw_arrays(grid, images))
+    return MapsResult(folder, pictures, raw, grid, images, unreadable)
 
 
 def _check_free(folder: Path) -> None:
-    """Raises an InputError if there are maps in the folder, or there can be no folder."""
+    """Raise an InputError if the folder already holds maps or cannot be a folder."""
     with writing_to(folder):
         if os.path.lexists(folder) and not os.path.isdir(folder):
             raise InputError(f"{folder} is not a folder; choose another --out")
-        there = sorted(folder.glob("maps*")) if os.path.isdir(folder) else []
-    if there:
-        raise InputError(f"{folder} already holds maps ({there[0].name}); choose another --out")
+        existing = sorted(folder.glob("maps*")) if os.path.isdir(folder) else []
+    if existing:
+        raise InputError(f"{folder} already holds maps ({existing[0].name}); choose another --out")
 
 
-def _sized(network: NamedModel, config: MapsConfig) -> NamedModel:
-    if config.image_size is None or network.normalization is None:
+def _resized(network: NamedModel, config: MapsConfig) -> NamedModel:
+    """Return a network with the input size that the user asked for, if any."""
+    if config.image_size is None or network.preprocessing is None:
         return network
     size = height_and_width(config.image_size)
-    return replace(network, normalization=network.normalization._replace(size=size))
+    return replace(network, preprocessing=network.preprocessing._replace(size=size))
 
 
-def _pictures(paths: list[Path]) -> list[FilePicture]:
-    """The images, called by their files' names; by their paths where those are the same."""
-    pictures = [FilePicture(path) for path in paths]
+def _named_images(paths: list[Path]) -> list[FileImage]:
+    """Return images named after their files, or by their paths where file names repeat."""
+    images = [FileImage(path) for path in paths]
     names = [path.name for path in paths]
-    for picture in pictures:
-        if names.count(picture.name) > 1:
-            picture.name = str(picture.path)
-    return pictures
+    for image in images:
+        if names.count(image.name) > 1:
+            image.name = str(image.path)
+    return images
 
 
-def _figures(seen: MapGrid, config: MapsConfig) -> Iterator[tuple[str, MapsFigure]]:
-    """The pictures and the names of their files, all on one scale."""
-    columns, rows = seen.columns(), seen.rows()
-    limit = seen.limit() if config.scale == "shared" else None
+def _figures(grid: MapGrid, config: MapsConfig) -> Iterator[tuple[str, MapsFigure]]:
+    """Draw the pictures on one scale; yield each with its file's stem."""
+    columns, rows = grid.columns(), grid.rows()
+    limit = grid.limit() if config.scale == "shared" else None
     if config.per_image:
+        digits = len(str(len(rows)))
         for number, row in enumerate(rows, start=1):
             stem = re.sub(r"[^\w.-]+", "-", Path(row.name).stem)[:60]
-            figure = draw_maps(columns, [row], limit, seen.caption(), SLIDE_WIDTH)
-            yield f"maps-{number:0{len(str(len(rows)))}}-{stem}", figure
+            figure = draw_maps(columns, [row], limit, grid.caption(), SLIDE_COLUMN_WIDTH)
+            yield f"maps-{number:0{digits}}-{stem}", figure
         return
-    count = max(1, MOST_LINES // lines_of(columns))
+    count = max(1, MOST_LINES // count_lines(columns))
     for page, start in enumerate(range(0, len(rows), count), start=1):
-        figure = draw_maps(columns, rows[start : start + count], limit, seen.caption())
+        figure = draw_maps(columns, rows[start : start + count], limit, grid.caption())
         yield "maps" if page == 1 else f"maps-{page}", figure
 
 
-def _written(path: Path, figure: MapsFigure) -> Path:
-    """The picture's path; the file is whole or not there."""
-    partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, format=path.suffix[1:])
-    partial.rename(path)
+def _save(figure: MapsFigure, path: Path) -> Path:
+    """Write a picture, complete or not at all, and return its path."""
+    with replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:])
     return path
 
 
-def _write_raw(path: Path, seen: MapGrid, images: list[Path]) -> Path:
-    """Everything that was seen, as numbers and texts; written last, whole or not at all."""
-    arrays: dict[str, NDArray[Any]] = {
-        "schema_version": np.array(1),
-        "attention": np.array(seen.look.attention),
-        "map": np.array(seen.look.map),
-        "power": np.array(seen.look.power),
-        "networks": np.array([network.name for network in seen.networks]),
-        "models": np.array([network.model for network in seen.networks]),
-        "images": np.array([str(image) for image in images]),
-    }
-    answers = [[sight.answer for sight in own] for own in seen.sights]
-    arrays["predictions"] = np.array([[one.label if one else -1 for one in own] for own in answers])
-    arrays["predicted_names"] = np.array(
-        [[one.name if one else "" for one in own] for own in answers]
-    )
-    arrays["probabilities"] = np.array(
-        [[one.probability if one else np.nan for one in own] for own in answers], dtype=np.float32
-    )
-    arrays["boxes"] = np.array([[sight.box for sight in own] for own in seen.sights])
+def _raw_arrays(grid: MapGrid, images: list[Path]) -> dict[str, NDArray[Any]]:
+    """Return the content of ``maps.npz``, which docs/maps.md describes."""
+    answers = [[one.answer for one in results] for results in grid.results]
     maps = {
-        f"{network}/{spot.point}": np.stack([sight.maps[number] for sight in own])
-        for network, (spots, own) in enumerate(zip(seen.spots, seen.sights, strict=True))
-        for number, spot in enumerate(spots)
+        f"{network}/{point.name}": np.stack([one.maps[number] for one in results])
+        for network, (points, results) in enumerate(zip(grid.points, grid.results, strict=True))
+        for number, point in enumerate(points)
     }
-    arrays["points"] = np.array(list(maps))
-    partial = path.with_name("maps.npz.partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays, **maps)  # type: ignore[arg-type]
-    partial.rename(path)
-    return path
+    return {
+        "schema_version": np.array(1),
+        "attention": np.array(grid.request.attention),
+        "map": np.array(grid.request.map),
+        "power": np.array(grid.request.power),
+        "networks": np.array([network.name for network in grid.networks]),
+        "models": np.array([network.model for network in grid.networks]),
+        "images": np.array([str(image) for image in images]),
+        "predictions": np.array([[one.label if one else -1 for one in row] for row in answers]),
+        "predicted_names": np.array([[one.name if one else "" for one in row] for row in answers]),
+        "probabilities": np.array(
+            [[one.probability if one else np.nan for one in row] for row in answers],
+            dtype=np.float32,
+        ),
+        "boxes": np.array([[one.box for one in results] for results in grid.results]),
+        "points": np.array(list(maps)),
+        **maps,
+    }

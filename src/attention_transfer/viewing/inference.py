@@ -1,4 +1,4 @@
-"""What networks see in images: their maps at some points, and their answers."""
+"""Run networks on images: their attention maps at the chosen points, and their predictions."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from attention_transfer.data.decoding import Box, CorruptImageError
 from attention_transfer.data.views import centre
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.functional.maps import MapKind, to_float32
 from attention_transfer.transfer import Attention, attention_of
 from attention_transfer.transfer.pairing import PairingSide
 from attention_transfer.transfer.terms.base import check_choice, check_power
-from attention_transfer.viewing.images import Picture
-from attention_transfer.viewing.levels import GRADIENT, MapPoint, chosen_spots
+from attention_transfer.viewing.images import SourceImage
+from attention_transfer.viewing.levels import GRADIENT, MapPoint, select_points
 from attention_transfer.viewing.networks import NamedModel
 
 __all__ = ["Answer", "MapRequest", "NetworkMaps"]
 
-BATCH = 16
-"""Images in a pass, fewer where many points are read."""
+BATCH_SIZE = 16
+"""Images in a forward pass; fewer where many points are read, to bound memory."""
 
 
 class Answer(NamedTuple):
@@ -36,31 +36,31 @@ class Answer(NamedTuple):
 
     def __str__(self) -> str:
         percent = 100 * self.probability
-        exact = percent < 1 or 99 < percent < 99.95
-        return f"{self.name}, {percent:.{1 if exact else 0}f} %"
+        decimals = 1 if percent < 1 or 99 < percent < 99.95 else 0
+        return f"{self.name}, {percent:.{decimals}f} %"
 
 
 class NetworkMaps(NamedTuple):
-    """What one network sees in one image."""
+    """One network's attention maps and prediction for one image."""
 
     maps: list[NDArray[np.float32]]
-    """A map (H, W) for each of the network's spots."""
+    """A map (H, W) for each of the network's points."""
     answer: Answer | None
-    """None: it puts out no logits, or not finite ones."""
+    """None if the network returns no logits, or logits that are not finite."""
     box: Box
-    """The part of the image that it was given."""
+    """The part of the image that the network received, in the image's pixels."""
 
 
 @dataclass(frozen=True)
 class MapRequest:
-    """How to look: which attention, where, at which part of the images.
+    """The attention maps to compute: which attention, at which points, of which image parts.
 
     Args:
-        points: see :func:`attention_transfer.viewing.levels.chosen_spots`.
+        points: see :func:`attention_transfer.viewing.levels.select_points`.
         attention: ``"activation"`` or ``"gradient"``.
-        map: ``"sum"`` or ``"max"``.
+        map: ``"sum"`` or ``"max"`` over channels.
         power: p > 0 in abs(A)^p.
-        crop: the middle of an image instead of all of it.
+        crop: whether networks receive the centre of an image instead of all of it.
 
     Raises:
         InputError: an unknown attention or map, a power that is not above 0, or no points.
@@ -79,113 +79,111 @@ class MapRequest:
         if not self.points:
             raise InputError("got no points, expected low, middle, top, all, or modules' names")
 
-    def spots(
-        self, networks: Sequence[NamedModel], pictures: Sequence[Picture]
+    def select_points(
+        self, networks: Sequence[NamedModel], images: Sequence[SourceImage]
     ) -> list[list[MapPoint]]:
-        """Where each network is looked at; a network that takes images of any size is taken to get
-        them as large as the first.
+        """Return the points of each network.
+
+        A network without an input size of its own is inspected at the first image's size.
 
         Raises:
-            InputError: points that there are not.
+            InputError: a point does not exist.
         """
         if self.attention == "gradient":
             if self.points != MapRequest.points:
                 raise InputError(
                     f"gradient attention is read at the images, got the points {self.points!r}; "
-                    "leave them out, or look at activation attention"
+                    "leave them out, or choose activation attention"
                 )
             return [[GRADIENT] for _ in networks]
         sides = [
-            PairingSide(one.network, (3, *self._input_size(one, pictures[0]))) for one in networks
+            PairingSide(network.network, (3, *self._input_size(network, images[0])))
+            for network in networks
         ]
-        return chosen_spots([one.name for one in networks], sides, self.points)
+        return select_points([network.name for network in networks], sides, self.points)
 
-    def sights(
-        self, network: NamedModel, spots: Sequence[MapPoint], pictures: Sequence[Picture]
+    def compute(
+        self, network: NamedModel, points: Sequence[MapPoint], images: Sequence[SourceImage]
     ) -> Iterator[NetworkMaps]:
-        """What a network sees in each image.
+        """Run a network on images; yield its maps and prediction for each of them.
 
         Raises:
-            InputError: it does not run on images of this size.
+            InputError: the network does not accept images of this size.
         """
-        count = max(1, min(BATCH, 4 * BATCH // len(spots)))
-        for size, same in itertools.groupby(
-            pictures, key=lambda picture: self._input_size(network, picture)
+        count = max(1, min(BATCH_SIZE, 4 * BATCH_SIZE // len(points)))
+        for size, group in itertools.groupby(
+            images, key=lambda image: self._input_size(network, image)
         ):
-            batch = list(same)
-            for start in range(0, len(batch), count):
-                yield from self._pass(network, spots, batch[start : start + count], size)
+            same_size = list(group)
+            for start in range(0, len(same_size), count):
+                yield from self._batch(network, points, same_size[start : start + count], size)
 
-    def box(self, network: NamedModel, picture: Picture) -> Box:
-        """The part of an image that a network is given, in the image's pixels."""
-        height, width = picture.size
+    def box(self, network: NamedModel, image: SourceImage) -> Box:
+        """Return the part of an image that a network receives, in the image's pixels."""
+        height, width = image.size
         if self.crop:
-            return centre((height, width), self._input_size(network, picture))
+            return centre((height, width), self._input_size(network, image))
         return Box(0, 0, width, height)
 
-    def _input_size(self, network: NamedModel, picture: Picture) -> tuple[int, int]:
-        """Of what the network gets."""
-        wanted = network.normalization.size if network.normalization else None
-        return wanted or picture.size
+    def _input_size(self, network: NamedModel, image: SourceImage) -> tuple[int, int]:
+        size = network.preprocessing.size if network.preprocessing else None
+        return size or image.size
 
-    def _pass(
+    def _batch(
         self,
         network: NamedModel,
-        spots: Sequence[MapPoint],
-        pictures: Sequence[Picture],
+        points: Sequence[MapPoint],
+        images: Sequence[SourceImage],
         size: tuple[int, int],
     ) -> Iterator[NetworkMaps]:
-        by = network.normalization.interpolation if network.normalization else "bilinear"
-        boxes, parts = [], []
-        for picture in pictures:
+        interpolation = network.preprocessing.interpolation if network.preprocessing else "bilinear"
+        boxes, crops = [], []
+        for image in images:
             try:
-                boxes.append(self.box(network, picture))
-                parts.append(picture.part(size, boxes[-1], by))
+                boxes.append(self.box(network, image))
+                crops.append(image.crop(size, boxes[-1], interpolation))
             except CorruptImageError as error:
-                raise InputError(f"{picture.name} can no longer be read: {error}") from None
-        images = torch.stack(parts)
-        seen = self._attention(network, spots, images)
-        answers = _answers(network, seen.output, len(pictures))
-        maps = [seen.maps[spot.point].float().cpu().numpy() for spot in spots]
-        for number, (answer, box) in enumerate(zip(answers, boxes, strict=True)):
-            yield NetworkMaps([found[number] for found in maps], answer, box)
+                raise InputError(f"{image.name} can no longer be read: {error}") from None
+        result = self._attention(network, points, torch.stack(crops))
+        answers = _answers(network, result.output, len(images))
+        maps = [result.maps[point.name].float().cpu().numpy() for point in points]
+        for index, (answer, box) in enumerate(zip(answers, boxes, strict=True)):
+            yield NetworkMaps([attention[index] for attention in maps], answer, box)
 
     def _attention(
-        self, network: NamedModel, spots: Sequence[MapPoint], images: Tensor
+        self, network: NamedModel, points: Sequence[MapPoint], images: Tensor
     ) -> Attention:
-        like = next(
-            (value for value in network.network.parameters() if value.is_floating_point()), images
-        )
-        points = [spot.point for spot in spots] if self.attention == "activation" else None
+        parameters = network.network.parameters()
+        like = next((value for value in parameters if value.is_floating_point()), images)
+        names = [point.name for point in points] if self.attention == "activation" else None
         try:
             return attention_of(
                 network.network,
                 images.to(like.device, like.dtype),
-                points,
+                names,
                 self.attention,
                 self.map,
                 self.power,
-                network.normalization,
+                network.preprocessing,
             )
         except InputError:
             raise
         except Exception as error:
             height, width = images.shape[-2:]
-            reason = str(error).strip().partition("\n")[0]
             raise InputError(
                 f"{network.name} does not run on images {height}x{width} "
-                f"({type(error).__name__}: {reason}); give the size that it takes"
+                f"({type(error).__name__}: {first_line(error)}); give the size that it expects"
             ) from error
 
 
 def _answers(network: NamedModel, output: object, count: int) -> list[Answer | None]:
-    """The most probable classes by logits (N, classes), of at least two."""
+    """Return the most probable class of each image, where a network returns logits (N, classes)."""
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
         return [None] * count
     probabilities = to_float32(output.detach().cpu()).softmax(dim=1)
-    best, indices = probabilities.max(dim=1)
+    largest, labels = probabilities.max(dim=1)
     classes = output.shape[1]
     return [
-        Answer(index, chance, network.class_name(index, classes)) if np.isfinite(chance) else None
-        for chance, index in zip(best.tolist(), indices.tolist(), strict=True)
+        Answer(label, value, network.class_name(label, classes)) if np.isfinite(value) else None
+        for value, label in zip(largest.tolist(), labels.tolist(), strict=True)
     ]

@@ -1,151 +1,168 @@
-"""From what networks see to the columns and rows of a picture."""
+"""Arrange the maps of several networks on several images as columns and rows of a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from attention_transfer.data.decoding import Box, CorruptImageError
-from attention_transfer.drawing.maps import Cell, Column, Place, Row, relative, shared_limit
-from attention_transfer.viewing.images import Picture
+from attention_transfer.drawing.maps import Cell, Column, ImagePart, Row
+from attention_transfer.drawing.scale import Pixels, shared_limit, to_unit_mean
+from attention_transfer.viewing.images import SourceImage
 from attention_transfer.viewing.inference import MapRequest, NetworkMaps
 from attention_transfer.viewing.levels import GRADIENT, MapPoint
 from attention_transfer.viewing.networks import NamedModel
 
-__all__ = ["DisplayImage", "MapGrid", "see"]
+__all__ = ["DisplayImage", "MapGrid", "compute_grid"]
 
-LONGEST = 512
+LONGEST_SIDE = 512
 """Pixels along the longer side of an image in a picture."""
 
 
 @dataclass(frozen=True)
 class DisplayImage:
-    """An image to be drawn: all that any network gets of it."""
+    """An image as it is drawn: the smallest box that holds every network's part of it."""
 
-    picture: Picture
+    name: str
     box: Box
-    pixels: NDArray[np.uint8]
+    """In the source image's pixels."""
+    pixels: Pixels
 
 
 @dataclass(frozen=True)
 class MapGrid:
-    """What several networks see in several images."""
+    """The attention maps of several networks on several images."""
 
-    look: MapRequest
+    request: MapRequest
     networks: list[NamedModel]
-    spots: list[list[MapPoint]]
-    """Of each network."""
-    scenes: list[DisplayImage]
-    sights: list[list[NetworkMaps]]
-    """Of each network, one for each scene."""
+    points: list[list[MapPoint]]
+    """The points of each network."""
+    images: list[DisplayImage]
+    results: list[list[NetworkMaps]]
+    """For each network, its maps and answer for each image."""
 
     def columns(self) -> list[Column]:
-        """Of a picture: a level's networks side by side where all show the same levels, else each
-        network by itself.
+        """Return the columns of a picture.
+
+        Where all networks show the same levels, each level has the networks side by side;
+        otherwise each network has its points side by side.
         """
-        return [column for _, _, column in self._arranged()]
+        return [column for _, _, column in self._ordered_columns()]
 
     def rows(self) -> list[Row]:
-        """Of a picture, an image each."""
-        order = [(network, spot) for network, spot, _ in self._arranged()]
-        return [self._row(index, order) for index in range(len(self.scenes))]
+        """Return the rows of a picture, one for each image."""
+        order = [(network, point) for network, point, _ in self._ordered_columns()]
+        return [self._row(index, order) for index in range(len(self.images))]
 
     def caption(self) -> str:
-        """What the maps are."""
-        by = {"sum": "the sum", "max": "the largest"}[self.look.map]
-        power = "" if self.look.power == 1 else f"^{self.look.power:g}"
-        what, over, where = "A", "channels", "with A what a network puts out at the point"
-        if self.look.attention == "gradient":
-            what, over = "J", "colours"
-            where = "with J the gradient of the loss of the predicted class at the image"
+        """Return the text that explains how the maps were computed."""
+        mapping = {"sum": "the sum", "max": "the largest"}[self.request.map]
+        power = "" if self.request.power == 1 else f"^{self.request.power:g}"
+        symbol, channels = "A", "channels"
+        meaning = "where A is the network's feature map at the point"
+        if self.request.attention == "gradient":
+            symbol, channels = "J", "colours"
+            meaning = "where J is the gradient of the predicted class's loss at the image"
         return (
-            f"{self.look.attention.capitalize()} attention: {by} over {over} of |{what}|{power}, "
-            f"{where}. Above on the image, below alone."
+            f"{self.request.attention.capitalize()} attention: {mapping} over {channels} of "
+            f"|{symbol}|{power}, {meaning}. Upper: on the image; lower: alone."
         )
 
     def limit(self) -> float:
-        """Of the scale that all maps share."""
+        """Return the value of the brightest colour on the scale that all maps share."""
         return shared_limit(
-            [relative(found) for own in self.sights for one in own for found in one.maps]
+            [
+                to_unit_mean(attention)
+                for results in self.results
+                for result in results
+                for attention in result.maps
+            ]
         )
 
-    def _arranged(self) -> list[tuple[int, int, Column]]:
-        """Network, spot and column in the order they are drawn."""
-        labels = [[spot.label for spot in own] for own in self.spots]
-        alike = len(self.networks) > 1 and all(own == labels[0] for own in labels)
-        pairs = [
-            (network, spot) for network, own in enumerate(self.spots) for spot in range(len(own))
+    def _ordered_columns(self) -> list[tuple[int, int, Column]]:
+        """Return the network's number, the point's number and the headlines of each column."""
+        labels = [[point.label for point in points] for points in self.points]
+        by_level = len(self.networks) > 1 and all(other == labels[0] for other in labels)
+        order = [
+            (network, point)
+            for network, points in enumerate(self.points)
+            for point in range(len(points))
         ]
-        if alike:
-            pairs.sort(key=lambda pair: pair[1])
-        return [(*pair, self._column(*pair, alike)) for pair in pairs]
+        if by_level:
+            order.sort(key=lambda pair: pair[1])
+        return [(*pair, self._column(*pair, by_level)) for pair in order]
 
-    def _column(self, network: int, spot: int, by_level: bool) -> Column:
-        label, point = self.spots[network][spot]
-        height, width = self.sights[network][0].maps[spot].shape
-        named = "" if point == label or point == GRADIENT.point else f"{point} · "
-        name, note = self.networks[network].name, f"{named}{height}×{width}"
-        return Column(label, name, note) if by_level else Column(name, label, note)
+    def _column(self, network: int, point: int, by_level: bool) -> Column:
+        label, name = self.points[network][point]
+        size = "×".join(map(str, self.results[network][0].maps[point].shape))
+        note = size if name in (label, GRADIENT.name) else f"{name} · {size}"
+        title = self.networks[network].name
+        return Column(label, title, note) if by_level else Column(title, label, note)
 
     def _row(self, index: int, order: Sequence[tuple[int, int]]) -> Row:
-        scene = self.scenes[index]
+        image = self.images[index]
         cells = []
-        for network, spot in order:
-            sight = self.sights[network][index]
-            cells.append(Cell(relative(sight.maps[spot]), _place(sight.box, scene.box)))
+        for network, point in order:
+            result = self.results[network][index]
+            cells.append(Cell(to_unit_mean(result.maps[point]), _relative(result.box, image.box)))
         answers = [
-            (one.name if len(self.networks) > 1 else "", str(own[index].answer or "no prediction"))
-            for one, own in zip(self.networks, self.sights, strict=True)
+            (
+                network.name if len(self.networks) > 1 else "",
+                str(results[index].answer or "no prediction"),
+            )
+            for network, results in zip(self.networks, self.results, strict=True)
         ]
-        size = (scene.box.bottom - scene.box.top, scene.box.right - scene.box.left)
-        return Row(scene.picture.name, scene.pixels, size, answers, cells)
+        size = (image.box.bottom - image.box.top, image.box.right - image.box.left)
+        return Row(image.name, image.pixels, size, answers, cells)
 
 
-def see(
-    networks: list[NamedModel], pictures: Sequence[Picture], look: MapRequest
+def compute_grid(
+    networks: list[NamedModel], images: Sequence[SourceImage], request: MapRequest
 ) -> tuple[MapGrid, dict[int, str]]:
-    """Looks at every image through every network.
+    """Compute the attention maps of every network on every image.
 
     Returns:
-        What is seen in the images that can be read, and why others cannot, by their place.
+        The maps on the readable images, and the reasons why other images cannot be read, by their
+        index.
 
     Raises:
-        InputError: points that there are not, or a network that does not take the images.
+        InputError: a point does not exist, or a network does not accept the images.
     """
-    scenes, unreadable = [], {}
-    for place, picture in enumerate(pictures):
+    displayed, readable, unreadable = [], [], {}
+    for index, image in enumerate(images):
         try:
-            scenes.append(_scene(picture, networks, look))
+            displayed.append(_display_image(image, networks, request))
+            readable.append(image)
         except CorruptImageError as error:
-            unreadable[place] = str(error)
-    if not scenes:
-        return MapGrid(look, networks, [], [], []), unreadable
-    readable = [scene.picture for scene in scenes]
-    spots = look.spots(networks, readable)
-    sights = [
-        list(look.sights(network, own, readable))
-        for network, own in zip(networks, spots, strict=True)
+            unreadable[index] = str(error)
+    if not readable:
+        return MapGrid(request, networks, [], [], []), unreadable
+    points = request.select_points(networks, readable)
+    results = [
+        list(request.compute(network, chosen, readable))
+        for network, chosen in zip(networks, points, strict=True)
     ]
-    return MapGrid(look, networks, spots, scenes, sights), unreadable
+    return MapGrid(request, networks, points, displayed, results), unreadable
 
 
-def _scene(picture: Picture, networks: Sequence[NamedModel], look: MapRequest) -> DisplayImage:
-    boxes = [look.box(network, picture) for network in networks]
-    edges = list(zip(*boxes, strict=True))
-    box = Box(min(edges[0]), min(edges[1]), max(edges[2]), max(edges[3]))
+def _display_image(
+    image: SourceImage, networks: Sequence[NamedModel], request: MapRequest
+) -> DisplayImage:
+    """Cut out and resize the part of an image that is drawn."""
+    lefts, tops, rights, bottoms = zip(
+        *(request.box(network, image) for network in networks), strict=True
+    )
+    box = Box(min(lefts), min(tops), max(rights), max(bottoms))
     height, width = box.bottom - box.top, box.right - box.left
-    scale = min(1, LONGEST / max(height, width))
+    scale = min(1, LONGEST_SIDE / max(height, width))
     size = (max(1, round(scale * height)), max(1, round(scale * width)))
-    values = picture.part(size, box, "bilinear").clamp(0, 1)
+    values = image.crop(size, box, "bilinear").clamp(0, 1)
     pixels = (255 * values).round().byte().permute(1, 2, 0).numpy()
-    return DisplayImage(picture, box, pixels)
+    return DisplayImage(image.name, box, pixels)
 
 
-def _place(box: Box, whole: Box) -> Place:
-    """A part of an image, in shares of another."""
+def _relative(box: Box, whole: Box) -> ImagePart:
+    """Return a box as fractions of a box around it."""
     width, height = whole.right - whole.left, whole.bottom - whole.top
-    return Place(
+    return ImagePart(
         (box.left - whole.left) / width,
         (box.top - whole.top) / height,
         (box.right - whole.left) / width,

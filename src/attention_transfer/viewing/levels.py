@@ -1,4 +1,4 @@
-"""Which points of each network to look at."""
+"""The attention points whose maps are shown, chosen by level, name or pattern."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,86 +6,89 @@ from typing import NamedTuple
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.transfer.pairing import PairingSide
 
-__all__ = ["GRADIENT", "LEVELS", "MapPoint", "chosen_spots"]
+__all__ = ["GRADIENT", "LEVELS", "MapPoint", "select_points"]
 
 LEVELS = ("low", "middle", "top")
 
 
 class MapPoint(NamedTuple):
-    """A point of a network, and what networks have in common there."""
+    """An attention point of a network, with its headline in a picture."""
 
     label: str
-    """Such as ``low level``; or the point's name."""
-    point: str
+    """A level that networks share, such as ``low level``, or the point's name."""
+    name: str
 
 
 GRADIENT = MapPoint("loss gradient", "input")
-"""Where gradient attention is read."""
+"""The only point of gradient attention."""
 
 
-def chosen_spots(
+def select_points(
     names: Sequence[str], sides: Sequence[PairingSide], points: str | Sequence[str]
 ) -> list[list[MapPoint]]:
-    """The spots of each network, in the order they were asked for.
+    """Return the selected attention points of each network, in the requested order.
 
     Args:
-        names: of the networks, for errors.
+        names: the networks' names, for error messages.
         sides: the networks.
-        points: by commas or as a list, each ``low``, ``middle`` or ``top``, of the points that a
-            network declares or that are recommended; ``all`` points; or a name or pattern with
-            ``*`` and ``?``, of which each network takes what it has.
+        points: a list or comma-separated text of ``low``, ``middle`` or ``top`` (among the points
+            that a network declares or that are recommended), ``all``, and names or patterns with
+            ``*`` and ``?``. Each network shows the points that it has.
 
     Raises:
-        InputError: a point that no network has, or a network that has none of them.
+        InputError: no network has a point, or a network has none of the points.
     """
-    asked = points.split(",") if isinstance(points, str) else points
-    wanted = [str(point).strip() for point in asked]
-    spots: list[list[MapPoint]] = [[] for _ in sides]
-    for point in wanted:
-        found = [_matching(side, point) for side in sides]
-        if not any(found) and point not in LEVELS:
-            raise _unknown(point, sides)
-        for own, more in zip(spots, found, strict=True):
-            own += [spot for spot in more if spot.point not in {known.point for known in own}]
-    for name, own in zip(names, spots, strict=True):
-        if not own:
+    patterns = [
+        str(point).strip() for point in (points.split(",") if isinstance(points, str) else points)
+    ]
+    selected: list[dict[str, MapPoint]] = [{} for _ in sides]
+    for pattern in patterns:
+        matches = [_matching(side, pattern) for side in sides]
+        if not any(matches) and pattern not in LEVELS:
+            raise _unknown_point(pattern, sides)
+        for chosen, new in zip(selected, matches, strict=True):
+            for point in new:
+                chosen.setdefault(point.name, point)
+    for name, chosen in zip(names, selected, strict=True):
+        if not chosen:
             raise InputError(
-                f"{name} has none of the points {', '.join(wanted)}; see which it has with "
+                f"{name} has none of the points {', '.join(patterns)}; list its points with "
                 "'attention-transfer points'"
             )
-    return spots
+    return [list(chosen.values()) for chosen in selected]
 
 
-def _matching(side: PairingSide, point: str) -> list[MapPoint]:
-    """What a network has of a point that was asked for."""
-    if point in LEVELS:
-        return [spot for spot in _levels(side) if spot.label == f"{point} level"]
-    if point == "all":
-        return [MapPoint(found.name, found.name) for found in side.points]
-    known = {name for found in side.points for name in (found.name, *found.aliases)}
-    if point in known:
-        return [MapPoint(point, point)]
+def _matching(side: PairingSide, pattern: str) -> list[MapPoint]:
+    """Return a network's points that match one level, name or pattern."""
+    if pattern in LEVELS:
+        return [point for point in _level_points(side) if point.label == f"{pattern} level"]
+    if pattern == "all":
+        return [MapPoint(point.name, point.name) for point in side.points]
+    known = {name for point in side.points for name in (point.name, *point.aliases)}
+    if pattern in known:
+        return [MapPoint(pattern, pattern)]
     try:
-        return [MapPoint(name, name) for name in side.matching(point) if name in known]
+        return [MapPoint(name, name) for name in side.matching(pattern) if name in known]
     except InputError:
         return []
 
 
-def _levels(side: PairingSide) -> list[MapPoint]:
-    """The first, the middle and the last of the recommended points; of two the outer ones, and the
-    last if there is one.
+def _level_points(side: PairingSide) -> list[MapPoint]:
+    """Return the first, middle and last recommended points as the three levels.
+
+    Two points are the low and the top level, a single one is the top level.
     """
     points = side.recommended
-    middle = dict.fromkeys((0, len(points) // 2, len(points) - 1))
-    places = {3: LEVELS, 2: ("low", "top"), 1: ("top",)}.get(len(middle), ()) if points else ()
+    indices = dict.fromkeys((0, len(points) // 2, len(points) - 1)) if points else {}
+    levels = {3: LEVELS, 2: ("low", "top"), 1: ("top",), 0: ()}[len(indices)]
     return [
         MapPoint(f"{level} level", points[index])
-        for level, index in zip(places, middle, strict=False)
+        for level, index in zip(levels, indices, strict=True)
     ]
 
 
-def _unknown(point: str, sides: Sequence[PairingSide]) -> InputError:
-    """Why nothing can be seen at a point."""
+def _unknown_point(point: str, sides: Sequence[PairingSide]) -> InputError:
+    """Return the error that says why a point has no attention map."""
     for side in sides:
         for unreadable in side.points.unreadable:
             if unreadable.name == point:
@@ -93,11 +96,8 @@ def _unknown(point: str, sides: Sequence[PairingSide]) -> InputError:
                     f"point {point!r} ({unreadable.module}) has no attention map: "
                     f"{unreadable.reason}; choose another one"
                 )
-    known = {
-        name: None
-        for side in sides
-        for found in side.points
-        for name in (found.name, *found.aliases)
-    }
+    known = [
+        name for side in sides for found in side.points for name in (found.name, *found.aliases)
+    ]
     words = dict.fromkeys([*LEVELS, "all", *known])
     return InputError(f"no network has a point {point!r}; {nearest(point, words)}")

@@ -1,4 +1,4 @@
-"""Networks to look through, whatever way they are given, under names that tell them apart."""
+"""Networks in any form that users have them, with distinct names and their preprocessing."""
 
 import os
 from collections import Counter
@@ -18,61 +18,64 @@ from attention_transfer.models import (
     timm_preprocessing,
 )
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.runs.folder import Run
+from attention_transfer.runs import Run
 from attention_transfer.taps import unwrapped
 
-__all__ = ["Network", "Networks", "NamedModel", "distinct", "from_model", "networks_of"]
+__all__ = ["NamedModel", "Network", "Networks", "distinct_names", "named_models"]
 
 Network = nn.Module | LoadedModel | Run | str | Path
-"""A module, what ``at.models.load`` gives, a run or its folder, or a MODEL as users write it."""
+"""A module, the result of ``at.models.load``, a run or its folder, or a MODEL as users write it."""
 
 Networks = Network | Sequence[Network] | Mapping[str, Network]
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A network, how to feed it, and what its classes are called."""
+    """A network with the name to display, its preprocessing and its class names."""
 
     name: str
     network: nn.Module
-    normalization: Preprocessing | None = None
+    preprocessing: Preprocessing | None = None
+    """None: images are used as they are."""
     class_names: tuple[str, ...] | None = None
     model: str = ""
-    """As it was given, where that is a text."""
+    """The MODEL that the user wrote; empty for a module."""
     notice: str = ""
-    """What was assumed of it."""
-    certain: bool = False
-    """Whether it is known how its images are to be normalised, and nobody need be asked."""
+    """An assumption about the network that the user should know."""
+    declares_preprocessing: bool = False
+    """Whether the network itself says how its images are preprocessed."""
 
-    def class_name(self, index: int, classes: int) -> str:
-        """What to call a class of so many."""
+    def class_name(self, label: int, classes: int) -> str:
+        """Return the name of a class, or its number if the names do not fit so many classes."""
         names = self.class_names
-        return names[index] if names and len(names) == classes else f"class {index}"
+        return names[label] if names and len(names) == classes else f"class {label}"
 
 
-def networks_of(networks: Networks) -> list[NamedModel]:
-    """One network or several, each under a name of its own.
+def named_models(networks: Networks) -> list[NamedModel]:
+    """Load one network or several, and give each a name of its own.
 
     Raises:
-        InputError: there is none, or one that cannot be had.
+        InputError: there are no networks, or one cannot be loaded.
     """
     if isinstance(networks, Mapping):
-        found = [replace(_viewed(network), name=str(name)) for name, network in networks.items()]
+        models = [replace(_named(network), name=str(name)) for name, network in networks.items()]
     elif isinstance(networks, list | tuple):
-        found = [_viewed(network) for network in networks]
+        models = [_named(network) for network in networks]
     else:
-        found = [_viewed(networks)]  # type: ignore[arg-type]
-    if not found:
+        models = [_named(networks)]  # type: ignore[arg-type]
+    if not models:
         raise InputError("got no networks, expected at least one")
-    names = distinct([one.name for one in found], [one.model for one in found])
-    return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
+    names = distinct_names([model.name for model in models], [model.model for model in models])
+    return [replace(model, name=name) for model, name in zip(models, names, strict=True)]
 
 
-def _viewed(network: Network) -> NamedModel:
-    if isinstance(network, str | Path):
-        return from_model(str(network))
+def _named(network: Network) -> NamedModel:
+    """Load one network in any of its forms."""
     if isinstance(network, Run):
-        return from_model(str(network.folder))
+        network = network.folder
+    if isinstance(network, str | Path):
+        model = str(network)
+        return replace(_from_loaded(load(model, None, trained=True), model), model=model)
     if isinstance(network, LoadedModel):
         return _from_loaded(network, network.name)
     if not isinstance(network, nn.Module):
@@ -80,47 +83,41 @@ def _viewed(network: Network) -> NamedModel:
             f"got a {type(network).__name__}, expected a network: a torch.nn.Module, a run, or a "
             "MODEL such as 'timm:resnet18'"
         )
-    spec = timm_preprocessing(unwrapped(network))
+    preprocessing = timm_preprocessing(unwrapped(network))
+    names = imagenet_classes() if preprocessing else None
+    return NamedModel(type(unwrapped(network)).__name__, network, preprocessing, names)
+
+
+def _from_loaded(loaded: LoadedModel, model: str) -> NamedModel:
+    """Return a loaded network, with ImageNet's preprocessing if it declares none."""
+    preprocessing = loaded.preprocessing or timm_preprocessing(unwrapped(loaded.network))
+    if preprocessing is None:
+        preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, default_input_size(model)[1:])
+    notice = ""
+    if loaded.preprocessing is None and not model.endswith("@random"):
+        notice = (
+            f"{model} does not declare how its images are normalized; using ImageNet's mean and "
+            "standard deviation"
+        )
+    names = None
+    if loaded.card is not None:
+        names = loaded.card.class_names
+    elif loaded.preprocessing is not None:
+        names = imagenet_classes()
     return NamedModel(
-        type(unwrapped(network)).__name__,
-        network,
-        spec,
-        imagenet_classes() if spec else None,
+        _short_name(model),
+        loaded.network,
+        preprocessing,
+        names,
+        notice=notice,
+        declares_preprocessing=loaded.preprocessing is not None,
     )
 
 
-def from_model(model: str) -> NamedModel:
-    """A MODEL as users write it, with trained weights where it does not say otherwise.
+def _short_name(model: str) -> str:
+    """Return a MODEL's name in a picture: a run's folder name, or the network's name in its zoo.
 
-    Raises:
-        InputError: an unknown model, or one without weights.
-    """
-    return replace(_from_loaded(load(model, None, trained=True), model), model=model)
-
-
-def _from_loaded(found: LoadedModel, model: str) -> NamedModel:
-    spec, notice = found.preprocessing or timm_preprocessing(unwrapped(found.network)), ""
-    if spec is None:
-        spec = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, default_input_size(model)[1:])
-    if found.preprocessing is None and not model.endswith("@random"):
-        notice = (
-            f"{model} does not say how its images are normalised; done as for most photographs, "
-            "with ImageNet's mean and standard deviation"
-        )
-    names = None
-    if found.card is not None:
-        names = found.card.class_names
-    elif found.preprocessing is not None:
-        names = imagenet_classes()
-    own = spec
-    certain = found.preprocessing is not None
-    return NamedModel(_short(model), found.network, own, names, notice=notice, certain=certain)
-
-
-def _short(model: str) -> str:
-    """What a MODEL is called in a picture: a run by its folder's name, a zoo's by its own.
-
-    >>> _short("timm:resnet18@runs/a/weights.safetensors"), _short("wrn-16-1@random")
+    >>> _short_name("timm:resnet18@runs/a/weights.safetensors"), _short_name("wrn-16-1@random")
     ('resnet18', 'wrn-16-1@random')
     """
     if os.path.isdir(model):
@@ -131,24 +128,26 @@ def _short(model: str) -> str:
     return f"{short}@random" if weights == "random" else short
 
 
-def distinct(names: Sequence[str], whole: Sequence[str]) -> list[str]:
-    """Names of which no two are alike: where some are, the whole ones if those differ; else with
-    numbers.
+def distinct_names(names: Sequence[str], full_names: Sequence[str]) -> list[str]:
+    """Make names distinct: repeated ones become their full names, or get a number.
 
-    >>> distinct(["at", "at", "b"], ["runs/1/at", "runs/2/at", "b"])
+    >>> distinct_names(["at", "at", "b"], ["runs/1/at", "runs/2/at", "b"])
     ['runs/1/at', 'runs/2/at', 'b']
-    >>> distinct(["ResNet", "ResNet"], ["", ""])
+    >>> distinct_names(["ResNet", "ResNet"], ["", ""])
     ['ResNet', 'ResNet (2)']
     """
-    pairs = list(zip(names, whole, strict=True))
-    often, often_whole = Counter(names), Counter(pairs)
-    repeated = {name for name, full in pairs if often_whole[name, full] > 1 or not full}
-    chosen = [full if often[name] > 1 and name not in repeated else name for name, full in pairs]
-    taken: set[str] = set()
-    for place, name in enumerate(chosen):
+    pairs = list(zip(names, full_names, strict=True))
+    name_counts, pair_counts = Counter(names), Counter(pairs)
+    # A full name helps only where no other network has both the same name and full name.
+    ambiguous = {name for name, full in pairs if pair_counts[name, full] > 1 or not full}
+    chosen = [
+        full if name_counts[name] > 1 and name not in ambiguous else name for name, full in pairs
+    ]
+    used: set[str] = set()
+    for index, name in enumerate(chosen):
         number = 1
-        while chosen[place] in taken:
+        while chosen[index] in used:
             number += 1
-            chosen[place] = f"{name} ({number})"
-        taken.add(chosen[place])
+            chosen[index] = f"{name} ({number})"
+        used.add(chosen[index])
     return chosen

@@ -1,4 +1,4 @@
-"""Where networks look, as a figure."""
+"""Attention maps as a figure, for notebooks and scripts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,10 +9,10 @@ from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import MapKind
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.transfer.terms.base import check_choice
-from attention_transfer.viewing.images import Images, pictures_of
+from attention_transfer.viewing.images import Images, source_images
 from attention_transfer.viewing.inference import MapRequest
-from attention_transfer.viewing.layout import see
-from attention_transfer.viewing.networks import NamedModel, Networks, networks_of
+from attention_transfer.viewing.layout import compute_grid
+from attention_transfer.viewing.networks import NamedModel, Networks, named_models
 
 __all__ = ["show"]
 
@@ -31,34 +31,38 @@ def show(
     crop: bool = False,
     scale: Literal["shared", "each"] = "shared",
 ) -> MapsFigure:
-    """Where networks look, as a matplotlib figure that a notebook shows by itself.
+    """Draw attention maps as a matplotlib figure, which a notebook displays by itself.
 
-    For each image a row; in the columns each network's attention at each point, on the image and
-    alone, on one scale: relative to an even spread. Under the image, what the networks take it for.
+    Each image is a row. Each column shows one network's attention at one point, above laid over
+    the image and below alone, in multiples of an even spread. Under each image are the networks'
+    predictions.
 
     Args:
-        networks: one or several: a module, a run, what ``at.models.load`` gives, or a MODEL such as
-            ``"timm:resnet18"``; or a dictionary of them by the names to show.
-        images: a tensor (N, 3, H, W) or an array (H, W, 3), on a scale of 0 to 1 or uint8; PIL's
-            image; a path, a folder or a pattern; or a list of such. They are brought to the size
-            and normalisation of each network that says what it needs.
-        points: by commas or as a list, each ``low``, ``middle`` or ``top``, ``all``, or a module's
-            name, with ``*`` and ``?``; each network shows those it has. Gradient attention is read
-            at the images, and takes none.
+        networks: one or several: a module, a run, the result of ``at.models.load``, or a MODEL
+            such as ``"timm:resnet18"``; or a dictionary from the names to display to networks.
+        images: a tensor (N, 3, H, W) or an array (H, W, 3), uint8 or from 0 to 1; a PIL image; a
+            path, folder or pattern; or a list of these. Each network receives them at its own size
+            and normalization, where it declares one.
+        points: a list or comma-separated text of ``low``, ``middle``, ``top``, ``all``, and module
+            names with ``*`` and ``?``; each network shows the points that it has. Gradient
+            attention is read at the images and takes no points.
         attention: ``"activation"`` or ``"gradient"``, as in
             :func:`attention_transfer.attention_maps`.
         map: ``"sum"`` or ``"max"`` over channels.
         power: p > 0 in abs(A)^p.
-        normalization: of modules' input, means and standard deviations, perhaps with a size; by
-            default what a network of timm's says itself, or else none.
-        class_names: of the networks that do not say what their classes are called: modules.
+        normalization: means and standard deviations, and optionally a size, of the input of
+            modules; by default what a timm network declares, or none.
+        class_names: of networks that do not declare their own.
         names: what to call the images.
-        crop: the middle of an image, as when networks are judged, instead of all of it.
-        scale: ``"shared"`` by all maps, or ``"each"`` from none to its own most.
+        crop: show networks the centre of each image, as evaluation does, instead of all of it.
+        scale: ``"shared"`` by all maps, or ``"each"`` map from zero to its own largest value.
+
+    Returns:
+        The figure.
 
     Raises:
-        InputError: a network or an image that cannot be had, points that there are not, or an
-            argument that is none of those above.
+        InputError: a network or an image cannot be loaded, a point does not exist, a map does not
+            have two axes, or another argument has an unknown value.
 
     Example:
         >>> network = at.models.build("wrn-10-1", classes=10)
@@ -66,23 +70,25 @@ def show(
         >>> figure.savefig("maps.png")
     """
     check_choice("scale", scale, ("shared", "each"))
-    own = None if normalization is None else Preprocessing(*normalization)
-    viewed = [_told(network, own, class_names) for network in networks_of(networks)]
-    look = MapRequest(points, attention, map, power, crop)
-    pictures = pictures_of(images, names)
-    seen, unreadable = see(viewed, pictures, look)
-    for place, reason in unreadable.items():
-        raise InputError(f"{pictures[place].name} cannot be read: {reason}; leave it out")
-    limit = seen.limit() if scale == "shared" else None
-    return draw_maps(seen.columns(), seen.rows(), limit, seen.caption())
+    preprocessing = None if normalization is None else Preprocessing(*normalization)
+    models = [_completed(model, preprocessing, class_names) for model in named_models(networks)]
+    request = MapRequest(points, attention, map, power, crop)
+    sources = source_images(images, names)
+    grid, unreadable = compute_grid(models, sources, request)
+    for index, reason in unreadable.items():
+        raise InputError(f"{sources[index].name} cannot be read: {reason}; leave it out")
+    limit = grid.limit() if scale == "shared" else None
+    return draw_maps(grid.columns(), grid.rows(), limit, grid.caption())
 
 
-def _told(
-    network: NamedModel, normalization: Preprocessing | None, class_names: Sequence[str] | None
+def _completed(
+    model: NamedModel, preprocessing: Preprocessing | None, class_names: Sequence[str] | None
 ) -> NamedModel:
-    """A network with what the caller knows about it and it does not say itself."""
-    if normalization is not None and not network.certain:
-        network = replace(network, normalization=normalization)
-    if class_names is not None and not network.certain:
-        network = replace(network, class_names=tuple(class_names))
-    return network
+    """Add what the caller knows about a network that does not declare its preprocessing."""
+    if model.declares_preprocessing:
+        return model
+    if preprocessing is not None:
+        model = replace(model, preprocessing=preprocessing)
+    if class_names is not None:
+        model = replace(model, class_names=tuple(class_names))
+    return model

@@ -4,11 +4,11 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const theme = document.getElementById("theme");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
-  const named = () => { theme.textContent = isDark() ? "Light theme" : "Dark theme"; };
+  const nameButton = () => { theme.textContent = isDark() ? "Light theme" : "Dark theme"; };
   theme.hidden = false;
-  theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; named(); });
-  dark.addEventListener("change", named);
-  named();
+  theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; nameButton(); });
+  dark.addEventListener("change", nameButton);
+  nameButton();
 
   for (const button of document.querySelectorAll(".copy")) {
     if (!navigator.clipboard) continue;
@@ -21,16 +21,16 @@
     });
   }
 
-  const loaded = (address) => new Promise((resolve, reject) => {
+  const loadImage = (address) => new Promise((resolve, reject) => {
     const image = new Image();
     image.onload = () => resolve(image);
     image.onerror = reject;
     image.src = address;
   });
 
-  /* One map out of a sheet, in colour; `opacity` lets an image shine through. */
-  const drawMap = (canvas, picture, sheet, row, column, colours, under) => {
-    const { width, height } = sheet;
+  /* Draws one map of a sprite in colour, translucent if there is an image under it. */
+  const drawMap = (canvas, picture, sprite, row, column, colours, under) => {
+    const { width, height } = sprite;
     const small = document.createElement("canvas");
     small.width = width;
     small.height = height;
@@ -54,7 +54,7 @@
     target.globalAlpha = 1;
   };
 
-  const option = (select, text, value) => {
+  const addOption = (select, text, value) => {
     const entry = document.createElement("option");
     entry.textContent = text;
     entry.value = value;
@@ -66,11 +66,11 @@
     const part = (name) => viewer.querySelector("." + name);
     const run = part("run"), point = part("point"), epoch = part("epoch"), overlay = part("overlay");
     const play = part("play"), thumbs = part("thumbs");
-    const images = await Promise.all(data.images.map((image) => loaded(image.data)));
-    const sheets = new Map();
-    const sheetOf = async (sheet) => {
-      if (!sheets.has(sheet.data)) sheets.set(sheet.data, await loaded(sheet.data));
-      return sheets.get(sheet.data);
+    const images = await Promise.all(data.images.map((image) => loadImage(image.data)));
+    const pictures = new Map();
+    const pictureOf = async (sprite) => {
+      if (!pictures.has(sprite.data)) pictures.set(sprite.data, await loadImage(sprite.data));
+      return pictures.get(sprite.data);
     };
     let chosen = 0;
 
@@ -79,7 +79,7 @@
     for (let at = 0; at < 256; at += 1) line.data.set([...data.colours.slice(3 * at, 3 * at + 3), 255], 4 * at);
     bar.putImageData(line, 0, 0);
 
-    data.runs.forEach((entry, index) => option(run, entry.label, index));
+    data.runs.forEach((entry, index) => addOption(run, entry.label, index));
     data.images.forEach((image, index) => {
       const label = document.createElement("label");
       const input = document.createElement("input");
@@ -95,16 +95,16 @@
       thumbs.append(label);
     });
 
-    const points = () => {
-      const before = point.selectedIndex;
+    const listPoints = () => {
+      const previous = point.selectedIndex;
       point.replaceChildren();
       data.runs[run.value].points.forEach((entry, index) => {
         const text = entry.teacher && entry.teacher !== entry.student ? `${entry.student} (teacher: ${entry.teacher})` : entry.student;
-        option(point, text, index);
+        addOption(point, text, index);
       });
-      point.selectedIndex = before >= 0 && before < point.length ? before : point.length - 1;
+      point.selectedIndex = previous >= 0 && previous < point.length ? previous : point.length - 1;
     };
-    const epochs = () => {
+    const resetEpoch = () => {
       epoch.max = data.runs[run.value].epochs.length - 1;
       epoch.value = epoch.max;
     };
@@ -113,34 +113,34 @@
     const show = async () => {
       const turn = (latest += 1);
       const current = data.runs[run.value];
-      const place = current.points[point.value];
-      const look = Number(epoch.value);
-      const student = await sheetOf(place.sheet);
-      const teacher = place.teacher_sheet ? await sheetOf(place.teacher_sheet) : null;
+      const pair = current.points[point.value];
+      const index = Number(epoch.value);
+      const student = await pictureOf(pair.sprite);
+      const teacher = pair.teacher_sprite ? await pictureOf(pair.teacher_sprite) : null;
       if (turn !== latest) return;
       const image = images[chosen];
       const under = overlay.checked ? image : null;
       const ratio = image.height / image.width;
       for (const name of ["image", "student", "teacher"]) part(name).height = Math.max(16, Math.round(256 * ratio));
-      const plain = part("image").getContext("2d");
-      plain.imageSmoothingEnabled = image.width > 48;
-      plain.drawImage(image, 0, 0, 256, part("image").height);
-      drawMap(part("student"), student, place.sheet, look, chosen, data.colours, under);
+      const original = part("image").getContext("2d");
+      original.imageSmoothingEnabled = image.width > 48;
+      original.drawImage(image, 0, 0, 256, part("image").height);
+      drawMap(part("student"), student, pair.sprite, index, chosen, data.colours, under);
       part("teacher-panel").hidden = !teacher;
-      if (teacher) drawMap(part("teacher"), teacher, place.teacher_sheet, 0, chosen, data.colours, under);
-      const after = current.epochs[look];
+      if (teacher) drawMap(part("teacher"), teacher, pair.teacher_sprite, 0, chosen, data.colours, under);
+      const after = current.epochs[index];
       const truth = data.classes[data.images[chosen].label];
-      const agreement = place.agreement ? place.agreement[look][chosen] : null;
-      const answer = current.answers[look] ? current.answers[look][chosen] : null;
+      const agreement = pair.agreement ? pair.agreement[index][chosen] : null;
+      const answer = current.answers[index] ? current.answers[index][chosen] : null;
       part("epoch-shown").textContent = `${after} of ${current.epochs[current.epochs.length - 1]}`;
       epoch.setAttribute("aria-valuetext", `after epoch ${after}`);
-      part("image-name").textContent = `true class: ${truth}`;
-      part("student-name").textContent = `student, ${place.student}`;
-      part("teacher-name").textContent = `teacher, ${place.teacher}`;
-      const said = [`After epoch ${after}`];
-      if (agreement !== null) said.push(`the maps' cosine is ${agreement.toFixed(2)}`);
-      if (answer) said.push(`the student says ${data.classes[answer[0]]} (${Math.round(100 * answer[1])} %), ${answer[0] === data.images[chosen].label ? "right" : "wrong"}`);
-      part("said").textContent = said.join(", ") + ".";
+      part("image-name").textContent = `class: ${truth}`;
+      part("student-name").textContent = `student, ${pair.student}`;
+      part("teacher-name").textContent = `teacher, ${pair.teacher}`;
+      const status = [`After epoch ${after}`];
+      if (agreement !== null) status.push(`the cosine between the maps is ${agreement.toFixed(2)}`);
+      if (answer) status.push(`the student predicts ${data.classes[answer[0]]} (${Math.round(100 * answer[1])} %), ${answer[0] === data.images[chosen].label ? "right" : "wrong"}`);
+      part("status").textContent = status.join(", ") + ".";
       part("student").setAttribute("aria-label", `the student's attention after epoch ${after}`);
       viewer.dataset.ready = "yes";
     };
@@ -158,12 +158,12 @@
         show();
       }, 600);
     });
-    run.addEventListener("change", () => { stop(); points(); epochs(); show(); });
+    run.addEventListener("change", () => { stop(); listPoints(); resetEpoch(); show(); });
     point.addEventListener("change", show);
     overlay.addEventListener("change", show);
     epoch.addEventListener("input", () => { stop(); show(); });
-    points();
-    epochs();
+    listPoints();
+    resetEpoch();
     await show();
   };
 

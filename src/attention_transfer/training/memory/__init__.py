@@ -1,1 +1,1 @@
-"""Training with less memory: which activations are recomputed in the backward pass."""
+"""Less memory in training: activations that are recomputed in the backward pass."""

@@ -1,8 +1,9 @@
-"""Less memory for more time: the insides of a network's parts are not kept for the backward pass
-but computed again in it, from what went into each part.
+"""Recomputation (gradient checkpointing): less memory for more time.
 
-The result is the same. When a part runs again, random numbers and buffers are what they were before
-its first run, and what it writes into buffers is dropped: batch statistics move once.
+The activations inside some modules are not saved for the backward pass but computed again in it,
+from the modules' inputs. The result is the same: when a module runs again, random numbers and
+buffers are as before its first run, and what it writes into buffers is dropped, so that batch
+statistics change once.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -15,29 +16,29 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.utils.checkpoint import checkpoint
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.taps import evaluating
 from attention_transfer.training.memory.activations import Activations, lightest_parts
-from attention_transfer.transfer import as_logits
+from attention_transfer.transfer import class_logits
 
 __all__ = ["Recomputation", "plan_recomputation", "recomputing"]
 
 
 class Recomputation(NamedTuple):
-    """Which parts of a network are computed again, and what that leaves to hold."""
+    """The modules of a network whose insides are recomputed."""
 
     parts: dict[str, nn.Module]
-    """By name; none of them inside another."""
+    """Module name -> module; none is inside another."""
     share: float
-    """The most activations held at any time, over all that autograd keeps without."""
+    """The peak of activations in memory, as a share of the peak without recomputation."""
 
 
 @contextmanager
 def recomputing(parts: Collection[nn.Module]) -> Iterator[None]:
-    """In the block, a forward pass keeps what goes into the parts, and nothing of their insides.
+    """Make forward passes in the block save the modules' inputs and nothing inside them.
 
-    The backward pass may come after the block. Hooks on modules inside a part run again with it,
-    if they are still there.
+    The backward pass may come after the block. Hooks on inner modules run again with them, if
+    they have not been removed.
 
     Args:
         parts: modules of one network, none inside another.
@@ -56,23 +57,25 @@ def recomputing(parts: Collection[nn.Module]) -> Iterator[None]:
             vars(module)["forward"] = partial(_run, module, forward)
         yield
     finally:
-        for module, forward, own in forwards:
-            if own:
+        for module, forward, is_own in forwards:
+            if is_own:
                 vars(module)["forward"] = forward
             else:
                 vars(module).pop("forward", None)
 
 
 def plan_recomputation(network: nn.Module, images: Tensor) -> Recomputation:
-    """The parts of a network that leave least to hold, tried out: logits, gradients and buffers
-    come out as without. The network is left as it was.
+    """Choose the modules to recompute, and check that the results stay the same.
+
+    A step with and a step without recomputation must give the same logits, gradients and buffers.
+    The network is left as it was.
 
     Args:
-        network: as it will be trained, frozen parts included.
-        images: (1, C, H, W), as the network takes them.
+        network: as it will be trained, with its frozen modules.
+        images: (1, C, H, W), preprocessed.
 
     Raises:
-        InputError: no part leaves less to hold, or the network is not the same when it runs again.
+        InputError: no choice lowers the peak of memory, or results change.
 
     Example:
         >>> def block():
@@ -82,52 +85,54 @@ def plan_recomputation(network: nn.Module, images: Tensor) -> Recomputation:
         >>> list(plan.parts), plan.share < 1
         (['1', '2'], True)
     """
-    kind = type(network).__name__
+    name = type(network).__name__
     images = torch.cat([images, images.flip(3)])
-    with _told(kind), _undisturbed(network):
+    with _failures_as_input_errors(name), _restored(network):
         activations = Activations(network, images)
-    names = lightest_parts(activations)
-    if not names:
+    chosen = lightest_parts(activations)
+    if not chosen:
         raise InputError(
-            f"{kind} has no parts to compute again that would leave less to keep in memory; leave "
-            "out --grad-checkpoint, or lower memory with --accumulate or --precision bf16"
+            f"{name} has no modules whose recomputation would save memory; leave out "
+            "--grad-checkpoint, or lower memory with --accumulate or --precision bf16"
         )
     modules = dict(network.named_modules())
-    parts = {name: modules[name] for name in names}
-    with _told(kind):
-        plain, again = _trial(network, images, {}), _trial(network, images, parts)
-    if not all(_alike(*both) for both in zip(plain, again, strict=True)):
+    parts = {part: modules[part] for part in chosen}
+    with _failures_as_input_errors(name):
+        expected, result = _trial_step(network, images, {}), _trial_step(network, images, parts)
+    if not all(_all_close(*pair) for pair in zip(expected, result, strict=True)):
         raise InputError(
-            f"{kind} comes out differently when its parts run again: they depend on more than "
+            f"{name} gives other results when its modules run again: they depend on more than "
             "their input, weights, buffers and torch's random numbers; leave out --grad-checkpoint"
         )
-    return Recomputation(parts, activations.peak(names)[0] / activations.peak(())[0])
+    return Recomputation(parts, activations.peak(chosen)[0] / activations.peak(())[0])
 
 
-# torch.compiler.disable, but that importing the compiler waits for the first call.
+# Like torch.compiler.disable, which would import the compiler at once instead of when needed.
 @_disable_dynamo
-def _run(module: nn.Module, forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
-    """A module's forward, of which the input alone is kept; eager, as compiled code has no buffers
-    that could be others when it runs again.
+def _run(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a module and save its input alone.
+
+    It runs eagerly: compiled code could not read other buffers when it runs again.
     """
-    buffers = _BuffersAsTheyAre(module)
-    # Lists that the caller goes on filling, as DenseNet's, are kept as they are now.
-    inputs = [list(value) if isinstance(value, list) else value for value in given]
+    buffers = _BufferSnapshot(module)
+    # A list that the caller extends later, as DenseNet does, is copied as it is now.
+    inputs = [list(value) if isinstance(value, list) else value for value in args]
     return checkpoint(
-        partial(forward, **named),
+        partial(forward, **kwargs),
         *inputs,
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), buffers),
     )
 
 
-class _BuffersAsTheyAre:
-    """A context, for later and more than once, in which a module's buffers hold what they do now;
-    after it they hold what they did before it, whatever was written into them in it.
+class _BufferSnapshot:
+    """A reusable context in which a module's buffers have the values of its construction.
+
+    On exit they get back the values of the entry; what the block writes into them is dropped.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._kept = [
+        self._snapshot = [
             (owner, name, buffer.clone())
             for owner in module.modules()
             for name, buffer in owner.named_buffers(recurse=False)
@@ -135,55 +140,52 @@ class _BuffersAsTheyAre:
         self._current: list[Tensor] = []
 
     def __enter__(self) -> None:
-        self._current = [getattr(owner, name) for owner, name, _ in self._kept]
-        for owner, name, buffer in self._kept:
+        self._current = [getattr(owner, name) for owner, name, _ in self._snapshot]
+        for owner, name, buffer in self._snapshot:
             setattr(owner, name, buffer.clone())
 
     def __exit__(self, *error: object) -> None:
-        for (owner, name, _), current in zip(self._kept, self._current, strict=True):
+        for (owner, name, _), current in zip(self._snapshot, self._current, strict=True):
             setattr(owner, name, current)
 
 
 @contextmanager
-def _undisturbed(network: nn.Module) -> Iterator[None]:
-    """The network in training mode; its modes, its buffers and torch's random numbers are put back
-    after the block.
-    """
-    buffers = _BuffersAsTheyAre(network)
+def _restored(network: nn.Module) -> Iterator[None]:
+    """Put the network into training mode; restore modes, buffers and random numbers after."""
+    buffers = _BufferSnapshot(network)
     with torch.random.fork_rng(devices=[]), evaluating(network), torch.enable_grad(), buffers:
         torch.manual_seed(0)
         network.train()
         yield
 
 
-def _trial(network: nn.Module, images: Tensor, parts: dict[str, nn.Module]) -> list[Tensor]:
-    """Logits, gradients and buffers of a step."""
+def _trial_step(network: nn.Module, images: Tensor, parts: dict[str, nn.Module]) -> list[Tensor]:
+    """Return the logits, gradients and buffers of a step with some modules recomputed."""
     weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    with _undisturbed(network):
+    with _restored(network):
         with recomputing(parts.values()):
-            logits = as_logits(network(images))
+            logits = class_logits(network(images))
         loss = (logits * torch.linspace(-1, 2, logits.numel()).view_as(logits)).sum()
         gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         return [logits.detach(), *gradients, *(buffer.clone() for buffer in network.buffers())]
 
 
 @contextmanager
-def _told(kind: str) -> Iterator[None]:
-    """Whatever a network raises is the user's to see, in one line."""
+def _failures_as_input_errors(name: str) -> Iterator[None]:
+    """Turn anything that a network raises into an InputError of one line."""
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{kind} cannot be trained with --grad-checkpoint ({type(error).__name__}: {reason}); "
-            "leave it out"
+            f"{name} cannot be trained with --grad-checkpoint ({type(error).__name__}: "
+            f"{first_line(error)}); leave it out"
         ) from error
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same but for rounding."""
-    if one.shape != other.shape:
+def _all_close(expected: Tensor, result: Tensor) -> bool:
+    """Return whether two tensors are equal up to rounding."""
+    if expected.shape != result.shape:
         return False
-    one, other = one.double(), other.double()
-    scale = float(one.nan_to_num().abs().max()) if one.numel() else 0.0
-    return torch.allclose(one, other, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
+    expected, result = expected.double(), result.double()
+    scale = float(expected.nan_to_num().abs().max()) if expected.numel() else 0.0
+    return torch.allclose(expected, result, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)

@@ -1,1 +1,1 @@
-"""What a run shows while it goes on: progress, probes, experiment trackers."""
+"""Monitoring of a run: progress, attention maps of probe images, experiment trackers."""

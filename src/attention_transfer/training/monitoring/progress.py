@@ -1,59 +1,62 @@
-"""What a person sees while a run goes on: a live panel on a terminal, plain lines everywhere."""
-
-from collections.abc import Mapping
-from typing import Any
+"""The progress of a run: a live view on a terminal, plain lines everywhere."""
 
 from rich.console import Console
 
+from attention_transfer.runs.record import EpochMetrics
 from attention_transfer.terminal import print_line
-from attention_transfer.training.monitoring.live_view import LiveView, Moment
+from attention_transfer.training.monitoring.live_view import LiveView, StepFigures
 
-__all__ = ["Moment", "RunProgress"]
+__all__ = ["RunProgress", "StepFigures"]
 
 
 class RunProgress:
-    """Progress of one run after another.
+    """Shows the progress of one run after another.
 
     Args:
-        console: where to write; None for silence.
+        console: the console to write to; None for silence.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console
         self._view: LiveView | None = None
-        self._what = ""
+        self._network = ""
 
-    def say(self, text: str) -> None:
-        """A line of its own."""
+    def write_line(self, text: str) -> None:
+        """Print a line of text."""
         if self._console is not None:
             print_line(self._console, text)
 
-    def begin(self, what: str, images: int) -> None:
-        """A run of a number of images (over all epochs that are left) starts."""
-        self._what = what
+    def begin(self, network: str, images: int) -> None:
+        """Begin a run.
+
+        Args:
+            network: the name of the network that is trained.
+            images: to train on, over all epochs that are left.
+        """
+        self._network = network
         if self._console is not None and self._console.is_terminal:
-            self._view = LiveView(self._console, what, images)
+            self._view = LiveView(self._console, network, images)
             self._view.start()
 
-    def step(self, images: int, moment: Moment) -> None:
-        """Some more images are done."""
+    def step(self, images: int, figures: StepFigures) -> None:
+        """Show the run after a step on so many images."""
         if self._view is not None:
-            self._view.step(images, moment)
+            self._view.step(images, figures)
 
-    def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
-        """An epoch is done."""
+    def epoch(self, metrics: EpochMetrics, epochs: int) -> None:
+        """Show and print the figures of an epoch, one of so many."""
         if self._view is not None:
-            self._view.epoch(row["validation_error"])
-        terms = " ".join(f"{name} {value:.4f}" for name, value in row["terms"].items())
-        self.say(
-            f"{self._what} epoch {row['epoch']}/{epochs}: {terms} | "
-            f"train error {row['train_error']:.1f} % validation error "
-            f"{row['validation_error']:.1f} % | lr {row['lr']:.4f} "
-            f"{row['images_per_second']:.0f} images/s, {row['seconds_left']:.0f} s left"
+            self._view.epoch(metrics.validation_error)
+        terms = " ".join(f"{name} {value:.4f}" for name, value in metrics.terms.items())
+        self.write_line(
+            f"{self._network} epoch {metrics.epoch}/{epochs}: {terms} | "
+            f"train error {metrics.train_error:.1f} % validation error "
+            f"{metrics.validation_error:.1f} % | lr {metrics.lr:.4f} "
+            f"{metrics.images_per_second:.0f} images/s, {metrics.seconds_left:.0f} s left"
         )
 
     def end(self) -> None:
-        """The run is over, or was broken off."""
+        """End the run, finished or not."""
         if self._view is not None:
             self._view.stop()
             self._view = None

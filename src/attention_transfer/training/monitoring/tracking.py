@@ -1,5 +1,5 @@
-"""What experiment trackers are told of a run, through Accelerate's: its configuration, the figures
-of every epoch, and pictures of where the networks look.
+"""Experiment trackers, through Accelerate: a run's configuration, the figures of every epoch, and
+contact sheets of attention maps.
 """
 
 import json
@@ -8,12 +8,13 @@ import re
 import sys
 import textwrap
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from accelerate.tracking import (
     GeneralTracker,
     MLflowTracker,
@@ -25,88 +26,116 @@ from accelerate.tracking import (
 from numpy.typing import NDArray
 
 from attention_transfer.config import RunConfig
-from attention_transfer.drawing.contact_sheet import contact_sheets
+from attention_transfer.drawing.contact_sheet import contact_sheet
 from attention_transfer.errors import InputError
+from attention_transfer.files import write_text
+from attention_transfer.runs.attention import Arrays, read_arrays
 
 __all__ = ["Tracking", "check_installed", "scalars"]
 
 PROJECT = "attention-transfer"
-"""Where runs are gathered, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME names another place."""
+"""The project of all runs, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME names another."""
 
-GROUPS = {"terms": "term", "attention_agreement": "agreement"}
-"""Keys of metrics.jsonl whose figures go by another word."""
+PREFIXES = {"terms": "term", "attention_agreement": "agreement"}
+"""Keys of metrics.jsonl whose figures have another prefix in trackers."""
 
-LEFT_OUT = ("step", "seconds", "seconds_left")
+SKIPPED = ("step", "seconds", "seconds_left")
 
 
 def check_installed(config: RunConfig) -> None:
-    """Raises an InputError unless the packages of all trackers asked for are there."""
+    """Raise an InputError unless the packages of all configured trackers are installed."""
     available = [str(tracker) for tracker in get_available_trackers()]
     missing = [name for name in config.trackers if name not in available]
     if missing:
         raise InputError(
-            f"track asks for {', '.join(missing)}, which is not installed; "
+            f"track names {', '.join(missing)}, which is not installed; "
             "pip install 'attention-transfer[trackers]'"
         )
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """A line of metrics.jsonl by flat names.
+    """Flatten a line of metrics.jsonl to one figure per name.
 
     >>> scalars({"epoch": 2, "step": 9, "terms": {"cross_entropy": 0.5}})
     {'epoch': 2.0, 'term/cross_entropy': 0.5}
-    >>> scalars({"probes": {"group1:group1": {"cosine": 0.9}}})
+    >>> scalars({"probes": {"group1:group1": {"cosine": 0.9}}, "seconds": 1.0})
     {'probes/group1:group1/cosine': 0.9}
     """
-    found: dict[str, float] = {}
-    for name, value in row.items():
+    figures = {PREFIXES.get(name, name): row[name] for name in row if name not in SKIPPED}
+    return dict(_flattened(figures))
+
+
+def _flattened(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
         if isinstance(value, Mapping):
-            inner = scalars(value).items()
-            found |= {f"{GROUPS.get(name, name)}/{key}": figure for key, figure in inner}
-        elif name not in LEFT_OUT:
-            found[name] = float(value)
-    return found
+            yield from _flattened(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", float(value)
+
+
+def contact_sheets(attention: Path, epoch: int) -> dict[str, NDArray[np.uint8]]:
+    """Return a picture of the probe images and their maps for each layer pair.
+
+    Args:
+        attention: the run's folder of raw maps.
+        epoch: one after which the probes' maps were written.
+    """
+    arrays: Arrays = {}
+    for name in ("probes", "teacher", f"epoch-{epoch:04d}"):
+        if (attention / f"{name}.npz").exists():
+            arrays |= read_arrays(attention / f"{name}.npz")
+    networks = [name for name in ("teacher", "student") if f"{name}/0" in arrays]
+    return {
+        point: contact_sheet(
+            arrays["images"], [arrays[f"{network}/{number}"] for network in networks]
+        )
+        for number, point in enumerate(arrays["points"].tolist())
+    }
 
 
 class Tracking:
-    """The trackers of one run: ``with`` closes them at its end, however it ends.
+    """The trackers of one run; ``with`` closes them however the run ends.
 
-    A tracker that fails while the run goes on is told of and left out: hours of training do not
-    end because a server cannot be reached.
+    A tracker that fails during the run is reported and dropped: hours of training do not end
+    because a server cannot be reached.
 
     Args:
         config: of the run; ``track`` names the trackers.
-        folder: the run's. ``trackers.json`` in it holds by what name each tracker knows the run,
-            so that a resumed run goes on where it was.
-        say: told what a person should know.
+        folder: of the run. Its ``trackers.json`` holds the identity of the run in each tracker, so
+            that a resumed run continues there.
+        write_line: prints a line for the user.
         active: whether this process is the one that tracks.
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, say: Callable[[str], None], active: bool = True
+        self,
+        config: RunConfig,
+        folder: Path,
+        write_line: Callable[[str], None],
+        active: bool = True,
     ) -> None:
-        self.config, self.folder, self.say = config, folder, say
+        self.config, self.folder, self.write_line = config, folder, write_line
         self.names = config.trackers if active else []
         self.trackers: list[GeneralTracker] = []
 
     def start(self) -> None:
-        """Starts them.
+        """Start the trackers.
 
         Raises:
-            InputError: one does not start; none is left open.
+            InputError: one does not start; the others are closed.
         """
         path = self.folder / "trackers.json"
-        known: dict[str, str] = {}
+        identities: dict[str, str] = {}
         with suppress(OSError, ValueError):  # a new run, or a damaged file
-            known = json.loads(path.read_text(encoding="utf-8"))
+            identities = json.loads(path.read_text(encoding="utf-8"))
         try:
             for name in self.names:
-                self._start(name, known)
+                self._start(name, identities)
         except BaseException:
             self._close(failed=True)
             raise
         if self.names:
-            path.write_text(json.dumps(known) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(identities) + "\n")
 
     def __enter__(self) -> Self:
         return self
@@ -120,8 +149,9 @@ class Tracking:
         self._close(failed=kind is not None)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Tells the figures of a line of metrics.jsonl, at its step; with measures of the probes
-        also pictures of them.
+        """Log the figures of a line of metrics.jsonl at its step.
+
+        If the line has measures of the probe images, contact sheets of their maps are logged too.
         """
         if not self.trackers:
             return
@@ -132,27 +162,28 @@ class Tracking:
             for name, pixels in sheets.items():
                 self._each(_log_picture, f"attention/{name}", pixels, step)
 
-    def _start(self, name: str, known: dict[str, str]) -> None:
+    def _start(self, name: str, identities: dict[str, str]) -> None:
         try:
-            with redirect_stdout(sys.stderr):  # stdout is the command's own
-                tracker = _MAKERS[name](self.folder, known.get(name))
+            with redirect_stdout(sys.stderr):  # stdout belongs to the command
+                tracker = _FACTORIES[name](self.folder, identities.get(name))
                 tracker.start()
                 self.trackers.append(tracker)
-                if name not in known:
+                if name not in identities:
                     tracker.store_init_configuration(_hyperparameters(self.config))
-                    known[name] = _identity(tracker)
+                    identities[name] = _identity(tracker)
         except Exception as error:
             raise InputError(
-                f"{name} does not start ({_reason(error)}); mend that, or leave it out of track"
+                f"{name} does not start ({_reason(error)}); fix this, or remove it from --track"
             ) from error
 
-    def _each(self, tell: Callable[..., None], *arguments: Any) -> None:
+    def _each(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Call an action for every tracker; one that fails is reported, closed and dropped."""
         for tracker in list(self.trackers):
             try:
-                tell(tracker, *arguments)
+                action(tracker, *arguments)
             except Exception as error:
                 self.trackers.remove(tracker)
-                self.say(f"{tracker.name} fails and is left out from here on: {_reason(error)}")
+                self.write_line(f"{tracker.name} failed and is no longer used: {_reason(error)}")
                 with suppress(Exception):
                     _finish(tracker, failed=True)
 
@@ -162,27 +193,27 @@ class Tracking:
         self.trackers.clear()
 
 
-def _tensorboard(folder: Path, known: str | None) -> GeneralTracker:
+def _tensorboard(folder: Path, identity: str | None) -> GeneralTracker:
     return TensorBoardTracker("tensorboard", folder)
 
 
-def _wandb(folder: Path, known: str | None) -> GeneralTracker:
+def _wandb(folder: Path, identity: str | None) -> GeneralTracker:
     project = os.environ.get("WANDB_PROJECT", PROJECT)
     return WandBTracker(
-        project, name=_name(folder), id=known or uuid.uuid4().hex[:8], resume="allow"
+        project, name=_name(folder), id=identity or uuid.uuid4().hex[:8], resume="allow"
     )
 
 
-def _trackio(folder: Path, known: str | None) -> GeneralTracker:
-    name = known or f"{_name(folder)}-{uuid.uuid4().hex[:8]}"  # it knows runs by name alone
+def _trackio(folder: Path, identity: str | None) -> GeneralTracker:
+    name = identity or f"{_name(folder)}-{uuid.uuid4().hex[:8]}"  # trackio has no ids but names
     return TrackioTracker(PROJECT, name=name, resume="allow")
 
 
-def _mlflow(folder: Path, known: str | None) -> GeneralTracker:
-    return MLflowTracker(PROJECT, run_name=_name(folder), run_id=known)
+def _mlflow(folder: Path, identity: str | None) -> GeneralTracker:
+    return MLflowTracker(PROJECT, run_name=_name(folder), run_id=identity)
 
 
-_MAKERS: dict[str, Callable[[Path, str | None], GeneralTracker]] = {
+_FACTORIES: dict[str, Callable[[Path, str | None], GeneralTracker]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "trackio": _trackio,
@@ -195,7 +226,7 @@ def _name(folder: Path) -> str:
 
 
 def _identity(tracker: GeneralTracker) -> str:
-    """By which a tracker finds a run again."""
+    """Return the id or name by which the tracker finds the run again."""
     if tracker.name == "mlflow":
         return str(tracker.tracker.info.run_id)
     if tracker.name == "wandb":
@@ -204,9 +235,17 @@ def _identity(tracker: GeneralTracker) -> str:
 
 
 def _hyperparameters(config: RunConfig) -> dict[str, str | float]:
-    """The configuration in types that every tracker takes."""
+    """Return the configuration in types that every tracker accepts."""
     values = config.model_dump(mode="json")
-    return {name: "none" if value is None else value for name, value in values.items()}
+    return {
+        name: value if isinstance(value, int | float | str) else _as_text(value)
+        for name, value in values.items()
+    }
+
+
+def _as_text(value: object) -> str:
+    """Return a setting that is neither a number nor text as text."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else "none"
 
 
 def _log_figures(tracker: GeneralTracker, figures: Mapping[str, float], step: int) -> None:
@@ -214,7 +253,7 @@ def _log_figures(tracker: GeneralTracker, figures: Mapping[str, float], step: in
 
 
 def _log_picture(tracker: GeneralTracker, name: str, pixels: NDArray[Any], step: int) -> None:
-    """Two of the trackers take images through Accelerate, two by themselves."""
+    """Log a picture (H, W, 3); trackio and MLflow do not take one through Accelerate."""
     name = _allowed(name)
     if tracker.name == "tensorboard":
         tracker.log_images({name: pixels[None]}, step=step, dataformats="NHWC")
@@ -231,12 +270,12 @@ def _log_picture(tracker: GeneralTracker, name: str, pixels: NDArray[Any], step:
 
 
 def _allowed(name: str) -> str:
-    """With only those characters that every tracker takes on every system."""
+    """Replace the characters that some tracker refuses on some system."""
     return re.sub(r"[^\w/. -]", "-", name)
 
 
 def _finish(tracker: GeneralTracker, failed: bool) -> None:
-    """Closes one; those that can show it are told whether the run failed."""
+    """Close a tracker; those that can show it are told whether the run failed."""
     if tracker.name == "wandb":
         tracker.tracker.finish(exit_code=int(failed))
     elif tracker.name == "mlflow":
@@ -246,7 +285,7 @@ def _finish(tracker: GeneralTracker, failed: bool) -> None:
     elif tracker.name == "trackio":
         import trackio
 
-        trackio.finish()  # where the run's own is called, it is called and heard again at exit
+        trackio.finish()  # the run's own finish would be repeated, with its output, at exit
     else:
         tracker.finish()
 

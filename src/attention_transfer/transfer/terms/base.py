@@ -1,154 +1,329 @@
-"""Terms: each turns what was seen of student and teacher into one named scalar.
+"""The base classes of terms: a term turns what a batch gave into one named scalar.
 
-A term holds its settings and calls a pure function; the objective
-(:class:`attention_transfer.Transfer`) calls every term alike.
+A term is a module: what it trains is found like any module's parameters. It holds settings and
+calls a pure function; the objective (:class:`attention_transfer.Transfer`) treats all terms alike.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.functional import maps
 from attention_transfer.transfer.input_gradients import InputGradients
 from attention_transfer.transfer.pairing import Pair, Pairs
-from attention_transfer.transfer.targets import MapFunction
+from attention_transfer.transfer.schedule import Schedule, check_schedule, schedule_factor
+from attention_transfer.transfer.targets import Reduction
 
 __all__ = [
-    "Observation",
-    "PairFeatures",
+    "PairInputs",
+    "PairTerm",
     "PairedMaps",
     "Term",
+    "TermInputs",
     "check_choice",
     "check_power",
     "check_weight",
 ]
 
 
-class PairFeatures(NamedTuple):
-    """The features (N, C, H, W) at both ends of a pair; the teacher's need no gradient.
-
-    For a term that says its ``teacher_map``, the teacher's end is attention maps (N, H, W): of the
-    features, nothing else is kept.
-    """
-
-    pair: Pair
-    student: Tensor
-    teachers: tuple[Tensor, ...]
-    """One for each of the pair's teacher points."""
-
-    @property
-    def teacher(self) -> Tensor:
-        """The only teacher point's.
-
-        Raises:
-            InputError: there are several.
-        """
-        if len(self.teachers) != 1:
-            raise InputError(
-                f"pair {self.pair} has {len(self.teachers)} teacher points, and only attention "
-                "maps can be averaged; give this term pairs with one teacher point each"
-            )
-        return self.teachers[0]
-
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """Height and width at which attention maps of the pair are compared."""
-        shapes = [features.shape[-2:] for features in (self.student, *self.teachers)]
-        return maps.common_size(*shapes)
-
-
 class PairedMaps(NamedTuple):
-    """Attention maps (N, H, W) at both ends of a pair, detached, each at its own size and scale."""
+    """Attention maps (N, *S) of a layer pair, detached, each at its own size and scale."""
 
     student: Tensor
     teacher: Tensor
 
 
-@dataclass
-class Observation:
-    """What a term may look at: one batch, seen by both networks."""
+@dataclass(frozen=True)
+class PairInputs:
+    """The inputs of a term for one layer pair."""
 
-    logits: Tensor
-    labels: Tensor | None
-    teacher_logits: Tensor | None = None
-    pairs: list[PairFeatures] = field(default_factory=list)
-    modules: nn.ModuleList = field(default_factory=nn.ModuleList)
-    input_gradients: InputGradients | None = None
-    teacher_gradient: Tensor | None = None
-    """J_T (N, C, H, W), a constant, where a term needs it."""
+    term: str
+    """The term's name, for errors."""
+    pair: Pair
+    """The names of the two points."""
+    student_features: Tensor
+    """(N, C, *S), in the graph."""
+    whole_features: tuple[Tensor, ...] | None
+    """The teacher's features (N, C', *S') at each of the pair's teacher points, where the term
+    declares no reduction; constants."""
+    teacher_targets: tuple[Tensor, ...]
+    """The reductions of the teacher's features by ``teacher_reduction``, one a point; constants."""
+    maps: dict[str, PairedMaps] = field(default_factory=dict, repr=False)
+    """The maps recorded by the term, by pair."""
+
+    @property
+    def key(self) -> str:
+        """The pair's name without dots, for a ``ModuleDict`` with a module for each pair."""
+        return str(self.pair).replace(".", "/")
+
+    @property
+    def teacher_features(self) -> Tensor:
+        """The teacher's features (N, C', *S') at the pair's only teacher point.
+
+        Raises:
+            InputError: the term declares a reduction of them, or the pair has several.
+        """
+        if self.whole_features is None:
+            raise InputError(
+                f"the term {self.term} reads the teacher's whole features, but declares that it "
+                "needs a reduction of them alone; read pair.teacher_target, or set "
+                "teacher_reduction = None"
+            )
+        return self._only(self.whole_features)
+
+    @property
+    def teacher_target(self) -> Tensor:
+        """The reduced features (N, ...) at the pair's only teacher point.
+
+        Raises:
+            InputError: the term declares no reduction, or the pair has several teacher points.
+        """
+        return self._only(self._reduced())
+
+    @property
+    def teacher_map(self) -> Tensor:
+        """The teacher's attention map (N, *S'), of several teacher points the mean of their
+        normalized maps; for terms whose ``teacher_reduction`` is a
+        :func:`attention_transfer.transfer.map_reduction`.
+
+        Raises:
+            InputError: the term declares no reduction.
+        """
+        return maps.mean_map(self._reduced())
+
+    def record_maps(self, student: Tensor, teacher: Tensor) -> None:
+        """Hand the pair's attention maps (N, *S) out to ``TransferOutput.maps``."""
+        self.maps[str(self.pair)] = PairedMaps(student.detach(), teacher.detach())
+
+    def _reduced(self) -> tuple[Tensor, ...]:
+        if self.whole_features is not None:
+            raise InputError(
+                f"the term {self.term} reads a reduction of the teacher's features, but declares "
+                "none; set teacher_reduction, such as transfer.map_reduction()"
+            )
+        return self.teacher_targets
+
+    def _only(self, values: tuple[Tensor, ...]) -> Tensor:
+        if len(values) != 1:
+            raise InputError(
+                f"pair {self.pair} has {len(values)} teacher points, and only attention "
+                "maps can be averaged; give this term pairs with one teacher point each"
+            )
+        return values[0]
+
+
+@dataclass(frozen=True)
+class TermInputs:
+    """The inputs of a term for one batch: what it declares that it needs, and no more."""
+
+    term: str
+    """The term's name, for errors."""
+    output: object
+    """The student's output, as it is."""
+    labels: Any
+    """As they were given to the Transfer; None without labels."""
+    progress: float = 0.0
+    """The share of the training that is done, 0 to 1."""
+    declared: dict[str, Any] = field(default_factory=dict)
+    """What the term declares that it needs, by the names of the properties below."""
     maps: dict[str, PairedMaps] = field(default_factory=dict)
-    """Filled by terms that read attention: the pair's name -> its maps."""
+    """Maps that a term hands out: name of the pair -> its maps."""
 
     @property
-    def gradients(self) -> InputGradients:
-        """The student's gradients at the images, for a term that says it needs them."""
-        assert self.input_gradients is not None
-        return self.input_gradients
+    def logits(self) -> Tensor:
+        """The student's logits (N, K), or (N, K, ...); needs ``needs_logits``."""
+        logits: Tensor = self._declared("logits", "needs_logits = True")
+        return logits
+
+    @property
+    def teacher_logits(self) -> Tensor:
+        """The teacher's logits, a constant; needs ``needs_teacher_logits``."""
+        teacher_logits: Tensor = self._declared("teacher_logits", "needs_teacher_logits = True")
+        return teacher_logits
+
+    @property
+    def pairs(self) -> tuple[PairInputs, ...]:
+        """The layer pairs of a term whose attribute ``pairs`` asks for them."""
+        pairs: tuple[PairInputs, ...] = self._declared("pairs", "pairs = 'auto'")
+        return pairs
+
+    @property
+    def input_gradients(self) -> InputGradients:
+        """The student's gradients at the input; needs ``needs_input_gradient``."""
+        gradients: InputGradients = self._declared("input_gradients", "needs_input_gradient = True")
+        return gradients
+
+    @property
+    def teacher_gradient(self) -> Tensor:
+        """The teacher's gradient at the input; needs ``needs_teacher_gradient``."""
+        teacher_gradient: Tensor = self._declared(
+            "teacher_gradient", "needs_teacher_gradient = True"
+        )
+        return teacher_gradient
+
+    def _declared(self, what: str, how: str) -> Any:
+        if what not in self.declared:
+            raise InputError(
+                f"the term {self.term} reads {what}, which it does not declare; set {how} in its "
+                "class"
+            )
+        return self.declared[what]
 
 
-class Term(ABC):
-    """One summand of the objective."""
+class Term(nn.Module, ABC):
+    """One summand of the objective: a weight times a scalar computed from a batch.
 
-    name: ClassVar[str]
-    needs_teacher: ClassVar[bool] = True
-    needs_input_gradient: ClassVar[bool] = False
-    needs_teacher_logits: ClassVar[bool] = True
-    """Where it is false of every term, the teacher's pass ends at its last tapped layer."""
-    needs_teacher_gradient: ClassVar[bool] = False
+    A subclass sets ``name``, declares what it needs, and computes its raw value in ``forward``.
+    Submodules and parameters of a term are trained with the student, are in the Transfer's
+    ``parameters()`` and ``state_dict()``, and never in the student's.
+
+    Args:
+        weight: finite, at least 0.
+        schedule: ``"constant"``; ``"linear"`` or ``"cosine"``, falling to 0; or a function from
+            the share of the training that is done to the factor of the weight.
+        name: the key in the output, in place of the class's.
+
+    Raises:
+        InputError: a weight below 0 or not finite, or an unknown schedule.
+
+    Example:
+        >>> class LogitPenalty(Term):
+        ...     name = "logit_penalty"
+        ...     needs_logits = True
+        ...     def forward(self, inputs):
+        ...         return inputs.logits.square().mean()
+        >>> LogitPenalty(weight=0.5, schedule="linear").weight_at(0.5)
+        0.25
+    """
+
+    name: str
+    """The term's key in ``TransferOutput.terms``: an identifier."""
+    needs_logits: bool = False
+    """Whether it reads the student's logits."""
+    needs_teacher_logits: bool = False
+    """Whether it reads the teacher's; if none does, the teacher's pass ends at its last point."""
+    needs_input_gradient: bool = False
+    """Whether it reads the loss's gradient at the student's input (double backpropagation)."""
+    needs_teacher_gradient: bool = False
+    """Whether it reads the loss's gradient at the teacher's input."""
+    pairs: Pairs | None = None
+    """The layer pairs it compares, as of ``--pairs``; None: none."""
+    teacher_reduction: Reduction | None = None
+    """What it keeps of the teacher's features at its pairs; None: all of them."""
+
+    def __init__(
+        self, weight: float = 1.0, schedule: Schedule = "constant", name: str | None = None
+    ) -> None:
+        super().__init__()
+        check_weight("weight", weight)
+        check_schedule(schedule)
+        self.weight = weight
+        self.schedule = schedule
+        if name is not None:
+            self.name = name
 
     @abstractmethod
-    def value(self, observation: Observation) -> Tensor:
-        """The raw scalar, a mean over the batch, without the term's weight."""
+    def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the raw scalar, a mean over the batch, without the term's weight."""
 
-    @abstractmethod
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the term needs a teacher."""
+        return self.pairs is not None or self.needs_teacher_logits or self.needs_teacher_gradient
+
     def weight_at(self, progress: float) -> float:
-        """The term's weight when ``progress`` (0 to 1) of the training is done."""
+        """Return the term's weight when ``progress`` (0 to 1) of the training is done.
 
-    @property
-    def wanted_pairs(self) -> Pairs | None:
-        """The pairs of layers the term compares, or None if it compares none."""
-        return None
+        Raises:
+            InputError: the schedule's function returned no finite factor of at least 0.
+        """
+        return self.weight * schedule_factor(self.schedule, progress)
 
-    @property
-    def teacher_map(self) -> MapFunction | None:
-        """What is taken of the teacher's features as soon as they are there; None: all of them."""
-        return None
-
-    def check(self, observation: Observation) -> None:
-        """Raises an InputError if shapes do not fit, or the term could only be zero."""
+    def check(self, inputs: TermInputs) -> None:
+        """Raise an InputError if shapes do not fit, or the term could only be zero."""
         return
 
-    def make_modules(self, pairs: Sequence[PairFeatures]) -> nn.ModuleList:
-        """Modules the term trains beside the student, made from one example's features."""
-        return nn.ModuleList()
+    def build(self, pairs: Sequence[PairInputs]) -> None:
+        """Make the modules that the term trains, from the features of one example."""
+        return
 
-    def effective_weight(self, size: tuple[int, int]) -> tuple[float, str]:
-        """The weight of one pair compared at a size, and what it is a weight on."""
-        raise NotImplementedError
+    def effective_weight(self, size: tuple[int, ...]) -> tuple[float, str] | None:
+        """Return the weight of one pair compared at a size, and what it is a weight on.
+
+        None, as a rule, where that says no more than ``weight``.
+        """
+        return None
+
+    def extra_repr(self) -> str:
+        """Return the settings that ``print`` shows."""
+        settings = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return ", ".join(f"{key}={value!r}" for key, value in settings.items() if key != "training")
 
 
-def check_weight(name: str, value: float) -> None:
-    """Raises an InputError unless the value is finite and at least 0."""
-    try:
-        fits = value >= 0 and math.isfinite(value)
-    except TypeError:
-        fits = False
-    if not fits:
+class PairTerm(Term):
+    """A term that is the sum over layer pairs of one pure loss.
+
+    A subclass sets ``name`` and computes a pair's loss in ``loss``; where it needs less of the
+    teacher than whole features, it declares a ``teacher_reduction``.
+
+    Args:
+        weight: finite, at least 0.
+        pairs: the layer pairs, as of :class:`attention_transfer.ActivationAttention`.
+        schedule: of the weight, as of :class:`Term`.
+        name: the key in the output, in place of the class's.
+
+    Example:
+        >>> class MeanActivation(PairTerm):
+        ...     name = "mean_activation"
+        ...     def loss(self, pair):
+        ...         return (pair.student_features.mean() - pair.teacher_features.mean()).square()
+        >>> MeanActivation(weight=3.0, pairs="layer1:layer2").needs_teacher
+        True
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        pairs: Pairs = "auto",
+        schedule: Schedule = "constant",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(weight, schedule, name)
+        self.pairs = pairs
+
+    @abstractmethod
+    def loss(self, pair: PairInputs) -> Tensor:
+        """Return the raw loss of one layer pair: a scalar, a mean over the batch."""
+
+    def forward(self, inputs: TermInputs) -> Tensor:
+        """Return the sum of the pairs' losses."""
+        first = inputs.pairs[0].student_features
+        total = torch.zeros((), dtype=maps.to_float32(first[:0]).dtype, device=first.device)
+        for pair in inputs.pairs:
+            total = total + self.loss(pair)
+        return total
+
+
+def check_weight(name: str, value: object) -> None:
+    """Raise an InputError unless the value is a finite number of at least 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (value >= 0 and math.isfinite(value)):  # type: ignore[operator,arg-type]
         raise InputError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
 def check_power(power: float) -> None:
-    """Raises an InputError unless p in |A|^p is finite and above 0."""
+    """Raise an InputError unless p in |A|^p is finite and above 0."""
     if not (power > 0 and math.isfinite(power)):
         raise InputError(f"power must be a finite number above 0, got {power}; the paper used 2")
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Raises an InputError, with the nearest name, unless the value is known."""
+    """Raise an InputError, with the nearest name, unless the value is known."""
     if value not in known:
         raise InputError(f"unknown {name} {value!r}; {nearest(str(value), known)}")

@@ -1,15 +1,16 @@
 """Terms over logits: the labels', and the teacher's soft targets."""
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from attention_transfer.errors import InputError
 from attention_transfer.functional import losses, maps
-from attention_transfer.transfer.terms.base import Observation, Term, check_choice, check_weight
+from attention_transfer.transfer.schedule import Schedule
+from attention_transfer.transfer.terms.base import Term, TermInputs, check_choice
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -21,111 +22,157 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class _WeightedTerm(Term):
-    """What the terms over logits have in common."""
+class CrossEntropy(Term):
+    """weight * cross-entropy of the student's logits with the labels, a mean over the batch.
 
-    weight: float = 1.0
+    Logits are (N, K) for K classes, or (N, K, ...) with logits for every position, as in semantic
+    segmentation. Labels are class indices, (N,) or (N, ...), or probabilities in the logits' shape.
 
-    def __post_init__(self) -> None:
-        check_weight("weight", self.weight)
-
-    def weight_at(self, progress: float) -> float:
-        return self.weight
-
-
-@dataclass(frozen=True)
-class CrossEntropy(_WeightedTerm):
-    """weight * cross-entropy of the student's logits with the labels, batch mean.
-
-    Labels are class indices (N,), or probabilities (N, classes).
+    Args:
+        weight: finite, at least 0.
+        ignore_index: labels with this value do not count (torch's default).
+        schedule: of the weight, as of :class:`attention_transfer.Term`.
+        name: the key in the output.
 
     Example:
         >>> CrossEntropy(weight=0.1).weight_at(0.5)
         0.1
     """
 
-    name: ClassVar[str] = "cross_entropy"
-    needs_teacher: ClassVar[bool] = False
+    name = "cross_entropy"
+    needs_logits = True
 
-    def check(self, observation: Observation) -> None:
-        check_labels("CrossEntropy", observation, "use BinaryCrossEntropy")
+    def __init__(
+        self,
+        weight: float = 1.0,
+        ignore_index: int = -100,
+        schedule: Schedule = "constant",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(weight, schedule, name)
+        self.ignore_index = ignore_index
 
-    def value(self, observation: Observation) -> Tensor:
-        logits = maps.to_float32(observation.logits)
-        return functional.cross_entropy(logits, _labels(self, observation))
+    def check(self, inputs: TermInputs) -> None:
+        check_labels("CrossEntropy", inputs, "use BinaryCrossEntropy")
+
+    def forward(self, inputs: TermInputs) -> Tensor:
+        logits = maps.to_float32(inputs.logits)
+        labels = _labels(self, inputs)
+        return functional.cross_entropy(logits, labels, ignore_index=self.ignore_index)
 
 
-@dataclass(frozen=True)
-class BinaryCrossEntropy(_WeightedTerm):
+class BinaryCrossEntropy(Term):
     """weight * binary cross-entropy of the student's logits with multi-label targets, the mean
     over images and classes.
 
-    Labels are (N, classes), in [0, 1]: 1 where an image is of the class. Activation attention goes
-    with it and a teacher of any classes; knowledge distillation and the gradient terms are for
+    Labels have the logits' shape, in [0, 1]: 1 where an image is of the class. Activation attention
+    goes with it and a teacher of any classes; knowledge distillation and the gradient terms are for
     images of one class each.
 
+    Args:
+        weight: finite, at least 0.
+        schedule: of the weight, as of :class:`attention_transfer.Term`.
+        name: the key in the output.
+
     Example:
-        >>> term = BinaryCrossEntropy()
-        >>> float(term.value(Observation(torch.zeros(1, 2), torch.tensor([[1, 1]]))))
-        0.6931471824645996
+        >>> BinaryCrossEntropy(weight=0.5).name
+        'binary_cross_entropy'
     """
 
-    name: ClassVar[str] = "binary_cross_entropy"
-    needs_teacher: ClassVar[bool] = False
+    name = "binary_cross_entropy"
+    needs_logits = True
 
-    def check(self, observation: Observation) -> None:
-        labels, shape = observation.labels, tuple(observation.logits.shape)
-        if labels is not None and tuple(labels.shape) != shape:
+    def check(self, inputs: TermInputs) -> None:
+        labels, shape = inputs.labels, tuple(inputs.logits.shape)
+        if labels is None:
+            return
+        got = _shape(labels)
+        if got != str(shape):
             raise InputError(
-                f"BinaryCrossEntropy takes labels like the logits, {shape}, got "
-                f"{tuple(labels.shape)}; for class indices (N,), use CrossEntropy"
+                f"BinaryCrossEntropy takes labels like the logits, {shape}, got {got}; for class "
+                "indices (N,), use CrossEntropy"
             )
 
-    def value(self, observation: Observation) -> Tensor:
-        logits = maps.to_float32(observation.logits)
-        labels = _labels(self, observation).to(logits.dtype)
+    def forward(self, inputs: TermInputs) -> Tensor:
+        logits = maps.to_float32(inputs.logits)
+        labels = _labels(self, inputs).to(logits.dtype)
         return functional.binary_cross_entropy_with_logits(logits, labels)
 
 
-@dataclass(frozen=True)
-class KnowledgeDistillation(_WeightedTerm):
-    """weight * T^2 * KL(teacher || student) of the softened class probabilities, batch mean.
+class KnowledgeDistillation(Term):
+    """weight * T^2 * KL(teacher || student) of the softened class probabilities.
 
-    ``class_mean=True`` divides by the number of classes, as the authors' code did until 2018.
+    A mean over the batch and, for logits (N, K, ...), over positions.
+
+    Args:
+        weight: finite, at least 0.
+        temperature: T > 0.
+        class_mean: divide by the number of classes, as the authors' code did until 2018.
+        ignore_index: positions whose label has this value do not count; None: all count.
+        resize: bring the teacher's logits by position to the student's size (bilinear).
+        schedule: of the weight, as of :class:`attention_transfer.Term`.
+        name: the key in the output.
 
     Example:
         >>> KnowledgeDistillation(weight=0.9, temperature=4.0).name
         'knowledge_distillation'
     """
 
-    temperature: float = 4.0
-    class_mean: bool = False
-    name: ClassVar[str] = "knowledge_distillation"
+    name = "knowledge_distillation"
+    needs_logits = True
+    needs_teacher_logits = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+    def __init__(
+        self,
+        weight: float = 1.0,
+        temperature: float = 4.0,
+        class_mean: bool = False,
+        ignore_index: int | None = None,
+        resize: bool = False,
+        schedule: Schedule = "constant",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(weight, schedule, name)
+        if not (temperature > 0 and math.isfinite(temperature)):
             raise InputError(
-                f"temperature must be a finite number above 0, got {self.temperature}; "
-                "the paper used 4"
+                f"temperature must be a finite number above 0, got {temperature}; the paper used 4"
             )
+        self.temperature, self.class_mean = temperature, class_mean
+        self.ignore_index, self.resize = ignore_index, resize
 
-    def check(self, observation: Observation) -> None:
-        check_classes("knowledge distillation", observation)
+    def check(self, inputs: TermInputs) -> None:
+        check_classes("knowledge distillation", inputs, resized=self.resize)
 
-    def value(self, observation: Observation) -> Tensor:
-        assert observation.teacher_logits is not None
+    def forward(self, inputs: TermInputs) -> Tensor:
+        student, teacher = inputs.logits, inputs.teacher_logits
+        if self.resize and teacher.shape != student.shape:
+            teacher = _resized(teacher, student.shape[2:])
         divergence = losses.knowledge_distillation(
-            observation.logits, observation.teacher_logits, self.temperature
+            student, teacher, self.temperature, self._mask(inputs)
         )
-        return divergence / observation.logits.shape[1] if self.class_mean else divergence
+        return divergence / student.shape[1] if self.class_mean else divergence
+
+    def _mask(self, inputs: TermInputs) -> Tensor | None:
+        """Return where labels count, (N, ...); None: everywhere."""
+        if self.ignore_index is None:
+            return None
+        labels, logits = _labels(self, inputs), inputs.logits
+        shape = (logits.shape[0], *logits.shape[2:])
+        if tuple(labels.shape) != shape:
+            raise InputError(
+                f"ignore_index needs labels {shape}, one class index for each position, got "
+                f"{_shape(labels)}; give such labels, or ignore_index=None"
+            )
+        return labels != self.ignore_index
 
 
 def distillation_terms(
-    alpha: float, temperature: float = 4.0, preset: Literal["alpha", "2017"] = "alpha"
+    alpha: float,
+    temperature: float = 4.0,
+    preset: Literal["alpha", "2017"] = "alpha",
+    ignore_index: int | None = None,
 ) -> tuple[CrossEntropy, KnowledgeDistillation]:
-    """The paper's mixture of labels and soft targets, as its two terms.
+    """Return the paper's mixture of labels and soft targets, as its two terms.
 
     - ``"alpha"``: (1 - alpha) * CE + alpha * T^2 * KL, the authors' code since July 2018.
     - ``"2017"``: (1 - alpha) * CE + 2 * alpha * T^2 * KL / classes, their code before.
@@ -134,6 +181,7 @@ def distillation_terms(
         alpha: the weight of distillation, in [0, 1]; the paper's code used 0.9.
         temperature: T > 0; the paper's code used 4.
         preset: which of the two.
+        ignore_index: positions whose label has this value do not count; None: all count.
 
     Raises:
         InputError: alpha outside [0, 1], T not above 0, or an unknown preset.
@@ -147,39 +195,68 @@ def distillation_terms(
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha must be between 0 and 1, got {alpha}; the paper's code used 0.9")
     old = preset == "2017"
-    soft = KnowledgeDistillation(2 * alpha if old else alpha, temperature, class_mean=old)
-    return CrossEntropy(1 - alpha), soft
+    soft = KnowledgeDistillation(
+        2 * alpha if old else alpha, temperature, class_mean=old, ignore_index=ignore_index
+    )
+    return CrossEntropy(1 - alpha, -100 if ignore_index is None else ignore_index), soft
 
 
-def check_labels(term: str, observation: Observation, instead: str) -> None:
-    """Raises an InputError for labels of images that have several classes each."""
-    labels = observation.labels
-    if labels is None or labels.dim() == 1:
+def check_labels(term: str, inputs: TermInputs, instead: str) -> None:
+    """Raise an InputError unless labels are class indices or probabilities for the logits."""
+    labels, logits = inputs.labels, inputs.logits
+    if labels is None:
+        return
+    indices = (logits.shape[0], *logits.shape[2:])
+    if not isinstance(labels, Tensor) or tuple(labels.shape) not in (indices, tuple(logits.shape)):
+        raise InputError(
+            f"{term} takes class indices {indices} or probabilities {tuple(logits.shape)} for "
+            f"logits {tuple(logits.shape)}, got labels {_shape(labels)}; give labels of the "
+            "logits' batch and positions"
+        )
+    if tuple(labels.shape) == indices:
         return
     if not labels.is_floating_point() or bool((labels.sum(dim=1) - 1).abs().gt(1e-3).any()):
         raise InputError(
-            f"{term} takes class indices (N,), or probabilities (N, classes) that sum to 1, got "
-            f"{labels.dtype} of shape {tuple(labels.shape)}; for images of several classes each, "
-            f"{instead}"
+            f"{term} takes class indices {indices}, or probabilities {tuple(logits.shape)} that "
+            f"sum to 1, got {labels.dtype} of shape {tuple(labels.shape)}; for images of several "
+            f"classes each, {instead}"
         )
 
 
-def check_classes(term: str, observation: Observation) -> None:
-    """Raises an InputError unless both networks put out logits of the same classes."""
-    logits, teacher_logits = observation.logits, observation.teacher_logits
-    theirs = None if teacher_logits is None else tuple(teacher_logits.shape)
-    if tuple(logits.shape) != theirs:
+def check_classes(term: str, inputs: TermInputs, resized: bool = False) -> None:
+    """Raise an InputError unless both networks' logits have the same classes and positions."""
+    student, teacher = tuple(inputs.logits.shape), tuple(inputs.teacher_logits.shape)
+    if student[:2] != teacher[:2] or len(student) != len(teacher):
         raise InputError(
-            f"{term} compares logits of the same classes, got student {tuple(logits.shape)} and "
-            f"teacher {theirs or 'none, or of several teachers different ones'}; use a teacher of "
-            "the same classes that puts out a tensor (N, classes), or drop "
-            "this term (activation attention needs no classes in common)"
+            f"{term} compares logits of the same classes, got student {student} and teacher "
+            f"{teacher}; use a teacher of the same classes, or drop this term (activation "
+            "attention needs no classes in common)"
         )
-
-
-def _labels(term: Term, observation: Observation) -> Tensor:
-    if observation.labels is None:
+    if student != teacher and not resized:
         raise InputError(
-            f"{type(term).__name__} needs labels, got None; call transfer(images, labels)"
+            f"{term} compares logits position by position, got student {student} and teacher "
+            f"{teacher}; KnowledgeDistillation(resize=True) brings the teacher's to the student's "
+            "size"
         )
-    return observation.labels
+
+
+def _resized(logits: Tensor, size: torch.Size) -> Tensor:
+    """Return logits by position at another size, by linear interpolation."""
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
+    return functional.interpolate(maps.to_float32(logits), size, mode=mode, align_corners=False)
+
+
+def _labels(term: Term, inputs: TermInputs) -> Tensor:
+    labels = inputs.labels
+    if not isinstance(labels, Tensor):
+        raise InputError(
+            f"{type(term).__name__} needs labels, got "
+            f"{'None' if labels is None else f'a {type(labels).__name__}'}; call "
+            "transfer(images, labels)"
+        )
+    return labels
+
+
+def _shape(labels: Any) -> str:
+    """Describe labels for an error message."""
+    return str(tuple(labels.shape)) if isinstance(labels, Tensor) else f"a {type(labels).__name__}"

@@ -1,4 +1,4 @@
-"""Plots as SVG that takes the page's colours, and text that stays text."""
+"""Curves as SVG for the report page: colours come from the page's style sheet, text stays text."""
 
 import io
 import re
@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["DASHES", "SERIES", "Line", "curves"]
+__all__ = ["DASHES", "SERIES", "Line", "draw_curves"]
 
 SERIES = 6
-"""Colours that the page has; after those they begin again, with another dash."""
+"""Colours in the page's style sheet; further curves repeat them with another dash pattern."""
 
-PIXELS_A_POINT = 1.2
+PIXELS_PER_POINT = 1.2
 
 _DASHES = ("-", "--", ":")
 DASHES = len(_DASHES)
@@ -33,7 +33,7 @@ _SETTINGS: dict[Any, Any] = {
 
 
 class Line(NamedTuple):
-    """One curve, and where it belongs among the page's colours."""
+    """One curve, and its number in the sequence of colours and dash patterns."""
 
     label: str
     series: int
@@ -41,33 +41,36 @@ class Line(NamedTuple):
     y: Sequence[float]
 
 
-def curves(panels: dict[str, list[Line]], *, x: str, y: str, columns: int = 3) -> str:
-    """Curves side by side on one scale, as an ``<svg>`` to put into a page.
+def draw_curves(panels: dict[str, list[Line]], *, x: str, y: str, columns: int = 3) -> str:
+    """Draw panels of curves with shared axes, as an ``<svg>`` element for a page.
 
     Args:
-        panels: title -> its curves.
-        x: what the horizontal axis is.
-        y: what the vertical axis is.
+        panels: the curves of each panel, by its title.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
         columns: panels in a row.
+
+    Returns:
+        The element, without ids or style attributes that other parts of a page could collide with.
     """
     rows = -(-len(panels) // columns)
     across = min(columns, len(panels))
-    own_ids: dict[Any, Any] = {"svg.hashsalt": f"{x} {y} {' '.join(panels)}"}
-    with mpl.rc_context(_SETTINGS | own_ids):
+    fixed_ids: dict[Any, Any] = {"svg.hashsalt": f"{x} {y} {' '.join(panels)}"}
+    with mpl.rc_context(_SETTINGS | fixed_ids):
         figure = Figure(figsize=(3.4 * across + 0.6, 2.5 * rows + 0.3), layout="constrained")
         grid = figure.subplots(rows, across, squeeze=False, sharex=True, sharey=True)
         for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
-            _draw(axes, title, lines)
+            _draw_panel(axes, title, lines)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         figure.supxlabel(x, fontsize=11)
         figure.supylabel(y, fontsize=11)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _for_a_page(file.getvalue())
+    return _adapt_to_page(file.getvalue())
 
 
-def _draw(axes: Axes, title: str, lines: Iterable[Line]) -> None:
+def _draw_panel(axes: Axes, title: str, lines: Iterable[Line]) -> None:
     axes.set_title(title, fontsize=11, parse_math=False)
     for line in lines:
         dash = _DASHES[line.series // SERIES % DASHES]
@@ -77,8 +80,8 @@ def _draw(axes: Axes, title: str, lines: Iterable[Line]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
-def _for_a_page(svg: str) -> str:
-    """Without ids that could clash, and without style attributes, which the page forbids."""
+def _adapt_to_page(svg: str) -> str:
+    """Remove ids that could collide, and style attributes, which the page's policy forbids."""
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     root = ElementTree.fromstring(svg)
@@ -88,19 +91,20 @@ def _for_a_page(svg: str) -> str:
             if child.tag in (f"{{{_SVG}}}style", f"{{{_SVG}}}metadata"):
                 parent.remove(child)
     for element in root.iter():
-        _plain(element, used)
+        _replace_style(element, used)
     for marker in root.iterfind(f".//{{{_SVG}}}g[@class]//{{{_SVG}}}defs/*"):
-        for colour in ("fill", "stroke"):  # a marker has the colour of its curve
+        for colour in ("fill", "stroke"):  # inherited from the curve
             marker.attrib.pop(colour, None)
     root.set("class", "plot")
     for side in ("width", "height"):
         points = float(root.get(side, "0").removesuffix("pt"))
-        root.set(side, f"{points * PIXELS_A_POINT:.0f}")
+        root.set(side, f"{points * PIXELS_PER_POINT:.0f}")
     root.set("aria-hidden", "true")
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _plain(element: ElementTree.Element, used: set[str]) -> None:
+def _replace_style(element: ElementTree.Element, used: set[str]) -> None:
+    """Turn an element's style into attributes and classes, and remove its id unless used."""
     name = element.get("id", "")
     if name.startswith("series-"):
         element.set("class", f"series {name}")
@@ -119,5 +123,5 @@ def _plain(element: ElementTree.Element, used: set[str]) -> None:
         element.set(key, "currentColor" if value in ("#000000", "#262626") else value)
     if element.tag == f"{{{_SVG}}}text" and element.get("fill") is None:
         element.set("fill", "currentColor")
-    if element.get("stroke") == "#b0b0b0":  # matplotlib's grid
+    if element.get("stroke") == "#b0b0b0":  # the colour of matplotlib's grid
         element.set("class", "grid")

@@ -1,0 +1,92 @@
+"""Errors, loss, calibration and confusion matrix of a classifier's logits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from attention_transfer.errors import InputError
+
+__all__ = ["Evaluation", "calibration_error", "compute_metrics", "confusion_matrix"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a network on images; errors are in percent."""
+
+    images: int
+    error: float
+    """Share of images whose most probable class is wrong."""
+    top5_error: float | None
+    """Share of images whose class is not among the five most probable; None with fewer than six
+    classes.
+    """
+    loss: float
+    """Mean cross-entropy, in nats."""
+    calibration_error: float
+    """Expected calibration error over 15 bins of confidence, in percent."""
+    confusion: list[list[int]]
+    """Images by true class (rows) and predicted class (columns)."""
+
+
+def compute_metrics(logits: Tensor, labels: Tensor) -> Evaluation:
+    """Compute the figures of logits (N, K) with labels (N,).
+
+    Raises:
+        InputError: a label has no logit.
+
+    Example:
+        >>> compute_metrics(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])).error
+        50.0
+    """
+    classes = logits.shape[1]
+    if int(labels.max()) >= classes:
+        raise InputError(
+            f"the network has {classes} outputs, the data set at least {int(labels.max()) + 1} "
+            "classes; evaluate it on data with the classes it was trained on"
+        )
+    predictions = logits.argmax(dim=1)
+    confidences = logits.softmax(dim=1).amax(dim=1)
+    correct = predictions == labels
+    top5_error = None
+    if classes > 5:
+        hits = (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
+        top5_error = 100 - 100 * hits.double().mean().item()
+    return Evaluation(
+        images=len(labels),
+        error=100 - 100 * correct.double().mean().item(),
+        top5_error=top5_error,
+        loss=functional.cross_entropy(logits, labels).item(),
+        calibration_error=100 * calibration_error(confidences.numpy(), correct.numpy()),
+        confusion=confusion_matrix(labels.numpy(), predictions.numpy(), classes).tolist(),
+    )
+
+
+def calibration_error(
+    confidences: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = 15
+) -> float:
+    """Compute the expected calibration error (Guo et al., ICML 2017).
+
+    Over equal bins of confidence, it is the mean gap between confidence and accuracy, weighted by
+    the number of images in the bin.
+
+    >>> round(calibration_error(np.array([0.9, 0.9]), np.array([True, False])), 3)
+    0.4
+    """
+    indices = np.minimum((confidences * bins).astype(int), bins - 1)
+    gaps = np.bincount(indices, weights=confidences - correct, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidences))
+
+
+def confusion_matrix(
+    labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int
+) -> NDArray[np.int64]:
+    """Count images by true class (rows) and predicted class (columns).
+
+    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 1]), 2).tolist()
+    [[1, 0], [1, 1]]
+    """
+    counts = np.bincount(labels * classes + predictions, minlength=classes**2)
+    return counts.reshape(classes, classes)

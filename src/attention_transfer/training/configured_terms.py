@@ -1,0 +1,101 @@
+"""The terms that a configuration names, with those given as Python objects."""
+
+from collections.abc import Iterator, Sequence
+
+from attention_transfer.config import RunConfig
+from attention_transfer.errors import InputError
+from attention_transfer.factories import OBJECT, call_factory
+from attention_transfer.transfer import (
+    ActivationAttention,
+    CrossEntropy,
+    FlipSymmetry,
+    FullActivation,
+    GradientAttention,
+    InputGradientNorm,
+    Term,
+    distillation_terms,
+)
+
+__all__ = ["configured_terms"]
+
+
+def configured_terms(config: RunConfig, objects: Sequence[Term] = ()) -> list[Term]:
+    """Return the terms of a run.
+
+    Terms of the user's own stand beside those of the other settings; one of the same name takes the
+    place of theirs.
+
+    Args:
+        config: of the run.
+        objects: the terms that were given as Python objects, in the order of ``config.terms``.
+
+    Raises:
+        InputError: nothing to transfer from a teacher, or a factory that makes no term.
+    """
+    own = list(_own_terms(config, objects))
+    names = {getattr(term, "name", None) for term in own}
+    terms = [term for term in _terms_of_settings(config, bool(own)) if term.name not in names]
+    return [*terms, *own]
+
+
+def _own_terms(config: RunConfig, objects: Sequence[Term]) -> Iterator[Term]:
+    remaining = iter(objects)
+    for text in config.terms:
+        if text.startswith(OBJECT):
+            term: object = next(remaining, None)
+            if term is None:
+                call_factory(text)  # raises, with what to do
+        else:
+            term = call_factory(text)
+        if not isinstance(term, Term):
+            raise InputError(
+                f"{text} made a {type(term).__name__}, expected an attention_transfer.Term; name a "
+                "class of terms, or a function that returns one"
+            )
+        yield term
+
+
+def _terms_of_settings(config: RunConfig, has_own_terms: bool) -> list[Term]:
+    terms: list[Term] = []
+    if config.teacher is not None and "activation" in config.attention:
+        terms.append(
+            ActivationAttention(
+                beta=config.beta,
+                map=config.map,
+                power=config.power,
+                form=config.form,
+                pairs=config.pairs,
+                schedule=config.beta_schedule,
+            )
+        )
+    if config.full_activation_beta is not None:
+        terms.append(FullActivation(config.full_activation_beta, config.pairs))
+    terms += _gradient_terms(config)
+    if config.kd_alpha is not None:
+        return [*distillation_terms(config.kd_alpha, config.temperature), *terms]
+    if not terms and config.teacher is not None and not has_own_terms:
+        raise InputError(
+            "nothing to transfer: attention is none and neither kd_alpha nor full_activation_beta "
+            "is given; give one of them (or a gradient term, or a term of your own), or use "
+            "'attention-transfer train'"
+        )
+    return [CrossEntropy(), *terms]
+
+
+def _gradient_terms(config: RunConfig) -> Iterator[Term]:
+    form = config.gradient_form
+    if "gradient" in config.attention and config.gradient_beta is None:
+        raise InputError(
+            "attention gradient needs its weight, got no gradient_beta; give --gradient-beta, "
+            "such as 0.01"
+        )
+    if config.gradient_beta is not None:
+        yield GradientAttention(
+            config.gradient_beta, form, config.gradient_normalize, config.gradient_map
+        )
+    if config.flip_symmetry_beta is not None:
+        classes = config.flip_classes
+        chosen = None if classes is None else tuple(map(int, classes.split(",")))
+        yield FlipSymmetry(config.flip_symmetry_beta, form, config.flip_axis, chosen)
+    if config.input_gradient_norm_beta is not None:
+        yield InputGradientNorm(config.input_gradient_norm_beta, form)

@@ -1,0 +1,125 @@
+"""Networks, data and terms of a run as Python objects, in place of names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from attention_transfer.config import RunConfig
+from attention_transfer.errors import InputError
+from attention_transfer.factories import OBJECT, object_name
+from attention_transfer.models import LoadedModel, split_models, timm_preprocessing
+from attention_transfer.runs import Run
+from attention_transfer.taps import unwrapped
+from attention_transfer.transfer import Term
+
+__all__ = ["NO_OBJECTS", "RunObjects", "check_objects", "loaded_object", "named"]
+
+
+@dataclass(frozen=True)
+class RunObjects:
+    """The Python objects of a run; the configuration holds their types' names."""
+
+    student: nn.Module | None = None
+    teachers: tuple[nn.Module | None, ...] = ()
+    """One for each teacher, None for those that have a name; empty if all have."""
+    data: Any = None
+    terms: tuple[Term, ...] = ()
+
+
+NO_OBJECTS = RunObjects()
+
+
+def named(
+    *, student: Any = None, teacher: Any = None, data: Any = None, terms: Any = ()
+) -> tuple[dict[str, Any], RunObjects]:
+    """Split what a run is given into the configuration's names and Python objects.
+
+    A :class:`attention_transfer.Run` is the name of its folder.
+
+    Args:
+        student: a MODEL, a run or a module.
+        teacher: the same, or a sequence of them.
+        data: DATA, or what :func:`attention_transfer.data.load_data` takes.
+        terms: names of factories, or terms.
+
+    Raises:
+        InputError: something is none of these.
+
+    Example:
+        >>> settings, objects = named(student=nn.Identity(), teacher="wrn-16-2@random")
+        >>> settings
+        {'student': 'object:torch.nn.modules.linear.Identity', 'teacher': 'wrn-16-2@random'}
+    """
+    settings: dict[str, Any] = {}
+    module: nn.Module | None = None
+    modules: tuple[nn.Module | None, ...] = ()
+    if student is not None:
+        settings["student"], module = _network("student", student)
+    if teacher is not None:
+        several = isinstance(teacher, Sequence) and not isinstance(teacher, str | nn.Module)
+        networks = [_network("teacher", one) for one in (teacher if several else [teacher])]
+        settings["teacher"] = ",".join(name for name, _ in networks)
+        if any(network is not None for _, network in networks):
+            modules = tuple(network for _, network in networks)
+    if data is not None:
+        settings["data"] = data if isinstance(data, str) else object_name(data)
+    if isinstance(terms, str | Term):
+        terms = [terms]
+    if terms:
+        settings["terms"] = tuple(
+            one if isinstance(one, str) else f"{object_name(one)}({_settings(one)})"
+            for one in terms
+        )
+    objects = tuple(one for one in terms if not isinstance(one, str))
+    return settings, RunObjects(module, modules, None if isinstance(data, str) else data, objects)
+
+
+def check_objects(config: RunConfig, objects: RunObjects) -> None:
+    """Raise an InputError unless the objects are those that a resumed run began with, by type."""
+    teachers = [] if config.teacher is None else split_models(config.teacher)
+    modules = objects.teachers or (None,) * len(teachers)
+    if len(modules) != len(teachers):
+        raise InputError(f"the run has {len(teachers)} teachers, got {len(modules)}")
+    parts: list[tuple[str, str, object]] = [
+        ("student", config.student, objects.student),
+        ("data", config.data, objects.data),
+        *(("teacher", *pair) for pair in zip(teachers, modules, strict=True)),
+    ]
+    for name, recorded, thing in parts:
+        expected = recorded if recorded.startswith(OBJECT) else None
+        got = None if thing is None else object_name(thing)
+        if got != expected:
+            raise InputError(
+                f"the run's {name} is {recorded!r}, got {got or 'no object'}; give "
+                f"at.resume the {name} that the run began with"
+            )
+    terms = [text for text in config.terms if text.startswith(OBJECT)]
+    if len(terms) != len(objects.terms):
+        raise InputError(
+            f"the run began with {len(terms)} terms as objects ({', '.join(terms) or 'none'}), got "
+            f"{len(objects.terms)}; give at.resume the terms that the run began with"
+        )
+
+
+def loaded_object(module: nn.Module, name: str) -> LoadedModel:
+    """Return a user's network, with the preprocessing that timm's networks declare."""
+    return LoadedModel(name, module, preprocessing=timm_preprocessing(unwrapped(module)))
+
+
+def _network(role: str, network: Any) -> tuple[str, nn.Module | None]:
+    if isinstance(network, str):
+        return network, None
+    if isinstance(network, Run):
+        return str(network.folder), None
+    if isinstance(network, nn.Module):
+        return object_name(network), network
+    raise InputError(
+        f"{role} must be a name, a run or a torch.nn.Module, got a {type(network).__name__}"
+    )
+
+
+def _settings(term: Any) -> str:
+    """Return a term's settings, as its record names them."""
+    return term.extra_repr() if isinstance(term, Term) else ""

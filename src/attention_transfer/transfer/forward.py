@@ -1,0 +1,176 @@
+"""A network's forward pass: its inputs, its output, the logits in it, and its tapped features."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.errors import InputError, first_line
+from attention_transfer.functional.losses import summed_cross_entropy
+from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.taps import (
+    Inputs,
+    Taps,
+    call_network,
+    evaluating,
+    main_input,
+    structure_copy,
+    unwrapped,
+    with_main_input,
+)
+
+__all__ = [
+    "FindLogits",
+    "ForwardResult",
+    "check_points_learn",
+    "class_logits",
+    "describe_output",
+    "find_logits",
+    "input_gradient",
+    "input_size",
+    "preprocess",
+    "tapped_forward",
+]
+
+FindLogits = Callable[[object], Tensor | None]
+"""A function from a network's output to the logits in it, or None."""
+
+
+@dataclass(frozen=True)
+class ForwardResult:
+    """The result of one forward pass."""
+
+    output: object
+    """The network's output, as it is."""
+    features: dict[str, Tensor]
+    """Feature maps (N, C, *S) by attention point."""
+
+
+def find_logits(output: object) -> Tensor | None:
+    """Return the logits in a network's output: (N, classes), or (N, classes, ...) by position.
+
+    They are the output itself if it is a tensor; or its attribute ``.logits``, as of Hugging Face's
+    models; or its item ``"logits"`` or ``"out"``, as of torchvision's segmentation models.
+
+    Example:
+        >>> find_logits({"out": torch.zeros(2, 21, 8, 8), "aux": None}).shape
+        torch.Size([2, 21, 8, 8])
+        >>> find_logits([torch.zeros(2, 3)]) is None
+        True
+    """
+    candidates: list[object] = [output, getattr(output, "logits", None)]
+    if isinstance(output, Mapping):
+        candidates += [output.get("logits"), output.get("out")]
+    return next(
+        (logits for logits in candidates if isinstance(logits, Tensor) and logits.dim() >= 2), None
+    )
+
+
+def describe_output(output: object) -> str:
+    """Describe a network's output for an error message.
+
+    >>> describe_output({"aux": 1})
+    "a dict with 'aux'"
+    """
+    if isinstance(output, Tensor):
+        return f"a tensor {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with {', '.join(map(repr, output))}"
+    return f"a {type(output).__name__}"
+
+
+def class_logits(output: object, find: FindLogits = find_logits) -> Tensor:
+    """Return the logits (N, classes) in a network's output, one row for each image.
+
+    Args:
+        output: of the network.
+        find: finds the logits in it.
+
+    Raises:
+        InputError: there are none.
+    """
+    logits = find(output)
+    if logits is not None and logits.dim() == 2:
+        return logits
+    raise InputError(
+        f"the network returns {describe_output(output)}, expected logits (N, classes); wrap it in "
+        "a module whose forward returns them"
+    )
+
+
+def preprocess(inputs: Inputs, preprocessing: Preprocessing | None) -> Inputs:
+    """Return the inputs with the main one preprocessed."""
+    if preprocessing is None:
+        return inputs
+    if isinstance(inputs, Tensor):
+        return preprocessing(inputs)
+    return with_main_input(inputs, preprocessing(main_input(inputs)))
+
+
+def input_size(inputs: Inputs, preprocessing: Preprocessing | None) -> tuple[int, ...]:
+    """Return channels and spatial axes of a network's main input, after preprocessing."""
+    channels, *size = main_input(inputs).shape[1:]
+    return channels, *((preprocessing and preprocessing.size) or size)
+
+
+def tapped_forward(
+    network: nn.Module, taps: Taps, inputs: Inputs, preprocessing: Preprocessing | None
+) -> ForwardResult:
+    """Run a network on preprocessed inputs and capture its tapped features.
+
+    Raises:
+        InputError: the network does not take such inputs, or overwrites them in place.
+    """
+    main = main_input(inputs)
+    version = 0 if main.is_inference() else main._version
+    own_inputs = preprocess(inputs, preprocessing)
+    with taps as outputs:
+        output = call_network(network, own_inputs)
+    if not main.is_inference() and main._version != version:
+        raise InputError(
+            f"{type(unwrapped(network)).__name__} overwrote the images in place, which the other "
+            "network sees too; write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
+        )
+    return ForwardResult(output, taps.feature_maps(outputs, own_inputs))
+
+
+def check_points_learn(
+    network: nn.Module, taps: Taps, example: Inputs, preprocessing: Preprocessing | None
+) -> None:
+    """Raise an InputError if a point is in a frozen part, whose attention cannot change."""
+    learns = {parameter.requires_grad for parameter in network.parameters()}
+    if learns == {False}:
+        raise InputError(
+            "no parameter of the student requires a gradient, so it could not learn; "
+            "student.requires_grad_() lets it"
+        )
+    if learns != {True, False}:
+        return
+    copied = structure_copy(unwrapped(network), frozen=False)
+    with evaluating(copied), torch.enable_grad():
+        result = tapped_forward(copied, Taps(copied, taps.points), example, preprocessing)
+    fixed = [name for name, feature in result.features.items() if not feature.requires_grad]
+    if fixed:
+        raise InputError(
+            f"the student's point {fixed[0]!r} is in a part that is frozen, so its attention "
+            "cannot change; choose later points (pairs='auto-2'), or freeze less"
+        )
+
+
+def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Tensor:
+    """Return J, as a constant: the summed cross-entropy's gradient at the images.
+
+    Raises:
+        InputError: the loss does not depend on the images.
+    """
+    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        loss = summed_cross_entropy(logits, labels)
+        try:
+            return torch.autograd.grad(loss, images)[0]
+        except RuntimeError as error:
+            reason = first_line(error)
+            raise InputError(
+                f"the loss does not depend on the images, so it has no gradient there ({reason}); "
+                "let gradients through the network"
+            ) from error

@@ -1,0 +1,127 @@
+"""Terms by name, what each of them sees of a batch, and the value it returns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from attention_transfer.errors import InputError
+from attention_transfer.transfer.forward import ForwardResult, describe_output
+from attention_transfer.transfer.input_gradients import InputGradients
+from attention_transfer.transfer.pairing import Pair
+from attention_transfer.transfer.targets import TargetField, Targets
+from attention_transfer.transfer.terms.base import PairedMaps, PairInputs, Term, TermInputs
+
+__all__ = ["named_terms", "scalar_value", "term_inputs"]
+
+
+def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
+    """Return the terms by name.
+
+    Raises:
+        InputError: there are none; something is not a term; names are missing, unfit or repeated.
+    """
+    if isinstance(terms, Term) or not len(terms):
+        raise InputError(
+            f"got {'one term' if isinstance(terms, Term) else 'no terms'}, expected a list of at "
+            "least one, such as [CrossEntropy()]"
+        )
+    named: dict[str, nn.Module] = {}
+    for term in terms:
+        given: object = term
+        kind = given.__name__ if isinstance(given, type) else type(given).__name__
+        if not isinstance(given, Term):
+            made = f"; did you mean {kind}()?" if isinstance(given, type) else ""
+            raise InputError(
+                f"{kind} is not a term, expected an instance of attention_transfer.Term{made}"
+            )
+        if "_modules" not in vars(term):
+            raise InputError(f"{kind} does not call super().__init__() in its __init__; add that")
+        name = getattr(term, "name", None)
+        if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise InputError(
+                f"the term {kind} must have a name that is an identifier, got {name!r}; set "
+                "name = 'my_term' in its class"
+            )
+        if name in named:
+            raise InputError(
+                f"two terms have the name {name!r}; give one of them another, such as "
+                f"{kind}(..., name='{name}_2')"
+            )
+        named[name] = term
+    return named
+
+
+def scalar_value(name: str, value: object) -> Tensor:
+    """Return a term's value, or raise an InputError unless it is a scalar tensor."""
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return value
+    got = (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )
+    raise InputError(f"the term {name} returned {got}, expected a scalar tensor, a batch mean")
+
+
+def term_inputs(
+    term: Term,
+    student: ForwardResult,
+    logits: Tensor | None,
+    targets: Targets,
+    pairs: Sequence[Pair],
+    *,
+    labels: Any,
+    progress: float,
+    gradients: InputGradients | None,
+) -> TermInputs:
+    """Return what a term sees of a batch: what it declares, and no more.
+
+    Raises:
+        InputError: the term needs logits or a gradient that are not there.
+    """
+    declared: dict[str, Any] = {}
+    maps: dict[str, PairedMaps] = {}
+    if term.needs_logits:
+        declared["logits"] = _needed(
+            logits,
+            f"the term {term.name} needs the student's logits, and none were found in its output, "
+            f"{describe_output(student.output)}; pass logits= to Transfer, a function from the "
+            "output to the logits, or leave the term out",
+        )
+    if term.needs_teacher_logits:
+        declared["teacher_logits"] = _needed(
+            targets.logits,
+            f"the term {term.name} needs the teacher's logits, and there are none (several "
+            "teachers of different classes have none in common); use a teacher of the same "
+            "classes, pass logits= to Transfer, or leave the term out",
+        )
+    if term.needs_teacher_gradient:
+        declared["teacher_gradient"] = _needed(
+            targets.gradient,
+            f"the term {term.name} needs the teacher's gradient at the images, and the targets "
+            "have none; use those of transfer.targets(images, labels)",
+        )
+    if term.needs_input_gradient and gradients is not None:
+        declared["input_gradients"] = gradients
+    if term.pairs is not None:
+        declared["pairs"] = tuple(
+            _pair_inputs(term, pair, student, targets, maps) for pair in pairs
+        )
+    return TermInputs(term.name, student.output, labels, progress, declared, maps)
+
+
+def _needed(value: Tensor | None, otherwise: str) -> Tensor:
+    if value is None:
+        raise InputError(otherwise)
+    return value
+
+
+def _pair_inputs(
+    term: Term, pair: Pair, student: ForwardResult, targets: Targets, maps: dict[str, PairedMaps]
+) -> PairInputs:
+    values = tuple(
+        targets.read(TargetField(point, term.teacher_reduction)) for point in pair.teacher_points
+    )
+    whole, reduced = (values, ()) if term.teacher_reduction is None else (None, values)
+    return PairInputs(term.name, pair, student.features[pair.student], whole, reduced, maps)

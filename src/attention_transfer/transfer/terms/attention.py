@@ -1,0 +1,109 @@
+"""Activation-based attention transfer, the paper's first half."""
+
+from typing import get_args
+
+from torch import Tensor
+
+from attention_transfer.errors import InputError
+from attention_transfer.functional import fused, losses, maps
+from attention_transfer.transfer.pairing import Pairs
+from attention_transfer.transfer.schedule import Schedule
+from attention_transfer.transfer.targets import Reduction, map_reduction
+from attention_transfer.transfer.terms.base import (
+    PairInputs,
+    PairTerm,
+    TermInputs,
+    check_choice,
+    check_power,
+    check_weight,
+)
+
+__all__ = ["ActivationAttention"]
+
+
+class ActivationAttention(PairTerm):
+    """beta * the sum over layer pairs of the attention transfer loss (paper, Eq. 2).
+
+    The student's map is compared with the teacher's at each pair; at a pair with several teacher
+    points, with the :func:`~attention_transfer.functional.maps.mean_map` of theirs. Larger maps
+    are average-pooled to the smaller size.
+
+    Args:
+        beta: the weight; what it means depends on ``form``.
+        map: ``"sum"`` or ``"max"`` over channels: F_sum^p or F_max^p.
+        power: p > 0 in |A|^p.
+        form: ``"code"``, ``"paper"`` or ``"paper-eq2"``: see
+            :func:`~attention_transfer.functional.losses.attention_transfer`.
+        pairs: ``"auto"``, ``"auto-N"``, ``"student.layer:teacher.layer,..."`` or a list of pairs.
+        norm: the norm of the two paper forms, at least 1.
+        schedule: beta over the training: ``"constant"``; ``"linear"`` or ``"cosine"``, falling to
+            0; or a function of the progress.
+        name: the key in the output.
+
+    Raises:
+        InputError: a setting out of its range; at the first batch, pairs that do not fit.
+
+    Example:
+        >>> ActivationAttention(beta=1000.0, schedule="linear").weight_at(0.25)
+        750.0
+    """
+
+    name = "activation_attention"
+
+    def __init__(
+        self,
+        beta: float = 1000.0,
+        map: maps.MapKind = "sum",
+        power: float = 2.0,
+        form: losses.TransferForm = "code",
+        pairs: Pairs = "auto",
+        norm: float = 2.0,
+        schedule: Schedule = "constant",
+        name: str | None = None,
+    ) -> None:
+        check_weight("beta", beta)
+        super().__init__(beta, pairs, schedule, name)
+        check_choice("map", map, get_args(maps.MapKind))
+        check_choice("form", form, get_args(losses.TransferForm))
+        check_power(power)
+        if not norm >= 1:
+            raise InputError(f"norm must be at least 1, got {norm}; the paper used 2")
+        self.map, self.power, self.form, self.norm = map, power, form, norm
+
+    @property
+    def beta(self) -> float:
+        """The term's weight, under the paper's name."""
+        return self.weight
+
+    @property
+    def teacher_reduction(self) -> Reduction:  # type: ignore[override]
+        """The teacher's attention map by the same F."""
+        return map_reduction(self.map, self.power)
+
+    def check(self, inputs: TermInputs) -> None:
+        for pair in inputs.pairs:
+            features, teacher = pair.student_features, pair.teacher_map
+            axes = features.dim() - 2, teacher.dim() - 1
+            if axes[0] != axes[1]:
+                raise InputError(
+                    f"pair {pair.pair} compares maps of {axes[0]} and {axes[1]} spatial axes; "
+                    "choose points whose maps have the same axes"
+                )
+            if set(maps.common_size(features.shape[2:], teacher.shape[1:])) == {1}:
+                raise InputError(
+                    f"pair {pair.pair} would be compared on a map of one position, such as a 1x1 "
+                    "map, where attention is the same for any image (got student features "
+                    f"{tuple(features.shape)} and a teacher's map {tuple(teacher.shape)}); choose "
+                    "earlier points"
+                )
+
+    def loss(self, pair: PairInputs) -> Tensor:
+        teacher = pair.teacher_map
+        loss, student = fused.attention_transfer(
+            pair.student_features, teacher, self.map, self.power, self.form, self.norm
+        )
+        pair.record_maps(student, teacher)
+        return loss
+
+    def effective_weight(self, size: tuple[int, ...]) -> tuple[float, str]:
+        return losses.effective_weight(self.weight, self.form, size)
