@@ -92,9 +92,8 @@ def random_crop_and_flip(
     with seeded_torch(seed):
         top, left, height, width = v2.RandomResizedCrop.get_params(image, list(CROP_AREA), ratio)
         flip = bool(torch.rand(1) < 0.5)
-    # Of an image narrower than the wanted shape, torchvision rounds a side below 1 to 0.
-    height, width = max(1, height), max(1, width)
-    top, left = min(top, whole[0] - height), min(left, whole[1] - width)
+    if height == 0 or width == 0:  # in an image of a few pixels
+        return centre(whole, size, share=1.0), flip
     return Box(left, top, left + width, top + height), flip
 
 
