@@ -14,7 +14,7 @@ test: $(VENV)/installed browser
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 benchmark: $(VENV)/installed
 	$(BIN)/attention-transfer benchmark step

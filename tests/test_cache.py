@@ -270,9 +270,7 @@ def test_another_network_with_the_same_weights_is_refused(teacher: Run) -> None:
 
 def test_gradients_are_not_added_to_a_cache_without_them(teacher: Run) -> None:
     build_cache(config(views=1))
-    with pytest.raises(
-        InputError, match=r"holds 1 views of .*logits, and 1 views .*gradients were"
-    ):
+    with pytest.raises(InputError, match=r"holds 1 views of .*logits, and 1 views .*gradients are"):
         build_cache(config(views=1, gradient=True))
 
 

@@ -254,7 +254,7 @@ BAD: dict[str, tuple[str, str]] = {
     "resume another network": ("resume edited", "edited"),
     "resume a pickle": ("resume crafted", "crafted"),
     "resume a name too long": (f"resume {LONG}", "there is no folder x+, expected a run"),
-    "evaluate nothing": ("evaluate", "model is missing: a run's folder"),
+    "evaluate nothing": ("evaluate", "model is missing: a run folder"),
     "evaluate without data": (
         "evaluate wrn-10-1@teacher/model.safetensors",
         "does not say what it was trained on; give --data DATA",

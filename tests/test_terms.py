@@ -116,6 +116,10 @@ class NotCalled(at.PairTerm):
         return pair.student_features.mean()
 
 
+class PlainReduction(Similarity):
+    teacher_reduction = staticmethod(lambda features: features.mean())  # type: ignore[assignment]
+
+
 def _named(name: Any) -> at.Term:
     term = Penalty()
     term.name = name
@@ -127,7 +131,9 @@ def _named(name: Any) -> at.Term:
     [
         (lambda: transfer_of(_named(None)), "must have a name .* got None"),
         (lambda: transfer_of(_named("my term")), "got 'my term'"),
-        (lambda: transfer_of(_named("items")), "got 'items'"),
+        (lambda: transfer_of(_named("items")), "cannot have the name 'items'"),
+        (lambda: transfer_of(PlainReduction()), "must have a Reduction .* got a function"),
+        (lambda: transfer_of(Penalty(), logits="classes"), "logits must be a function"),
         (lambda: transfer_of(Penalty(), Penalty()), "two terms have the name 'penalty'"),
         (lambda: Penalty(-1), "weight must be a finite number of at least 0, got -1"),
         (lambda: Penalty(float("nan")), "weight must be .* got nan"),
@@ -208,6 +214,27 @@ def test_a_term_returns_a_scalar(value: Any) -> None:
 
     with pytest.raises(InputError, match=r"the term odd returned .*, expected a scalar tensor"):
         transfer_of(Odd())(IMAGES)
+
+
+@pytest.mark.parametrize("value", [torch.ones(4), 0.5, None])
+def test_a_pairs_loss_is_a_scalar(value: Any) -> None:
+    class Odd(at.PairTerm):
+        name = "odd"
+
+        def loss(self, pair: at.PairInputs) -> Tensor:
+            return value  # type: ignore[no-any-return]
+
+    with pytest.raises(InputError, match=r"odd returned .* for pair group1:group1, expected a"):
+        transfer_of(Odd())(IMAGES)
+
+
+def test_a_term_that_makes_modules_says_that_it_needs_an_example() -> None:
+    class Built(Similarity):
+        def build(self, pairs: Any) -> None:
+            self.made = nn.Identity()
+
+    with pytest.raises(InputError, match=r"similarity makes its modules .* example_input"):
+        transfer_of(Built())(IMAGES)
 
 
 # Any output, any input

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         TransferOutput,
         attention_maps,
         distillation_terms,
+        map_reduction,
     )
     from attention_transfer.viewing import show
 
@@ -84,6 +85,7 @@ __all__ = [
     "distill",
     "distillation_terms",
     "losses",
+    "map_reduction",
     "maps",
     "measures",
     "metrics",

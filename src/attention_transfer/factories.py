@@ -44,10 +44,10 @@ def call_factory(text: str) -> Any:
             raise ValueError("it is no call")
         arguments = [ast.literal_eval(argument) for argument in call.args]
         keywords = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError):
         raise InputError(
-            f"cannot read the arguments of {text!r} ({first_line(error)}); expected Python "
-            f"literals, such as {name}(weight=0.5, pairs='auto')"
+            f"cannot read the arguments of {text!r}; expected Python literals, such as "
+            f"{name}(weight=0.5, pairs='auto')"
         ) from None
     try:
         return factory(*arguments, **keywords)

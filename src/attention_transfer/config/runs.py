@@ -109,7 +109,7 @@ class TrainingConfig(ImagesConfig):
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
     nesterov: bool = Field(True, description="Nesterov momentum (the paper: no)")
     weight_decay: NonNegative = Field(
-        5e-4, description="weight decay on all parameters of the student"
+        5e-4, description="weight decay on all parameters, those of terms included"
     )
     freeze: str | None = Field(
         None, description="modules whose weights stay fixed, such as conv1,layer[12]"

@@ -21,9 +21,14 @@ from attention_transfer.data.decoding import (
 )
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet, DecodedImages
 from attention_transfer.data.randomness import AugmentedView
-from attention_transfer.data.splitting import by_split, hold_out_test, hold_out_validation
+from attention_transfer.data.splitting import (
+    SPLIT_NAMES,
+    by_split,
+    hold_out_test,
+    hold_out_validation,
+)
 from attention_transfer.data.views import CropResize, Transform
-from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.errors import InputError, TrainingError, nearest
 from attention_transfer.factories import import_object
 
 __all__ = ["DatasetImages", "as_data_set", "data_set_of_splits", "factory_data", "from_datasets"]
@@ -199,6 +204,13 @@ def as_data_set(data: Any, name: str, size: tuple[int, int], data_seed: int = 0)
         raise InputError(
             f"{name}: got a {type(data).__name__}, expected a map-style dataset, a pair of them "
             "(train, test), a dictionary with train and test, or an attention_transfer.data.DataSet"
+        )
+    known = [split for names in SPLIT_NAMES.values() for split in names]
+    unknown = [str(split) for split in data if split not in known]
+    if unknown:
+        raise InputError(
+            f"{name}: unknown split {unknown[0]!r}, expected train, validation and test; "
+            f"{nearest(unknown[0], known)}"
         )
     return data_set_of_splits(name, data, size, data_seed)
 

@@ -14,7 +14,7 @@ from attention_transfer.errors import InputError
 
 __all__ = ["by_split", "hold_out_test", "hold_out_validation"]
 
-NAMES = {
+SPLIT_NAMES = {
     "train": ("train", "training", "train_set", "training_set"),
     "validation": ("val", "valid", "validation", "val_set", "validation_set"),
     "test": ("test", "testing", "test_set", "testing_set"),
@@ -37,7 +37,10 @@ def by_split(parts: Mapping[str, Part]) -> dict[str, Part]:
     {'train': 1, 'test': 2}
     """
     splits = {
-        split: parts[name] for split, names in NAMES.items() for name in names if name in parts
+        split: parts[name]
+        for split, names in SPLIT_NAMES.items()
+        for name in names
+        if name in parts
     }
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")

@@ -40,7 +40,12 @@ from attention_transfer.transfer.teacher_ensemble import (
     frozen_teacher,
     teachers_with_preprocessing,
 )
-from attention_transfer.transfer.term_inputs import named_terms, scalar_value, term_inputs
+from attention_transfer.transfer.term_inputs import (
+    check_built,
+    named_terms,
+    scalar_value,
+    term_inputs,
+)
 from attention_transfer.transfer.terms.base import PairedMaps, Term, TermInputs
 
 __all__ = ["Transfer"]
@@ -67,9 +72,9 @@ class Transfer(nn.Module):
             the images are not normalized yet for that network; a
             :class:`attention_transfer.Preprocessing` also resizes them. It is applied to the main
             input. Several teachers share one, or a list has one for each.
-        logits: a function from a network's output to the logits in it, or None if it has none. By
-            default they are the output if it is a tensor, its ``.logits``, or its item
-            ``"logits"`` or ``"out"``.
+        logits: a function from either network's output to the logits in it, or None. By default
+            they are the output if it is a tensor, its ``.logits``, or its item ``"logits"`` or
+            ``"out"``.
 
     Raises:
         InputError: no terms, a term without a name, or two of one name; a term that needs a
@@ -104,6 +109,11 @@ class Transfer(nn.Module):
         self.student = student
         self.student_normalization = as_preprocessing(student_normalization)
         self.terms = nn.ModuleDict(named_terms(terms))
+        if not callable(logits):
+            raise InputError(
+                f"logits must be a function from a network's output to its logits, got {logits!r}; "
+                "such as logits=lambda output: output['classes']"
+            )
         self.find_logits = logits
         teachers = teachers_with_preprocessing(teacher, teacher_normalization)
         if any(network is student for network, _ in teachers):
@@ -118,7 +128,7 @@ class Transfer(nn.Module):
         self.teacher = frozen_teacher(teachers, points, logits)
         self.target_spec = self._needed_of_teacher()
         self.pair_descriptions: list[PairDescription] = []
-        self._twice_differentiable = False
+        self._twice_differentiable, self._built = False, False
         self._compiled: CompiledForward | None = None
         if example_input is not None:
             self._try(example_input)
@@ -232,9 +242,7 @@ class Transfer(nn.Module):
     def _with_gradients(
         self, inputs: Inputs, labels: Any, progress: float, targets: Targets, compiling: bool
     ) -> TransferOutput:
-        """Return the terms with gradients at the input; eager, as a compiled graph has no second
-        derivative.
-        """
+        """Return the terms with input gradients, eagerly: compiled graphs have no second one."""
         self._check_gradients(inputs, compiling)
         gradients = InputGradients(
             self.student, self.student_normalization, inputs, labels, self.find_logits
@@ -272,6 +280,7 @@ class Transfer(nn.Module):
         maps: dict[str, dict[str, PairedMaps]] = {}
         for name, term in self.named_terms.items():
             inputs = self._term_inputs(name, student, targets, labels, progress, gradients)
+            check_built(term, self._built)
             term.check(inputs)
             raw[name] = scalar_value(name, term(inputs))
             weighted[name] = raw[name] * term.weight_at(progress)
@@ -369,6 +378,7 @@ class Transfer(nn.Module):
                 self.teacher.find_logits(teacher.output),
                 main_input(example) if self.target_spec.gradient else None,  # of the same shape
             )
+        self._built = True
         for name, term in self.named_terms.items():
             inputs = self._term_inputs(name, student, targets)
             term.check(inputs)

@@ -19,8 +19,8 @@ def check_schedule(schedule: object) -> None:
     """Raise an InputError unless the schedule is known or a function."""
     if not callable(schedule) and schedule not in get_args(NamedSchedule):
         raise InputError(
-            f"unknown schedule {schedule!r}; {nearest(str(schedule), get_args(NamedSchedule))}, or "
-            "a function of the training's progress"
+            f"unknown schedule {schedule!r}, expected a name or a function of the training's "
+            f"progress; {nearest(str(schedule), get_args(NamedSchedule))}"
         )
 
 

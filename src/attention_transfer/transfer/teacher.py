@@ -127,7 +127,7 @@ class FrozenTeacher:
         whole = any(target.reduction is None for target in spec.fields)
         with torch.no_grad() if whole else torch.inference_mode():
             fields, output = self.read(inputs, spec)
-        logits_found = self.find_logits(output)
+        logits_found = None if output is None else self.find_logits(output)
         if not whole:  # out of inference mode, for graphs that keep them
             fields = {target: value.clone() for target, value in fields.items()}
             logits_found = None if logits_found is None else logits_found.clone()

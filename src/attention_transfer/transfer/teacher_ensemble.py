@@ -174,7 +174,7 @@ class TeacherEnsemble(FrozenTeacher):
         logits = [
             found
             for member, output in zip(self.members, outputs, strict=False)
-            if (found := member.find_logits(output)) is not None
+            if output is not None and (found := member.find_logits(output)) is not None
         ]
         if len(logits) < len(outputs) or len({found.shape for found in logits}) != 1:
             return outputs

@@ -9,10 +9,10 @@ from attention_transfer.errors import InputError
 from attention_transfer.transfer.forward import ForwardResult, describe_output
 from attention_transfer.transfer.input_gradients import InputGradients
 from attention_transfer.transfer.pairing import Pair
-from attention_transfer.transfer.targets import TargetField, Targets
+from attention_transfer.transfer.targets import Reduction, TargetField, Targets
 from attention_transfer.transfer.terms.base import PairedMaps, PairInputs, Term, TermInputs
 
-__all__ = ["named_terms", "scalar_value", "term_inputs"]
+__all__ = ["check_built", "named_terms", "scalar_value", "term_inputs"]
 
 
 def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
@@ -38,10 +38,21 @@ def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
         if "_modules" not in vars(term):
             raise InputError(f"{kind} does not call super().__init__() in its __init__; add that")
         name = getattr(term, "name", None)
-        if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        if not isinstance(name, str) or not name.isidentifier():
             raise InputError(
                 f"the term {kind} must have a name that is an identifier, got {name!r}; set "
                 "name = 'my_term' in its class"
+            )
+        if hasattr(nn.ModuleDict, name):
+            raise InputError(
+                f"the term {kind} cannot have the name {name!r}, which torch's ModuleDict "
+                f"reserves; choose another, such as '{name}_term'"
+            )
+        if not isinstance(term.teacher_reduction, Reduction | None):
+            raise InputError(
+                f"the term {name} must have a Reduction as its teacher_reduction, got a "
+                f"{type(term.teacher_reduction).__name__}; write teacher_reduction = "
+                "at.Reduction('what it does', function)"
             )
         if name in named:
             raise InputError(
@@ -92,9 +103,9 @@ def term_inputs(
     if term.needs_teacher_logits:
         declared["teacher_logits"] = _needed(
             targets.logits,
-            f"the term {term.name} needs the teacher's logits, and there are none (several "
-            "teachers of different classes have none in common); use a teacher of the same "
-            "classes, pass logits= to Transfer, or leave the term out",
+            f"the term {term.name} needs the teacher's logits, and none were found in its output "
+            "(or several teachers have no classes in common); use a teacher that returns logits, "
+            "pass logits= to Transfer, or leave the term out",
         )
     if term.needs_teacher_gradient:
         declared["teacher_gradient"] = _needed(
@@ -125,3 +136,12 @@ def _pair_inputs(
     )
     whole, reduced = (values, ()) if term.teacher_reduction is None else (None, values)
     return PairInputs(term.name, pair, student.features[pair.student], whole, reduced, maps)
+
+
+def check_built(term: Term, built: bool) -> None:
+    """Raise an InputError if a term makes modules from an example and has seen none."""
+    if not built and type(term).build is not Term.build:
+        raise InputError(
+            f"the term {term.name} makes its modules from an example; pass "
+            "example_input=images[:1] to Transfer"
+        )

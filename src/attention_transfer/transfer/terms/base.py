@@ -90,7 +90,7 @@ class PairInputs:
     def teacher_map(self) -> Tensor:
         """The teacher's attention map (N, *S'), of several teacher points the mean of their
         normalized maps; for terms whose ``teacher_reduction`` is a
-        :func:`attention_transfer.transfer.map_reduction`.
+        :func:`attention_transfer.map_reduction`.
 
         Raises:
             InputError: the term declares no reduction.
@@ -105,7 +105,8 @@ class PairInputs:
         if self.whole_features is not None:
             raise InputError(
                 f"the term {self.term} reads a reduction of the teacher's features, but declares "
-                "none; set teacher_reduction, such as transfer.map_reduction()"
+                "none; set teacher_reduction, such as at.map_reduction(), or read "
+                "pair.teacher_features"
             )
         return self.teacher_targets
 
@@ -306,7 +307,14 @@ class PairTerm(Term):
         first = inputs.pairs[0].student_features
         total = torch.zeros((), dtype=maps.to_float32(first[:0]).dtype, device=first.device)
         for pair in inputs.pairs:
-            total = total + self.loss(pair)
+            loss: object = self.loss(pair)
+            if not isinstance(loss, Tensor) or loss.dim() != 0:
+                got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise InputError(
+                    f"the term {self.name} returned {got} for pair {pair.pair}, expected a scalar "
+                    "tensor, a batch mean"
+                )
+            total = total + loss
         return total
 
 

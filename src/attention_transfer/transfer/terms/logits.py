@@ -214,6 +214,10 @@ def check_labels(term: str, inputs: TermInputs, instead: str) -> None:
             "logits' batch and positions"
         )
     if tuple(labels.shape) == indices:
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise InputError(
+                f"{term} takes class indices as integers, got {labels.dtype}; give labels.long()"
+            )
         return
     if not labels.is_floating_point() or bool((labels.sum(dim=1) - 1).abs().gt(1e-3).any()):
         raise InputError(
