@@ -132,6 +132,7 @@ def _named(name: Any) -> at.Term:
         (lambda: transfer_of(_named(None)), "must have a name .* got None"),
         (lambda: transfer_of(_named("my term")), "got 'my term'"),
         (lambda: transfer_of(_named("items")), "cannot have the name 'items'"),
+        (lambda: transfer_of(_named("training")), "cannot have the name 'training'"),
         (lambda: transfer_of(PlainReduction()), "must have a Reduction .* got a function"),
         (lambda: transfer_of(Penalty(), logits="classes"), "logits must be a function"),
         (lambda: transfer_of(Penalty(), Penalty()), "two terms have the name 'penalty'"),
@@ -488,6 +489,45 @@ def test_live_and_stored_targets_of_a_declared_reduction_are_the_same() -> None:
             torch.testing.assert_close(again.fields[field], unit, rtol=1e-3, atol=1e-5)
     live, cached = transfer(IMAGES, targets=targets), transfer(IMAGES, targets=again)
     assert cached.loss.item() == pytest.approx(live.loss.item(), rel=1e-3)
+
+
+def test_a_reduction_that_is_a_view_keeps_the_features_of_its_point() -> None:
+    """Though the layer after it overwrites them in place."""
+    view = at.Reduction("a view", lambda features: features.flatten(1))
+
+    class Views(Means):
+        teacher_reduction = view
+
+    teacher = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 16 * 16, 3)
+    )
+    terms = [Views(pairs="group1:0"), at.KnowledgeDistillation()]
+    transfer = at.Transfer(wide_resnet(), teacher, terms)
+    with torch.no_grad():
+        expected = teacher[0](IMAGES).flatten(1)
+    for _ in range(2):
+        value = transfer.targets(IMAGES).read(TargetField("0", view))
+        torch.testing.assert_close(value, expected)
+    assert (expected < 0).any()
+
+
+def test_a_class_may_choose_its_pairs_and_inputs_may_be_any_mapping() -> None:
+    class Last(Similarity):
+        pairs = "group3:group3"
+
+    assert len(transfer_of(Last(), example_input=IMAGES[:1]).pair_descriptions) == 1
+    assert len(transfer_of(Last(pairs="auto"), example_input=IMAGES[:1]).pair_descriptions) == 3
+
+
+def test_without_a_graph_gradient_terms_keep_the_output_as_it_is() -> None:
+    student = Wrapped(lambda logits: {"classes": logits})
+    transfer = at.Transfer(
+        student, terms=[at.InputGradientNorm(1.0)], logits=lambda output: output["classes"]
+    )
+    with torch.no_grad():
+        out = transfer(IMAGES, LABELS)
+    assert isinstance(out.output, dict)
+    assert not out.output["classes"].requires_grad
 
 
 def test_what_is_too_large_to_keep_is_refused_with_its_size() -> None:

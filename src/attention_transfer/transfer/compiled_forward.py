@@ -101,7 +101,7 @@ class _Tapped(nn.Module):
         # Not call_network, whose check of the signature cannot be compiled.
         if isinstance(inputs, Tensor):
             output = self.network(inputs)
-        elif isinstance(inputs, dict):
+        elif isinstance(inputs, Mapping):
             output = self.network(**inputs)
         else:
             output = self.network(*inputs)

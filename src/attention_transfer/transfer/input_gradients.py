@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from attention_transfer.double_backward import DoubleBackward
 from attention_transfer.errors import InputError
@@ -90,7 +91,7 @@ class InputGradients:
         if self.differentiable:
             return result
         features = {point: feature.detach() for point, feature in result.features.items()}
-        return ForwardResult(self._logits.detach(), features)
+        return ForwardResult(tree_map_only(Tensor, Tensor.detach, result.output), features)
 
     @cached_property
     def input_gradient(self) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_transfer.errors import InputError
-from attention_transfer.functional.kernels import scaled_map
+from attention_transfer.functional.kernels import scaled_map, to_float32
 from attention_transfer.functional.maps import MapKind
 
 __all__ = ["Reduction", "TargetField", "TargetSpec", "Targets", "map_reduction"]
@@ -53,7 +53,7 @@ class Reduction:
                 f"the reduction {self.name!r} must return one row for each of the "
                 f"{len(features)} samples, got {got}"
             )
-        return reduced
+        return to_float32(reduced) if reduced.is_floating_point() else reduced
 
     def __str__(self) -> str:
         return self.name

@@ -149,11 +149,12 @@ class FrozenTeacher:
         def read(point: str, features: Tensor) -> None:
             features = features.detach()
             for target in spec.fields:
-                if target.point == point and target.reduction is None:
-                    copied = self._taps.overwritten(point)
-                    fields[target] = features.clone() if copied else features
-                elif target.point == point:
-                    fields[target] = target.read(features)
+                if target.point == point:
+                    value = target.read(features)
+                    memory = [one.untyped_storage().data_ptr() for one in (value, features)]
+                    # A layer after the point may overwrite what a view still reads.
+                    copied = memory[0] == memory[1] and self._taps.overwritten(point)
+                    fields[target] = value.clone() if copied else value
 
         to_the_end = spec.logits or spec.gradient
         compiled = self._compiled_pass(spec)

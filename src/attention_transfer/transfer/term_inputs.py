@@ -21,7 +21,8 @@ def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
     Raises:
         InputError: there are none; something is not a term; names are missing, unfit or repeated.
     """
-    if isinstance(terms, Term) or not len(terms):
+    terms = terms if isinstance(terms, Term) else list(terms)
+    if isinstance(terms, Term) or not terms:
         raise InputError(
             f"got {'one term' if isinstance(terms, Term) else 'no terms'}, expected a list of at "
             "least one, such as [CrossEntropy()]"
@@ -43,7 +44,7 @@ def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
                 f"the term {kind} must have a name that is an identifier, got {name!r}; set "
                 "name = 'my_term' in its class"
             )
-        if hasattr(nn.ModuleDict, name):
+        if hasattr(nn.ModuleDict(), name):
             raise InputError(
                 f"the term {kind} cannot have the name {name!r}, which torch's ModuleDict "
                 f"reserves; choose another, such as '{name}_term'"

@@ -275,7 +275,8 @@ class PairTerm(Term):
 
     Args:
         weight: finite, at least 0.
-        pairs: the layer pairs, as of :class:`attention_transfer.ActivationAttention`.
+        pairs: the layer pairs, as of :class:`attention_transfer.ActivationAttention`; None: those
+            of the class, ``"auto"`` unless it sets others.
         schedule: of the weight, as of :class:`Term`.
         name: the key in the output, in place of the class's.
 
@@ -288,15 +289,18 @@ class PairTerm(Term):
         True
     """
 
+    pairs: Pairs | None = "auto"
+
     def __init__(
         self,
         weight: float = 1.0,
-        pairs: Pairs = "auto",
+        pairs: Pairs | None = None,
         schedule: Schedule = "constant",
         name: str | None = None,
     ) -> None:
         super().__init__(weight, schedule, name)
-        self.pairs = pairs
+        if pairs is not None:
+            self.pairs = pairs
 
     @abstractmethod
     def loss(self, pair: PairInputs) -> Tensor:
