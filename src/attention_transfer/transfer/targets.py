@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -72,9 +73,13 @@ def map_reduction(kind: MapKind = "sum", power: float = 2.0) -> Reduction:
     """
     return Reduction(
         f"attention map, {kind} {power:g}",
-        lambda features: scaled_map(features, kind, power)[0],
+        partial(_attention_map, kind=kind, power=power),
         scale_free=True,
     )
+
+
+def _attention_map(features: Tensor, kind: MapKind, power: float) -> Tensor:
+    return scaled_map(features, kind, power)[0]
 
 
 class TargetField(NamedTuple):
