@@ -115,7 +115,7 @@ def _print_pairs(
     title = f"{names[0]} attends like {others} (pairs auto; weights at beta 1000, form code)"
     print_table(where, columns, rows, title=title)
     for side, name in (("student", names[0]), ("teacher", others)):
-        alone = document[f"alone_in_{side}"]
+        alone = document[f"unpaired_{side}_points"]
         if alone:
             print_line(where, f"not paired in {name}: {', '.join(alone)}")
 
