@@ -73,7 +73,7 @@ class WithAugmentation:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width."""
+        """The height and width of the images in pixels."""
         return self.images.size
 
     @property

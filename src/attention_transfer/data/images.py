@@ -35,7 +35,7 @@ class Images(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """(N,) class indices."""
+        """The class index of each image, (N,)."""
 
     @property
     def fingerprint(self) -> str:
@@ -83,7 +83,7 @@ class ImageSet:
     images: Tensor
     """(N, H, W, 3) uint8."""
     labels: Tensor
-    """(N,) class indices."""
+    """The class index of each image, (N,)."""
     boxes: Tensor | None = None
     """(N, 4), where each object is: left, top, right, bottom in pixels, the last two excluded."""
     augmentation: Augmentation | TransformImages = field(default_factory=Augmentation)
@@ -93,12 +93,12 @@ class ImageSet:
 
     @property
     def provenance(self) -> str:
-        """The augmentation."""
+        """The description of the augmentation."""
         return str(self.augmentation)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width."""
+        """The height and width of the images in pixels."""
         height, width = self.images.shape[1:3]
         return height, width
 
@@ -146,7 +146,7 @@ class DecodedImages(ABC):
     """Labelled images that are decoded, cropped and resized one by one when a batch needs them."""
 
     labels: Tensor
-    """(N,) class indices."""
+    """The class index of each image, (N,)."""
     crop_resize: CropResize
 
     def __len__(self) -> int:

@@ -51,7 +51,7 @@ class ZooModel:
     def build(
         self, classes: int | None, image_size: ImageSize | None = None, pretrained: bool = False
     ) -> nn.Module:
-        """Build the network.
+        """Build the network that the name means.
 
         Args:
             classes: number of classes; None: the network's default.

@@ -110,7 +110,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """The last part of the folder's path."""
         return self.folder.resolve().name
 
     @property

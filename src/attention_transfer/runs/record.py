@@ -217,7 +217,7 @@ class RunRecord(_Schema):
 
     @classmethod
     def read(cls, path: Path) -> "RunRecord":
-        """Read a ``record.json``.
+        """Read and check a ``record.json``.
 
         Raises:
             InputError: the file cannot be read or is damaged.

@@ -80,7 +80,7 @@ class LiveView:
         self._live.start()
 
     def stop(self) -> None:
-        """Erase the panel."""
+        """Erase the panel from the terminal."""
         self._live.stop()
 
     def step(self, images: int, figures: StepFigures) -> None:

@@ -27,7 +27,7 @@ class RunProgress:
             print_line(self._console, text)
 
     def begin(self, network: str, images: int) -> None:
-        """Begin a run.
+        """Show that a run begins.
 
         Args:
             network: the name of the network that is trained.

@@ -119,7 +119,7 @@ class Tracking:
         self.trackers: list[GeneralTracker] = []
 
     def start(self) -> None:
-        """Start the trackers.
+        """Start the experiment trackers of the run.
 
         Raises:
             InputError: one does not start; the others are closed.
