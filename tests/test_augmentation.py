@@ -165,7 +165,7 @@ def test_a_transform_that_fails_is_refused_before_training(data: DataSet) -> Non
     normalize = v2.Compose(
         [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.2] * 3)]
     )
-    with pytest.raises(InputError, match=r"Normalize.*failed on .*before they are normalised"):
+    with pytest.raises(InputError, match=r"Normalize.*failed on .*before they are normalized"):
         data.with_transform(normalize)
     with pytest.raises(InputError, match=r"failed on an image 16x16 \(TypeError: got a NoneType"):
         data.with_transform(lambda image: None)

@@ -182,7 +182,7 @@ def test_every_kind_of_image_is_understood(image: object) -> None:
         ("users.work:odd", r"a sample of .* is a float, expected \(image, label\)"),
         ("users.work:endless", "expected a map-style dataset"),
         ("users.work:pears", "did you mean pair"),
-        ("users.work:normalised", r"values go from -1 to .* before they are normalised"),
+        ("users.work:normalised", r"values go from -1 to .* before they are normalized"),
         ("users.work:unscaled", "values go from 0 to 2.*, expected 0 to 1"),
         ("users.work:negative", "has labels from -1 to 1"),
         ("users.work:one_hot", "is no dataset of images and class indices"),

@@ -132,7 +132,7 @@ def test_the_check_leaves_no_trace(middle: nn.Module) -> None:
 def test_a_teacher_that_overwrites_the_images_is_refused() -> None:
     teacher = nn.Sequential(Overwriting(), network())
     transfer = at.Transfer(network(), teacher, [at.KnowledgeDistillation()])
-    with pytest.raises(at.InputError, match=r"Sequential overwrote the images in place"):
+    with pytest.raises(at.InputError, match=r"Sequential overwrote its inputs in place"):
         transfer(IMAGES.clone(), LABELS)
 
 
@@ -156,7 +156,7 @@ def test_inference_mode_is_refused() -> None:
 @pytest.mark.parametrize("labels", [None, LABELS[:1], torch.rand(2, 4).softmax(1)])
 def test_labels_must_fit(labels: Tensor | None) -> None:
     with pytest.raises(
-        ValueError, match=r"needs labels .*got None|takes class indices \(2,\) or probabilities"
+        ValueError, match=r"takes labels of class indices \(2,\) or of probabilities"
     ):
         at.Transfer(network(), terms=[at.InputGradientNorm(1.0)])(IMAGES, labels)
 

@@ -333,10 +333,11 @@ def test_taps_see_one_pass_and_their_features_get_gradients() -> None:
     parts = list(plan_recomputation(again, images[:1]).parts.values())
     pairs = "group1.0.conv1:group1,group2:group2,group3.1.norm2:group3"
     terms = [at.CrossEntropy(), at.ActivationAttention(pairs=pairs), at.FullActivation(1.0, pairs)]
+    copied = copy.deepcopy(terms)
     torch.manual_seed(1)
     first = at.Transfer(plain, teacher, terms, example_input=images[:1])
     torch.manual_seed(1)
-    second = at.Transfer(again, teacher, terms, example_input=images[:1])
+    second = at.Transfer(again, teacher, copied, example_input=images[:1])
     for _ in range(3):
         one = first(images, labels)
         one.loss.backward()

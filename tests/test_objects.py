@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 import attention_transfer as at
 from attention_transfer.cli import main
+from attention_transfer.config import RunConfig
 from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError
 from attention_transfer.report.command_line import command_line
 from attention_transfer.training import RunProgress
+from attention_transfer.training.objects import check_objects, named
 from conftest import SMALL, rectified
 
 SHORT = {**SMALL, "epochs": 2}
@@ -192,3 +194,37 @@ def test_objects_that_are_none_are_refused(arguments: dict[str, Any], message: s
     with pytest.raises(InputError, match=message):
         at.distill(**{**common, **arguments}, out="refused")
     assert not Path("refused").exists()
+
+
+def test_terms_of_a_resumed_run_are_compared_by_their_settings() -> None:
+    settings, objects = named(student=nn.Identity(), terms=[ScaledMean(2.0, "group1:group1")])
+    config = RunConfig.checked({**settings, "data": "cluttered-digits"})
+    check_objects(config, objects)
+    _, others = named(student=nn.Identity(), terms=[ScaledMean(3.0, "group1:group1")])
+    with pytest.raises(InputError, match=r"began with object:.*weight=2.0.*got object:.*weight=3"):
+        check_objects(config, others)
+
+
+def test_a_term_of_any_settings_has_a_short_text_without_addresses() -> None:
+    class Wide(ScaledMean):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = list(range(100_000))
+            self.function = lambda: None
+
+    texts = [named(student=nn.Identity(), terms=[Wide()])[0]["terms"] for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert len(texts[0][0]) < 1000
+    assert " at 0x" not in texts[0][0]
+
+
+def test_a_run_copies_its_terms(data: DataSet) -> None:
+    term = at.FullActivation(beta=0.1, name="activations")
+    figures = [
+        at.distill(teacher=wide_resnet(2), student=wide_resnet(1), data=data, terms=[term], **SHORT)
+        .metrics[-1]
+        .terms
+        for _ in range(2)
+    ]
+    assert figures[0] == figures[1]
+    assert not list(term.parameters())

@@ -442,7 +442,7 @@ def test_dense_logits_of_other_sizes_are_resized_only_if_asked() -> None:
         )
         expected = at.losses.knowledge_distillation(student(IMAGES), larger)
     assert out.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    with pytest.raises(InputError, match=r"takes class indices .4, 16, 16."):
+    with pytest.raises(InputError, match=r"takes labels of class indices .4, 16, 16."):
         at.Transfer(student, terms=[at.CrossEntropy()])(IMAGES, torch.zeros(4, 8, 8).long())
     with pytest.raises(InputError, match=r"ignore_index needs labels .4, 16, 16."):
         at.Transfer(student, dense(16, 8), [at.KnowledgeDistillation(ignore_index=0)])(

@@ -72,7 +72,7 @@ def distill(
         data: DATA, such as ``"folder:photos"``; a :class:`attention_transfer.data.DataSet`; a
             map-style dataset, a pair (train, test) or a dictionary of them.
         terms: loss terms of your own, as objects or as ``"package.module:factory"``, beside those
-            of the settings; one of the same name takes the place of theirs.
+            of the settings; one of the same name takes the place of theirs. An object is copied.
         progress: shows lines and a live view; silent by default.
         settings: the flags' words: ``beta=1000.0``, ``kd_alpha=0.9``, ``epochs=15``, ...
 

@@ -40,11 +40,13 @@ def call_factory(text: str) -> Any:
     factory = import_object(name.strip())
     try:
         call = ast.parse(f"factory({rest}" if parenthesis else "factory()", mode="eval").body
-        if not isinstance(call, ast.Call):
-            raise ValueError("it is no call")
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError("it is no call of the factory alone")
+        if any(one.arg is None for one in call.keywords):
+            raise ValueError("it has ** arguments")
         arguments = [ast.literal_eval(argument) for argument in call.args]
         keywords = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise InputError(
             f"cannot read the arguments of {text!r}; expected Python literals, such as "
             f"{name}(weight=0.5, pairs='auto')"
@@ -73,7 +75,11 @@ def import_object(name: str) -> Callable[..., Any]:
             "again; give the object itself, such as at.resume(folder, student=network), or load "
             "the run's model.safetensors into it"
         )
-    module, _, attribute = name.partition(":")
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        package, _, function_name = name.rpartition(".")
+        meant = f"{package}:{function_name}" if package else f"{name}:factory"
+        raise InputError(f"got {name!r}, expected package.module:factory, such as {meant!r}")
     try:
         imported = importlib.import_module(module)
     except Exception as error:

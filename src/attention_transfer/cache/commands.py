@@ -3,7 +3,6 @@
 import multiprocessing.connection
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -108,7 +107,6 @@ def _helped(config: CacheConfig) -> Iterator[None]:
 def _help(config: CacheConfig, threads: int) -> None:
     """Build in a helping process; it ends with its parent, which reports any fault."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that its own workers end too
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with suppress(InputError, TrainingError):
@@ -119,4 +117,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(1)  # whatever the main thread is doing; loader workers end with this process

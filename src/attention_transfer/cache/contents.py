@@ -126,7 +126,7 @@ class Contents:
         for target in self.spec.fields:
             value = targets.read(target)
             if target.reduction is not None and target.reduction.scale_free:
-                value = maps.normalize(value.flatten(1))
+                value = maps.normalize(value.reshape(len(value), -1))
             shape = (len(rows), *self.shapes[target])
             rows[str(target)] = value.float().view(shape).cpu().numpy()
         if self.spec.logits:
@@ -265,7 +265,7 @@ def contents_of(
             provenance[f"version of {package}"] = version(package)
     example: dict[str, list[float]] = {}
     for target in spec.fields:
-        value = answer.read(target)[:1].float().flatten(1)
+        value = answer.read(target)[:1].float().reshape(1, -1)
         if target.reduction is not None and target.reduction.scale_free:
             value = maps.normalize(value)
         example[str(target)] = [float(value.mean()), float(value.max())]

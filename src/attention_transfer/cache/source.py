@@ -22,6 +22,7 @@ from attention_transfer.transfer import (
     TargetField,
     TargetSpec,
     frozen_teacher,
+    reduction_named,
 )
 
 __all__ = ["TargetSource", "recommended_points"]
@@ -123,15 +124,17 @@ class TargetSource:
             InputError: the cache has a reduction that this source does not know.
         """
         known = {target.reduction: target.reduction for target in self.contents.spec.fields}
-        spec = cache.contents.spec
-        for target in spec.fields:
-            if target.reduction not in known:
+        fields = []
+        for target in cache.contents.spec.fields:
+            assert target.reduction is not None
+            reduction = known.get(target.reduction) or reduction_named(target.reduction.name)
+            if reduction != target.reduction:
                 raise InputError(
                     f"the cache in {cache.folder} is not whole, and this run cannot compute its "
                     f"{target}; give a new folder"
                 )
-        fields = (TargetField(target.point, known[target.reduction]) for target in spec.fields)
-        return replace(spec, fields=tuple(fields))
+            fields.append(TargetField(target.point, reduction))
+        return replace(cache.contents.spec, fields=tuple(fields))
 
 
 def _teacher(

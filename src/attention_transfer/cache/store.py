@@ -19,7 +19,7 @@ from attention_transfer.transfer import Targets
 
 __all__ = ["Shard", "TargetCache", "check_room", "free_bytes", "remove_cache"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "cache.json"
 CHECKSUM_BYTES = 32
 

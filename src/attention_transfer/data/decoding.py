@@ -236,6 +236,13 @@ def as_pil(image: Any) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
 
 
+def _remedy(array: NDArray[Any]) -> str:
+    """Return what to do about an image whose values are out of their range."""
+    if float(array.min()) >= 0 and float(array.max()) <= 255:
+        return "divide them by 255, or give them as uint8"
+    return "give images before they are normalized"
+
+
 def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     """Scale an image's values to 0 to 255."""
     if array.dtype == np.uint8:
@@ -249,6 +256,6 @@ def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     if not (low >= 0 and high <= largest):
         raise ValueError(
             f"its {array.dtype} values go from {low:.4g} to {high:.4g}, expected 0 to {largest}; "
-            "give images before they are normalised"
+            f"{_remedy(array)}"
         )
     return np.rint(array.astype(np.float64) * (255 / largest)).astype(np.uint8)

@@ -190,6 +190,34 @@ def half_l2_norm(difference: Tensor, form: GradientForm = "paper") -> Tensor:
     return norms / 2
 
 
+def cross_entropy(logits: Tensor, labels: Tensor | None, ignore_index: int = -100) -> Tensor:
+    """Return the cross-entropy of logits with labels, a mean over the batch and positions.
+
+    Args:
+        logits: (N, K) for K classes, or (N, K, ...) with logits for every position, as in semantic
+            segmentation.
+        labels: class indices (N,) or (N, ...), of any integer type; or probabilities in the logits'
+            shape, which sum to 1 over the classes.
+        ignore_index: labels with this value do not count.
+
+    Returns:
+        A scalar, at least float32; 0 where no label counts.
+
+    Raises:
+        ValueError: no labels, or labels that are neither of the two.
+
+    Example:
+        >>> cross_entropy(torch.zeros(2, 4), torch.tensor([3, -100]))
+        tensor(1.3863)
+    """
+    targets = _cross_entropy_targets(logits, labels, ignore_index)
+    logits = to_float32(logits)
+    if targets.is_floating_point():
+        return functional.cross_entropy(logits, targets)
+    total = functional.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
+    return total / (targets != ignore_index).sum().clamp(min=1)
+
+
 def summed_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
     """Return the cross-entropy summed over the batch, whose gradient at the images is attention.
 
@@ -203,20 +231,66 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
         A scalar, at least float32.
 
     Raises:
-        ValueError: no labels, or labels of another batch or of other classes.
+        ValueError: no labels, or labels that are neither of the two.
 
     Example:
         >>> summed_cross_entropy(torch.zeros(2, 2), torch.tensor([0, 1]))
         tensor(1.3863)
     """
-    fits = labels is not None and labels.shape in (logits.shape[:1], logits.shape)
-    if labels is None or not fits or logits.dim() != 2:
-        got = "None" if labels is None else f"shape {tuple(labels.shape)}"
+    if logits.dim() != 2:
         raise ValueError(
-            f"gradient attention needs labels (N,) or (N, classes) for logits "
-            f"{tuple(logits.shape)}, got {got}; call transfer(images, labels)"
+            f"gradient attention needs logits (N, classes), got {tuple(logits.shape)}; return one "
+            "row of logits for each image, or leave the gradient terms out"
         )
-    return functional.cross_entropy(to_float32(logits), labels, reduction="sum")
+    targets = _cross_entropy_targets(logits, labels)
+    return functional.cross_entropy(to_float32(logits), targets, reduction="sum")
+
+
+def _cross_entropy_targets(
+    logits: Tensor, labels: Tensor | None, ignore_index: int = -100
+) -> Tensor:
+    """Return labels as torch's cross-entropy takes them: int64 indices, or probabilities.
+
+    Raises:
+        ValueError: they are neither.
+    """
+    indices, shape = (logits.shape[0], *logits.shape[2:]), tuple(logits.shape)
+    expected = (
+        f"cross-entropy takes labels of class indices {indices} or of probabilities {shape} for "
+        f"logits {shape}"
+    )
+    if not isinstance(labels, Tensor):
+        got = "None" if labels is None else f"a {type(labels).__name__}"
+        raise ValueError(
+            f"{expected}, got {got}; call transfer(images, labels) with labels as a tensor"
+        )
+    got = f"{labels.dtype} of shape {tuple(labels.shape)}"
+    if tuple(labels.shape) == indices:
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"{expected}, got {got}; indices are integers: give labels.long()")
+        labels = labels.long()
+        # Elsewhere than on a CPU, looking at them would make the CPU wait for the device.
+        if labels.device.type == "cpu":
+            wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= shape[1]))]
+            if len(wrong):
+                raise ValueError(
+                    f"{expected}, got the index {int(wrong[0])}, expected 0 to {shape[1] - 1}, or "
+                    f"{ignore_index} for a label that does not count"
+                )
+        return labels
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"{expected}, got {got}; give labels of the logits' batch and positions")
+    if not labels.is_floating_point() or bool((labels.sum(dim=1) - 1).abs().gt(1e-3).any()):
+        raise ValueError(
+            f"{expected}, got {got} that do not sum to 1; give labels.argmax(dim=1) of one-hot "
+            "labels, or use BinaryCrossEntropy for images of several classes each"
+        )
+    if ignore_index != -100:
+        raise ValueError(
+            f"ignore_index {ignore_index} needs labels of class indices, got probabilities; give "
+            "indices, or leave ignore_index out"
+        )
+    return labels
 
 
 def knowledge_distillation(

@@ -9,6 +9,7 @@ from attention_transfer.taps.capture import Taps
 from attention_transfer.taps.inputs import (
     Inputs,
     call_network,
+    input_tensors,
     main_input,
     map_inputs,
     with_main_input,
@@ -29,6 +30,7 @@ __all__ = [
     "call_network",
     "declared_points",
     "evaluating",
+    "input_tensors",
     "main_input",
     "map_inputs",
     "structure_copy",

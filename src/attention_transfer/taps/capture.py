@@ -36,6 +36,7 @@ class Taps:
         network: any module, also wrapped by DataParallel, DDP or ``torch.compile``.
         points: names of its modules; a wrapper's prefix is left out. ``name#key`` is one of several
             outputs: of a tuple, a list or a dictionary.
+        role: of the network, for errors, such as ``"the student"``.
 
     Raises:
         InputError: a point is not a module of the network; the nearest names are offered.
@@ -49,7 +50,7 @@ class Taps:
         torch.Size([2, 4, 8, 8])
     """
 
-    def __init__(self, network: nn.Module, points: Iterable[str]) -> None:
+    def __init__(self, network: nn.Module, points: Iterable[str], role: str = "") -> None:
         self.points = list(dict.fromkeys(points))
         self._network = unwrapped(network)
         self._layouts: dict[tuple[int, ...], dict[str, Layout]] = {}
@@ -58,8 +59,8 @@ class Taps:
             if not point or module_of(point) not in modules:
                 known = [name for name in modules if name]
                 raise InputError(
-                    f"{type(self._network).__name__} has no point {point!r}; "
-                    f"{nearest(point, known)}"
+                    f"{role} {type(self._network).__name__} has no point {point!r}; ".lstrip()
+                    + nearest(point, known)
                 )
         self._modules = {name: modules[name] for name in map(module_of, self.points)}
         self._copied: set[str] = set(self.points)

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from attention_transfer.errors import InputError
 from attention_transfer.taps.modules import unwrapped
 
-__all__ = ["Inputs", "call_network", "main_input", "map_inputs", "with_main_input"]
+__all__ = [
+    "Inputs",
+    "call_network",
+    "input_tensors",
+    "main_input",
+    "map_inputs",
+    "with_main_input",
+]
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 """A tensor, or tensors as a tuple (positional arguments) or a dictionary (keyword arguments), each
@@ -38,18 +45,16 @@ def call_network(network: nn.Module, inputs: Inputs) -> Any:
 def main_input(inputs: Inputs) -> Tensor:
     """Return the tensor that attention maps are maps of: the images, the video or the signal.
 
-    It is the first floating-point tensor (N, C, *S) with one to three spatial axes; the first
-    tensor where there is none.
+    It is the floating-point tensor (N, C, *S) with the most spatial axes, one to three, and of
+    equals the first; the first tensor where there is none.
 
     Example:
         >>> main_input({"mask": torch.ones(2, 4), "pixel_values": torch.rand(2, 3, 8, 8)}).shape
         torch.Size([2, 3, 8, 8])
     """
-    if isinstance(inputs, Tensor):
-        return inputs
-    tensors = _tensors(inputs)
-    spatial = (value for value in tensors if value.is_floating_point() and 3 <= value.dim() <= 5)
-    return next(spatial, tensors[0])
+    tensors = input_tensors(inputs)
+    spatial = [value for value in tensors if value.is_floating_point() and 3 <= value.dim() <= 5]
+    return max(spatial, key=Tensor.dim, default=tensors[0])
 
 
 def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
@@ -75,15 +80,22 @@ def with_main_input(inputs: Inputs, replacement: Tensor) -> Inputs:
     return map_inputs(lambda value: replacement if value is main else value, inputs)
 
 
-def _tensors(inputs: object) -> list[Tensor]:
-    """Return the tensors of a tuple or dictionary.
+def input_tensors(inputs: object) -> list[Tensor]:
+    """Return the tensors of a network's inputs.
 
     Raises:
-        InputError: it is something else, empty, or holds something else.
+        InputError: they are no inputs, or empty, or hold something else.
+
+    Example:
+        >>> len(input_tensors((torch.rand(4, 2), torch.rand(4, 2))))
+        2
     """
+    if isinstance(inputs, Tensor):
+        return [inputs]
     values = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
     if not isinstance(values, list | tuple) or isinstance(inputs, list):
-        got = f"a {type(inputs).__name__}"
+        kind = type(inputs).__name__
+        got = "a list; give tuple(inputs)" if isinstance(inputs, list) else f"a {kind}"
     elif not values:
         got = "an empty one"
     elif not all(isinstance(value, Tensor) for value in values):
@@ -99,7 +111,7 @@ def _tensors(inputs: object) -> list[Tensor]:
 
 def _check(network: nn.Module, inputs: object) -> None:
     """Raise an InputError if a tuple or dictionary does not fit the network's ``forward``."""
-    tensors = _tensors(inputs)
+    tensors = input_tensors(inputs)
     inner = unwrapped(network)
     try:
         signature = inspect.signature(inner.forward)

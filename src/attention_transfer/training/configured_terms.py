@@ -1,5 +1,6 @@
 """The terms that a configuration names, with those given as Python objects."""
 
+import copy
 from collections.abc import Iterator, Sequence
 
 from attention_transfer.config import RunConfig
@@ -42,7 +43,8 @@ def _own_terms(config: RunConfig, objects: Sequence[Term]) -> Iterator[Term]:
     remaining = iter(objects)
     for text in config.terms:
         if text.startswith(OBJECT):
-            term: object = next(remaining, None)
+            # A copy: a run begins with the term as it was given, also the next run with it.
+            term: object = copy.deepcopy(next(remaining, None))
             if term is None:
                 call_factory(text)  # raises, with what to do
         else:

@@ -1,5 +1,7 @@
 """Networks, data and terms of a run as Python objects, in place of names."""
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,9 @@ class RunObjects:
 
 
 NO_OBJECTS = RunObjects()
+
+LONGEST_SETTINGS = 500
+"""Characters of a term's settings that a configuration holds; of longer ones also a hash."""
 
 
 def named(
@@ -68,10 +73,7 @@ def named(
     if isinstance(terms, str | Term):
         terms = [terms]
     if terms:
-        settings["terms"] = tuple(
-            one if isinstance(one, str) else f"{object_name(one)}({_settings(one)})"
-            for one in terms
-        )
+        settings["terms"] = tuple(one if isinstance(one, str) else _text(one) for one in terms)
     objects = tuple(one for one in terms if not isinstance(one, str))
     return settings, RunObjects(module, modules, None if isinstance(data, str) else data, objects)
 
@@ -96,10 +98,11 @@ def check_objects(config: RunConfig, objects: RunObjects) -> None:
                 f"at.resume the {name} that the run began with"
             )
     terms = [text for text in config.terms if text.startswith(OBJECT)]
-    if len(terms) != len(objects.terms):
+    given = [_text(term) for term in objects.terms]
+    if terms != given:
         raise InputError(
-            f"the run began with {len(terms)} terms as objects ({', '.join(terms) or 'none'}), got "
-            f"{len(objects.terms)}; give at.resume the terms that the run began with"
+            f"the run began with {' and '.join(terms) or 'no terms'} as objects, got "
+            f"{' and '.join(given) or 'none'}; give at.resume the terms that the run began with"
         )
 
 
@@ -120,6 +123,12 @@ def _network(role: str, network: Any) -> tuple[str, nn.Module | None]:
     )
 
 
-def _settings(term: Any) -> str:
-    """Return a term's settings, as its record names them."""
-    return term.extra_repr() if isinstance(term, Term) else ""
+def _text(term: object) -> str:
+    """Return what a configuration calls a term: its type and settings, without addresses."""
+    settings = ""
+    if isinstance(term, Term):
+        settings = re.sub(r" at 0x[0-9a-f]+", "", " ".join(term.extra_repr().split()))
+    if len(settings) > LONGEST_SETTINGS:
+        digest = hashlib.sha256(settings.encode()).hexdigest()
+        settings = f"{settings[:LONGEST_SETTINGS]}... sha256 {digest[:16]}"
+    return f"{object_name(term)}({settings})"

@@ -179,8 +179,6 @@ def _check_settings(config: RunConfig, terms: list[Term]) -> None:
 
 def _load_data(config: RunConfig, objects: RunObjects) -> DataSet:
     """Return the run's data set, of the name or of the object."""
-    if isinstance(objects.data, DataSet) and len(objects.data.validation):
-        return objects.data
     size = (224, 224) if objects.student is not None else default_input_size(config.student)[1:]
     return images_of(config, size, masks=config.masks, data=objects.data)
 

@@ -12,6 +12,7 @@ from attention_transfer.transfer.targets import (
     Targets,
     TargetSpec,
     map_reduction,
+    reduction_named,
 )
 from attention_transfer.transfer.teacher import FrozenTeacher
 from attention_transfer.transfer.teacher_ensemble import frozen_teacher
@@ -63,4 +64,5 @@ __all__ = [
     "find_logits",
     "frozen_teacher",
     "map_reduction",
+    "reduction_named",
 ]

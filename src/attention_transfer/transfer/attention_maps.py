@@ -56,7 +56,7 @@ def attention_maps(
         map: ``"sum"`` or ``"max"`` over channels, or over the images' colours.
         power: p > 0 in |A|^p.
         normalization: (means, standard deviations) of the network's input, if the images are not
-            normalised yet.
+            normalized yet.
         labels: of the loss, for gradient attention: (N,) class indices; by default the classes
             that the network predicts.
 

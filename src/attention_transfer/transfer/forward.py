@@ -14,6 +14,7 @@ from attention_transfer.taps import (
     Taps,
     call_network,
     evaluating,
+    input_tensors,
     main_input,
     structure_copy,
     unwrapped,
@@ -29,6 +30,7 @@ __all__ = [
     "find_logits",
     "input_gradient",
     "input_size",
+    "logits_in",
     "preprocess",
     "tapped_forward",
 ]
@@ -67,6 +69,27 @@ def find_logits(output: object) -> Tensor | None:
     )
 
 
+def logits_in(output: object, find: FindLogits = find_logits) -> Tensor | None:
+    """Return the logits that a function finds in a network's output, or None.
+
+    Raises:
+        InputError: the function fails, or returns something else.
+    """
+    try:
+        logits = find(output)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise InputError(
+            f"the function logits= failed on {describe_output(output)}: {type(error).__name__}: "
+            f"{first_line(error)}; it must return the logits, or None where there are none"
+        ) from error
+    if logits is not None and not isinstance(logits, Tensor):
+        raise InputError(
+            f"the function logits= returned a {type(logits).__name__}, expected a tensor "
+            "(N, classes) or (N, classes, ...), or None"
+        )
+    return logits
+
+
 def describe_output(output: object) -> str:
     """Describe a network's output for an error message.
 
@@ -90,7 +113,7 @@ def class_logits(output: object, find: FindLogits = find_logits) -> Tensor:
     Raises:
         InputError: there are none.
     """
-    logits = find(output)
+    logits = logits_in(output, find)
     if logits is not None and logits.dim() == 2:
         return logits
     raise InputError(
@@ -120,19 +143,26 @@ def tapped_forward(
     """Run a network on preprocessed inputs and capture its tapped features.
 
     Raises:
-        InputError: the network does not take such inputs, or overwrites them in place.
+        InputError: there are no samples; the network does not take such inputs, or overwrites them
+            in place.
     """
-    main = main_input(inputs)
-    version = 0 if main.is_inference() else main._version
+    if main_input(inputs).shape[:1] == (0,):
+        raise InputError("the batch is empty, expected at least one sample; leave it out")
+    before = _versions(inputs)
     own_inputs = preprocess(inputs, preprocessing)
     with taps as outputs:
         output = call_network(network, own_inputs)
-    if not main.is_inference() and main._version != version:
+    if _versions(inputs) != before:
         raise InputError(
-            f"{type(unwrapped(network)).__name__} overwrote the images in place, which the other "
+            f"{type(unwrapped(network)).__name__} overwrote its inputs in place, which the other "
             "network sees too; write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
         )
     return ForwardResult(output, taps.feature_maps(outputs, own_inputs))
+
+
+def _versions(inputs: Inputs) -> list[int]:
+    """Return how often each tensor has been changed in place; in inference mode none is counted."""
+    return [0 if one.is_inference() else one._version for one in input_tensors(inputs)]
 
 
 def check_points_learn(
@@ -165,7 +195,10 @@ def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Ten
         InputError: the loss does not depend on the images.
     """
     with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-        loss = summed_cross_entropy(logits, labels)
+        try:
+            loss = summed_cross_entropy(logits, labels)
+        except ValueError as error:
+            raise InputError(f"gradient attention: {error}") from None
         try:
             return torch.autograd.grad(loss, images)[0]
         except RuntimeError as error:

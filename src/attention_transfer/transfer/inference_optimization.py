@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from attention_transfer.taps import Inputs, Taps, call_network, evaluating, map_inputs, unwrapped
 from attention_transfer.taps.modules import module_of
-from attention_transfer.transfer.forward import find_logits
+from attention_transfer.transfer.forward import FindLogits, find_logits, logits_in
 
 __all__ = ["inference_copy", "lower_weights"]
 
@@ -22,18 +22,21 @@ below, and a batch norm folded where it must not be is far above.
 """
 
 
-def inference_copy(network: nn.Module, points: Sequence[str], example: Inputs) -> nn.Module:
+def inference_copy(
+    network: nn.Module, points: Sequence[str], example: Inputs, logits: FindLogits = find_logits
+) -> nn.Module:
     """Return a frozen copy in eval mode with batch norms folded into the convolutions before them.
 
     W' = W g / s, b' = (b - m) g / s + h, for batch norm's mean m, standard deviation s, weight g
-    and bias h, where nothing else reads what is between. The copy's outputs, at the points and at
-    its end, are compared with the network's on the example and on its negative; where they
+    and bias h, where nothing else reads what is between. The copy's features at the points
+    and its logits are compared with the network's on the example and on its negative; where they
     differ, the copy is a plain one, and a network that cannot be copied is returned itself.
 
     Args:
         network: any module; it stays as it is.
         points: names of the modules to read.
         example: inputs, as the network takes them.
+        logits: finds the logits in the network's output.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
@@ -53,7 +56,7 @@ def inference_copy(network: nn.Module, points: Sequence[str], example: Inputs) -
         assert isinstance(after, nn.BatchNorm2d)
         _replace(folded, convolution, fuse_conv_bn_eval(before, after))
         _replace(folded, norm, nn.Identity())
-    if not found or not _agree(plain, folded, points, example):
+    if not found or not _agree(plain, folded, points, example, logits):
         return plain
     return folded.requires_grad_(False)
 
@@ -98,14 +101,20 @@ def _foldable(network: nn.Module, read: set[str], example: Inputs) -> dict[str, 
 
 
 @torch.no_grad()
-def _agree(plain: nn.Module, folded: nn.Module, points: Sequence[str], example: Inputs) -> bool:
-    """Return whether two networks' outputs agree, at the points and at their end."""
+def _agree(
+    plain: nn.Module,
+    folded: nn.Module,
+    points: Sequence[str],
+    example: Inputs,
+    find: FindLogits,
+) -> bool:
+    """Return whether two networks' features at the points, and their logits, agree."""
     seen = []
     for network in (plain, folded):
         taps = Taps(network, points)
         with evaluating(network), taps as features:
             output = call_network(network, example)
-        logits = find_logits(output)
+        logits = logits_in(output, find)
         seen.append([*features.values(), *([] if logits is None else [logits])])
     return all(
         bool((one - other).abs().max() <= TOLERANCE * one.abs().max())

@@ -140,7 +140,10 @@ class InputGradients:
         self, double: DoubleBackward, logits: Tensor, labels: Tensor | None, images: Tensor
     ) -> Tensor:
         with torch.enable_grad():
-            loss = summed_cross_entropy(logits, labels)
+            try:
+                loss = summed_cross_entropy(logits, labels)
+            except ValueError as error:
+                raise InputError(f"gradient attention: {error}") from None
             return double.gradient(loss, images, create_graph=self.differentiable)
 
 

@@ -27,22 +27,26 @@ from attention_transfer.transfer.forward import (
     check_points_learn,
     find_logits,
     input_size,
+    logits_in,
     preprocess,
     tapped_forward,
 )
 from attention_transfer.transfer.input_gradients import InputGradients
 from attention_transfer.transfer.output import PairDescription, TransferOutput, describe_pair
 from attention_transfer.transfer.pairing import Pairing, PairingSide, resolve_pairs
-from attention_transfer.transfer.targets import TargetField, Targets, TargetSpec
+from attention_transfer.transfer.targets import Targets
 from attention_transfer.transfer.teacher_ensemble import (
     MeanAndDeviation,
     as_preprocessing,
+    check_network,
     frozen_teacher,
     teachers_with_preprocessing,
 )
 from attention_transfer.transfer.term_inputs import (
+    build_modules,
     check_built,
     named_terms,
+    needed_of_teacher,
     scalar_value,
     term_inputs,
 )
@@ -77,9 +81,10 @@ class Transfer(nn.Module):
             ``"out"``.
 
     Raises:
-        InputError: no terms, a term without a name, or two of one name; a term that needs a
-            teacher without one; unknown points; pairs that do not fit or whose term could only be
-            zero. Without ``example_input`` the last two are raised by the first call.
+        InputError: networks that are none; no terms, a term without a name, or two of one name; a
+            term that needs a teacher without one; unknown points; pairs that do not fit or whose
+            term could only be zero. Without ``example_input`` the last two are raised by the first
+            call.
 
     Example:
         >>> def network(width):
@@ -106,6 +111,7 @@ class Transfer(nn.Module):
         logits: FindLogits = find_logits,
     ) -> None:
         super().__init__()
+        check_network("student", student)
         self.student = student
         self.student_normalization = as_preprocessing(student_normalization)
         self.terms = nn.ModuleDict(named_terms(terms))
@@ -123,10 +129,10 @@ class Transfer(nn.Module):
             )
         self.pairings = self._resolve_pairs(bool(teachers), teachers, example_input)
         pairs = [pair for pairing in self.pairings.values() for pair in pairing.pairs]
-        self._taps = Taps(student, [pair.student for pair in pairs])
+        self._taps = Taps(student, [pair.student for pair in pairs], "the student")
         points = [point for pair in pairs for point in pair.teacher_points]
         self.teacher = frozen_teacher(teachers, points, logits)
-        self.target_spec = self._needed_of_teacher()
+        self.target_spec = needed_of_teacher(self.named_terms, self.pairings)
         self.pair_descriptions: list[PairDescription] = []
         self._twice_differentiable, self._built = False, False
         self._compiled: CompiledForward | None = None
@@ -275,14 +281,20 @@ class Transfer(nn.Module):
         gradients: InputGradients | None,
         progress: float,
     ) -> TransferOutput:
+        logits = logits_in(student.output, self.find_logits)
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         maps: dict[str, dict[str, PairedMaps]] = {}
         for name, term in self.named_terms.items():
-            inputs = self._term_inputs(name, student, targets, labels, progress, gradients)
+            inputs = self._term_inputs(name, student, logits, targets, labels, progress, gradients)
             check_built(term, self._built)
             term.check(inputs)
-            raw[name] = scalar_value(name, term(inputs))
+            try:
+                value: object = term(inputs)
+            except Exception as error:
+                error.add_note(f"in the term {name}")
+                raise
+            raw[name] = scalar_value(name, value)
             weighted[name] = raw[name] * term.weight_at(progress)
             if inputs.maps:
                 maps[name] = inputs.maps
@@ -292,7 +304,7 @@ class Transfer(nn.Module):
             terms={name: value.detach() for name, value in weighted.items()},
             raw_terms={name: value.detach() for name, value in raw.items()},
             output=student.output,
-            logits=self.find_logits(student.output),
+            logits=logits,
             maps=maps,
             teacher_logits=targets.logits,
         )
@@ -321,25 +333,11 @@ class Transfer(nn.Module):
             if term.pairs is not None
         }
 
-    def _needed_of_teacher(self) -> TargetSpec:
-        """Return what the terms need of the teacher, each thing once."""
-        fields = {
-            TargetField(point, self.named_terms[name].teacher_reduction): None
-            for name, pairing in self.pairings.items()
-            for pair in pairing.pairs
-            for point in pair.teacher_points
-        }
-        terms = self.named_terms.values()
-        return TargetSpec(
-            tuple(fields),
-            any(term.needs_teacher_logits for term in terms),
-            any(term.needs_teacher_gradient for term in terms),
-        )
-
     def _term_inputs(
         self,
         name: str,
         student: ForwardResult,
+        logits: Tensor | None,
         targets: Targets,
         labels: Any = None,
         progress: float = 0.0,
@@ -350,7 +348,7 @@ class Transfer(nn.Module):
         return term_inputs(
             self.named_terms[name],
             student,
-            self.find_logits(student.output),
+            logits,
             targets,
             pairs,
             labels=labels,
@@ -375,15 +373,16 @@ class Transfer(nn.Module):
                     target: target.read(teacher_features[target.point])
                     for target in self.target_spec.fields
                 },
-                self.teacher.find_logits(teacher.output),
+                logits_in(teacher.output, self.teacher.find_logits),
                 main_input(example) if self.target_spec.gradient else None,  # of the same shape
             )
         self._built = True
+        logits = logits_in(student.output, self.find_logits)
         for name, term in self.named_terms.items():
-            inputs = self._term_inputs(name, student, targets)
+            inputs = self._term_inputs(name, student, logits, targets)
             term.check(inputs)
             pairs = inputs.pairs if name in self.pairings else ()
-            term.build(pairs)
+            build_modules(term, pairs)
             term.to(main_input(example).device)
             self.pair_descriptions += [
                 describe_pair(

@@ -48,7 +48,9 @@ class PairDescription:
 
 def describe_pair(term: Term, pair: PairInputs, teacher_features: list[Tensor]) -> PairDescription:
     """Describe a layer pair, from the features of an example."""
-    shapes = [tuple(features.shape[1:]) for features in (pair.student_features, *teacher_features)]
+    shapes = [
+        tuple(features.shape[1:]) for features in (pair.raw_student_features, *teacher_features)
+    ]
     weight: tuple[float, str] | None = None
     if len({len(shape) for shape in shapes}) == 1:
         weight = term.effective_weight(common_size(*(shape[1:] for shape in shapes)))

@@ -149,12 +149,21 @@ def resolve_pairs(pairs: Pairs, student: PairingSide, *teachers: PairingSide) ->
         return _last(_automatic(student, teachers), int(automatic[1] or 0))
     if isinstance(pairs, str):
         pairs = [tuple(name.strip() for name in pair.split(":")) for pair in pairs.split(",")]  # type: ignore[misc]
+    if not isinstance(pairs, Sequence):
+        raise InputError(
+            f"pairs must be 'auto', 'student.layer:teacher.layer,...' or a list of pairs, got "
+            f"{pairs!r}"
+        )
     resolved: list[Pair] = []
     for pair in pairs:
-        if isinstance(pair, str) or len(pair) != 2 or not all(pair):
-            raise InputError(
-                f"got the pair {':'.join(pair)!r}, expected student.layer:teacher.layer"
-            )
+        names: object = pair
+        if not (
+            isinstance(names, list | tuple)
+            and len(names) == 2
+            and all(isinstance(name, str) and name for name in names)
+        ):
+            got = ":".join(map(str, pair)) if isinstance(names, list | tuple) else pair
+            raise InputError(f"got the pair {got!r}, expected student.layer:teacher.layer")
         ours, theirs = student.matching(pair[0]), _teacher_points(pair[1], teachers)
         if len(ours) != len(theirs):
             raise InputError(

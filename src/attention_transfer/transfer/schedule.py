@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from numbers import Real
+from typing import Literal, TypeGuard, get_args
 
 from attention_transfer.errors import InputError, nearest
 
-__all__ = ["NamedSchedule", "Schedule", "check_schedule", "schedule_factor"]
+__all__ = ["NamedSchedule", "Schedule", "check_schedule", "is_weight", "schedule_factor"]
 
 NamedSchedule = Literal["constant", "linear", "cosine"]
 Schedule = NamedSchedule | Callable[[float], float]
@@ -41,14 +42,21 @@ def schedule_factor(schedule: Schedule, progress: float) -> float:
     if schedule == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     assert callable(schedule)
-    factor = schedule(progress)
-    try:
-        factor = float(factor)
-    except (TypeError, ValueError):
-        factor = math.nan
-    if not (factor >= 0 and math.isfinite(factor)):
+    factor: object = schedule(progress)
+    if not is_weight(factor):
         raise InputError(
-            f"the schedule must return a finite factor of at least 0, got {schedule(progress)!r} "
-            f"at progress {progress:g}"
+            f"the schedule must return a finite factor of at least 0, got {factor!r} at progress "
+            f"{progress:g}"
         )
-    return factor
+    return float(factor)
+
+
+def is_weight(value: object) -> TypeGuard[Real]:
+    """Return whether a value is a finite number of at least 0.
+
+    >>> is_weight(2), is_weight(float("inf")), is_weight("2"), is_weight(True)
+    (True, False, False, False)
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return math.isfinite(value) and float(value) >= 0

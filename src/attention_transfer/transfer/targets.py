@@ -1,9 +1,11 @@
 """Teacher targets: what the terms need of a teacher, and the teacher's answers."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from types import FunctionType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +14,15 @@ from attention_transfer.errors import InputError
 from attention_transfer.functional.kernels import scaled_map, to_float32
 from attention_transfer.functional.maps import MapKind
 
-__all__ = ["Reduction", "TargetField", "TargetSpec", "Targets", "map_reduction"]
+__all__ = [
+    "Reduction",
+    "TargetField",
+    "TargetSpec",
+    "Targets",
+    "map_reduction",
+    "reduction_named",
+    "same_reduction",
+]
 
 
 @dataclass(frozen=True)
@@ -20,8 +30,8 @@ class Reduction:
     """A pure function of a teacher's features, by name: what a term keeps of them.
 
     The teacher applies it as soon as a layer has returned its features, and drops these; a cache
-    stores the result. Reductions of one name are one and the same, so the name must say what the
-    function does, settings included.
+    stores the result under the name, so the name must say what the function does, settings
+    included.
 
     Args:
         name: such as ``"mean over positions"``.
@@ -29,6 +39,8 @@ class Reduction:
             depend on the other samples of the batch.
         scale_free: whether only the direction of each sample's row matters, as of attention maps;
             a cache then stores unit vectors in float16, otherwise numbers in float32.
+        promote: whether the function gets features of a lower precision in float32; without it,
+            as the network computed them.
 
     Example:
         >>> means = Reduction("mean over positions", lambda features: features.mean(dim=(2, 3)))
@@ -39,6 +51,7 @@ class Reduction:
     name: str
     function: Callable[[Tensor], Tensor] = field(compare=False, repr=False)
     scale_free: bool = False
+    promote: bool = field(default=True, compare=False)
 
     def __call__(self, features: Tensor) -> Tensor:
         """Reduce features (N, C, *S) to (N, ...), as a constant, in at least float32.
@@ -47,7 +60,7 @@ class Reduction:
             InputError: the function returned something else than one row for each sample.
         """
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-            reduced = self.function(features)
+            reduced = self.function(to_float32(features) if self.promote else features)
         if not isinstance(reduced, Tensor) or reduced.shape[:1] != features.shape[:1]:
             got = tuple(reduced.shape) if isinstance(reduced, Tensor) else type(reduced).__name__
             raise InputError(
@@ -72,10 +85,42 @@ def map_reduction(kind: MapKind = "sum", power: float = 2.0) -> Reduction:
         'attention map, sum 2'
     """
     return Reduction(
-        f"attention map, {kind} {power:g}",
-        partial(_attention_map, kind=kind, power=power),
+        f"attention map, {kind} {str(float(power)).removesuffix('.0')}",
+        partial(_attention_map, kind=kind, power=float(power)),
         scale_free=True,
+        promote=False,  # the kernels do it, without a copy of the features
     )
+
+
+def reduction_named(name: str) -> Reduction | None:
+    """Return the map reduction of a name; None: it is another reduction's.
+
+    >>> reduction_named("attention map, max 0.5") == map_reduction("max", 0.5)
+    True
+    """
+    found = re.fullmatch(r"attention map, (sum|max) (\S+)", name)
+    try:
+        return found and map_reduction(found[1], float(found[2]))  # type: ignore[arg-type]
+    except ValueError:
+        return None
+
+
+def same_reduction(one: Reduction, other: Reduction) -> bool:
+    """Return whether two reductions of one name are alike: their functions, and how they are kept.
+
+    Functions are alike if they are equal, or were made by one definition with equal settings.
+    """
+    return one == other and _settings(one.function) == _settings(other.function)
+
+
+def _settings(function: Any) -> object:
+    """Return what two functions of one definition and equal settings have in common."""
+    if isinstance(function, partial):
+        return _settings(function.func), function.args, function.keywords
+    if isinstance(function, FunctionType):
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        return function.__code__, function.__defaults__, function.__kwdefaults__, cells
+    return function
 
 
 def _attention_map(features: Tensor, kind: MapKind, power: float) -> Tensor:

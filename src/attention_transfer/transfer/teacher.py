@@ -22,6 +22,7 @@ from attention_transfer.transfer.forward import (
     find_logits,
     input_gradient,
     input_size,
+    logits_in,
     preprocess,
     tapped_forward,
 )
@@ -62,7 +63,7 @@ class FrozenTeacher:
         self.network = network.requires_grad_(False).eval()
         self.preprocessing = preprocessing
         self.find_logits = logits
-        self._taps = Taps(network, points)
+        self._taps = Taps(network, points, "the teacher")
         self._compiled: dict[TargetSpec, CompiledForward] | None = None
 
     def optimize_for_inference(self, example: Inputs, dtype: torch.dtype | None = None) -> None:
@@ -75,7 +76,7 @@ class FrozenTeacher:
         own_inputs = preprocess(example, self.preprocessing)
         network, compiled = self.network, self._compiled is not None
         self.remove_compiled_passes()
-        self.network = inference_copy(network, self._taps.points, own_inputs)
+        self.network = inference_copy(network, self._taps.points, own_inputs, self.find_logits)
         self._taps = Taps(self.network, self._taps.points)
         if dtype is not None and self.network is not network:
             lower_weights(self.network, dtype)
@@ -127,7 +128,7 @@ class FrozenTeacher:
         whole = any(target.reduction is None for target in spec.fields)
         with torch.no_grad() if whole else torch.inference_mode():
             fields, output = self.read(inputs, spec)
-        logits_found = None if output is None else self.find_logits(output)
+        logits_found = None if output is None else logits_in(output, self.find_logits)
         if not whole:  # out of inference mode, for graphs that keep them
             fields = {target: value.clone() for target, value in fields.items()}
             logits_found = None if logits_found is None else logits_found.clone()

@@ -1,7 +1,8 @@
 """Several teachers that answer as one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import to_float32
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import Inputs
-from attention_transfer.transfer.forward import FindLogits, ForwardResult, find_logits
+from attention_transfer.transfer.forward import FindLogits, ForwardResult, find_logits, logits_in
 from attention_transfer.transfer.targets import TargetField, TargetSpec
 from attention_transfer.transfer.teacher import FrozenTeacher
 
@@ -18,6 +19,7 @@ __all__ = [
     "MeanAndDeviation",
     "TeacherEnsemble",
     "as_preprocessing",
+    "check_network",
     "frozen_teacher",
     "teachers_with_preprocessing",
 ]
@@ -37,11 +39,16 @@ def teachers_with_preprocessing(
     """Return the teachers, each with its preprocessing.
 
     Raises:
-        InputError: the sequence is empty, or has another length than the preprocessings.
+        InputError: it is no network; the sequence is empty, or has another length than the
+            preprocessings.
     """
     if teacher is None:
         return []
-    networks = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+    given: Any = teacher
+    several = isinstance(given, Iterable) and not isinstance(given, str | nn.Module)
+    networks: list[Any] = list(given) if several else [given]
+    for network in networks:
+        check_network("teacher", network)
     if not networks:
         raise InputError("got no teachers in the sequence, expected at least one network")
     if not isinstance(preprocessing, list):
@@ -55,6 +62,15 @@ def teachers_with_preprocessing(
         (network, as_preprocessing(own))
         for network, own in zip(networks, preprocessing, strict=True)
     ]
+
+
+def check_network(role: str, network: object) -> None:
+    """Raise an InputError unless a student or teacher is a module."""
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"{role} must be a torch.nn.Module, got {network!r}; at.models.build(name) builds a "
+            "network by its name"
+        )
 
 
 def frozen_teacher(
@@ -174,7 +190,7 @@ class TeacherEnsemble(FrozenTeacher):
         logits = [
             found
             for member, output in zip(self.members, outputs, strict=False)
-            if output is not None and (found := member.find_logits(output)) is not None
+            if output is not None and (found := logits_in(output, member.find_logits)) is not None
         ]
         if len(logits) < len(outputs) or len({found.shape for found in logits}) != 1:
             return outputs

@@ -1,6 +1,6 @@
 """Terms by name, what each of them sees of a batch, and the value it returns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,11 +8,24 @@ from torch import Tensor, nn
 from attention_transfer.errors import InputError
 from attention_transfer.transfer.forward import ForwardResult, describe_output
 from attention_transfer.transfer.input_gradients import InputGradients
-from attention_transfer.transfer.pairing import Pair
-from attention_transfer.transfer.targets import Reduction, TargetField, Targets
+from attention_transfer.transfer.pairing import Pair, Pairing
+from attention_transfer.transfer.targets import (
+    Reduction,
+    TargetField,
+    Targets,
+    TargetSpec,
+    same_reduction,
+)
 from attention_transfer.transfer.terms.base import PairedMaps, PairInputs, Term, TermInputs
 
-__all__ = ["check_built", "named_terms", "scalar_value", "term_inputs"]
+__all__ = [
+    "build_modules",
+    "check_built",
+    "named_terms",
+    "needed_of_teacher",
+    "scalar_value",
+    "term_inputs",
+]
 
 
 def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
@@ -21,12 +34,12 @@ def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
     Raises:
         InputError: there are none; something is not a term; names are missing, unfit or repeated.
     """
-    terms = terms if isinstance(terms, Term) else list(terms)
-    if isinstance(terms, Term) or not terms:
-        raise InputError(
-            f"got {'one term' if isinstance(terms, Term) else 'no terms'}, expected a list of at "
-            "least one, such as [CrossEntropy()]"
-        )
+    sequence = isinstance(terms, Iterable) and not isinstance(terms, str)
+    terms = list(terms) if sequence else terms
+    if not sequence or not terms:
+        got = "one term" if isinstance(terms, Term) else f"a {type(terms).__name__}"
+        got = "no terms" if terms is None or sequence else got
+        raise InputError(f"got {got}, expected a list of at least one, such as [CrossEntropy()]")
     named: dict[str, nn.Module] = {}
     for term in terms:
         given: object = term
@@ -62,6 +75,36 @@ def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
             )
         named[name] = term
     return named
+
+
+def needed_of_teacher(terms: Mapping[str, Term], pairings: Mapping[str, Pairing]) -> TargetSpec:
+    """Return what terms need of the teacher, each thing once.
+
+    Raises:
+        InputError: two terms have different reductions of one name.
+    """
+    reductions: dict[str, tuple[str, Reduction]] = {}
+    for name, term in terms.items():
+        reduction = term.teacher_reduction
+        if reduction is not None:
+            other, first = reductions.setdefault(reduction.name, (name, reduction))
+            if not same_reduction(first, reduction):
+                raise InputError(
+                    f"the terms {other} and {name} have different reductions of one name, "
+                    f"{reduction.name!r}; name each by what it does, settings included, or give "
+                    "both terms the same one"
+                )
+    fields = {
+        TargetField(point, terms[name].teacher_reduction): None
+        for name, pairing in pairings.items()
+        for pair in pairing.pairs
+        for point in pair.teacher_points
+    }
+    return TargetSpec(
+        tuple(fields),
+        any(term.needs_teacher_logits for term in terms.values()),
+        any(term.needs_teacher_gradient for term in terms.values()),
+    )
 
 
 def scalar_value(name: str, value: object) -> Tensor:
@@ -114,7 +157,7 @@ def term_inputs(
             f"the term {term.name} needs the teacher's gradient at the images, and the targets "
             "have none; use those of transfer.targets(images, labels)",
         )
-    if term.needs_input_gradient and gradients is not None:
+    if term.needs_input_gradient:
         declared["input_gradients"] = gradients
     if term.pairs is not None:
         declared["pairs"] = tuple(
@@ -137,6 +180,23 @@ def _pair_inputs(
     )
     whole, reduced = (values, ()) if term.teacher_reduction is None else (None, values)
     return PairInputs(term.name, pair, student.features[pair.student], whole, reduced, maps)
+
+
+def build_modules(term: Term, pairs: Sequence[PairInputs]) -> None:
+    """Let a term make its modules, from the features of one example.
+
+    Raises:
+        InputError: another Transfer's modules are in it.
+    """
+    if type(term).build is Term.build:
+        return
+    if vars(term).get("_has_modules", False) and any(True for _ in term.parameters()):
+        raise InputError(
+            f"the term {term.name} has the modules of another Transfer already; make a new "
+            f"{type(term).__name__} for this one"
+        )
+    term.build(pairs)
+    term._has_modules = True
 
 
 def check_built(term: Term, built: bool) -> None:

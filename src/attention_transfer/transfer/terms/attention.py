@@ -82,7 +82,7 @@ class ActivationAttention(PairTerm):
 
     def check(self, inputs: TermInputs) -> None:
         for pair in inputs.pairs:
-            features, teacher = pair.student_features, pair.teacher_map
+            features, teacher = pair.raw_student_features, pair.teacher_map
             axes = features.dim() - 2, teacher.dim() - 1
             if axes[0] != axes[1]:
                 raise InputError(
@@ -100,7 +100,7 @@ class ActivationAttention(PairTerm):
     def loss(self, pair: PairInputs) -> Tensor:
         teacher = pair.teacher_map
         loss, student = fused.attention_transfer(
-            pair.student_features, teacher, self.map, self.power, self.form, self.norm
+            pair.raw_student_features, teacher, self.map, self.power, self.form, self.norm
         )
         pair.record_maps(student, teacher)
         return loss

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,12 @@ from attention_transfer.errors import InputError, nearest
 from attention_transfer.functional import maps
 from attention_transfer.transfer.input_gradients import InputGradients
 from attention_transfer.transfer.pairing import Pair, Pairs
-from attention_transfer.transfer.schedule import Schedule, check_schedule, schedule_factor
+from attention_transfer.transfer.schedule import (
+    Schedule,
+    check_schedule,
+    is_weight,
+    schedule_factor,
+)
 from attention_transfer.transfer.targets import Reduction
 
 __all__ = [
@@ -47,11 +53,11 @@ class PairInputs:
     """The term's name, for errors."""
     pair: Pair
     """The names of the two points."""
-    student_features: Tensor
-    """(N, C, *S), in the graph."""
+    raw_student_features: Tensor
+    """(N, C, *S), in the graph, in the precision that the network computed them in."""
     whole_features: tuple[Tensor, ...] | None
     """The teacher's features (N, C', *S') at each of the pair's teacher points, where the term
-    declares no reduction; constants."""
+    declares no reduction; constants, in the teacher's precision."""
     teacher_targets: tuple[Tensor, ...]
     """The reductions of the teacher's features by ``teacher_reduction``, one a point; constants."""
     maps: dict[str, PairedMaps] = field(default_factory=dict, repr=False)
@@ -63,8 +69,14 @@ class PairInputs:
         return str(self.pair).replace(".", "/")
 
     @property
+    def student_features(self) -> Tensor:
+        """The student's features (N, C, *S), in the graph, in at least float32."""
+        return maps.to_float32(self.raw_student_features)
+
+    @property
     def teacher_features(self) -> Tensor:
-        """The teacher's features (N, C', *S') at the pair's only teacher point.
+        """The teacher's features (N, C', *S') at the pair's only teacher point, in at least
+        float32; a constant.
 
         Raises:
             InputError: the term declares a reduction of them, or the pair has several.
@@ -75,7 +87,7 @@ class PairInputs:
                 "needs a reduction of them alone; read pair.teacher_target, or set "
                 "teacher_reduction = None"
             )
-        return self._only(self.whole_features)
+        return maps.to_float32(self._only(self.whole_features))
 
     @property
     def teacher_target(self) -> Tensor:
@@ -174,6 +186,11 @@ class TermInputs:
                 f"the term {self.term} reads {what}, which it does not declare; set {how} in its "
                 "class"
             )
+        if self.declared[what] is None:
+            raise InputError(
+                f"the term {self.term} reads {what}, which there are none of while the Transfer "
+                "tries its example_input; read them in forward, not in check"
+            )
         return self.declared[what]
 
 
@@ -222,12 +239,18 @@ class Term(nn.Module, ABC):
         self, weight: float = 1.0, schedule: Schedule = "constant", name: str | None = None
     ) -> None:
         super().__init__()
-        check_weight("weight", weight)
         check_schedule(schedule)
         self.weight = weight
         self.schedule = schedule
         if name is not None:
             self.name = name
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a weight is checked whenever it is set."""
+        if name == "weight":
+            check_weight("weight", value)
+            value = value if isinstance(value, int) else float(value)
+        super().__setattr__(name, value)
 
     @abstractmethod
     def forward(self, inputs: TermInputs) -> Tensor:
@@ -308,10 +331,14 @@ class PairTerm(Term):
 
     def forward(self, inputs: TermInputs) -> Tensor:
         """Return the sum of the pairs' losses."""
-        first = inputs.pairs[0].student_features
+        first = inputs.pairs[0].raw_student_features
         total = torch.zeros((), dtype=maps.to_float32(first[:0]).dtype, device=first.device)
         for pair in inputs.pairs:
-            loss: object = self.loss(pair)
+            try:
+                loss: object = self.loss(pair)
+            except Exception as error:
+                error.add_note(f"in the loss of the pair {pair.pair}")
+                raise
             if not isinstance(loss, Tensor) or loss.dim() != 0:
                 got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
                 raise InputError(
@@ -324,9 +351,9 @@ class PairTerm(Term):
 
 def check_weight(name: str, value: object) -> None:
     """Raise an InputError unless the value is a finite number of at least 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (value >= 0 and math.isfinite(value)):  # type: ignore[operator,arg-type]
-        raise InputError(f"{name} must be a finite number of at least 0, got {value!r}")
+    if not is_weight(value):
+        got = repr(value) if isinstance(value, Real | str | None) else f"a {type(value).__name__}"
+        raise InputError(f"{name} must be a finite number of at least 0, got {got}")
 
 
 def check_power(power: float) -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from attention_transfer.errors import InputError
-from attention_transfer.functional import losses, maps
+from attention_transfer.functional import losses
 from attention_transfer.transfer.pairing import Pairs
 from attention_transfer.transfer.schedule import Schedule
 from attention_transfer.transfer.terms.base import PairInputs, PairTerm, check_weight
@@ -59,7 +60,9 @@ class FullActivation(PairTerm):
             channels = student.shape[1], teacher.shape[1]
             convolution = _CONVOLUTIONS[student.dim() - 2]
             self.regressors[pair.key] = (
-                convolution(*channels, 1) if channels[0] != channels[1] else nn.Identity()
+                convolution(*channels, 1, dtype=student.dtype)
+                if channels[0] != channels[1]
+                else nn.Identity()
             )
 
     def loss(self, pair: PairInputs) -> Tensor:
@@ -68,8 +71,10 @@ class FullActivation(PairTerm):
                 "FullActivation makes its 1x1 convolutions when the Transfer is built; "
                 "pass example_input=images[:1] to Transfer"
             )
-        regressor = self.regressors[pair.key]
-        student = regressor(maps.to_float32(pair.student_features))
+        regressor, student = self.regressors[pair.key], pair.student_features
+        # The loss is computed in at least float32, also where transfer.half() was called.
+        weights = {name: value.to(student.dtype) for name, value in regressor.named_parameters()}
+        student = functional_call(regressor, weights, student)
         return losses.full_activation_transfer(student, pair.teacher_features)
 
     def effective_weight(self, size: tuple[int, ...]) -> tuple[float, str]:

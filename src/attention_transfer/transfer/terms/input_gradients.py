@@ -17,7 +17,7 @@ from attention_transfer.transfer.terms.base import (
     check_power,
     check_weight,
 )
-from attention_transfer.transfer.terms.logits import check_classes, check_labels
+from attention_transfer.transfer.terms.logits import check_classes
 
 __all__ = ["FlipAxis", "FlipSymmetry", "GradientAttention", "InputGradientNorm"]
 
@@ -50,7 +50,6 @@ class _GradientTerm(Term):
                 f"gradient attention needs logits (N, classes), got {tuple(inputs.logits.shape)}; "
                 "leave the gradient terms out, or return one row of logits for each image"
             )
-        check_labels("gradient attention", inputs, "leave the gradient terms out")
 
 
 class GradientAttention(_GradientTerm):

@@ -17,7 +17,6 @@ __all__ = [
     "CrossEntropy",
     "KnowledgeDistillation",
     "check_classes",
-    "check_labels",
     "distillation_terms",
 ]
 
@@ -52,13 +51,11 @@ class CrossEntropy(Term):
         super().__init__(weight, schedule, name)
         self.ignore_index = ignore_index
 
-    def check(self, inputs: TermInputs) -> None:
-        check_labels("CrossEntropy", inputs, "use BinaryCrossEntropy")
-
     def forward(self, inputs: TermInputs) -> Tensor:
-        logits = maps.to_float32(inputs.logits)
-        labels = _labels(self, inputs)
-        return functional.cross_entropy(logits, labels, ignore_index=self.ignore_index)
+        try:
+            return losses.cross_entropy(inputs.logits, inputs.labels, self.ignore_index)
+        except ValueError as error:
+            raise InputError(f"{error}") from None
 
 
 class BinaryCrossEntropy(Term):
@@ -199,32 +196,6 @@ def distillation_terms(
         2 * alpha if old else alpha, temperature, class_mean=old, ignore_index=ignore_index
     )
     return CrossEntropy(1 - alpha, -100 if ignore_index is None else ignore_index), soft
-
-
-def check_labels(term: str, inputs: TermInputs, instead: str) -> None:
-    """Raise an InputError unless labels are class indices or probabilities for the logits."""
-    labels, logits = inputs.labels, inputs.logits
-    if labels is None:
-        return
-    indices = (logits.shape[0], *logits.shape[2:])
-    if not isinstance(labels, Tensor) or tuple(labels.shape) not in (indices, tuple(logits.shape)):
-        raise InputError(
-            f"{term} takes class indices {indices} or probabilities {tuple(logits.shape)} for "
-            f"logits {tuple(logits.shape)}, got labels {_shape(labels)}; give labels of the "
-            "logits' batch and positions"
-        )
-    if tuple(labels.shape) == indices:
-        if labels.is_floating_point() or labels.dtype == torch.bool:
-            raise InputError(
-                f"{term} takes class indices as integers, got {labels.dtype}; give labels.long()"
-            )
-        return
-    if not labels.is_floating_point() or bool((labels.sum(dim=1) - 1).abs().gt(1e-3).any()):
-        raise InputError(
-            f"{term} takes class indices {indices}, or probabilities {tuple(logits.shape)} that "
-            f"sum to 1, got {labels.dtype} of shape {tuple(labels.shape)}; for images of several "
-            f"classes each, {instead}"
-        )
 
 
 def check_classes(term: str, inputs: TermInputs, resized: bool = False) -> None:

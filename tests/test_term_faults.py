@@ -1,0 +1,390 @@
+"""Input that a Transfer or a term cannot use: each is refused in a line, or taken rightly."""
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import attention_transfer as at
+from attention_transfer.errors import InputError
+from attention_transfer.factories import call_factory, import_object
+from attention_transfer.functional import losses
+from attention_transfer.models import WideResNet
+from attention_transfer.taps import main_input
+from attention_transfer.transfer import map_reduction, reduction_named
+
+IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+def wide_resnet(width: int = 1) -> WideResNet:
+    torch.manual_seed(width)
+    return WideResNet(10, width, classes=3)
+
+
+def transfer_of(*terms: Any, **settings: Any) -> at.Transfer:
+    return at.Transfer(wide_resnet(1), wide_resnet(2), terms, **settings)
+
+
+class Penalty(at.Term):
+    name = "penalty"
+    needs_logits = True
+
+    def forward(self, inputs: at.TermInputs) -> Tensor:
+        return inputs.logits.square().mean()
+
+
+class Means(at.PairTerm):
+    """With a module of its own, and a reduction that the user wrote."""
+
+    name = "means"
+    teacher_reduction = at.Reduction("mean over positions", lambda f: f.mean(dim=(2, 3)))
+
+    def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
+        super().__init__(weight, name=name)
+        self.scale = nn.Linear(1, 1)
+
+    def loss(self, pair: at.PairInputs) -> Tensor:
+        mean = pair.student_features.mean().view(1, 1)
+        return (self.scale(mean) - pair.teacher_target.mean()).square().mean()
+
+
+# Labels
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type_are_class_indices(dtype: torch.dtype) -> None:
+    transfer = transfer_of(at.CrossEntropy(), at.InputGradientNorm(0.1)).eval()
+    values = [transfer(IMAGES, labels).raw_terms for labels in (LABELS, LABELS.to(dtype))]
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (torch.tensor([0, 1, 2, 3]), r"got the index 3, expected 0 to 2"),
+        (torch.tensor([0, -1, 2, 0]), r"got the index -1, expected 0 to 2"),
+        (LABELS.float(), "indices are integers: give labels.long"),
+        (LABELS.bool(), "indices are integers"),
+        (functional.one_hot(LABELS, 3), r"labels.argmax\(dim=1\) of one-hot labels"),
+        (torch.ones(4, 3), "do not sum to 1"),
+        (torch.zeros(3, dtype=torch.long), r"class indices \(4,\)"),
+        (["cat", "dog", "cat", "dog"], "got a list; call transfer.images, labels. with labels"),
+        (None, "None"),
+    ],
+)
+@pytest.mark.parametrize("term", [at.CrossEntropy(), at.InputGradientNorm(0.1)])
+def test_labels_that_are_none_are_refused(labels: Any, match: str, term: at.Term) -> None:
+    with pytest.raises(InputError, match=match):
+        transfer_of(copy.deepcopy(term))(IMAGES, labels)
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+@pytest.mark.parametrize("shape", [(4,), (4, 5, 5)])
+def test_cross_entropy_is_torchs_mean_over_the_labels_that_count(
+    ignore_index: int, shape: tuple[int, ...]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, *shape[1:], generator=generator, requires_grad=True)
+    labels = torch.randint(0, 3, shape, generator=generator)
+    labels[1:3] = ignore_index
+    ours = losses.cross_entropy(logits, labels, ignore_index)
+    theirs = functional.cross_entropy(logits, labels, ignore_index=ignore_index)
+    assert torch.equal(ours, theirs)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=0)
+    nothing = losses.cross_entropy(logits, torch.full(shape, ignore_index), ignore_index)
+    assert nothing.item() == 0
+    assert not torch.autograd.grad(nothing, logits)[0].any()
+
+
+def test_probabilities_have_no_ignored_index() -> None:
+    soft = torch.full((4, 3), 1 / 3)
+    transfer_of(at.CrossEntropy())(IMAGES, soft)
+    with pytest.raises(ValueError, match="needs labels of class indices, got probabilities"):
+        transfer_of(at.CrossEntropy(ignore_index=255))(IMAGES, soft)
+
+
+# What a Transfer is made of
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: at.Transfer(None, wide_resnet(), [Penalty()]), "student must be a torch.nn.Mod"),
+        (lambda: at.Transfer(wide_resnet(), "wrn-16-2", [Penalty()]), "teacher must be a torch.nn"),
+        (lambda: at.Transfer(wide_resnet(), [wide_resnet(), 3], [Penalty()]), "got 3"),
+        (lambda: at.Transfer(wide_resnet(), 3, [Penalty()]), "teacher must be"),
+        (lambda: transfer_of(at.ActivationAttention(pairs=3)), "pairs must be 'auto'"),
+        (lambda: transfer_of(at.ActivationAttention(pairs=[3])), "got the pair 3"),
+        (lambda: transfer_of(at.ActivationAttention(pairs=[(1, 2)])), "got the pair '1:2'"),
+        (lambda: transfer_of(at.ActivationAttention(pairs="q:group1")), "the student WideResNet"),
+        (lambda: transfer_of(at.ActivationAttention(pairs="group1:q")), "the teacher WideResNet"),
+        (lambda: at.Transfer(wide_resnet(), None, None), "got no terms"),
+        (lambda: at.Transfer(wide_resnet(), None, 42), "got a int"),
+        (lambda: at.Transfer(wide_resnet(), None, "terms"), "got a str"),
+    ],
+)
+def test_what_a_transfer_cannot_be_made_of(build: Callable[[], object], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        build()
+
+
+def test_terms_may_come_from_a_generator() -> None:
+    transfer = at.Transfer(wide_resnet(), None, (kind() for kind in (at.CrossEntropy, Penalty)))
+    assert set(transfer.terms) == {"cross_entropy", "penalty"}
+
+
+def test_an_empty_batch_is_refused() -> None:
+    for terms in ([at.CrossEntropy()], [at.CrossEntropy(), at.ActivationAttention()]):
+        with pytest.raises(InputError, match="the batch is empty"):
+            transfer_of(*terms)(IMAGES[:0], LABELS[:0])
+
+
+@pytest.mark.parametrize(
+    ("logits", "match"),
+    [
+        (lambda output: output["classes"], "failed on a tensor"),
+        (lambda output: output.numpy, "returned a builtin_function_or_method"),
+        (lambda output: [output], "returned a list"),
+    ],
+)
+def test_a_function_that_finds_no_logits(logits: Any, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        transfer_of(at.CrossEntropy(), logits=logits)(IMAGES, LABELS)
+
+
+class Overwriting(WideResNet):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        mask.mul_(2)
+        return super().forward(x)
+
+
+def test_any_input_that_is_overwritten_in_place_is_noticed() -> None:
+    networks = [Overwriting(10, width, classes=3) for width in (1, 2)]
+    transfer = at.Transfer(*networks, [at.ActivationAttention()])
+    with pytest.raises(InputError, match="overwrote its inputs in place"):
+        transfer((IMAGES, torch.ones(4)))
+
+
+def test_inputs_as_a_list_say_what_to_give() -> None:
+    with pytest.raises(InputError, match=r"got a list; give tuple\(inputs\)"):
+        transfer_of(Penalty())([IMAGES, IMAGES])
+
+
+def test_images_are_the_main_input_before_a_texts_embeddings() -> None:
+    text, video = torch.rand(4, 7, 8), torch.rand(4, 3, 5, 16, 16)
+    assert main_input((text, IMAGES)) is IMAGES
+    assert main_input({"text": text, "images": IMAGES, "video": video}) is video
+
+
+# Weights
+
+
+@pytest.mark.parametrize("weight", [np.float32(0.5), np.float64(0.5), np.int64(2), 2])
+def test_a_weight_may_be_numpys(weight: Any) -> None:
+    assert Penalty(weight).weight == float(weight)
+    assert at.ActivationAttention(beta=weight).beta == float(weight)
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), "1", None, True, torch.tensor(1.0)])
+def test_a_weight_is_checked_whenever_it_is_set(weight: Any) -> None:
+    with pytest.raises(InputError, match="weight must be a finite number"):
+        Penalty(weight)
+    term = Penalty()
+    with pytest.raises(InputError, match="weight must be a finite number"):
+        term.weight = weight
+    assert term.weight == 1
+
+
+def test_a_parameter_does_not_take_the_weights_place() -> None:
+    with pytest.raises(InputError, match="got a Parameter"):
+        Penalty().weight = nn.Parameter(torch.ones(3))  # type: ignore[assignment]
+
+
+# Reductions
+
+
+def squared(features: Tensor, power: int) -> Tensor:
+    return features.mean(dim=(2, 3)) ** power
+
+
+def with_reduction(name: str, function: Callable[[Tensor], Tensor], free: bool = False) -> at.Term:
+    term = Means(name=name)
+    term.teacher_reduction = at.Reduction("moment", function, free)
+    return term
+
+
+def test_two_reductions_of_one_name_must_be_the_same() -> None:
+    def moment(power: int) -> Callable[[Tensor], Tensor]:
+        return lambda features: squared(features, power)
+
+    with pytest.raises(InputError, match="one and two have different reductions of one name"):
+        transfer_of(with_reduction("one", moment(1)), with_reduction("two", moment(2)))
+    with pytest.raises(InputError, match="different reductions"):
+        transfer_of(with_reduction("one", moment(1)), with_reduction("two", moment(1), free=True))
+    transfer = transfer_of(with_reduction("one", moment(2)), with_reduction("two", moment(2)))
+    assert len(transfer.target_spec.fields) == 3  # each is read once for both terms
+
+
+def test_the_name_of_a_map_says_its_power_in_full() -> None:
+    one, other = map_reduction("sum", 0.1), map_reduction("sum", 0.1 + 1e-12)
+    assert one != other
+    assert reduction_named(other.name) == other
+    assert str(map_reduction("max", 2)) == "attention map, max 2"
+    assert reduction_named("attention map, sum of all") is None
+    assert reduction_named("mean over positions") is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_terms_of_ones_own_get_features_in_float32_under_autocast(dtype: torch.dtype) -> None:
+    transfer = transfer_of(Means(), example_input=IMAGES[:1])
+    seen: list[torch.dtype] = []
+    reduction = at.Reduction("look", lambda f: (seen.append(f.dtype), f.mean(dim=(2, 3)))[1])
+    transfer_2 = transfer_of(Means())
+    transfer_2.terms["means"].teacher_reduction = reduction
+    transfer_2 = at.Transfer(wide_resnet(1), wide_resnet(2), [transfer_2.terms["means"]])
+    with torch.autocast("cpu", dtype):
+        transfer(IMAGES).loss.backward()
+        transfer_2(IMAGES)
+    assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float32])
+def test_full_activation_takes_networks_of_any_precision(dtype: torch.dtype) -> None:
+    networks = [wide_resnet(width).to(dtype) for width in (1, 2)]
+    images = IMAGES.to(dtype)
+    transfer = at.Transfer(*networks, [at.FullActivation()], example_input=images[:1])
+    transfer(images).loss.backward()
+    transfer.to(torch.float64)
+    out = transfer(IMAGES.double())
+    assert out.raw_terms["full_activation"].dtype == torch.float64
+
+
+# One term in several Transfers
+
+
+def test_a_term_with_modules_belongs_to_one_transfer() -> None:
+    term = at.FullActivation()
+    first = transfer_of(term, example_input=IMAGES[:1])
+    regressors = list(term.parameters())
+    with pytest.raises(InputError, match="has the modules of another Transfer already"):
+        transfer_of(term, example_input=IMAGES[:1])
+    assert all(one is other for one, other in zip(term.parameters(), regressors, strict=True))
+    copied = copy.deepcopy(first)
+    copied(IMAGES).loss.backward()
+
+
+# Errors inside a term
+
+
+def test_an_error_inside_a_pairs_loss_says_where() -> None:
+    class Broken(at.PairTerm):
+        name = "broken"
+
+        def loss(self, pair: at.PairInputs) -> Tensor:
+            return pair.student_features @ pair.teacher_features
+
+    with pytest.raises(RuntimeError) as caught:
+        transfer_of(Broken())(IMAGES)
+    notes = caught.value.__notes__
+    assert notes == ["in the loss of the pair group1:group1", "in the term broken"]
+
+
+def test_what_is_read_too_early_is_not_called_undeclared() -> None:
+    class Early(at.Term):
+        name = "early"
+        needs_logits = needs_input_gradient = True
+
+        def check(self, inputs: at.TermInputs) -> None:
+            _ = inputs.input_gradients.input_gradient
+
+        def forward(self, inputs: at.TermInputs) -> Tensor:
+            return inputs.input_gradients.input_gradient.square().mean()
+
+    with pytest.raises(InputError, match="read them in forward, not in check"):
+        transfer_of(Early(), example_input=IMAGES[:1])
+
+
+# An inference copy is compared by the logits that the user's function finds
+
+
+class Hidden(nn.Module):
+    """Returns its logits under a name of its own; folding its batch norm changes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.point = nn.Conv2d(3, 4, 3)
+        self.norm.running_var.fill_(0.01)  # type: ignore[union-attr]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.norm(self.convolution(images))
+        # The convolution's weight is used a second time, so it must not be folded.
+        shift = self.convolution.weight.sum() * 10
+        _ = self.point(images)
+        return {"scores": features.mean(dim=(2, 3)) + shift}
+
+
+def test_an_inference_copy_is_judged_by_the_logits_that_are_read() -> None:
+    torch.manual_seed(0)
+    teacher = Hidden()
+    transfer = at.Transfer(
+        wide_resnet(),
+        teacher,
+        [at.ActivationAttention(pairs="group1:point")],
+        logits=lambda output: output["scores"] if isinstance(output, dict) else output,
+    )
+    transfer.optimize_teacher_for_inference(IMAGES)
+    assert transfer.teacher is not None
+    assert isinstance(transfer.teacher.network.norm, nn.BatchNorm2d)  # not folded
+
+
+# Factories by name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fractions:Fraction(1)(2)",
+        "fractions:Fraction(1).numerator",
+        "fractions:Fraction(**{})",
+        "fractions:Fraction(1, **{'denominator': 2})",
+        "fractions:Fraction({[]: 1})",
+        "fractions:Fraction(" + "-" * 20_000 + "1)",
+        "fractions:Fraction(x)",
+        "fractions:Fraction(1",
+    ],
+)
+def test_a_factorys_arguments_are_literals_and_nothing_else(text: str) -> None:
+    with pytest.raises(InputError, match="cannot read the arguments"):
+        call_factory(text)
+
+
+def test_a_dot_for_the_colon_is_understood() -> None:
+    with pytest.raises(InputError, match="such as 'my_terms:Gram'"):
+        import_object("my_terms.Gram")
+
+
+def test_an_output_object_is_handed_on() -> None:
+    output = SimpleNamespace(logits=torch.zeros(4, 3))
+
+    class Boxed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = wide_resnet()
+
+        def forward(self, images: Tensor) -> SimpleNamespace:
+            output.logits = self.inner(images)
+            return output
+
+    out = at.Transfer(Boxed(), None, [at.CrossEntropy()])(IMAGES, LABELS)
+    assert out.output is output
+    assert out.logits is output.logits
