@@ -1,5 +1,6 @@
 """Whole runs from Python: what the commands ``train``, ``distill`` and ``resume`` do."""
 
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ def train(
     data: Any = "cluttered-digits",
     terms: Sequence[str | Term] = (),
     progress: RunProgress | None = None,
+    resume_or_start: bool = False,
+    allow_changes: bool = False,
     **settings: Any,
 ) -> Run:
     """Train one network alone, as ``attention-transfer train`` does.
@@ -39,6 +42,9 @@ def train(
         terms: loss terms of your own, as objects or as ``"package.module:factory"``, beside the
             cross-entropy; one named ``cross_entropy`` takes its place.
         progress: shows lines and a live view; silent by default.
+        resume_or_start: resume the run in the folder ``out`` if one was begun there, and return it
+            at once if it is finished.
+        allow_changes: resume it with other settings, data or teacher, too.
         settings: the flags' words: ``epochs=15``, ``lr=0.1``, ...
 
     Raises:
@@ -51,7 +57,10 @@ def train(
         print(run.test_error)
     """
     names, objects = named(student=model, data=data, terms=terms)
-    return run(RunConfig.checked({**settings, **names}), progress, objects)
+    config = RunConfig.checked({**settings, **names})
+    return run(
+        config, progress, objects, resume_or_start=resume_or_start, allow_changes=allow_changes
+    )
 
 
 def distill(
@@ -61,6 +70,8 @@ def distill(
     data: Any = "cluttered-digits",
     terms: Sequence[str | Term] = (),
     progress: RunProgress | None = None,
+    resume_or_start: bool = False,
+    allow_changes: bool = False,
     **settings: Any,
 ) -> Run:
     """Train a student to look where a teacher looks, as ``attention-transfer distill`` does.
@@ -74,6 +85,9 @@ def distill(
         terms: loss terms of your own, as objects or as ``"package.module:factory"``, beside those
             of the settings; one of the same name takes the place of theirs. An object is copied.
         progress: shows lines and a live view; silent by default.
+        resume_or_start: resume the run in the folder ``out`` if one was begun there, and return it
+            at once if it is finished.
+        allow_changes: resume it with other settings, data or teacher, too.
         settings: the flags' words: ``beta=1000.0``, ``kd_alpha=0.9``, ``epochs=15``, ...
 
     Raises:
@@ -86,14 +100,32 @@ def distill(
         print(run.test_error)
     """
     names, objects = named(student=student, teacher=teacher, data=data, terms=terms)
-    return run(DistillConfig.checked({**settings, **names}), progress, objects)
+    config = DistillConfig.checked({**settings, **names})
+    return run(
+        config, progress, objects, resume_or_start=resume_or_start, allow_changes=allow_changes
+    )
 
 
 def run(
-    config: RunConfig, progress: RunProgress | None = None, objects: RunObjects = NO_OBJECTS
+    config: RunConfig,
+    progress: RunProgress | None = None,
+    objects: RunObjects = NO_OBJECTS,
+    *,
+    resume_or_start: bool = False,
+    allow_changes: bool = False,
 ) -> Run:
-    """Train what a configuration describes, and write the run's report."""
-    return _with_report(training.run(config, progress, objects))
+    """Train what a configuration describes, and write the run's report.
+
+    See :func:`attention_transfer.training.run`.
+    """
+    finished = training.run(
+        config,
+        progress,
+        objects,
+        resume_or_start=resume_or_start,
+        allow_changes=allow_changes,
+    )
+    return _with_report(finished)
 
 
 def resume(
@@ -104,8 +136,11 @@ def resume(
     data: Any = None,
     terms: Sequence[Term] = (),
     progress: RunProgress | None = None,
+    allow_changes: bool = False,
 ) -> Run:
-    """Go on with a run after its last whole epoch, exactly as if it had never been interrupted.
+    """Resume a run from its last checkpoint, exactly as if it had never been interrupted.
+
+    A run that has no checkpoint yet begins again.
 
     Args:
         folder: of the run.
@@ -115,13 +150,16 @@ def resume(
         data: the data set that the run began with, if it was an object.
         terms: the terms that the run began with as objects.
         progress: shows lines and a live view; silent by default.
+        allow_changes: accept another configuration, other data or another teacher.
 
     Raises:
-        InputError: the folder holds no run, the run is finished, or it has no checkpoint that
-            fits its configuration; objects are missing, or of another type.
+        InputError: the folder holds no run, the run is finished, another process trains it, its
+            checkpoints are damaged, or it would go on with something else than it began with;
+            objects are missing, or of another type.
     """
     _, objects = named(student=student, teacher=teacher, data=data, terms=terms)
-    return _with_report(training.resume(folder, progress, objects))
+    finished = training.resume(folder, progress, objects, allow_changes=allow_changes)
+    return _with_report(finished)
 
 
 def _with_report(finished: Run) -> Run:
@@ -132,7 +170,7 @@ def _with_report(finished: Run) -> Run:
         except Exception as error:
             warnings.warn(
                 f"the run is finished, but its report could not be written ({error}); try again: "
-                f"attention-transfer report {finished.folder}",
+                f"attention-transfer report {shlex.quote(str(finished.folder))}",
                 stacklevel=3,
             )
     return finished

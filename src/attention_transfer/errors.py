@@ -15,7 +15,16 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user interrupted a run; the message names the command that resumes it."""
+    """A signal ended a run; the message names the command that resumes it.
+
+    Args:
+        message: for the user.
+        signal: the signal's number; the command line exits with 128 more.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def first_line(error: BaseException) -> str:

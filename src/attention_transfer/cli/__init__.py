@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command and its flags; by default those of the process.
 
     Returns:
-        0 success, 1 failure, 2 bad input, 130 interrupted.
+        0 success, 1 failure, 2 bad input, 128 and a signal's number if it ended the command.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         return _fail(error, 1)
     except Interrupted as error:
-        return _fail(error, 130)
+        return _fail(error, 128 + error.signal)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:

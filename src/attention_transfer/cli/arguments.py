@@ -14,6 +14,9 @@ from attention_transfer.errors import InputError, nearest
 
 __all__ = ["Parser", "config_from"]
 
+NOT_SETTINGS = ("json", "resume_or_start", "allow_changes")
+"""Flags that say how to run a command, and are no part of what it is to do."""
+
 
 class Parser(argparse.ArgumentParser):
     """The parser of one command; it raises InputError where argparse would print and exit.
@@ -83,6 +86,26 @@ class Parser(argparse.ArgumentParser):
                 self._add_field(flag_of(name, config), name, field)
         self.add_json()
 
+    def add_resuming(self) -> None:
+        """Add ``--resume-or-start`` and ``--allow-changes`` to the parser."""
+        self.add_argument(
+            "--resume-or-start",
+            action="store_true",
+            default=False,
+            help="resume the run in --out if one was begun there; return at once if it is "
+            "finished: what a queue calls again and again",
+        )
+        self.add_allow_changes()
+
+    def add_allow_changes(self) -> None:
+        """Add ``--allow-changes`` to the parser."""
+        self.add_argument(
+            "--allow-changes",
+            action="store_true",
+            default=False,
+            help="resume a run although its settings, data, teacher or packages have changed",
+        )
+
     def add_json(self) -> None:
         """Add the flag ``--json`` to the parser."""
         self.add_argument(
@@ -114,7 +137,8 @@ def config_from(parsed: argparse.Namespace, config: type[AnyConfig]) -> AnyConfi
         InputError: the file cannot be read, or a setting is wrong, missing or unknown.
     """
     flags: dict[str, Any] = dict(vars(parsed))
-    flags.pop("json", None)
+    for name in NOT_SETTINGS:
+        flags.pop(name, None)
     file = flags.pop("config", None)
     values = read_config_file(Path(file)) if file else {}
     for name, value in flags.items():

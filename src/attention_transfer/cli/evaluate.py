@@ -24,7 +24,10 @@ def run(arguments: Namespace) -> int:
 
     from attention_transfer.training import evaluate_model
 
-    model, data, evaluation = evaluate_model(config)
+    result = evaluate_model(config)
+    if result is None:  # another process prints
+        return 0
+    model, data, evaluation = result
     if arguments.json:
         named = {"model": model.name, "data": data.name, "split": config.split}
         print_json({**named, **asdict(evaluation)})

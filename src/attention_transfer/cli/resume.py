@@ -1,4 +1,4 @@
-"""continue an interrupted run from the end of its last epoch"""
+"""resume an interrupted run from its last checkpoint"""
 
 from argparse import Namespace
 from pathlib import Path
@@ -12,6 +12,7 @@ EXAMPLES = ("resume runs/distill-20260101-120000",)
 def add_arguments(parser: Parser) -> None:
     """Add the command's flags to the parser."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the run")
+    parser.add_allow_changes()
     parser.add_json()
 
 
@@ -20,4 +21,9 @@ def run(arguments: Namespace) -> int:
     folder = arguments.folder
     from attention_transfer import api
 
-    return report_run(lambda progress: api.resume(folder, progress=progress), arguments.json)
+    return report_run(
+        lambda progress: api.resume(
+            folder, progress=progress, allow_changes=arguments.allow_changes
+        ),
+        arguments.json,
+    )

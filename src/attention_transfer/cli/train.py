@@ -17,6 +17,7 @@ EXAMPLES = (
 def add_arguments(parser: Parser) -> None:
     """Add the command's flags to the parser."""
     parser.add_config(TrainingConfig)
+    parser.add_resuming()
 
 
 def run(arguments: Namespace) -> int:
@@ -26,4 +27,12 @@ def run(arguments: Namespace) -> int:
     config = config_from(arguments, RunConfig)
     from attention_transfer import api
 
-    return report_run(lambda progress: api.run(config, progress), arguments.json)
+    return report_run(
+        lambda progress: api.run(
+            config,
+            progress,
+            resume_or_start=arguments.resume_or_start,
+            allow_changes=arguments.allow_changes,
+        ),
+        arguments.json,
+    )

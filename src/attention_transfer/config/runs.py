@@ -137,6 +137,19 @@ class TrainingConfig(ImagesConfig):
         description="experiment trackers, separated by commas: tensorboard, wandb, trackio, mlflow",
     )
     report: bool = Field(True, description="write report.html at the end")
+    checkpoint_minutes: Positive = Field(
+        5.0,
+        description="most minutes of training that an interruption can lose; also lost at most: a "
+        "hundred times the time that a checkpoint takes",
+    )
+    checkpoint_steps: Count | None = Field(
+        None, description="steps between two checkpoints; none: by checkpoint_minutes"
+    )
+    timeout: Positive = Field(
+        300.0,
+        description="seconds after which a process that stays behind the others in a step counts "
+        "as hanging, and the run ends",
+    )
     out: Path | None = Field(None, description="run folder; default: a new one in runs/")
 
     @field_validator("accumulate")

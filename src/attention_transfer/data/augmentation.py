@@ -64,6 +64,11 @@ class WithAugmentation:
         return self.images.fingerprint
 
     @property
+    def identity(self) -> str:
+        """The identity of the images."""
+        return self.images.identity
+
+    @property
     def provenance(self) -> str:
         """The provenance of the images, and the stronger augmentation."""
         return (

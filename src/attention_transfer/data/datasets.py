@@ -89,8 +89,20 @@ class DatasetImages(DecodedImages):
         Raises:
             TrainingError: an image cannot be read.
         """
+        return self._hash(len(self) if self.in_files else MOST_HASHED)
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of every label, and of MOST_HASHED images, evenly spread.
+
+        Raises:
+            TrainingError: an image cannot be read.
+        """
+        return self._hash(MOST_HASHED)
+
+    def _hash(self, most: int) -> str:
         digest = hashlib.sha256(self.labels.numpy().tobytes())
-        count = len(self) if self.in_files else min(len(self), MOST_HASHED)
+        count = min(len(self), most)
         for index in np.linspace(0, len(self) - 1, count).astype(np.int64):
             digest.update(self._content_hash(index))
         return digest.hexdigest()

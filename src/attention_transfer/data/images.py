@@ -42,6 +42,12 @@ class Images(Protocol):
         """A hash of all images and labels."""
 
     @property
+    def identity(self) -> str:
+        """A hash by which a resumed run knows its images: of all of them where that takes a moment,
+        else of every label, name and size, and of some of the images.
+        """
+
+    @property
     def provenance(self) -> str:
         """A description of how augmented views are made: with the fingerprint, the data seed and
         the view's number it determines every pixel.
@@ -139,6 +145,11 @@ class ImageSet:
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint."""
+        return self.fingerprint
 
 
 @dataclass(frozen=True)

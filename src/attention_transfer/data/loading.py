@@ -58,6 +58,8 @@ class EpochPass(NamedTuple):
     """Indices of the samples, in the order of the pass."""
     view: AugmentedView | None
     """The augmented view of each; None: the images as they are evaluated."""
+    first_batch: int = 0
+    """The batch to begin with, from 0; those before it are left out."""
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -208,8 +210,8 @@ comes from a worker in the message itself, and a tensor by way of a file descrip
 def _shares(
     passes: Iterable[EpochPass], batch_size: int, process: int, processes: int
 ) -> Iterator[_Share]:
-    for order, view in passes:
-        for start, end in batch_bounds(len(order), batch_size, processes):
+    for order, view, first_batch in passes:
+        for start, end in batch_bounds(len(order), batch_size, processes)[first_batch:]:
             yield _Share(order[start:end][process::processes], view, end - start)
 
 

@@ -1,52 +1,133 @@
-"""Checkpoints: the state of a run after an epoch, whole or absent, the last two kept."""
+"""Checkpoints: the state of a run after a step, whole or absent, the last two kept."""
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple, cast
 
 import torch
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.files import replacing
 
-__all__ = ["load_last_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "load_last_checkpoint", "save_checkpoint"]
 
 CHECKPOINTS_KEPT = 2
 
 
-def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> None:
-    """Write ``folder/epoch-NNNN/`` with the state and its checksum, then delete the oldest."""
+class Checkpoint(NamedTuple):
+    """The state of a run after some whole epochs and steps of the next one."""
+
+    epoch: int
+    """Whole epochs, with their validation."""
+    step: int
+    """Steps of the next epoch; all of them if it has still to be validated."""
+    state: dict[str, Any]
+    """Tensors and plain values."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint with its checksum, read it back, then delete all but the last two.
+
+    Raises:
+        OSError: it cannot be written, or reads back differently; earlier checkpoints are intact.
+    """
     folder.mkdir(exist_ok=True)
-    with replacing(folder / f"epoch-{epoch:04d}") as temporary:
+    path = folder / f"epoch-{checkpoint.epoch:04d}-step-{checkpoint.step:07d}"
+    with replacing(path) as temporary:
         temporary.mkdir()
-        torch.save(state, temporary / "state.pt")
-        (temporary / "sha256").write_text(_checksum(temporary / "state.pt") + "\n", "ascii")
+        with (temporary / "state.pt").open("wb") as file:
+            writer = _HashingWriter(file)
+            try:
+                torch.save(checkpoint.state, cast(IO[bytes], writer))
+            except RuntimeError:  # torch's, about the file that was cut short
+                if writer.error is None:
+                    raise
+                raise writer.error from None
+        expected = writer.digest.hexdigest()
+        (temporary / "sha256").write_text(expected + "\n", "ascii")
+    if _checksum(path / "state.pt") != expected:
+        shutil.rmtree(path)
+        raise OSError(f"{path} reads back differently than it was written: the disk is damaged")
     for old in _checkpoints(folder)[:-CHECKPOINTS_KEPT]:
         shutil.rmtree(old)
 
 
-def load_last_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
-    """Return the epoch and state of the newest whole checkpoint.
+def load_last_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest whole checkpoint, and a line about each newer one that is damaged.
 
-    Only tensors and plain values are read, so that a checkpoint cannot run code.
+    None where there is no checkpoint yet. Only tensors and plain values are read, so that a
+    checkpoint cannot run code.
 
     Raises:
-        InputError: there is no whole checkpoint.
+        InputError: there are checkpoints, and none is whole.
     """
+    damaged: list[str] = []
     for candidate in reversed(_checkpoints(folder)):
         try:
+            epoch, step = _position(candidate)
             expected = (candidate / "sha256").read_text(encoding="ascii").strip()
-            if _checksum(candidate / "state.pt") == expected:
-                state = torch.load(candidate / "state.pt", weights_only=True, map_location="cpu")
-                return int(candidate.name.removeprefix("epoch-")), state
-        except Exception:  # a damaged pickle can raise anything
-            continue
-    raise InputError(f"{folder} holds no whole checkpoint to resume from; start a new run")
+            if _checksum(candidate / "state.pt") != expected:
+                raise ValueError("its checksum is wrong")
+            state = torch.load(candidate / "state.pt", weights_only=True, map_location="cpu")
+            if not isinstance(state, dict):
+                raise ValueError("it holds no state of a run")
+            return Checkpoint(epoch, step, state), damaged
+        except Exception as error:  # a damaged pickle can raise anything
+            damaged.append(f"the checkpoint {candidate} is damaged ({first_line(error)})")
+    if damaged:
+        raise InputError(
+            f"{'; '.join(damaged)}; no other is whole: start a new run, or delete {folder} to "
+            "begin this one again"
+        )
+    return None, []
+
+
+class _HashingWriter:
+    """A file for ``torch.save`` that computes a checksum of what is written.
+
+    It keeps the system's error, in whose place torch raises one of its own.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _position(path: Path) -> tuple[int, int]:
+    """Return epoch and step of a checkpoint's folder.
+
+    >>> _position(Path("epoch-0002-step-0000070"))
+    (2, 70)
+    """
+    found = re.fullmatch(r"epoch-(\d+)-step-(\d+)", path.name)
+    if found is None:
+        raise ValueError("its name is no epoch-NNNN-step-NNNNNNN")
+    return int(found[1]), int(found[2])
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("epoch-*"))
+    """Return the folders of checkpoints, the oldest first."""
+
+    def position(path: Path) -> tuple[int, int]:
+        try:
+            return _position(path)
+        except ValueError:
+            return -1, -1
+
+    return sorted(folder.glob("epoch-*"), key=position)
 
 
 def _checksum(path: Path) -> str:

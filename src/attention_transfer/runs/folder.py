@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,10 +102,14 @@ class Run:
         if os.path.exists(folder / "config.yaml"):
             raise InputError(
                 f"{folder} already holds a run; choose another --out, or resume it: "
-                f"attention-transfer resume {folder}"
+                f"attention-transfer resume {shlex.quote(str(folder))}"
             )
         with writing_to(folder):
-            free = not os.path.exists(folder) or (os.path.isdir(folder) and not os.listdir(folder))
+            # A lock is hidden, and no more than the beginning of a run.
+            names = os.listdir(folder) if os.path.isdir(folder) else []
+            free = not os.path.exists(folder) or (
+                os.path.isdir(folder) and all(name.startswith(".") for name in names)
+            )
         if not free:
             raise InputError(f"{folder} exists and is not an empty folder; choose another --out")
 
@@ -157,7 +162,7 @@ class Run:
             _ = self.config  # raises if this is no run at all
             raise InputError(
                 f"the run in {self.folder} is not finished (no record.json); resume it: "
-                f"attention-transfer resume {self.folder}"
+                f"attention-transfer resume {shlex.quote(str(self.folder))}"
             )
         return RunRecord.read(self.folder / "record.json")
 
@@ -215,12 +220,10 @@ class Run:
 
         return load_run(self.folder)
 
-    def drop_metrics_after(self, epoch: int) -> None:
-        """Delete the lines of later epochs, which a resumed run trains again."""
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()[:epoch]
-            write_text(path, "".join(line + "\n" for line in lines))
+    def write_metrics(self, metrics: Sequence[EpochMetrics]) -> None:
+        """Write the lines of all epochs so far: a resumed run trains later ones again."""
+        lines = "".join(metrics_line(row) + "\n" for row in metrics)
+        write_text(self.folder / "metrics.jsonl", lines)
         self.__dict__.pop("metrics", None)
 
     def append_metrics(self, metrics: EpochMetrics) -> None:

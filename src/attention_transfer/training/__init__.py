@@ -1,10 +1,10 @@
 """Training: whole runs of a network alone, or of a student with a teacher."""
 
 from attention_transfer.training.classification_metrics import Evaluation
-from attention_transfer.training.evaluation import evaluate_model
+from attention_transfer.training.launch import resume, run
+from attention_transfer.training.model_evaluation import evaluate_model
 from attention_transfer.training.monitoring.progress import RunProgress
 from attention_transfer.training.setup import RunSetup, set_up_run
-from attention_transfer.training.trainer import resume, run
 
 __all__ = [
     "Evaluation",

@@ -1,5 +1,6 @@
 """Sums over the images of an epoch, and the means that a run's metrics hold."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,8 @@ class EpochMeters:
     """Images on which attention agreement was measured."""
     agreement: dict[str, Tensor] = field(default_factory=dict)
     """Layer pair -> sum over images of the cosine similarity of both attention maps."""
+    seconds: float = 0.0
+    """Duration of the steps."""
     seconds_waiting: float = 0.0
     """Time spent waiting for data."""
     last_terms: dict[str, Tensor] = field(default_factory=dict)
@@ -66,13 +69,12 @@ class EpochMeters:
             for pair, value in self.last_agreement.items():
                 _add(self.agreement, pair, value * count)
 
-    def means(self, accelerator: Accelerator, seconds: float) -> dict[str, Any]:
+    def means(self, accelerator: Accelerator) -> dict[str, Any]:
         """Return the epoch's means over the images of all processes, by their names in
         ``EpochMetrics``.
 
         Args:
             accelerator: adds up the sums of all processes.
-            seconds: the duration of the epoch.
         """
         sums = [self.images, self.agreement_images, self.wrong]
         sums += [*self.terms.values(), *self.agreement.values()]
@@ -85,10 +87,37 @@ class EpochMeters:
             "terms": {name: total / images for name, total in terms},
             "train_error": 100 * wrong / images,
             "attention_agreement": {pair: total / agreement_images for pair, total in agreement},
-            "images_per_second": images / seconds,
-            "seconds": seconds,
+            "images_per_second": images / self.seconds,
+            "seconds": self.seconds,
             "seconds_waiting_for_data": self.seconds_waiting,
         }
+
+    def state(self) -> dict[str, Any]:
+        """Return the sums, for a checkpoint: plain values, and tensors on the CPU."""
+        return {
+            "images": self.images,
+            "wrong": torch.as_tensor(self.wrong).cpu(),
+            "terms": {name: value.cpu() for name, value in self.terms.items()},
+            "agreement_images": self.agreement_images,
+            "agreement": {pair: value.cpu() for pair, value in self.agreement.items()},
+            "seconds": self.seconds,
+            "seconds_waiting": self.seconds_waiting,
+        }
+
+    @classmethod
+    def restored(cls, states: Sequence[dict[str, Any]], device: torch.device) -> "EpochMeters":
+        """Return the sums of one process's state, or together of several processes'."""
+        total = cls()
+        for state in states:
+            total.images += state["images"]
+            total.agreement_images += state["agreement_images"]
+            total.wrong = total.wrong + state["wrong"].to(device)
+            for sums, added in ((total.terms, "terms"), (total.agreement, "agreement")):
+                for name, value in state[added].items():
+                    _add(sums, name, value.to(device))
+            total.seconds = max(total.seconds, state["seconds"])
+            total.seconds_waiting = max(total.seconds_waiting, state["seconds_waiting"])
+        return total
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -12,15 +12,23 @@ from torch import Tensor, nn
 from attention_transfer.data import Batch
 from attention_transfer.data.randomness import step_seed
 from attention_transfer.environment import AUTOCAST
-from attention_transfer.errors import TrainingError
+from attention_transfer.errors import TrainingError, first_problems
 from attention_transfer.training.fine_tuning import parameter_groups
 from attention_transfer.training.memory.recomputation import recomputing
 from attention_transfer.training.micro_batches import merge_outputs, micro_batches
+from attention_transfer.training.processes import Processes
 from attention_transfer.training.schedule import learning_rate_factor
 from attention_transfer.training.setup import RunSetup
 from attention_transfer.transfer import Targets, TransferOutput
 
-__all__ = ["StepIndex", "TrainStep"]
+__all__ = ["NotFiniteError", "StepIndex", "TrainStep"]
+
+IMAGES_NAMED = 8
+"""Images of a batch that an error names."""
+
+
+class NotFiniteError(TrainingError):
+    """The loss or the gradient is not finite: raised by all processes in the same step."""
 
 
 class StepIndex(NamedTuple):
@@ -40,10 +48,12 @@ class TrainStep:
     Args:
         setup: of the run.
         accelerator: of this process.
+        processes: that train together.
     """
 
-    def __init__(self, setup: RunSetup, accelerator: Accelerator) -> None:
+    def __init__(self, setup: RunSetup, accelerator: Accelerator, processes: Processes) -> None:
         self.setup, self.accelerator, self.config = setup, accelerator, setup.config
+        self.processes = processes
         self.transfer = setup.transfer.to(accelerator.device)
         for teacher in setup.teachers:
             teacher.network.to(accelerator.device)
@@ -59,6 +69,10 @@ class TrainStep:
         )
         # The whole objective is wrapped, so that the terms' own parameters are synchronised too.
         self.objective: nn.Module = accelerator.prepare_model(self.transfer)
+        self._settings = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in self.optimizer.param_groups
+        ]
 
     def state(self) -> dict[str, Any]:
         """Return everything that a step depends on and changes."""
@@ -76,6 +90,9 @@ class TrainStep:
         """
         self.transfer.load_state_dict(state["transfer"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # The state brings back the settings of its groups as well: the configuration has them.
+        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)
         self.scaler.load_state_dict(state["scaler"])
 
     @property
@@ -89,20 +106,43 @@ class TrainStep:
         for module in self.setup.frozen:
             module.eval()
 
-    def step(self, batch: Batch, targets: Targets | None, step_index: StepIndex) -> TransferOutput:
+    def step(
+        self, batch: Batch, targets: Targets | None, step_index: StepIndex, *wishes: int
+    ) -> tuple[TransferOutput, tuple[int, ...]]:
         """Train one step on this process's share of a batch.
 
         Args:
             batch: training images and labels.
             targets: the teacher's targets for these images, if they come from a cache.
             step_index: the position in the run.
+            wishes: what this process would do after the step.
 
         Returns:
-            The output for this process's share of the batch, detached.
+            The output for this process's share of the batch, detached; and the largest of all
+            processes' wishes, place by place.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite; the weights stay as they were.
+            NotFiniteError: the loss or the gradient is not finite; the state is that before the
+                step, as after any other error.
         """
+        # Batch norm's statistics move in the forward pass already.
+        before = {name: buffer.detach().clone() for name, buffer in self.transfer.named_buffers()}
+        try:
+            return self._step(batch, targets, step_index, wishes)
+        except BaseException:
+            with torch.no_grad():
+                for name, buffer in self.transfer.named_buffers():
+                    buffer.copy_(before[name])
+            self.optimizer.zero_grad()
+            raise
+
+    def _step(
+        self,
+        batch: Batch,
+        targets: Targets | None,
+        step_index: StepIndex,
+        wishes: tuple[int, ...],
+    ) -> tuple[TransferOutput, tuple[int, ...]]:
         images, labels = batch.images, batch.labels
         if not self.config.channels_last:
             images = images.contiguous()
@@ -120,11 +160,14 @@ class TrainStep:
             with nullcontext() if part is last else self.accelerator.no_sync(self.objective):
                 part_targets = targets and targets.part(part)
                 out = self._forward(images[part], labels[part], part_targets, step_index)
-                self._backward(out.loss, len(labels[part]), batch.total)
+                self.processes.passed()
+                with self.processes.naming_the_lost():
+                    self._backward(out.loss, len(labels[part]), batch.total)
             logits = None if out.logits is None else out.logits.detach()
             outputs.append(replace(out, loss=out.loss.detach(), logits=logits))
-        self._update_weights(step_index)
-        return merge_outputs(outputs)
+        output = merge_outputs(outputs)
+        agreed = self._update_weights(output, batch, step_index, wishes)
+        return output, agreed
 
     def _forward(
         self, images: Tensor, labels: Tensor, targets: Targets | None, step_index: StepIndex
@@ -135,9 +178,6 @@ class TrainStep:
             recomputing(self.setup.recomputation.parts.values()),
         ):
             out: TransferOutput = self.objective(images, labels, step_index.progress, targets)
-        culprits = [name for name, value in out.terms.items() if not bool(value.isfinite())]
-        if culprits:
-            raise self._not_finite(f"the loss ({', '.join(culprits)})", step_index)
         return out
 
     def _backward(self, loss: Tensor, images: int, total: int) -> None:
@@ -146,21 +186,37 @@ class TrainStep:
         share = images * self.accelerator.num_processes / total
         self.scaler.scale(loss * share).backward()
 
-    def _update_weights(self, step_index: StepIndex) -> None:
-        """Take the optimizer's step along the accumulated gradient."""
+    def _update_weights(
+        self, out: TransferOutput, batch: Batch, step_index: StepIndex, wishes: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Take the optimizer's step along the accumulated gradient, if all processes can."""
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_gradient or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
-        # In fp16 the scaler itself skips such a step and lowers its scale.
-        if not self.scaler.is_enabled() and not bool(norm.isfinite()):
-            raise self._not_finite("the gradient", step_index)
+        culprits = [name for name, value in out.terms.items() if not bool(value.isfinite())]
+        fault = f"the loss ({', '.join(culprits)})" if culprits else ""
+        # In fp16 the scaler itself skips a step without a finite gradient and lowers its scale.
+        if not fault and not self.scaler.is_enabled() and not bool(norm.isfinite()):
+            fault = "the gradient"
+        faulty, *agreed = self.processes.agree(bool(fault), *wishes)
+        if faulty:
+            raise self._not_finite(fault, batch, step_index)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        return tuple(agreed)
 
-    def _not_finite(self, what: str, step_index: StepIndex) -> TrainingError:
-        return TrainingError(
-            f"{what} is not finite in epoch {step_index.epoch + 1}, step {step_index.step + 1}; "
-            f"the weights are as before this step. Lower --lr (now {self.config.lr:g}) or the "
-            "weight of a term, or bound the gradient with --clip-gradient"
+    def _not_finite(self, fault: str, batch: Batch, step_index: StepIndex) -> NotFiniteError:
+        """Return the error of all processes, which names the images of those with a fault."""
+        images = self.setup.data.train
+        names = [images.name(int(index)) for index in batch.indices] if fault else []
+        gathered = self.processes.gather((fault, names))
+        faults = dict.fromkeys(one for one, _ in gathered if one) or {fault or "the loss": None}
+        batch_names = [name for _, part in gathered for name in part]
+        return NotFiniteError(
+            f"{' and '.join(faults)} is not finite in epoch {step_index.epoch + 1}, step "
+            f"{step_index.step + 1}, with the images {first_problems(batch_names, IMAGES_NAMED)}; "
+            "weights and checkpoint are as before this step. Lower --lr (now "
+            f"{self.config.lr:g}) or the weight of a term, or bound the gradient with "
+            "--clip-gradient, in a new run, or in config.yaml and with resume --allow-changes"
         )

@@ -1,21 +1,20 @@
 """The training loop, for a network alone and for a student with a teacher, over Accelerate."""
 
+import errno
 import math
-import shutil
+import shlex
+import signal
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
 from attention_transfer.cache import TargetCache
-from attention_transfer.config import RunConfig
 from attention_transfer.data import (
     AugmentedView,
     Batch,
@@ -26,95 +25,37 @@ from attention_transfer.data import (
     resolve_workers,
     stream,
 )
-from attention_transfer.environment import keep_freed_memory, make_accelerator
-from attention_transfer.errors import InputError, Interrupted
-from attention_transfer.network_inputs import preprocessing_for
-from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.runs import EpochMetrics, Run, new_folder
-from attention_transfer.runs.checkpoints import load_last_checkpoint, save_checkpoint
+from attention_transfer.environment import keep_freed_memory
+from attention_transfer.errors import InputError, Interrupted, TrainingError
+from attention_transfer.runs import EpochMetrics, Run
+from attention_transfer.runs.checkpoints import Checkpoint
 from attention_transfer.runs.record import BestEpoch
+from attention_transfer.training.checkpointing import Checkpointing
 from attention_transfer.training.classification_metrics import compute_metrics
 from attention_transfer.training.epoch_meters import EpochMeters
-from attention_transfer.training.evaluation import predict
+from attention_transfer.training.identity import identity_of
 from attention_transfer.training.monitoring.probes import Probes, probed_epochs
 from attention_transfer.training.monitoring.progress import RunProgress, StepFigures
 from attention_transfer.training.monitoring.tracking import Tracking
-from attention_transfer.training.objects import NO_OBJECTS, RunObjects, check_objects
+from attention_transfer.training.processes import Processes
 from attention_transfer.training.record import make_record
-from attention_transfer.training.setup import RunSetup, set_up_run
+from attention_transfer.training.setup import RunSetup
+from attention_transfer.training.shared_evaluation import SharedEvaluation
+from attention_transfer.training.signals import StopRequest
 from attention_transfer.training.summary import run_summary
-from attention_transfer.training.train_step import StepIndex, TrainStep
+from attention_transfer.training.train_step import NotFiniteError, StepIndex, TrainStep
 
-__all__ = ["Trainer", "resume", "run"]
+__all__ = ["Trainer"]
 
-
-def run(
-    config: RunConfig,
-    progress: RunProgress | None = None,
-    objects: RunObjects = NO_OBJECTS,
-) -> Run:
-    """Train what a configuration describes, in a new folder.
-
-    Args:
-        config: the whole configuration.
-        progress: shows lines and a live view; silent by default.
-        objects: what was given as Python objects, which the configuration cannot name.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        InputError: a setting does not fit; nothing has been written then.
-        TrainingError: the loss or the gradient is not finite.
-    """
-    accelerator = make_accelerator()
-    if config.out is None:
-        kind = "train" if config.teacher is None else "distill"
-        (folder,) = broadcast_object_list([new_folder(kind)])
-        config = config.replace(out=folder)
-    assert config.out is not None
-    Run.check_free(config.out)
-    setup = set_up_run(config, objects)
-    trainer = Trainer(setup, Run(config.out), accelerator, progress or RunProgress())
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        Run.create(config.out, setup.config)
-    accelerator.wait_for_everyone()
-    try:
-        trainer.tracking.start()
-    except (InputError, KeyboardInterrupt):
-        shutil.rmtree(config.out, ignore_errors=True)  # it was empty or absent before
-        raise
-    return trainer.finish()
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-def resume(
-    folder: str | Path,
-    progress: RunProgress | None = None,
-    objects: RunObjects = NO_OBJECTS,
-) -> Run:
-    """Resume a run after its last whole epoch, exactly as if it had never been interrupted.
+class _StopAgreedError(Exception):
+    """All processes have agreed to stop, because one of them got a signal."""
 
-    Args:
-        folder: of the run.
-        progress: shows lines and a live view; silent by default.
-        objects: the Python objects that the run began with.
-
-    Raises:
-        InputError: the folder holds no run, the run is finished, or it has no checkpoint that
-            fits its configuration.
-    """
-    interrupted = Run(Path(folder))
-    if interrupted.is_finished:
-        raise InputError(f"the run in {folder} is finished; there is nothing to resume")
-    config = interrupted.config
-    check_objects(config, objects)
-    epoch, state = load_last_checkpoint(interrupted.checkpoints_folder)
-    setup, accelerator = set_up_run(config, objects), make_accelerator()
-    trainer = Trainer(setup, interrupted, accelerator, progress or RunProgress())
-    trainer.restore(epoch, state)
-    trainer.tracking.start()
-    return trainer.finish()
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
 
 
 class Trainer:
@@ -132,17 +73,28 @@ class Trainer:
     ) -> None:
         keep_freed_memory()
         self.setup, self.run, self.accelerator = setup, run, accelerator
-        self.progress = progress if accelerator.is_main_process else RunProgress()
         self.config, self.data = setup.config, setup.data
-        self.train_step = TrainStep(setup, accelerator)
-        self.epoch, self.seconds = 0, 0.0
-        self.best = BestEpoch(epoch=0, validation_error=math.inf)
-        bounds = batch_bounds(
-            len(self.data.train), self.config.batch_size, accelerator.num_processes
+        self.stop = StopRequest()
+        self.processes = Processes(accelerator, self.config.timeout, self.stop.receive)
+        self.progress = progress if self.processes.is_main else RunProgress()
+        self.train_step = TrainStep(setup, accelerator, self.processes)
+        self.checkpointing = Checkpointing(run.checkpoints_folder, self.config)
+        self.evaluation = SharedEvaluation(
+            self.processes,
+            setup.precision,
+            accelerator.device,
+            self.config.workers,
+            self._stop_if_agreed,
         )
+        bounds = batch_bounds(len(self.data.train), self.config.batch_size, self.processes.count)
         self.steps_per_epoch = len(bounds)
+        self.epoch, self.step = 0, 0
+        self.meters = EpochMeters()
+        self.rows: list[EpochMetrics] = []
+        self.seconds = 0.0
+        self.best = BestEpoch(epoch=0, validation_error=math.inf)
         self.probes: Probes | None = None
-        if self.config.probes and accelerator.is_main_process:
+        if self.config.probes and self.processes.is_main:
             self.probes = Probes(setup, run.attention_folder)
         self.probed_epochs = probed_epochs(self.config.epochs, self.config.probe_every)
         self.cache: TargetCache | None = None
@@ -152,96 +104,187 @@ class Trainer:
                 self.progress.write_line, accelerator.device
             )
         self.tracking = Tracking(
-            self.config, run.folder, self.progress.write_line, active=accelerator.is_main_process
+            self.config, run.folder, self.progress.write_line, active=self.processes.is_main
         )
 
     def finish(self) -> Run:
-        """Train the remaining epochs, read the test split once, write network and record."""
-        with self.tracking:
-            self._train()
-            self._write_results()
+        """Train the remaining steps, read the test split once, write network and record.
+
+        Raises:
+            Interrupted: a signal asked the run to stop; its state is saved.
+            TrainingError: training cannot continue.
+        """
+        with self.tracking, self.stop.caught(), self.processes.watched():
+            try:
+                self._train()
+                self._write_results()
+            except _StopAgreedError as stopped:
+                self._save_checkpoint()
+                raise Interrupted(self._stopped_message(stopped.signal), stopped.signal) from None
+            except KeyboardInterrupt as error:  # raised by code of the user's, or in a thread
+                self._save_after(error)
+                message = self._stopped_message(signal.SIGINT)
+                raise Interrupted(message, signal.SIGINT) from None
+            except Exception as error:
+                self._save_after(error)
+                if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                    raise TrainingError(
+                        f"cannot write to {self.run.folder}: {error.strerror}; make room, then "
+                        f"resume the run: {self._resume_command}"
+                    ) from None
+                raise
         self.accelerator.wait_for_everyone()
         return self.run
 
-    def restore(self, epoch: int, state: dict[str, Any]) -> None:
-        """Load the state of the run after an epoch.
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What decides the run's figures, by name."""
+        return identity_of(
+            self.config,
+            self.data,
+            self.setup.teachers,
+            self.setup.precision,
+            self.accelerator.device.type,
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Load the state of the run that a checkpoint holds.
 
         Raises:
             InputError: the state does not fit the configuration.
         """
+        state = checkpoint.state
         try:
             self.train_step.restore(state)
-            self.epoch, self.seconds = epoch, state["seconds"]
+            self.epoch, self.seconds = checkpoint.epoch, state["seconds"]
             self.best = BestEpoch.model_validate(state["best"])
+            self.rows = [EpochMetrics.model_validate(row) for row in state["metrics"]]
+            # Equal but after --allow-changes.
+            share = checkpoint.step / state["steps_per_epoch"]
+            self.step = round(share * self.steps_per_epoch)
+            meters, processes = state["meters"], state["processes"]
+            _ = state["identity"]
+            if len(meters) == self.processes.count:
+                meters = meters[self.processes.index :][:1]
+            elif not self.processes.is_main:
+                meters = []
+            self.meters = EpochMeters.restored(meters, self.accelerator.device)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             raise InputError(
                 f"the checkpoint in {self.run.folder} does not fit its config.yaml; restore the "
                 "configuration that the run began with, or start a new run"
             ) from None
-        if self.accelerator.is_main_process:
-            self.run.drop_metrics_after(epoch)
+        if processes != self.processes.count:
+            self.progress.write_line(
+                f"begun with {processes} processes and resumed with "
+                f"{self.processes.count}: images and order go on exactly; rounding, and the "
+                "statistics of batch norm, which are those of a process, do not"
+            )
+        if self.processes.is_main:
+            self.run.write_metrics(self.rows)
 
     def _train(self) -> None:
         for line in run_summary(self.setup):
             self.progress.write_line(line)
-        epochs_left = self.config.epochs - self.epoch
-        self.progress.begin(self.setup.student.name, epochs_left * len(self.data.train))
+        if self.epoch or self.step:
+            where = f"after step {self.step} of epoch {self.epoch + 1}"
+            self.progress.write_line(f"resumed {where} of {self.config.epochs}")
+        steps = (self.config.epochs - self.epoch) * self.steps_per_epoch - self.step
+        images = steps * len(self.data.train) // self.steps_per_epoch
+        self.progress.begin(self.setup.student.name, images)
         try:
             if self.probes:
                 self.probes.begin()
-            if self.epoch == 0:
-                self.tracking.add({"epoch": 0, "step": 0, "probes": self._probe()})
+            if self.epoch == self.step == 0:
+                self.tracking.add({"epoch": 0, "step": 0, "probes": self._probe(0)})
             with closing(self._batches()) as batches:
                 while self.epoch < self.config.epochs:
-                    self._train_epoch(islice(batches, self.steps_per_epoch))
-        except KeyboardInterrupt:
-            raise Interrupted(self._interrupted_message()) from None
+                    self._train_epoch(islice(batches, self.steps_per_epoch - self.step))
         finally:
             self.progress.end()
 
     def _train_epoch(self, batches: Iterator[Batch]) -> None:
-        began = time.perf_counter()
-        meters = EpochMeters()
         self.train_step.set_train_mode()
-        numbered = enumerate(batches)
-        while True:
-            waiting_since = time.perf_counter()
-            step, batch = next(numbered, (None, None))
-            if step is None or batch is None:
-                break
+        while self.step < self.steps_per_epoch:
+            began = time.perf_counter()
+            batch = next(batches)
             targets = None
             if self.cache is not None:
                 targets = self.cache.read(self.epoch, batch.indices)
-            meters.seconds_waiting += time.perf_counter() - waiting_since
-            done = (self.epoch + step / self.steps_per_epoch) / self.config.epochs
-            out = self.train_step.step(batch, targets, StepIndex(self.epoch, step, done))
-            meters.add(out, batch.labels, step)
-            seconds = time.perf_counter() - began
-            self.progress.step(batch.total, self._step_figures(step, meters, seconds))
-        seconds = time.perf_counter() - began
-        self.seconds += seconds
-        self.epoch += 1
-        metrics = self._epoch_metrics(meters, seconds)
+            waited = time.perf_counter() - began
+            steps = self.epoch * self.steps_per_epoch + self.step
+            position = StepIndex(
+                self.epoch, self.step, steps / (self.config.epochs * self.steps_per_epoch)
+            )
+            due = self.processes.is_main and self.checkpointing.due(steps + 1)
+            out, (stop, save) = self.train_step.step(
+                batch, targets, position, self.stop.signal, int(due)
+            )
+            self.step += 1
+            self.meters.add(out, batch.labels, position.step)
+            self.meters.seconds_waiting += waited
+            self.meters.seconds += time.perf_counter() - began
+            if stop:
+                raise _StopAgreedError(stop)
+            if save:
+                self._save_checkpoint()
+            self.progress.step(batch.total, self._step_figures())
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        """Evaluate the epoch, write its figures down, and save the state if that is due."""
+        metrics = self._epoch_metrics()
+        self.seconds += self.meters.seconds
+        self.epoch, self.step, self.meters = self.epoch + 1, 0, EpochMeters()
+        if metrics is None:
+            return
+        self.rows.append(metrics)
         if metrics.validation_error < self.best.validation_error:
             self.best = BestEpoch(epoch=self.epoch, validation_error=metrics.validation_error)
-        if self.accelerator.is_main_process:
-            self.run.append_metrics(metrics)
-            self._save_checkpoint()
+        self.run.append_metrics(metrics)
+        last = self.epoch == self.config.epochs
+        if last or self.checkpointing.due(metrics.step, end_of_epoch=True):
+            self._write_checkpoint([])
         self.tracking.add(metrics.model_dump())
         self.progress.epoch(metrics, self.config.epochs)
 
     def _save_checkpoint(self) -> None:
-        state = {"seconds": self.seconds, "best": self.best.model_dump()}
-        save_checkpoint(
-            self.run.checkpoints_folder, self.epoch, {**self.train_step.state(), **state}
-        )
+        """Save the state after the last whole step; all processes must call this."""
+        meters = self.processes.gather(self.meters.state() if self.step else None)
+        if self.processes.is_main:
+            self._write_checkpoint([state for state in meters if state is not None])
+
+    def _write_checkpoint(self, meters: list[dict[str, Any]]) -> None:
+        state = {
+            **self.train_step.state(),
+            "meters": meters,
+            "metrics": [row.model_dump(mode="json") for row in self.rows],
+            "best": self.best.model_dump(),
+            "seconds": self.seconds,
+            "steps_per_epoch": self.steps_per_epoch,
+            "processes": self.processes.count,
+            "identity": self.identity,
+        }
+        self.checkpointing.save(self.epoch, self.step, state)
+
+    def _save_after(self, error: BaseException) -> None:
+        """Save the state after an error, if all processes are there to do so."""
+        if self.processes.count == 1 or isinstance(error, NotFiniteError):
+            with suppress(OSError, TrainingError):
+                self._save_checkpoint()
+
+    def _stop_if_agreed(self) -> None:
+        """Stop between two batches of an evaluation, if a process got a signal."""
+        (stop,) = self.processes.agree(self.stop.signal)
+        if stop:
+            raise _StopAgreedError(stop)
 
     def _write_results(self) -> None:
         """Evaluate the last weights, write predictions, network and record."""
         self.setup.transfer.remove_compiled_passes()
-        validation, test = self._predict(self.data.validation), self._predict(self.data.test)
-        teacher_test_error = self._teacher_test_error()
-        if not self.accelerator.is_main_process:
+        validation, test = self._logits(self.data.validation), self._logits(self.data.test)
+        teacher_test_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
+        if validation is None or test is None:
             return
         if self.probes:
             self.probes.end()
@@ -259,23 +302,28 @@ class Trainer:
             attention=self.probes.record() if self.probes else None,
             seconds=self.seconds,
             seconds_building_cache=self.seconds_building_cache,
-            seconds_waiting=sum(row.seconds_waiting_for_data for row in self.run.metrics),
-            processes=self.accelerator.num_processes,
+            seconds_waiting=sum(row.seconds_waiting_for_data for row in self.rows),
+            processes=self.processes.count,
         )
         self.run.write_record(record)
         step = self.epoch * self.steps_per_epoch
         self.tracking.add({"step": step, "test_error": evaluations["test"].error})
 
-    def _probe(self) -> dict[str, dict[str, float]]:
+    def _probe(self, epoch: int) -> dict[str, dict[str, float]]:
         """Save and measure attention maps of the probe images, after the epochs chosen for it."""
-        if self.probes is None or self.epoch not in self.probed_epochs:
+        if self.probes is None or epoch not in self.probed_epochs:
             return {}
-        return self.probes.save_epoch(self.epoch)
+        return self.probes.save_epoch(epoch)
 
-    def _interrupted_message(self) -> str:
-        if self.epoch == 0:
-            return "interrupted in the first epoch, so there is no checkpoint to resume from"
-        return f"interrupted; resume the run: attention-transfer resume {self.run.folder}"
+    @property
+    def _resume_command(self) -> str:
+        return f"attention-transfer resume {shlex.quote(str(self.run.folder))}"
+
+    def _stopped_message(self, number: int) -> str:
+        return (
+            f"stopped by {signal.Signals(number).name} after step {self.step} of epoch "
+            f"{min(self.epoch + 1, self.config.epochs)}; resume the run: {self._resume_command}"
+        )
 
     def _view(self, epoch: int) -> AugmentedView:
         """Return an epoch's augmented view; with a cache, epochs cycle through its views."""
@@ -285,28 +333,34 @@ class Trainer:
         )
 
     def _batches(self) -> Generator[Batch]:
-        """Yield the batches of all remaining epochs; the next epoch's load during validation."""
+        """Yield the batches of all remaining steps; the next epoch's load during validation."""
         count, config = len(self.data.train), self.config
+        first_batches = {self.epoch: self.step}
         return stream(
             self.data.train,
             (
-                EpochPass(epoch_order(count, config.seed, epoch), self._view(epoch))
+                EpochPass(
+                    epoch_order(count, config.seed, epoch),
+                    self._view(epoch),
+                    first_batches.get(epoch, 0),
+                )
                 for epoch in range(self.epoch, config.epochs)
             ),
             config.batch_size,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
+            process=self.processes.index,
+            processes=self.processes.count,
             workers=resolve_workers(config.workers, self.data.train),
             device=self.accelerator.device,
         )
 
-    def _step_figures(self, step: int, meters: EpochMeters, seconds: float) -> StepFigures:
+    def _step_figures(self) -> StepFigures:
+        meters = self.meters
         return StepFigures(
             epoch=self.epoch + 1,
             epochs=self.config.epochs,
-            step=step + 1,
+            step=self.step,
             steps=self.steps_per_epoch,
-            images_per_second=meters.images * self.accelerator.num_processes / seconds,
+            images_per_second=meters.images * self.processes.count / meters.seconds,
             lr=self.train_step.lr,
             images=meters.images,
             wrong=meters.wrong,
@@ -314,50 +368,27 @@ class Trainer:
             agreement=meters.last_agreement,
         )
 
-    def _epoch_metrics(self, meters: EpochMeters, seconds: float) -> EpochMetrics:
-        logits = self._predict(self.data.validation)
+    def _epoch_metrics(self) -> EpochMetrics | None:
+        """Return the figures of the epoch in the main process, None in the others."""
+        means = self.meters.means(self.accelerator)
+        logits = self._logits(self.data.validation)
+        if logits is None:
+            return None
         validation = compute_metrics(logits, self.data.validation.labels)
+        epoch = self.epoch + 1
         return EpochMetrics(
-            epoch=self.epoch,
-            step=self.epoch * self.steps_per_epoch,
+            epoch=epoch,
+            step=epoch * self.steps_per_epoch,
             lr=self.train_step.lr,
-            **meters.means(self.accelerator, seconds),
+            **means,
             validation_error=validation.error,
             validation_loss=validation.loss,
-            seconds_left=(self.config.epochs - self.epoch) * seconds,
-            probes=self._probe(),
+            seconds_left=(self.config.epochs - epoch) * self.meters.seconds,
+            probes=self._probe(epoch),
         )
 
-    def _predict(self, images: Images) -> Tensor:
-        """Return the student's logits of a split."""
-        return self._logits(self.setup.student.network, images, self.setup.preprocessing)
-
-    def _teacher_test_error(self) -> float | None:
-        """Return the test error of the teachers' mean logits, in percent.
-
-        None without a teacher, or if one has other classes than the data.
-        """
-        logits = []
-        for teacher in self.setup.teachers:
-            preprocessing = preprocessing_for(teacher, self.data)
-            images = self.data.test.resized(
-                preprocessing.size or self.data.test.size, preprocessing.interpolation
-            )
-            try:
-                logits.append(self._logits(teacher.network, images, preprocessing))
-            except InputError:
-                return None
-        if not logits:
-            return None
-        return compute_metrics(torch.stack(logits).mean(0), self.data.test.labels).error
-
-    def _logits(self, network: nn.Module, images: Images, preprocessing: Preprocessing) -> Tensor:
-        return predict(
-            network,
-            images,
-            preprocessing,
-            classes=len(self.data.class_names),
-            precision=self.setup.precision,
-            device=self.accelerator.device,
-            workers=resolve_workers(self.config.workers, images),
-        )
+    def _logits(self, images: Images) -> Tensor | None:
+        """Return the student's logits of a split in the main process, None in the others."""
+        classes = len(self.data.class_names)
+        student, preprocessing = self.setup.student.network, self.setup.preprocessing
+        return self.evaluation.logits(student, images, preprocessing, classes)

@@ -1,0 +1,101 @@
+"""What a run was begun with: a checkpoint holds it, and a run that is resumed must equal it."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from attention_transfer.cache import weights_fingerprint
+from attention_transfer.config import RunConfig
+from attention_transfer.data import DataSet
+from attention_transfer.environment import package_versions
+from attention_transfer.errors import InputError
+from attention_transfer.models import LoadedModel
+
+__all__ = ["check_identity", "check_settings", "identity_of"]
+
+FREE_SETTINGS = {
+    "out",
+    "workers",
+    "download",
+    "track",
+    "report",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "timeout",
+}
+"""Settings that change no figure of a run, so that a resumed run may have others."""
+
+PACKAGES = ("attention-transfer", "torch", "torchvision", "timm", "numpy", "pillow")
+"""Packages on which a run's figures depend."""
+
+
+def identity_of(
+    config: RunConfig,
+    data: DataSet,
+    teachers: Sequence[LoadedModel],
+    precision: str,
+    device: str,
+) -> dict[str, str]:
+    """Return what decides a run's figures, by name.
+
+    Args:
+        config: the whole configuration.
+        data: the data set, whose images are known by :attr:`Images.identity`.
+        teachers: with the weights that the run learns from.
+        precision: that the run computes in.
+        device: the type of its device, such as ``"cpu"``.
+    """
+    networks: list[nn.Module] = [teacher.network for teacher in teachers]
+    return {
+        **_settings(config),
+        "training images": data.train.identity,
+        "validation images": data.validation.identity,
+        "test images": data.test.identity,
+        "classes": ", ".join(data.class_names),
+        **({"teacher weights": weights_fingerprint(networks)} if networks else {}),
+        "computed precision": precision,
+        "device": device,
+        **{
+            f"version of {package}": str(version)
+            for package, version in package_versions(PACKAGES).items()
+        },
+    }
+
+
+def check_identity(began: Mapping[str, str], now: Mapping[str, str], folder: str) -> None:
+    """Raise an InputError, with the first difference, unless a run is resumed as it began.
+
+    Args:
+        began: of the checkpoint.
+        now: of the run that is being resumed.
+        folder: of the run, quoted for a shell.
+    """
+    for name in [*began, *(name for name in now if name not in began)]:
+        before, after = began.get(name, "none"), now.get(name, "none")
+        if before != after:
+            raise InputError(
+                f"the run in {folder} began with {name} {_abridged(before)}, and is resumed with "
+                f"{_abridged(after)}; restore what it began with, or go on with the change: "
+                f"attention-transfer resume {folder} --allow-changes"
+            )
+
+
+def check_settings(began: RunConfig, now: RunConfig, folder: str) -> None:
+    """Raise an InputError unless two configurations describe the same run.
+
+    Args:
+        began: recorded in the run's folder.
+        now: given again.
+        folder: of the run, quoted for a shell.
+    """
+    now = now.replace(cache_views=now.cache_views or began.cache_views)
+    check_identity(_settings(began), _settings(now), folder)
+
+
+def _abridged(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _settings(config: RunConfig) -> dict[str, str]:
+    settings = config.model_dump(mode="json", exclude=FREE_SETTINGS)
+    return {f"setting {name}": str(value) for name, value in settings.items()}

@@ -1,0 +1,83 @@
+"""The evaluation of a MODEL on DATA."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from attention_transfer.config import EvaluateConfig, height_and_width
+from attention_transfer.data import DataSet, as_input, load_data
+from attention_transfer.environment import make_accelerator, resolve_precision
+from attention_transfer.errors import InputError
+from attention_transfer.models import LoadedModel, default_input_size, load, load_run
+from attention_transfer.network_inputs import preprocessing_for, try_out
+from attention_transfer.runs import Run
+from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
+from attention_transfer.training.processes import Processes
+from attention_transfer.training.shared_evaluation import SharedEvaluation
+
+__all__ = ["evaluate_model"]
+
+
+def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evaluation] | None:
+    """Evaluate a MODEL on DATA, as ``attention-transfer evaluate`` does.
+
+    For a run's folder, data set, data seed and share of validation images default to the run's.
+    Several processes, as of torchrun, share the images; all but the main one return None.
+
+    Raises:
+        InputError: the model or the data set is unknown, or the two do not fit.
+    """
+    precision = resolve_precision(config.precision)
+    data = _load_data(config)
+    model = load(config.model, len(data.class_names), trained=True)
+    if model.card is not None and model.card.class_names != data.class_names:
+        raise InputError(
+            f"{config.model} was trained on the classes {_abridged(model.card.class_names)}, "
+            f"{data.name} has {_abridged(data.class_names)}; evaluate it on data with its classes"
+        )
+    images = data.validation if config.split == "validation" else data.test
+    if model.preprocessing is not None:
+        images = images.resized(images.size, model.preprocessing.interpolation)
+    try_out(model, data, as_input(images.pixels(np.arange(1))))
+    accelerator = make_accelerator()
+    logits = SharedEvaluation(
+        Processes(accelerator), precision, accelerator.device, config.workers
+    ).logits(
+        model.network.to(accelerator.device),
+        images,
+        preprocessing_for(model, data),
+        len(data.class_names),
+        config.batch_size,
+    )
+    return None if logits is None else (model, data, compute_metrics(logits, images.labels))
+
+
+def _load_data(config: EvaluateConfig) -> DataSet:
+    """Load the data set to evaluate on; what the user left open is as in the model's run."""
+    name, validation, data_seed = config.data, config.validation, config.data_seed
+    folder = Path(config.model)
+    if os.path.isdir(folder):
+        card = load_run(folder).card
+        assert card is not None
+        name = name or card.data
+        if (folder / "config.yaml").is_file():
+            trained = Run(folder).config
+            validation = trained.validation if validation is None else validation
+            data_seed = trained.data_seed if data_seed is None else data_seed
+    if name is None:
+        raise InputError(f"{config.model} does not say what it was trained on; give --data DATA")
+    return load_data(
+        name,
+        validation=0.1 if validation is None else validation,
+        data_seed=data_seed or 0,
+        download=config.download,
+        image_size=None if config.image_size is None else height_and_width(config.image_size),
+        default_size=default_input_size(config.model)[1:],
+    )
+
+
+def _abridged(names: Sequence[str]) -> str:
+    """Return the first three names and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,105 @@
+"""Predictions that the processes of a run compute together, each for its share of the images."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.data import DataSet, Images, resolve_workers
+from attention_transfer.errors import InputError
+from attention_transfer.models import LoadedModel
+from attention_transfer.network_inputs import preprocessing_for
+from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.training.classification_metrics import compute_metrics
+from attention_transfer.training.evaluation import BATCH_SIZE, predict
+from attention_transfer.training.processes import Processes
+
+__all__ = ["SharedEvaluation"]
+
+
+class SharedEvaluation:
+    """Computes the logits of whole sets of images, in shares that differ by one image at most.
+
+    Args:
+        processes: that compute together.
+        precision: "fp32", "bf16" or "fp16".
+        device: of this process.
+        workers: processes that decode ahead; None: by the cores.
+        between: called equally often in all processes, between batches; it may raise.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        precision: str,
+        device: torch.device,
+        workers: int | None,
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.processes, self.precision, self.device = processes, precision, device
+        self.workers, self.between = workers, between
+
+    def logits(
+        self,
+        network: nn.Module,
+        images: Images,
+        preprocessing: Preprocessing | None,
+        classes: int | None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Tensor | None:
+        """Return the logits (N, K) of all images in the main process, None in the others.
+
+        Every image is judged once. A share is the same set of images for the same number of
+        processes.
+
+        Raises:
+            InputError, TrainingError: as of :func:`predict`.
+        """
+        shares = np.array_split(np.arange(len(images)), self.processes.count)
+        share = shares[self.processes.index]
+        part = images
+        if self.processes.count > 1:  # a process without images judges one, and drops it
+            part = images.subset(share if len(share) else np.zeros(1, dtype=np.int64))
+        calls = 0
+
+        def between() -> None:
+            nonlocal calls
+            calls += 1
+            self.between()
+
+        logits = predict(
+            network,
+            part,
+            preprocessing,
+            classes=classes,
+            batch_size=batch_size,
+            precision=self.precision,
+            device=self.device,
+            workers=resolve_workers(self.workers, part),
+            between=between,
+        )
+        while calls < -(-len(shares[0]) // batch_size):
+            between()
+        parts = self.processes.gather(logits[: len(share)])
+        return torch.cat(parts) if parts else None
+
+    def teachers_error(self, teachers: Sequence[LoadedModel], data: DataSet) -> float | None:
+        """Return the test error of teachers' mean logits, in percent, in the main process.
+
+        None in the others, without a teacher, or if one has other classes than the data.
+        """
+        logits = []
+        for teacher in teachers:
+            preprocessing = preprocessing_for(teacher, data)
+            size = preprocessing.size or data.test.size
+            images = data.test.resized(size, preprocessing.interpolation)
+            try:
+                part = self.logits(teacher.network, images, preprocessing, len(data.class_names))
+            except InputError:
+                return None
+            if part is not None:
+                logits.append(part)
+        if not logits:
+            return None
+        return compute_metrics(torch.stack(logits).mean(0), data.test.labels).error
