@@ -16,6 +16,10 @@ test: $(VENV)/installed browser
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+# Interruptions, many processes and other faults that take long to inject.
+test-reliability: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow --numprocesses auto tests/reliability
+
 benchmark: $(VENV)/installed
 	$(BIN)/attention-transfer benchmark step
 

@@ -78,16 +78,16 @@ def start(
     folder: Path, *arguments: str, before: str = "", processes: int = 1
 ) -> subprocess.Popen[str]:
     """Start a command in a session of its own; its output goes to ``output.txt``."""
-    output = (folder / "output.txt").open("w")
-    return subprocess.Popen(
-        command_line(folder, *arguments, before=before, processes=processes),
-        env=environment(),
-        cwd=folder,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    with (folder / "output.txt").open("w") as output:
+        return subprocess.Popen(
+            command_line(folder, *arguments, before=before, processes=processes),
+            env=environment(),
+            cwd=folder,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

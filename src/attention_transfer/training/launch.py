@@ -116,7 +116,7 @@ def resume(
     if found.is_finished:
         raise InputError(f"the run in {folder} is finished; there is nothing to resume")
     config = found.config
-    check_objects(config, objects)
+    check_objects(config, objects, allow_changes)
     accelerator = make_accelerator()
     return _resume(found, config, accelerator, progress or RunProgress(), objects, allow_changes)
 
@@ -144,7 +144,7 @@ def _resume(
             if began is not None and not allow_changes:
                 check_identity(began, trainer.identity, shlex.quote(str(found.folder)))
             trainer.restore(checkpoint)  # which refuses a state without an identity, too
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and setup.config != found.config:
             with writing_to(found.folder):
                 write_config_file(setup.config, found.folder / "config.yaml")
         trainer.tracking.start()

@@ -78,8 +78,12 @@ def named(
     return settings, RunObjects(module, modules, None if isinstance(data, str) else data, objects)
 
 
-def check_objects(config: RunConfig, objects: RunObjects) -> None:
-    """Raise an InputError unless the objects are those that a resumed run began with, by type."""
+def check_objects(config: RunConfig, objects: RunObjects, allow_changes: bool = False) -> None:
+    """Raise an InputError unless the objects are those that a resumed run began with.
+
+    Networks and data are known by their types, terms by their settings too, which may differ if
+    changes are allowed.
+    """
     teachers = [] if config.teacher is None else split_models(config.teacher)
     modules = objects.teachers or (None,) * len(teachers)
     if len(modules) != len(teachers):
@@ -99,7 +103,7 @@ def check_objects(config: RunConfig, objects: RunObjects) -> None:
             )
     terms = [text for text in config.terms if text.startswith(OBJECT)]
     given = [_text(term) for term in objects.terms]
-    if terms != given:
+    if len(terms) != len(given) or (terms != given and not allow_changes):
         raise InputError(
             f"the run began with {' and '.join(terms) or 'no terms'} as objects, got "
             f"{' and '.join(given) or 'none'}; give at.resume the terms that the run began with"
