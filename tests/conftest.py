@@ -110,6 +110,23 @@ class Listening(RunProgress):
         self.lines.append(line)
 
 
+class CrashError(Exception):
+    """What :class:`CrashAfter` raises."""
+
+
+class CrashAfter(RunProgress):
+    """Raises after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def step(self, images: int, figures: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise CrashError
+
+
 @pytest.fixture
 def small_runs(monkeypatch: pytest.MonkeyPatch, data: DataSet) -> None:
     """Make whole runs train on the small images."""

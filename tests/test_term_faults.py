@@ -17,27 +17,9 @@ from attention_transfer.factories import call_factory, import_object
 from attention_transfer.functional import losses
 from attention_transfer.models import WideResNet
 from attention_transfer.taps import main_input
+from attention_transfer.training.objects import named
 from attention_transfer.transfer import map_reduction, reduction_named
-
-IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-LABELS = torch.tensor([0, 1, 2, 0])
-
-
-def wide_resnet(width: int = 1) -> WideResNet:
-    torch.manual_seed(width)
-    return WideResNet(10, width, classes=3)
-
-
-def transfer_of(*terms: Any, **settings: Any) -> at.Transfer:
-    return at.Transfer(wide_resnet(1), wide_resnet(2), terms, **settings)
-
-
-class Penalty(at.Term):
-    name = "penalty"
-    needs_logits = True
-
-    def forward(self, inputs: at.TermInputs) -> Tensor:
-        return inputs.logits.square().mean()
+from small_transfers import IMAGES, LABELS, Penalty, transfer_of, wide_resnet
 
 
 class Means(at.PairTerm):
@@ -388,3 +370,85 @@ def test_an_output_object_is_handed_on() -> None:
     out = at.Transfer(Boxed(), None, [at.CrossEntropy()])(IMAGES, LABELS)
     assert out.output is output
     assert out.logits is output.logits
+
+
+# Modes, precisions and shares
+
+
+def test_a_pass_in_inference_mode_between_training_steps() -> None:
+    transfer = transfer_of(at.CrossEntropy(), at.ActivationAttention())
+    transfer(IMAGES, LABELS).loss.backward()
+    transfer.eval()
+    expected = transfer(IMAGES, LABELS).raw_terms
+    for _ in range(2):
+        with torch.inference_mode():
+            assert transfer(IMAGES, LABELS).raw_terms == expected
+            assert at.attention_points(wide_resnet(), (3, 16, 16)).recommended
+        transfer(IMAGES, LABELS).loss.backward()
+
+
+@pytest.mark.parametrize("needs_teacher", [False, True])
+def test_terms_of_ones_own_get_logits_in_float32_under_autocast(needs_teacher: bool) -> None:
+    class Projected(at.Term):
+        name = "projected"
+        needs_logits = True
+        needs_teacher_logits = needs_teacher
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.projection = nn.Linear(3, 2)
+
+        def forward(self, inputs: at.TermInputs) -> Tensor:
+            logits = inputs.teacher_logits if needs_teacher else inputs.logits
+            return self.projection(logits).square().mean()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        transfer_of(Projected())(IMAGES).loss.backward()
+
+
+def test_a_teacher_that_shares_parameters_with_the_student_is_refused() -> None:
+    student = wide_resnet()
+    for teacher in (nn.DataParallel(student), nn.Sequential(student.stem, nn.Flatten())):
+        with pytest.raises(InputError, match=r"shares its parameter 'stem.weight' with a teacher"):
+            at.Transfer(student, teacher, [at.ActivationAttention(pairs="stem:0")])
+        assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("progress", [-0.1, 1.5, 5, float("nan")])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", lambda _: 1.0])
+def test_progress_is_a_share(progress: float, schedule: Any) -> None:
+    with pytest.raises(InputError, match=r"progress is the share .* 0 to 1, got"):
+        transfer_of(Penalty(schedule=schedule))(IMAGES, progress=progress)
+
+
+def test_a_schedule_is_checked_whenever_it_is_set() -> None:
+    with pytest.raises(InputError, match="unknown schedule 'step'"):
+        Penalty().schedule = "step"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("dtype", "ignored"), [(torch.uint8, -100), (torch.int8, 255)])
+def test_an_ignored_index_is_no_other_label_of_a_small_type(
+    dtype: torch.dtype, ignored: int
+) -> None:
+    label = ignored % 256 if dtype == torch.uint8 else -1
+    labels = torch.full((4,), label, dtype=dtype)
+    terms = [at.KnowledgeDistillation(ignore_index=ignored), at.KnowledgeDistillation(name="all")]
+    out = transfer_of(*terms)(IMAGES, labels)
+    expected = pytest.approx(out.raw_terms["all"].item(), rel=1e-5)
+    assert out.raw_terms["knowledge_distillation"].item() == expected
+
+
+def test_the_text_of_a_set_does_not_depend_on_the_process() -> None:
+    texts = []
+    for kinds in (["a", "b", "c"], ["c", "b", "a"]):
+        term = Penalty()
+        term.kinds = Ordered(kinds)  # type: ignore[assignment]
+        texts.append(named(student=nn.Identity(), terms=[term])[0]["terms"])
+    assert texts[0] == texts[1]
+
+
+class Ordered(list[str]):
+    """Shown as a set of this order, as another process's hashes may put it."""
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(map(repr, self)) + "}"

@@ -13,20 +13,8 @@ from torch.nn import functional
 import attention_transfer as at
 from attention_transfer.cache.contents import Contents
 from attention_transfer.errors import InputError
-from attention_transfer.models import WideResNet
 from attention_transfer.transfer import TargetField, Targets, TargetSpec, map_reduction
-
-IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-LABELS = torch.tensor([0, 1, 2, 0])
-
-
-def wide_resnet(width: int = 1) -> WideResNet:
-    torch.manual_seed(width)
-    return WideResNet(10, width, classes=3)
-
-
-def transfer_of(*terms: Any, **settings: Any) -> at.Transfer:
-    return at.Transfer(wide_resnet(1), wide_resnet(2), terms, **settings)
+from small_transfers import IMAGES, LABELS, Penalty, transfer_of, wide_resnet
 
 
 class Similarity(at.PairTerm):
@@ -49,14 +37,6 @@ class Scaled(at.PairTerm):
 
     def loss(self, pair: at.PairInputs) -> Tensor:
         return (self.scale * pair.student_features.mean() - pair.teacher_features.mean()).square()
-
-
-class Penalty(at.Term):
-    name = "penalty"
-    needs_logits = True
-
-    def forward(self, inputs: at.TermInputs) -> Tensor:
-        return inputs.logits.square().mean()
 
 
 def test_a_pair_term_of_ones_own_is_its_formula_over_the_pairs() -> None:

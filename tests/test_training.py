@@ -32,7 +32,7 @@ from attention_transfer.training.epoch_meters import EpochMeters
 from attention_transfer.training.monitoring.tracking import scalars
 from attention_transfer.training.objects import RunObjects
 from attention_transfer.training.schedule import learning_rate_factor
-from conftest import SMALL
+from conftest import SMALL, CrashAfter, CrashError
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
@@ -50,19 +50,6 @@ def timeless(rows: list[EpochMetrics]) -> list[dict[str, Any]]:
     """The figures that do not depend on the clock."""
     clocks = {"images_per_second", "seconds", "seconds_waiting_for_data", "seconds_left"}
     return [row.model_dump(exclude=clocks) for row in rows]
-
-
-class Interrupting(RunProgress):
-    """Raises at a step."""
-
-    def __init__(self, at_step: int) -> None:
-        super().__init__()
-        self.left = at_step
-
-    def step(self, images: int, figures: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise ConnectionError("crash")
 
 
 def test_a_run_leaves_everything_it_knows(teacher: Run) -> None:
@@ -121,8 +108,8 @@ def test_a_record_that_does_not_fit_the_schema_names_the_key(
 
 def test_a_line_of_metrics_that_was_cut_short_is_named_and_does_not_stop_resuming() -> None:
     whole = at.train(model="nin-thin", out="whole", **SMALL)
-    with pytest.raises(ConnectionError):
-        at.train(model="nin-thin", out="broken", progress=Interrupting(12), **SMALL)
+    with pytest.raises(CrashError):
+        at.train(model="nin-thin", out="broken", progress=CrashAfter(12), **SMALL)
     path = Path("broken/metrics.jsonl")
     append_line(path, '{"epoch": 3, "st')
     with pytest.raises(InputError, match=r"metrics.jsonl line 3 is damaged \(Invalid JSON"):
@@ -211,8 +198,8 @@ def test_a_run_resumes_from_its_last_epoch_as_if_never_interrupted(
 ) -> None:
     common = {"teacher": str(teacher.folder), "student": "nin-thin", "full_activation_beta": 0.1}
     whole = at.distill(out="whole", **common, **SMALL)
-    with pytest.raises(ConnectionError):
-        at.distill(out="broken", progress=Interrupting(crash), **common, **SMALL)
+    with pytest.raises(CrashError):
+        at.distill(out="broken", progress=CrashAfter(crash), **common, **SMALL)
     with pytest.raises(
         InputError, match=r"not finished \(no record.json\); resume it: .* resume broken"
     ):
@@ -229,8 +216,8 @@ def test_a_run_resumes_from_its_last_epoch_as_if_never_interrupted(
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before() -> None:
     whole = at.train(model="nin-thin", out="whole", **SMALL)
-    with pytest.raises(ConnectionError):
-        at.train(model="nin-thin", out="broken", progress=Interrupting(12), **SMALL)
+    with pytest.raises(CrashError):
+        at.train(model="nin-thin", out="broken", progress=CrashAfter(12), **SMALL)
     newest = max(Path("broken/checkpoints").iterdir()) / "state.pt"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -243,8 +230,8 @@ def test_what_cannot_be_resumed_says_why(teacher: Run) -> None:
         at.resume(teacher.folder)
     with pytest.raises(InputError, match="there is no folder nowhere"):
         at.resume(Path("nowhere"))
-    with pytest.raises(ConnectionError):
-        at.train(model="nin-thin", out="early", progress=Interrupting(1), **SMALL)
+    with pytest.raises(CrashError):
+        at.train(model="nin-thin", out="early", progress=CrashAfter(1), **SMALL)
     for path in Path("early/checkpoints").glob("*/state.pt"):
         path.write_bytes(b"damaged")
     with pytest.raises(

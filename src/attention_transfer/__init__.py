@@ -116,7 +116,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for, so that the command line answers ``--help`` without torch."""
+    """Import a public name at its first use, so that ``--help`` needs no torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _MODULES:

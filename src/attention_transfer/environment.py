@@ -84,7 +84,7 @@ def resolve_precision(precision: Precision) -> Precision:
     """Return the precision to compute in: ``auto`` becomes bf16 where it is fast, else fp32.
 
     Raises:
-        InputError: fp16 is wanted and there is no GPU.
+        InputError: fp16 is configured and there is no GPU.
     """
     if precision == "auto":
         return "bf16" if fast_bf16() else "fp32"

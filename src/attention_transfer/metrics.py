@@ -118,7 +118,8 @@ class AttentionEntropy(_MeanOverImages):
 
 
 class EnergyPointingGame(_MeanOverImages):
-    """Mean :func:`~attention_transfer.functional.measures.energy_pointing_game`.
+    """Mean :func:`~attention_transfer.functional.measures.energy_pointing_game`: the share of
+    attention that lies on the object.
 
     >>> metric = EnergyPointingGame()
     >>> metric(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[True, False]]]))

@@ -44,6 +44,18 @@ TINY = [
 """Settings of a run of 3 epochs of 6 steps, the last step of an epoch with 5 images."""
 
 
+SLOW_STEPS = """
+import time
+from attention_transfer.training.train_step import TrainStep
+original = TrainStep.step
+def slow(self, *arguments):
+    time.sleep({seconds})
+    return original(self, *arguments)
+TrainStep.step = slow
+"""
+"""Code to run before a command: steps that last long enough to be interrupted."""
+
+
 def command_line(folder: Path, *arguments: str, before: str = "", processes: int = 1) -> list[str]:
     """Return the command of ``attention-transfer`` on the small images, with code run before it."""
     path = folder / "command.py"

@@ -13,7 +13,7 @@ from attention_transfer.runs import Run
 from attention_transfer.training import RunProgress
 from attention_transfer.training.shared_evaluation import SharedEvaluation
 from attention_transfer.training.train_step import TrainStep
-from conftest import SMALL
+from conftest import SMALL, CrashAfter, CrashError
 from reliability.killing import final_state
 
 pytestmark = pytest.mark.usefixtures("small_runs")
@@ -47,23 +47,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "two loader workers": {"randaugment": 5, "workers": 2, "mixup": 0.2},
     "micro-batches, clipped": {"accumulate": 2, "clip_gradient": 0.5, "beta_schedule": "linear"},
 }
-
-
-class CrashError(Exception):
-    """What the tests raise."""
-
-
-class CrashAfter(RunProgress):
-    """Raises after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    def step(self, images: int, figures: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise CrashError
 
 
 def distill(teacher: Run, out: str, kind: str, progress: RunProgress | None = None) -> Run:

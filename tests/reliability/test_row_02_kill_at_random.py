@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from reliability.killing import TINY, alive, descendants, final_state, run, start, wait_until
+from reliability.killing import (
+    SLOW_STEPS,
+    TINY,
+    alive,
+    descendants,
+    final_state,
+    run,
+    start,
+    wait_until,
+)
 
 KILLS = 20
 OFTEN = ["--checkpoint-steps=1"]
@@ -19,15 +28,7 @@ OFTEN = ["--checkpoint-steps=1"]
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_at_random_moments_ends_bit_equal(tmp_path: Path, processes: int) -> None:
     """It is killed 20 times, and resumed each time; then it may end."""
-    slow = """
-    import time
-    from attention_transfer.training.train_step import TrainStep
-    original = TrainStep.step
-    def slow(self, *arguments):
-        time.sleep(0.1)
-        return original(self, *arguments)
-    TrainStep.step = slow
-    """
+    slow = SLOW_STEPS.format(seconds=0.1)
     arguments = ["train", "--model=wrn-10-1", *TINY, "--epochs=8", *OFTEN]
     whole = run(tmp_path, *arguments, "--out=whole", processes=processes)
     assert whole.returncode == 0, whole.stderr

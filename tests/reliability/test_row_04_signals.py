@@ -7,20 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from reliability.killing import TINY, final_state, run, start, wait_until
+from reliability.killing import SLOW_STEPS, TINY, final_state, run, start, wait_until
 
 pytestmark = pytest.mark.slow
 
-SLOW = """
-import time
-from attention_transfer.training.train_step import TrainStep
-original = TrainStep.step
-def slow(self, *arguments):
-    time.sleep(0.15)
-    return original(self, *arguments)
-TrainStep.step = slow
-"""
-"""Steps that last long enough to be interrupted."""
+SLOW = SLOW_STEPS.format(seconds=0.15)
 
 TRAIN = ["train", "--model=wrn-10-1", "--out=run", *TINY]
 

@@ -175,10 +175,14 @@ def test_two_runs_of_one_process_do_not_share_a_folder() -> None:
     assert os.listdir(folder) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_refused_before_training() -> None:
-    Path("closed").mkdir(mode=0o500)
-    assert main(["train", "--model=wrn-10-1", "--out=closed/run"]) == 2
+@pytest.mark.parametrize("out", ["/proc/run", "/dev/null/run", "file/run"])
+def test_a_folder_that_cannot_be_written_is_refused_before_training(
+    out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None of these can be made, by no user."""
+    Path("file").touch()
+    assert main(["train", "--model=wrn-10-1", f"--out={out}"]) == 2
+    assert f"cannot write to {out}: " in capsys.readouterr().err
 
 
 def test_disk_errors_outside_of_checkpoints_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

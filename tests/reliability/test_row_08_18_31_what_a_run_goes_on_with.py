@@ -18,9 +18,8 @@ from attention_transfer.errors import InputError
 from attention_transfer.files import append_line
 from attention_transfer.runs import Run
 from attention_transfer.training.train_step import TrainStep
-from conftest import SMALL, Listening, small_data
+from conftest import SMALL, CrashAfter, CrashError, Listening, small_data
 from reliability.killing import final_state
-from reliability.test_row_01_crash_at_any_step import CrashAfter, CrashError
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 

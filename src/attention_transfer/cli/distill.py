@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from attention_transfer.cli.arguments import Parser, config_from
-from attention_transfer.cli.runs import report_run
+from attention_transfer.cli.runs import begin_run
 from attention_transfer.config import DistillConfig
 
 EXAMPLES = (
@@ -21,15 +21,4 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Train the student, and print its results."""
-    config = config_from(arguments, DistillConfig)
-    from attention_transfer import api
-
-    return report_run(
-        lambda progress: api.run(
-            config,
-            progress,
-            resume_or_start=arguments.resume_or_start,
-            allow_changes=arguments.allow_changes,
-        ),
-        arguments.json,
-    )
+    return begin_run(config_from(arguments, DistillConfig), arguments)

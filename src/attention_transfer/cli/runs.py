@@ -1,16 +1,33 @@
 """The output of train, distill and resume: progress, then the results."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attention_transfer.cli.output import console, print_json, print_table
+from attention_transfer.config import RunConfig
 from attention_transfer.terminal import print_line
 
 if TYPE_CHECKING:
     from attention_transfer.runs import Run
     from attention_transfer.training import RunProgress
 
-__all__ = ["report_run"]
+__all__ = ["begin_run", "report_run"]
+
+
+def begin_run(config: RunConfig, arguments: Namespace) -> int:
+    """Train what a configuration describes, as the command's other flags say, and report it."""
+    from attention_transfer import api
+
+    return report_run(
+        lambda progress: api.run(
+            config,
+            progress,
+            resume_or_start=arguments.resume_or_start,
+            allow_changes=arguments.allow_changes,
+        ),
+        arguments.json,
+    )
 
 
 def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:

@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from attention_transfer.cli.arguments import Parser, config_from
-from attention_transfer.cli.runs import report_run
+from attention_transfer.cli.runs import begin_run
 from attention_transfer.config import RunConfig, TrainingConfig
 from attention_transfer.errors import InputError
 
@@ -24,15 +24,4 @@ def run(arguments: Namespace) -> int:
     """Train the network, and print its results."""
     if "student" not in arguments and "config" not in arguments:
         raise InputError("model is missing: the network to train, such as --model wrn-16-2")
-    config = config_from(arguments, RunConfig)
-    from attention_transfer import api
-
-    return report_run(
-        lambda progress: api.run(
-            config,
-            progress,
-            resume_or_start=arguments.resume_or_start,
-            allow_changes=arguments.allow_changes,
-        ),
-        arguments.json,
-    )
+    return begin_run(config_from(arguments, RunConfig), arguments)

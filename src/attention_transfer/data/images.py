@@ -148,7 +148,7 @@ class ImageSet:
 
     @property
     def identity(self) -> str:
-        """The fingerprint."""
+        """The hash of every pixel and label: images in memory are hashed in a moment."""
         return self.fingerprint
 
 

@@ -51,7 +51,7 @@ CROP_RATIO = 3 / 4, 4 / 3
 
 
 def centre(whole: tuple[int, int], size: tuple[int, int], share: float = 0.875) -> Box:
-    """Return the middle of an image: the largest part of the wanted shape, less a border.
+    """Return the middle of an image: the largest part of the size's shape, less a border.
 
     Args:
         whole: height and width of the image.

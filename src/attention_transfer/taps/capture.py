@@ -178,7 +178,9 @@ class Taps:
                 f"point {point!r} ran more than once in one pass, so its attention is not "
                 "one map; choose a point that runs once"
             )
-        self._features[point] = output.clone() if point in self._copied else output
+        # Tensors of inference mode have no version that would tell of a change: always copied.
+        copied = point in self._copied or output.is_inference()
+        self._features[point] = output.clone() if copied else output
         self._outputs[point] = output
         self._versions[point] = 0 if output.is_inference() else output._version
 
@@ -186,8 +188,9 @@ class Taps:
         """Check that every tap fired and that no uncopied output was overwritten."""
         self._refuse_silent(set(self.points) - set(self._features))
         for point, output in self._outputs.items():
-            # Tensors of inference mode have no version: never trusted, always copied.
-            overwritten = output.is_inference() or output._version != self._versions[point]
+            if output.is_inference():
+                continue
+            overwritten = output._version != self._versions[point]
             if overwritten and point not in self._copied:
                 self._copied.add(point)
                 raise RuntimeError(

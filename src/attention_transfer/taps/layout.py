@@ -71,7 +71,7 @@ def channels_first(grid: Grid) -> Layout:
 class LayoutReader:
     """Recognises layouts in one forward pass, from the outputs in the order they are made.
 
-    The spatial axes follow the input's. Tokens are as many as a grid seen before has positions (the
+    The spatial axes follow the input's. Tokens are as many as an earlier grid has positions (the
     patch embedding's, as a rule) or that grid halved, plus the extra ones, which come first.
 
     Args:
@@ -82,7 +82,7 @@ class LayoutReader:
     batch: int
     image: Grid
     grids: list[Grid] = field(init=False)
-    """The grids seen so far, the latest last."""
+    """The grids of the outputs so far, the latest last."""
     token_counts: set[int] = field(default_factory=set, init=False)
     extra_tokens: int = field(default=0, init=False)
 
@@ -141,7 +141,7 @@ class LayoutReader:
                 self.token_counts.add(count)
                 self._see(grid)
                 return Layout("NLC" if axes == "NLC" else "NCL", grid, self.extra_tokens)
-        return "none of its axes is as long as a grid seen before"
+        return "none of its axes is as long as an earlier grid"
 
     def _grid_of(self, count: int) -> tuple[Grid, int] | None:
         """Return the grid of so many tokens, and how many of them are extra."""
@@ -162,7 +162,7 @@ class LayoutReader:
         return None
 
     def _pooled(self, grid: Grid) -> bool:
-        """Return whether a grid was seen, or is one that was seen pooled by 2 or 4."""
+        """Return whether a grid is an earlier one, or an earlier one pooled by 2 or 4."""
         return any(
             grid
             in (

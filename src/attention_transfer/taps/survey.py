@@ -141,6 +141,7 @@ class _Recorder:
         )
         with ExitStack() as stack:
             stack.enter_context(evaluating(self.network))
+            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             if fake:
                 stack.enter_context(_quiet("torch._subclasses.fake_tensor"))

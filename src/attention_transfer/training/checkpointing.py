@@ -41,7 +41,7 @@ class Checkpointing:
         return elapsed >= (shortest if end_of_epoch else max(self.seconds, shortest))
 
     def save(self, epoch: int, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint.
+        """Save a run's state after some whole epochs and steps, and note what that cost.
 
         Raises:
             TrainingError: it cannot be written; the last one is intact.

@@ -132,7 +132,13 @@ def _text(term: object) -> str:
     settings = ""
     if isinstance(term, Term):
         settings = re.sub(r" at 0x[0-9a-f]+", "", " ".join(term.extra_repr().split()))
+        settings = re.sub(r"\{[^{}:]+\}", _sorted_set, settings)
     if len(settings) > LONGEST_SETTINGS:
         digest = hashlib.sha256(settings.encode()).hexdigest()
         settings = f"{settings[:LONGEST_SETTINGS]}... sha256 {digest[:16]}"
     return f"{object_name(term)}({settings})"
+
+
+def _sorted_set(found: re.Match[str]) -> str:
+    """Return the text of a set in order: the order of its elements is a process's own."""
+    return "{" + ", ".join(sorted(found[0][1:-1].split(", "))) + "}"

@@ -80,7 +80,7 @@ class Processes:
         if self._group is None:
             return values
         largest = torch.tensor(values)
-        with self.naming_the_lost():
+        with self.reporting_lost_processes():
             self.passed()
             dist.all_reduce(largest, dist.ReduceOp.MAX, self._group)
         return tuple(largest.tolist())
@@ -90,12 +90,12 @@ class Processes:
         if self._group is None:
             return [value]
         values: list[Any] = [None] * self.count if self.is_main else []
-        with self.naming_the_lost():
+        with self.reporting_lost_processes():
             dist.gather_object(value, values or None, dst=0, group=self._group)
         return values
 
     @contextmanager
-    def naming_the_lost(self) -> Iterator[None]:
+    def reporting_lost_processes(self) -> Iterator[None]:
         """Turn the error of a collective operation whose other side has ended into a line.
 
         Raises:

@@ -161,7 +161,7 @@ class TrainStep:
                 part_targets = targets and targets.part(part)
                 out = self._forward(images[part], labels[part], part_targets, step_index)
                 self.processes.passed()
-                with self.processes.naming_the_lost():
+                with self.processes.reporting_lost_processes():
                     self._backward(out.loss, len(labels[part]), batch.total)
             logits = None if out.logits is None else out.logits.detach()
             outputs.append(replace(out, loss=out.loss.detach(), logits=logits))

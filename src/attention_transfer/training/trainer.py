@@ -176,9 +176,9 @@ class Trainer:
             ) from None
         if processes != self.processes.count:
             self.progress.write_line(
-                f"begun with {processes} processes and resumed with "
-                f"{self.processes.count}: images and order go on exactly; rounding, and the "
-                "statistics of batch norm, which are those of a process, do not"
+                f"begun by {processes} and resumed by {self.processes.count} processes: images "
+                "and order go on exactly; rounding, and the statistics of batch norm, which are "
+                "those of a process, do not"
             )
         if self.processes.is_main:
             self.run.write_metrics(self.rows)
@@ -187,8 +187,7 @@ class Trainer:
         for line in run_summary(self.setup):
             self.progress.write_line(line)
         if self.epoch or self.step:
-            where = f"after step {self.step} of epoch {self.epoch + 1}"
-            self.progress.write_line(f"resumed {where} of {self.config.epochs}")
+            self.progress.write_line(f"resumed {self._place}")
         steps = (self.config.epochs - self.epoch) * self.steps_per_epoch - self.step
         images = steps * len(self.data.train) // self.steps_per_epoch
         self.progress.begin(self.setup.student.name, images)
@@ -320,10 +319,14 @@ class Trainer:
         return f"attention-transfer resume {shlex.quote(str(self.run.folder))}"
 
     def _stopped_message(self, number: int) -> str:
-        return (
-            f"stopped by {signal.Signals(number).name} after step {self.step} of epoch "
-            f"{min(self.epoch + 1, self.config.epochs)}; resume the run: {self._resume_command}"
-        )
+        name = signal.Signals(number).name
+        return f"stopped by {name} {self._place}; resume the run: {self._resume_command}"
+
+    @property
+    def _place(self) -> str:
+        if self.epoch == self.config.epochs:
+            return f"after the last of {self.epoch} epochs"
+        return f"after step {self.step} of epoch {self.epoch + 1} of {self.config.epochs}"
 
     def _view(self, epoch: int) -> AugmentedView:
         """Return an epoch's augmented view; with a cache, epochs cycle through its views."""

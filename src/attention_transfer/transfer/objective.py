@@ -39,6 +39,7 @@ from attention_transfer.transfer.teacher_ensemble import (
     MeanAndDeviation,
     as_preprocessing,
     check_network,
+    check_separate,
     frozen_teacher,
     teachers_with_preprocessing,
 )
@@ -122,11 +123,7 @@ class Transfer(nn.Module):
             )
         self.find_logits = logits
         teachers = teachers_with_preprocessing(teacher, teacher_normalization)
-        if any(network is student for network, _ in teachers):
-            raise InputError(
-                "student and teacher are one network, which could only stay as it is; give two, "
-                "such as copy.deepcopy(student)"
-            )
+        check_separate(student, [network for network, _ in teachers])
         self.pairings = self._resolve_pairs(bool(teachers), teachers, example_input)
         pairs = [pair for pairing in self.pairings.values() for pair in pairing.pairs]
         self._taps = Taps(student, [pair.student for pair in pairs], "the student")

@@ -29,12 +29,18 @@ def schedule_factor(schedule: Schedule, progress: float) -> float:
     """Return the factor of a weight when ``progress`` (0 to 1) of the training is done.
 
     Raises:
-        InputError: a function returned something else than a finite number of at least 0.
+        InputError: the progress is not from 0 to 1, or a function returned something else than a
+            finite number of at least 0.
 
     Example:
         >>> schedule_factor("linear", 0.25), schedule_factor(lambda progress: 2.0, 0.25)
         (0.75, 2.0)
     """
+    if not 0 <= progress <= 1:
+        raise InputError(
+            f"progress is the share of the training that is done, 0 to 1, got {progress!r}; give "
+            "step / steps"
+        )
     if schedule == "constant":
         return 1.0
     if schedule == "linear":

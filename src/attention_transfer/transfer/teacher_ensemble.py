@@ -20,6 +20,7 @@ __all__ = [
     "TeacherEnsemble",
     "as_preprocessing",
     "check_network",
+    "check_separate",
     "frozen_teacher",
     "teachers_with_preprocessing",
 ]
@@ -71,6 +72,23 @@ def check_network(role: str, network: object) -> None:
             f"{role} must be a torch.nn.Module, got {network!r}; at.models.build(name) builds a "
             "network by its name"
         )
+
+
+def check_separate(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
+    """Raise an InputError if a student shares parameters with a teacher, which is frozen."""
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    for teacher in teachers:
+        if teacher is student:
+            raise InputError(
+                "student and teacher are one network, which could only stay as it is; give two, "
+                "such as copy.deepcopy(student)"
+            )
+        shared = [names[id(one)] for one in teacher.parameters() if id(one) in names]
+        if shared:
+            raise InputError(
+                f"the student shares its parameter {shared[0]!r} with a teacher, whose weights "
+                "are frozen; give a teacher of its own, such as copy.deepcopy(teacher)"
+            )
 
 
 def frozen_teacher(

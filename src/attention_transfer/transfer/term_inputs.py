@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attention_transfer.errors import InputError
+from attention_transfer.functional.maps import to_float32
 from attention_transfer.transfer.forward import ForwardResult, describe_output
 from attention_transfer.transfer.input_gradients import InputGradients
 from attention_transfer.transfer.pairing import Pair, Pairing
@@ -138,14 +139,14 @@ def term_inputs(
     declared: dict[str, Any] = {}
     maps: dict[str, PairedMaps] = {}
     if term.needs_logits:
-        declared["logits"] = _needed(
+        declared["logits"] = _needed_logits(
             logits,
             f"the term {term.name} needs the student's logits, and none were found in its output, "
             f"{describe_output(student.output)}; pass logits= to Transfer, a function from the "
             "output to the logits, or leave the term out",
         )
     if term.needs_teacher_logits:
-        declared["teacher_logits"] = _needed(
+        declared["teacher_logits"] = _needed_logits(
             targets.logits,
             f"the term {term.name} needs the teacher's logits, and none were found in its output "
             "(or several teachers have no classes in common); use a teacher that returns logits, "
@@ -164,6 +165,11 @@ def term_inputs(
             _pair_inputs(term, pair, student, targets, maps) for pair in pairs
         )
     return TermInputs(term.name, student.output, labels, progress, declared, maps)
+
+
+def _needed_logits(logits: Tensor | None, otherwise: str) -> Tensor:
+    """Return logits in at least float32, whatever autocast computed them in."""
+    return to_float32(_needed(logits, otherwise))
 
 
 def _needed(value: Tensor | None, otherwise: str) -> Tensor:

@@ -88,7 +88,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _resized(network: NamedModel, config: MapsConfig) -> NamedModel:
-    """Return a network with the input size that the user asked for, if any."""
+    """Return a network with the configured input size, if there is one."""
     if config.image_size is None or network.preprocessing is None:
         return network
     size = height_and_width(config.image_size)

@@ -275,7 +275,7 @@ def _allowed(name: str) -> str:
 
 
 def _finish(tracker: GeneralTracker, failed: bool) -> None:
-    """Close a tracker; those that can show it are told whether the run failed."""
+    """Close a tracker, and mark its run as failed where the tracker can show that."""
     if tracker.name == "wandb":
         tracker.tracker.finish(exit_code=int(failed))
     elif tracker.name == "mlflow":

@@ -150,13 +150,17 @@ class TermInputs:
 
     @property
     def logits(self) -> Tensor:
-        """The student's logits (N, K), or (N, K, ...); needs ``needs_logits``."""
+        """The student's logits (N, K) or (N, K, ...), in at least float32; needs
+        ``needs_logits``.
+        """
         logits: Tensor = self._declared("logits", "needs_logits = True")
         return logits
 
     @property
     def teacher_logits(self) -> Tensor:
-        """The teacher's logits, a constant; needs ``needs_teacher_logits``."""
+        """The teacher's logits, a constant, in at least float32; needs
+        ``needs_teacher_logits``.
+        """
         teacher_logits: Tensor = self._declared("teacher_logits", "needs_teacher_logits = True")
         return teacher_logits
 
@@ -239,7 +243,6 @@ class Term(nn.Module, ABC):
         self, weight: float = 1.0, schedule: Schedule = "constant", name: str | None = None
     ) -> None:
         super().__init__()
-        check_schedule(schedule)
         self.weight = weight
         self.schedule = schedule
         if name is not None:
@@ -250,6 +253,8 @@ class Term(nn.Module, ABC):
         if name == "weight":
             check_weight("weight", value)
             value = value if isinstance(value, int) else float(value)
+        if name == "schedule":
+            check_schedule(value)
         super().__setattr__(name, value)
 
     @abstractmethod

@@ -160,7 +160,7 @@ class KnowledgeDistillation(Term):
                 f"ignore_index needs labels {shape}, one class index for each position, got "
                 f"{_shape(labels)}; give such labels, or ignore_index=None"
             )
-        return labels != self.ignore_index
+        return labels.long() != self.ignore_index
 
 
 def distillation_terms(

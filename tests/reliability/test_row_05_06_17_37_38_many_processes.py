@@ -1,4 +1,4 @@
-"""Rows 5, 6 and 37: two processes of torchrun; signals, an error, a killed agent."""
+"""Rows 5, 6, 17, 37 and 38: two processes of torchrun; signals, deaths, restarts."""
 
 import os
 import re
@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from reliability.killing import (
+    SLOW_STEPS,
     TINY,
     alive,
+    command_line,
     descendants,
+    environment,
     final_state,
     run,
     start,
+    timeless,
     wait_until,
 )
 
@@ -23,16 +27,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TRAIN = ["train", "--model=wrn-10-1", "--out=run", *TINY]
 
-SLOW = """
-import os, time
-from attention_transfer.training.train_step import TrainStep
-original = TrainStep.step
-def slow(self, *arguments):
-    time.sleep(0.3)
-    return original(self, *arguments)
-TrainStep.step = slow
-open(f"pid-{os.environ['RANK']}-0", "w").write(str(os.getpid()))
+SLOW = (
+    SLOW_STEPS.format(seconds=0.3)
+    + """
+import os
+restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+with open(f"pid-{os.environ.get('RANK', '0')}-{restart}", "w") as file:
+    file.write(str(os.getpid()))
 """
+)
 
 
 def pid_of(folder: Path, rank: int, restart: int = 0) -> int:
@@ -92,6 +95,9 @@ def _raises(step: str) -> str:
     ("step", "expected"),
     [
         ("raise ValueError('crash')", "crash"),
+        ("os.kill(os.getpid(), 9)", "another process of the run has ended"),
+        ("time.sleep(1000)", r"process 1 .* has been behind in a step for 5 s"),
+        ("os.kill(os.getpid(), 19)", r"process 1 .* has given no sign of life for 15 s"),
     ],
 )
 def test_a_process_that_fails_ends_the_job_and_is_named(
@@ -112,3 +118,44 @@ def test_no_process_outlives_a_killed_agent_and_the_state_is_saved(tmp_path: Pat
     process.wait()
     wait_until(lambda: not alive(everyone), 30)
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
+
+
+def test_an_elastic_restart_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
+    arguments = [*TRAIN, "--checkpoint-steps=1"]
+    command = command_line(tmp_path, *arguments, before=SLOW, processes=2)
+    command.insert(command.index("--standalone"), "--max-restarts=2")
+    with (tmp_path / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            command, env=environment(), cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT
+        )
+    checkpoints = tmp_path / "run/checkpoints"
+    wait_until(lambda: checkpoints.is_dir() and len(list(checkpoints.glob("epoch*"))) == 2)
+    os.kill(pid_of(tmp_path, 1), signal.SIGKILL)
+    assert process.wait(120) == 0, (tmp_path / "output.txt").read_text()
+    assert "resumed after step" in (tmp_path / "output.txt").read_text()
+    whole = run(tmp_path, "train", "--model=wrn-10-1", "--out=whole", *TINY, processes=2)
+    assert whole.returncode == 0, whole.stderr
+    assert final_state(tmp_path / "run") == final_state(tmp_path / "whole")
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    """Without batch norm, whose statistics are a process's own: the figures are nearly equal."""
+    arguments = ["train", "--model=wrn-10-1-nobn", "--lr=0.01", *TINY]
+    process = start(
+        tmp_path,
+        *arguments,
+        "--out=run",
+        before=SLOW,
+    )
+    output = tmp_path / "output.txt"
+    wait_until(lambda: "training," in output.read_text())
+    time.sleep(1)
+    process.terminate()
+    assert process.wait(30) == 143
+    resumed = run(tmp_path, "resume", "run", processes=2)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "begun by 1 and resumed by 2 processes" in resumed.stdout + resumed.stderr
+    whole = run(tmp_path, *arguments, "--out=whole")
+    assert whole.returncode == 0
+    for one, other in zip(timeless(tmp_path / "run"), timeless(tmp_path / "whole"), strict=True):
+        assert one["terms"] == pytest.approx(other["terms"], rel=1e-3)
