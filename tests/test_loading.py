@@ -36,8 +36,8 @@ def test_a_stream_is_its_passes_one_after_the_other(tmp_path: Path, workers: int
     passes.append(EpochPass(np.arange(5), None))
     expected = [
         batch
-        for order, view in passes
-        for batch in batches(images, order, 7, view=view, process=1, processes=2)
+        for one in passes
+        for batch in batches(images, one.order, 7, view=one.view, process=1, processes=2)
     ]
     found = list(stream(images, iter(passes), 7, process=1, processes=2, workers=workers))
     for one, other in zip(expected, found, strict=True):

@@ -92,18 +92,18 @@ def _raises(step: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("step", "expected"),
+    ("step", "timeout", "expected"),
     [
-        ("raise ValueError('crash')", "crash"),
-        ("os.kill(os.getpid(), 9)", "another process of the run has ended"),
-        ("time.sleep(1000)", r"process 1 .* has been behind in a step for 5 s"),
-        ("os.kill(os.getpid(), 19)", r"process 1 .* has given no sign of life for 15 s"),
+        ("raise ValueError('crash')", 60, "crash"),
+        ("os.kill(os.getpid(), 9)", 60, "another process of the run has ended"),
+        ("time.sleep(1000)", 5, r"process 1 .* has been behind in a step for 5 s"),
+        ("os.kill(os.getpid(), 19)", 60, r"process 1 .* has given no sign of life for 15 s"),
     ],
 )
 def test_a_process_that_fails_ends_the_job_and_is_named(
-    tmp_path: Path, step: str, expected: str
+    tmp_path: Path, step: str, timeout: int, expected: str
 ) -> None:
-    process = start(tmp_path, *TRAIN, "--timeout=5", before=_raises(step), processes=2)
+    process = start(tmp_path, *TRAIN, f"--timeout={timeout}", before=_raises(step), processes=2)
     wait_until(lambda: (tmp_path / "pid-0-0").exists() and (tmp_path / "pid-1-0").exists())
     everyone = [process.pid, *descendants(process.pid)]
     assert ended(process, everyone, 90) != 0

@@ -80,9 +80,8 @@ class Processes:
         if self._group is None:
             return values
         largest = torch.tensor(values)
-        with self.reporting_lost_processes():
-            self.passed()
-            dist.all_reduce(largest, dist.ReduceOp.MAX, self._group)
+        self.passed()
+        dist.all_reduce(largest, dist.ReduceOp.MAX, self._group)
         return tuple(largest.tolist())
 
     def gather(self, value: Any) -> list[Any]:
@@ -90,8 +89,7 @@ class Processes:
         if self._group is None:
             return [value]
         values: list[Any] = [None] * self.count if self.is_main else []
-        with self.reporting_lost_processes():
-            dist.gather_object(value, values or None, dst=0, group=self._group)
+        dist.gather_object(value, values or None, dst=0, group=self._group)
         return values
 
     @contextmanager
@@ -131,7 +129,8 @@ class Processes:
         store = _store() if self.count > 1 else None
         others = {rank: _Sign(self.timeout) for rank in range(self.count) if rank != self.index}
         beat, orphaned_since = 0, 0.0
-        while not over.wait(BEAT_SECONDS):
+        while not over.wait(BEAT_SECONDS if beat else 0):
+            beat += 1
             if agent is not None and os.getppid() != agent:
                 if not orphaned_since:
                     orphaned_since = time.monotonic()
@@ -141,7 +140,6 @@ class Processes:
                 continue
             if store is None:
                 continue
-            beat += 1
             try:
                 store.set(_key(self.index), f"{beat} {self._passed} {_where()}")
                 for rank, sign in others.items():
@@ -153,7 +151,7 @@ class Processes:
             for rank, sign in others.items():
                 fault = sign.fault(self._passed)
                 if fault and not over.is_set():
-                    self._end(f"process {rank} ({sign.where}) {fault}")
+                    self._end(f"process {rank} ({sign.where or 'unknown'}) {fault}")
         if store is not None:
             with suppress(Exception):
                 store.set(_key(self.index), ENDED)
@@ -193,10 +191,12 @@ class _Sign:
     def fault(self, passed: int) -> str | None:
         """Return what is wrong with the process, which others have passed more points than."""
         now = time.monotonic()
-        if self._text in ("", ENDED):
+        if self._text == ENDED:
             return None
-        if now - self._changed > SILENT_SECONDS:
-            return f"has given no sign of life for {SILENT_SECONDS:.0f} s"
+        # Processes may begin at different times: the first sign may take longer than the others.
+        longest = SILENT_SECONDS if self._text else self.timeout
+        if now - self._changed > longest:
+            return f"has given no sign of life for {longest:.0f} s"
         if self._passed < passed and now - self._moved > self.timeout:
             return f"has been behind in a step for {self.timeout:.0f} s"
         return None

@@ -143,6 +143,7 @@ class TrainStep:
         step_index: StepIndex,
         wishes: tuple[int, ...],
     ) -> tuple[TransferOutput, tuple[int, ...]]:
+        self.processes.passed()  # from here on it may wait for the others
         images, labels = batch.images, batch.labels
         if not self.config.channels_last:
             images = images.contiguous()
@@ -160,9 +161,7 @@ class TrainStep:
             with nullcontext() if part is last else self.accelerator.no_sync(self.objective):
                 part_targets = targets and targets.part(part)
                 out = self._forward(images[part], labels[part], part_targets, step_index)
-                self.processes.passed()
-                with self.processes.reporting_lost_processes():
-                    self._backward(out.loss, len(labels[part]), batch.total)
+                self._backward(out.loss, len(labels[part]), batch.total)
             logits = None if out.logits is None else out.logits.detach()
             outputs.append(replace(out, loss=out.loss.detach(), logits=logits))
         output = merge_outputs(outputs)

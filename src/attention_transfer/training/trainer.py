@@ -116,8 +116,9 @@ class Trainer:
         """
         with self.tracking, self.stop.caught(), self.processes.watched():
             try:
-                self._train()
-                self._write_results()
+                with self.processes.reporting_lost_processes():
+                    self._train()
+                    self._write_results()
             except _StopAgreedError as stopped:
                 self._save_checkpoint()
                 raise Interrupted(self._stopped_message(stopped.signal), stopped.signal) from None
