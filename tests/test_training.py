@@ -341,26 +341,44 @@ torch.set_default_dtype(torch.float64)
 torch.Tensor.float = torch.Tensor.double
 network_inputs.load_data = lambda *_, **__: small_data()
 at.distill(
-    teacher={teacher!r}, student="nin-thin-nobn", out={out!r}, epochs=1, batch_size=9,
-    lr=0.005, precision="fp32", beta=10, full_activation_beta=0.1, kd_alpha=0.5,
-    accumulate={parts}, grad_checkpoint={parts} > 1,
+    teacher={teacher!r}, out={out!r}, epochs=1, batch_size=9,
+    lr=0.005, precision="fp32", beta=10, full_activation_beta=0.1, kd_alpha=0.5, **{settings},
 )
 """
 
 
-def test_two_processes_train_what_one_trains(teacher: Run, tmp_path: Path) -> None:
-    """Without batch norm, whose statistics are each process's own, and in double precision, where
-    rounding does not decide which place max pooling takes."""
+@pytest.mark.parametrize(
+    ("settings", "others"),
+    [
+        ({"student": "nin-thin-nobn"}, [{}, {"accumulate": 2, "grad_checkpoint": True}]),
+        (
+            {
+                "student": "nin-thin",
+                "sync_batch_norm": True,
+                "attention": "activation,gradient",
+                "gradient_beta": 0.1,
+                "flip_symmetry_beta": 0.1,
+            },
+            [{}],
+        ),
+    ],
+)
+def test_two_processes_train_what_one_trains(
+    teacher: Run, tmp_path: Path, settings: dict[str, Any], others: list[dict[str, Any]]
+) -> None:
+    """Without batch norm or with synchronised batch norm, and in double precision, where rounding
+    does not decide which place max pooling takes."""
     runs = []
-    for processes, parts in ((1, 1), (2, 1), (2, 2)):
-        out = tmp_path / f"by-{processes}-in-{parts}"
+    for index, more in enumerate([{}, *others]):
+        processes = min(index + 1, 2)
+        out = tmp_path / f"run-{index}"
         script = tmp_path / "script.py"
         script.write_text(
             TWO_PROCESSES.format(
                 tests=str(Path(__file__).parent),
                 teacher=str(teacher.folder.resolve()),
                 out=str(out),
-                parts=parts,
+                settings={**settings, **more},
             )
         )
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -38,7 +38,7 @@ def test_a_signal_saves_within_a_step_and_the_run_resumes_exactly(
     output = (tmp_path / "output.txt").read_text()
     last = output.strip().splitlines()[-1]
     assert re.fullmatch(
-        rf"attention-transfer: stopped by {name} after step \d of epoch \d; resume the run: "
+        rf"attention-transfer: stopped by {name} after step \d of epoch \d of 3; resume the run: "
         "attention-transfer resume run",
         last,
     )

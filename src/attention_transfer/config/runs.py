@@ -100,6 +100,11 @@ class TrainingConfig(ImagesConfig):
         description="recompute activations inside the student's stages in the backward pass: less "
         "memory, more time, the same result",
     )
+    sync_batch_norm: bool = Field(
+        False,
+        description="batch norm by the images of all processes, not of each; worth it where a "
+        "process has few images a step",
+    )
     lr: Positive = Field(
         0.4, description="largest learning rate; with the step schedule the paper's is 0.1"
     )
@@ -165,6 +170,18 @@ class TrainingConfig(ImagesConfig):
                 {"most": max(1, batch_size // 2), "batch_size": batch_size},
             )
         return parts
+
+    @model_validator(mode="after")
+    def _sync_batch_norm_runs_eagerly(self) -> Self:
+        """Refuse what runs batch norm where it cannot be synchronised."""
+        for name in ("compile", "grad_checkpoint"):
+            if self.sync_batch_norm and getattr(self, name):
+                raise PydanticCustomError(
+                    "sync_batch_norm",
+                    "sync_batch_norm does not go with {name}; leave one of them out",
+                    {"name": name},
+                )
+        return self
 
     @property
     def trackers(self) -> list[str]:

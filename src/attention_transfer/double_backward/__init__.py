@@ -8,5 +8,6 @@ answered by functions of this package. The network, its modules and its state di
 """
 
 from attention_transfer.double_backward.mode import DoubleBackward
+from attention_transfer.double_backward.synchronized_batch_norm import SynchronizedBatchNorm
 
-__all__ = ["DoubleBackward"]
+__all__ = ["DoubleBackward", "SynchronizedBatchNorm"]

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from attention_transfer.double_backward.batch_norm import BatchNorm
 from attention_transfer.double_backward.convolution import Convolution
 from attention_transfer.double_backward.first_pass import FirstPass
+from attention_transfer.double_backward.synchronized_batch_norm import SynchronizedBatchNorm
 from attention_transfer.functional.maps import to_float32
 
 __all__ = ["DoubleBackward"]
@@ -41,6 +42,7 @@ class DoubleBackward(TorchFunctionMode):
         super().__init__()
         self.batch_statistics = False
         """Whether any batch normalisation used the statistics of the batch."""
+        self._plain_batch_norm = SynchronizedBatchNorm.blocks > 0
         self._first_pass = FirstPass()
         self._contexts: list[ExitStack] = []
 
@@ -120,7 +122,7 @@ class DoubleBackward(TorchFunctionMode):
         # Fixed statistics: an affine function, whose second derivative is fast.
         # One value a channel: PyTorch's own error.
         one_value = input.numel() == input.shape[1]
-        if not training or one_value or _left_to_autograd(weight, bias):
+        if not training or one_value or self._plain_batch_norm or _left_to_autograd(weight, bias):
             return functional.batch_norm(
                 input, running_mean, running_var, weight, bias, training, momentum, eps
             )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attention_transfer.data import Batch
 from attention_transfer.data.randomness import step_seed
+from attention_transfer.double_backward import SynchronizedBatchNorm
 from attention_transfer.environment import AUTOCAST
 from attention_transfer.errors import TrainingError, first_problems
 from attention_transfer.training.fine_tuning import parameter_groups
@@ -69,6 +70,7 @@ class TrainStep:
         )
         # The whole objective is wrapped, so that the terms' own parameters are synchronised too.
         self.objective: nn.Module = accelerator.prepare_model(self.transfer)
+        self._synchronized = self.config.sync_batch_norm and processes.count > 1
         self._settings = [
             {name: value for name, value in group.items() if name not in ("params", "lr")}
             for group in self.optimizer.param_groups
@@ -158,7 +160,10 @@ class TrainStep:
         outputs = []
         for part in (*others, last):
             # Processes exchange gradients once, after the last micro-batch.
-            with nullcontext() if part is last else self.accelerator.no_sync(self.objective):
+            with (
+                nullcontext() if part is last else self.accelerator.no_sync(self.objective),
+                SynchronizedBatchNorm() if self._synchronized else nullcontext(),
+            ):
                 part_targets = targets and targets.part(part)
                 out = self._forward(images[part], labels[part], part_targets, step_index)
                 self._backward(out.loss, len(labels[part]), batch.total)
