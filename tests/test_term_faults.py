@@ -1,6 +1,7 @@
 """Input that a Transfer or a term cannot use: each is refused in a line, or taken rightly."""
 
 import copy
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -277,6 +278,58 @@ def test_an_error_inside_a_pairs_loss_says_where() -> None:
         transfer_of(Broken())(IMAGES)
     notes = caught.value.__notes__
     assert notes == ["in the loss of the pair group1:group1", "in the term broken"]
+
+
+class Counting(at.PairTerm):
+    """Has a state, draws random numbers, and differentiates with respect to the features."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.norm = nn.BatchNorm1d(3)
+
+    def loss(self, pair: at.PairInputs) -> Tensor:
+        self.calls += 1
+        features = pair.student_features
+        (gradient,) = torch.autograd.grad(features.square().sum(), features, create_graph=True)
+        return self.norm(torch.rand(len(features), 3)).mean() + gradient.square().mean()
+
+
+def test_a_trial_of_a_term_leaves_nothing_behind() -> None:
+    term = Counting()
+    transfer = transfer_of(term, example_input=IMAGES[:1])
+    before = copy.deepcopy(transfer.state_dict())
+    modes = {module: module.training for module in transfer.modules()}
+    transfer.try_terms(IMAGES, LABELS)
+    after = transfer.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(module.training == training for module, training in modes.items())
+    assert transfer.terms["counting"] is term
+    assert term.calls == 0
+    transfer(IMAGES).loss.backward()
+    assert term.calls == len(transfer.pair_descriptions)
+
+
+def test_a_term_that_fails_is_named_when_the_transfer_is_built() -> None:
+    class Nearest(at.PairTerm):
+        name = "nearest"
+
+        def loss(self, pair: at.PairInputs) -> Tensor:
+            return torch.cdist(*[pair.student_features.flatten(1)] * 2).topk(2).values.mean()
+
+    with pytest.raises(InputError, match=r"term nearest failed .*give several as example_input.*k"):
+        transfer_of(Nearest(), example_input=IMAGES[:1])
+    transfer_of(Nearest(), example_input=IMAGES[:2])(IMAGES).loss.backward()
+
+
+def test_a_term_that_cannot_be_copied_is_still_trained() -> None:
+    term = Counting()
+    term.lock = threading.Lock()  # type: ignore[assignment]
+    transfer = transfer_of(term, example_input=IMAGES[:1])
+    transfer.try_terms(IMAGES, LABELS)
+    transfer(IMAGES).loss.backward()
 
 
 def test_what_is_read_too_early_is_not_called_undeclared() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, input_errors
 from attention_transfer.taps import (
     Inputs,
     Taps,
@@ -46,10 +46,13 @@ from attention_transfer.transfer.teacher_ensemble import (
 from attention_transfer.transfer.term_inputs import (
     build_modules,
     check_built,
+    check_inputs,
     named_terms,
     needed_of_teacher,
     scalar_value,
     term_inputs,
+    trial_copy,
+    try_losses,
 )
 from attention_transfer.transfer.terms.base import PairedMaps, Term, TermInputs
 
@@ -225,6 +228,26 @@ class Transfer(nn.Module):
             return Targets()
         return self.teacher.targets(inputs, labels, self.target_spec)
 
+    def try_terms(self, inputs: Inputs, labels: Any) -> None:
+        """Compute every term once, in eval mode, on copies of the terms that leave nothing behind.
+
+        Args:
+            inputs: as of a call.
+            labels: the same.
+
+        Raises:
+            InputError: a term fails; the error names it.
+        """
+        terms = self.terms
+        copies = {name: trial_copy(term) for name, term in self.named_terms.items()}
+        self.terms = nn.ModuleDict({name: copied for name, copied in copies.items() if copied})
+        try:
+            if self.terms:
+                with evaluating(self.student), input_errors("a trial step failed"):
+                    self(inputs, labels)
+        finally:
+            self.terms = terms
+
     @property
     def named_terms(self) -> dict[str, Term]:
         """The terms by name."""
@@ -285,7 +308,7 @@ class Transfer(nn.Module):
         for name, term in self.named_terms.items():
             inputs = self._term_inputs(name, student, logits, targets, labels, progress, gradients)
             check_built(term, self._built)
-            term.check(inputs)
+            check_inputs(term, inputs)
             try:
                 value: object = term(inputs)
             except Exception as error:
@@ -377,10 +400,12 @@ class Transfer(nn.Module):
         logits = logits_in(student.output, self.find_logits)
         for name, term in self.named_terms.items():
             inputs = self._term_inputs(name, student, logits, targets)
-            term.check(inputs)
+            check_inputs(term, inputs)
             pairs = inputs.pairs if name in self.pairings else ()
             build_modules(term, pairs)
             term.to(main_input(example).device)
+            if pairs:
+                try_losses(term, inputs)
             self.pair_descriptions += [
                 describe_pair(
                     term, pair, [teacher_features[point] for point in pair.pair.teacher_points]

@@ -1,11 +1,14 @@
 """Terms by name, what each of them sees of a batch, and the value it returns."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, input_errors
 from attention_transfer.functional.maps import to_float32
 from attention_transfer.transfer.forward import ForwardResult, describe_output
 from attention_transfer.transfer.input_gradients import InputGradients
@@ -17,15 +20,24 @@ from attention_transfer.transfer.targets import (
     TargetSpec,
     same_reduction,
 )
-from attention_transfer.transfer.terms.base import PairedMaps, PairInputs, Term, TermInputs
+from attention_transfer.transfer.terms.base import (
+    PairedMaps,
+    PairInputs,
+    PairTerm,
+    Term,
+    TermInputs,
+)
 
 __all__ = [
     "build_modules",
     "check_built",
+    "check_inputs",
     "named_terms",
     "needed_of_teacher",
     "scalar_value",
     "term_inputs",
+    "trial_copy",
+    "try_losses",
 ]
 
 
@@ -186,6 +198,40 @@ def _pair_inputs(
     )
     whole, reduced = (values, ()) if term.teacher_reduction is None else (None, values)
     return PairInputs(term.name, pair, student.features[pair.student], whole, reduced, maps)
+
+
+def check_inputs(term: Term, inputs: TermInputs) -> None:
+    """Let a term check its inputs; an error of its own code names the term."""
+    with input_errors(f"the term {term.name} failed in check"):
+        term.check(inputs)
+
+
+def trial_copy(term: Term) -> Term | None:
+    """Return a copy of a term, in eval mode, to try it on; None if it cannot be copied."""
+    try:
+        return copy.deepcopy(term).eval()
+    except Exception:  # whatever a term raises that holds a lock, a file, a graph
+        return None
+
+
+def try_losses(term: Term, inputs: TermInputs) -> None:
+    """Compute the losses of a term's pairs once, on a copy that leaves nothing behind.
+
+    Raises:
+        InputError: a loss fails or is not a scalar.
+    """
+    copied = trial_copy(term)
+    if not isinstance(copied, PairTerm):
+        return  # another term may read labels, which an example has none of
+    pairs = [
+        replace(pair, raw_student_features=pair.raw_student_features.detach().requires_grad_())
+        for pair in inputs.pairs
+    ]
+    samples = len(pairs[0].raw_student_features)
+    several = "" if samples > 1 else " (give several as example_input if it compares samples)"
+    trial = replace(inputs, declared={**inputs.declared, "pairs": tuple(pairs)}, maps={})
+    with input_errors(f"the term {term.name} failed on the example{several}"), torch.enable_grad():
+        scalar_value(term.name, copied(trial))
 
 
 def build_modules(term: Term, pairs: Sequence[PairInputs]) -> None:
