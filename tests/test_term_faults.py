@@ -19,7 +19,7 @@ from attention_transfer.functional import losses
 from attention_transfer.models import WideResNet
 from attention_transfer.taps import main_input
 from attention_transfer.training.objects import named
-from attention_transfer.transfer import map_reduction, reduction_named
+from attention_transfer.transfer import map_reduction, reduction_named, try_terms
 from small_transfers import IMAGES, LABELS, Penalty, transfer_of, wide_resnet
 
 
@@ -302,7 +302,7 @@ def test_a_trial_of_a_term_leaves_nothing_behind() -> None:
     transfer = transfer_of(term, example_input=IMAGES[:1])
     before = copy.deepcopy(transfer.state_dict())
     modes = {module: module.training for module in transfer.modules()}
-    transfer.try_terms(IMAGES, LABELS)
+    try_terms(transfer, IMAGES, LABELS)
     after = transfer.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(module.training == training for module, training in modes.items())
@@ -328,7 +328,7 @@ def test_a_term_that_cannot_be_copied_is_still_trained() -> None:
     term = Counting()
     term.lock = threading.Lock()  # type: ignore[assignment]
     transfer = transfer_of(term, example_input=IMAGES[:1])
-    transfer.try_terms(IMAGES, LABELS)
+    try_terms(transfer, IMAGES, LABELS)
     transfer(IMAGES).loss.backward()
 
 

@@ -41,6 +41,7 @@ from attention_transfer.transfer import (
     Transfer,
     class_logits,
     compiler_fault,
+    try_terms,
 )
 
 __all__ = ["RunSetup", "count_flops", "set_up_run"]
@@ -137,7 +138,7 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
         if config.terms:
             view = AugmentedView(config.data_seed, 0)
             batch = next(batches(data.train, tried, len(tried), view=view))
-            transfer.try_terms(batch.images, batch.labels)
+            try_terms(transfer, batch.images, batch.labels)
     targets = cached_targets(config, data, teachers, transfer, precision)
     if targets is None:
         transfer.optimize_teacher_for_inference(example, AUTOCAST.get(precision))

@@ -31,6 +31,7 @@ from attention_transfer.transfer.terms import (
     TermInputs,
     distillation_terms,
 )
+from attention_transfer.transfer.trial import try_terms
 
 __all__ = [
     "ActivationAttention",
@@ -65,4 +66,5 @@ __all__ = [
     "frozen_teacher",
     "map_reduction",
     "reduction_named",
+    "try_terms",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from attention_transfer.errors import InputError, input_errors
+from attention_transfer.errors import InputError
 from attention_transfer.taps import (
     Inputs,
     Taps,
@@ -26,14 +26,12 @@ from attention_transfer.transfer.forward import (
     ForwardResult,
     check_points_learn,
     find_logits,
-    input_size,
     logits_in,
     preprocess,
     tapped_forward,
 )
 from attention_transfer.transfer.input_gradients import InputGradients
 from attention_transfer.transfer.output import PairDescription, TransferOutput, describe_pair
-from attention_transfer.transfer.pairing import Pairing, PairingSide, resolve_pairs
 from attention_transfer.transfer.targets import Targets
 from attention_transfer.transfer.teacher_ensemble import (
     MeanAndDeviation,
@@ -47,14 +45,15 @@ from attention_transfer.transfer.term_inputs import (
     build_modules,
     check_built,
     check_inputs,
+    check_teacher,
     named_terms,
     needed_of_teacher,
+    pairings_of,
     scalar_value,
     term_inputs,
-    trial_copy,
-    try_losses,
 )
 from attention_transfer.transfer.terms.base import PairedMaps, Term, TermInputs
+from attention_transfer.transfer.trial import try_losses
 
 __all__ = ["Transfer"]
 
@@ -127,7 +126,9 @@ class Transfer(nn.Module):
         self.find_logits = logits
         teachers = teachers_with_preprocessing(teacher, teacher_normalization)
         check_separate(student, [network for network, _ in teachers])
-        self.pairings = self._resolve_pairs(bool(teachers), teachers, example_input)
+        check_teacher(self.named_terms, bool(teachers))
+        networks = [(student, self.student_normalization), *teachers]
+        self.pairings = pairings_of(self.named_terms, networks, example_input)
         pairs = [pair for pairing in self.pairings.values() for pair in pairing.pairs]
         self._taps = Taps(student, [pair.student for pair in pairs], "the student")
         points = [point for pair in pairs for point in pair.teacher_points]
@@ -228,26 +229,6 @@ class Transfer(nn.Module):
             return Targets()
         return self.teacher.targets(inputs, labels, self.target_spec)
 
-    def try_terms(self, inputs: Inputs, labels: Any) -> None:
-        """Compute every term once, in eval mode, on copies of the terms that leave nothing behind.
-
-        Args:
-            inputs: as of a call.
-            labels: the same.
-
-        Raises:
-            InputError: a term fails; the error names it.
-        """
-        terms = self.terms
-        copies = {name: trial_copy(term) for name, term in self.named_terms.items()}
-        self.terms = nn.ModuleDict({name: copied for name, copied in copies.items() if copied})
-        try:
-            if self.terms:
-                with evaluating(self.student), input_errors("a trial step failed"):
-                    self(inputs, labels)
-        finally:
-            self.terms = terms
-
     @property
     def named_terms(self) -> dict[str, Term]:
         """The terms by name."""
@@ -328,30 +309,6 @@ class Transfer(nn.Module):
             maps=maps,
             teacher_logits=targets.logits,
         )
-
-    def _resolve_pairs(
-        self, has_teacher: bool, teachers: Sequence[tuple[nn.Module, Any]], example: Inputs | None
-    ) -> dict[str, Pairing]:
-        """Return the layer pairs of each term that compares layers."""
-        for name, term in self.named_terms.items():
-            if term.needs_teacher and not has_teacher:
-                raise InputError(f"the term {name} needs a teacher, got none; pass teacher=")
-        if not has_teacher:
-            return {}
-        networks = [(self.student, self.student_normalization), *teachers]
-        sides = [
-            PairingSide(
-                network,
-                None if example is None else input_size(example, preprocessing),
-                None if example is None or isinstance(example, Tensor) else example,
-            )
-            for network, preprocessing in networks
-        ]
-        return {
-            name: resolve_pairs(term.pairs, *sides)
-            for name, term in self.named_terms.items()
-            if term.pairs is not None
-        }
 
     def _term_inputs(
         self,

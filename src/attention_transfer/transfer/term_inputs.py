@@ -1,18 +1,17 @@
 """Terms by name, what each of them sees of a batch, and the value it returns."""
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import InputError, input_errors
 from attention_transfer.functional.maps import to_float32
-from attention_transfer.transfer.forward import ForwardResult, describe_output
+from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.taps import Inputs
+from attention_transfer.transfer.forward import ForwardResult, describe_output, input_size
 from attention_transfer.transfer.input_gradients import InputGradients
-from attention_transfer.transfer.pairing import Pair, Pairing
+from attention_transfer.transfer.pairing import Pair, Pairing, PairingSide, resolve_pairs
 from attention_transfer.transfer.targets import (
     Reduction,
     TargetField,
@@ -20,24 +19,18 @@ from attention_transfer.transfer.targets import (
     TargetSpec,
     same_reduction,
 )
-from attention_transfer.transfer.terms.base import (
-    PairedMaps,
-    PairInputs,
-    PairTerm,
-    Term,
-    TermInputs,
-)
+from attention_transfer.transfer.terms.base import PairedMaps, PairInputs, Term, TermInputs
 
 __all__ = [
     "build_modules",
     "check_built",
     "check_inputs",
+    "check_teacher",
     "named_terms",
     "needed_of_teacher",
+    "pairings_of",
     "scalar_value",
     "term_inputs",
-    "trial_copy",
-    "try_losses",
 ]
 
 
@@ -88,6 +81,40 @@ def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
             )
         named[name] = term
     return named
+
+
+def check_teacher(terms: Mapping[str, Term], has_teacher: bool) -> None:
+    """Raise an InputError if a term needs a teacher and there is none."""
+    for name, term in terms.items():
+        if term.needs_teacher and not has_teacher:
+            raise InputError(f"the term {name} needs a teacher, got none; pass teacher=")
+
+
+def pairings_of(
+    terms: Mapping[str, Term],
+    networks: Sequence[tuple[nn.Module, Preprocessing | None]],
+    example: Inputs | None,
+) -> dict[str, Pairing]:
+    """Return the layer pairs of each term that compares layers.
+
+    Args:
+        terms: by name.
+        networks: the student and the teachers, each with its preprocessing.
+        example: inputs of the networks, if there are any.
+    """
+    sides = [
+        PairingSide(
+            network,
+            None if example is None else input_size(example, preprocessing),
+            None if example is None or isinstance(example, Tensor) else example,
+        )
+        for network, preprocessing in networks
+    ]
+    return {
+        name: resolve_pairs(term.pairs, *sides)
+        for name, term in terms.items()
+        if term.pairs is not None
+    }
 
 
 def needed_of_teacher(terms: Mapping[str, Term], pairings: Mapping[str, Pairing]) -> TargetSpec:
@@ -204,34 +231,6 @@ def check_inputs(term: Term, inputs: TermInputs) -> None:
     """Let a term check its inputs; an error of its own code names the term."""
     with input_errors(f"the term {term.name} failed in check"):
         term.check(inputs)
-
-
-def trial_copy(term: Term) -> Term | None:
-    """Return a copy of a term, in eval mode, to try it on; None if it cannot be copied."""
-    try:
-        return copy.deepcopy(term).eval()
-    except Exception:  # whatever a term raises that holds a lock, a file, a graph
-        return None
-
-
-def try_losses(term: Term, inputs: TermInputs) -> None:
-    """Compute the losses of a term's pairs once, on a copy that leaves nothing behind.
-
-    Raises:
-        InputError: a loss fails or is not a scalar.
-    """
-    copied = trial_copy(term)
-    if not isinstance(copied, PairTerm):
-        return  # another term may read labels, which an example has none of
-    pairs = [
-        replace(pair, raw_student_features=pair.raw_student_features.detach().requires_grad_())
-        for pair in inputs.pairs
-    ]
-    samples = len(pairs[0].raw_student_features)
-    several = "" if samples > 1 else " (give several as example_input if it compares samples)"
-    trial = replace(inputs, declared={**inputs.declared, "pairs": tuple(pairs)}, maps={})
-    with input_errors(f"the term {term.name} failed on the example{several}"), torch.enable_grad():
-        scalar_value(term.name, copied(trial))
 
 
 def build_modules(term: Term, pairs: Sequence[PairInputs]) -> None:
