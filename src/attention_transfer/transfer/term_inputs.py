@@ -26,6 +26,7 @@ __all__ = [
     "check_built",
     "check_inputs",
     "check_teacher",
+    "check_term",
     "named_terms",
     "needed_of_teacher",
     "pairings_of",
@@ -48,15 +49,8 @@ def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
         raise InputError(f"got {got}, expected a list of at least one, such as [CrossEntropy()]")
     named: dict[str, nn.Module] = {}
     for term in terms:
-        given: object = term
-        kind = given.__name__ if isinstance(given, type) else type(given).__name__
-        if not isinstance(given, Term):
-            made = f"; did you mean {kind}()?" if isinstance(given, type) else ""
-            raise InputError(
-                f"{kind} is not a term, expected an instance of attention_transfer.Term{made}"
-            )
-        if "_modules" not in vars(term):
-            raise InputError(f"{kind} does not call super().__init__() in its __init__; add that")
+        check_term(term)
+        kind = type(term).__name__
         name = getattr(term, "name", None)
         if not isinstance(name, str) or not name.isidentifier():
             raise InputError(
@@ -81,6 +75,18 @@ def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
             )
         named[name] = term
     return named
+
+
+def check_term(term: object) -> None:
+    """Raise an InputError unless it is an instance of Term that was initialised."""
+    kind = term.__name__ if isinstance(term, type) else type(term).__name__
+    if not isinstance(term, Term):
+        made = f"; did you mean {kind}()?" if isinstance(term, type) else ""
+        raise InputError(
+            f"{kind} is not a term, expected an instance of attention_transfer.Term{made}"
+        )
+    if "_modules" not in vars(term):
+        raise InputError(f"{kind} does not call super().__init__() in its __init__; add that")
 
 
 def check_teacher(terms: Mapping[str, Term], has_teacher: bool) -> None:
