@@ -264,6 +264,106 @@ def test_a_term_with_modules_belongs_to_one_transfer() -> None:
     copied(IMAGES).loss.backward()
 
 
+def test_a_term_without_parameters_in_its_modules_belongs_to_one_transfer_too() -> None:
+    term = at.FullActivation(pairs="group1:group1")
+    networks = wide_resnet(1), wide_resnet(1)
+    transfer = at.Transfer(*networks, [term], example_input=IMAGES[:1])
+    assert not list(term.parameters())
+    with pytest.raises(InputError, match="has the modules of another Transfer already"):
+        at.Transfer(*networks, [term], example_input=IMAGES[:1])
+    transfer(IMAGES)
+
+
+class Failing(at.PairTerm):
+    """Fails in one of its methods."""
+
+    name = "failing"
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+
+    def _fail(self, method: str) -> None:
+        if self.method == method:
+            raise IndexError("no such axis")
+
+    def check(self, inputs: at.TermInputs) -> None:
+        self._fail("check")
+
+    def build(self, pairs: Any) -> None:
+        self._fail("build")
+
+    def effective_weight(self, size: tuple[int, ...]) -> Any:
+        self._fail("effective_weight")
+        return "much" if self.method == "weight" else (np.float32(0.5), "squares")
+
+    def loss(self, pair: at.PairInputs) -> Tensor:
+        self._fail("loss")
+        return pair.student_features.mean()
+
+
+@pytest.mark.parametrize("method", ["check", "build", "effective_weight", "loss"])
+def test_a_term_can_be_used_again_after_a_construction_that_failed(method: str) -> None:
+    term, failing = at.FullActivation(), Failing(method)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"term failing failed .*no such axis"):
+            transfer_of(term, failing, example_input=IMAGES[:1])
+    failing.method = ""
+    transfer_of(term, failing, example_input=IMAGES[:1])(IMAGES).loss.backward()
+
+
+def test_an_effective_weight_is_a_number_and_its_unit() -> None:
+    with pytest.raises(InputError, match=r"failing must return a number and its unit .*got 'much'"):
+        transfer_of(Failing("weight"), example_input=IMAGES[:1])
+    transfer = transfer_of(Failing(""), example_input=IMAGES[:1])
+    assert transfer.pair_descriptions[0].effective_weight == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((None, torch.sum), "a Reduction's name must say what it does"),
+        ((" ", torch.sum), "a Reduction's name must say what it does"),
+        (("sum", "sum"), "'sum' needs a function of the features .* got 'sum'"),
+        (("sum", torch.sum, "yes"), "scale_free .* must be True or False, got 'yes'"),
+        (("sum", torch.sum, True, None), "promote .* must be True or False, got None"),
+    ],
+)
+def test_a_reduction_is_checked_when_it_is_made(arguments: Any, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        at.Reduction(*arguments)
+
+
+def test_a_reduction_that_fails_names_itself_and_its_terms() -> None:
+    def term(name: str) -> at.Term:
+        return with_reduction(name, broken)
+
+    def broken(features: Tensor) -> Tensor:
+        return features.mean(dim=(2, 9))
+
+    terms = [term("one"), term("two")]
+    with pytest.raises(InputError, match=r"term one and two: the reduction 'moment' failed"):
+        transfer_of(*terms, example_input=IMAGES[:1])
+    with pytest.raises(InputError, match=r"the reduction 'moment' failed on features \(4, .*Index"):
+        transfer_of(*terms)(IMAGES)
+
+
+def test_a_term_checks_each_shape_once() -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Checking(Penalty):
+        def check(self, inputs: at.TermInputs) -> None:
+            seen.append((inputs.pairs[0].student_features.shape[-1], inputs.labels is None))
+
+    Checking.pairs = "auto"
+    transfer = transfer_of(Checking())
+    for images in (IMAGES, IMAGES[:2], IMAGES.repeat(1, 1, 2, 2), IMAGES):
+        for labels in (None, LABELS[: len(images)]):
+            transfer(images, labels)
+    sizes = [transfer.student.group1(torch.zeros(1, 16, 16, 16)).shape[-1]]  # type: ignore[operator]
+    assert seen == [(size, none) for size in (*sizes, 2 * sizes[0]) for none in (True, False)]
+
+
 # Errors inside a term
 
 
@@ -438,6 +538,40 @@ def test_a_pass_in_inference_mode_between_training_steps() -> None:
             assert transfer(IMAGES, LABELS).raw_terms == expected
             assert at.attention_points(wide_resnet(), (3, 16, 16)).recommended
         transfer(IMAGES, LABELS).loss.backward()
+
+
+GRIDS: dict[tuple[int, ...], Tensor] = {}
+"""Grids that all networks of a kind share, by the shape of their features."""
+
+
+class Gridded(nn.Module):
+    """Makes a grid of positions in the first pass on features of a shape, and keeps it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolution, self.classifier = nn.Conv2d(3, width, 3), nn.Linear(width, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.convolution(images)
+        shape = len(features), *features.shape[2:]
+        grid = GRIDS.setdefault(shape, torch.rand(shape[0], 1, *shape[1:]))
+        return self.classifier((features.relu() * grid).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_what_a_teacher_keeps_of_a_pass_can_be_used_in_any_other(optimized: bool) -> None:
+    GRIDS.clear()
+    transfer = at.Transfer(
+        Gridded(4),
+        Gridded(8),
+        [at.KnowledgeDistillation(), at.ActivationAttention(pairs="convolution:convolution")],
+        example_input=IMAGES[:1],
+    )
+    if optimized:
+        transfer.optimize_teacher_for_inference(IMAGES[:1])
+    for images in (IMAGES, IMAGES[:2], IMAGES):
+        transfer(images).loss.backward()
+    assert len(GRIDS) == 3
 
 
 @pytest.mark.parametrize("needs_teacher", [False, True])

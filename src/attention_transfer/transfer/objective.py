@@ -46,9 +46,11 @@ from attention_transfer.transfer.term_inputs import (
     check_built,
     check_inputs,
     check_teacher,
+    claim_modules,
     named_terms,
     needed_of_teacher,
     pairings_of,
+    read_fields,
     scalar_value,
     term_inputs,
 )
@@ -136,6 +138,8 @@ class Transfer(nn.Module):
         self.target_spec = needed_of_teacher(self.named_terms, self.pairings)
         self.pair_descriptions: list[PairDescription] = []
         self._twice_differentiable, self._built = False, False
+        self._checked: set[object] = set()
+        """The shapes of features and logits that the terms have checked."""
         self._compiled: CompiledForward | None = None
         if example_input is not None:
             self._try(example_input)
@@ -283,13 +287,16 @@ class Transfer(nn.Module):
         progress: float,
     ) -> TransferOutput:
         logits = logits_in(student.output, self.find_logits)
+        shapes = tuple(features.shape[1:] for features in student.features.values())
+        checked = shapes, logits is None or logits.shape[1:], labels is None
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         maps: dict[str, dict[str, PairedMaps]] = {}
         for name, term in self.named_terms.items():
             inputs = self._term_inputs(name, student, logits, targets, labels, progress, gradients)
             check_built(term, self._built)
-            check_inputs(term, inputs)
+            if checked not in self._checked:
+                check_inputs(term, inputs)
             try:
                 value: object = term(inputs)
             except Exception as error:
@@ -299,6 +306,7 @@ class Transfer(nn.Module):
             weighted[name] = raw[name] * term.weight_at(progress)
             if inputs.maps:
                 maps[name] = inputs.maps
+        self._checked.add(checked)
         first = next(iter(weighted.values()))
         return TransferOutput(
             loss=sum(weighted.values(), start=first.new_zeros((), dtype=torch.float32)),
@@ -346,10 +354,7 @@ class Transfer(nn.Module):
             teacher = self.teacher(example)
             teacher_features = teacher.features
             targets = Targets(
-                {
-                    target: target.read(teacher_features[target.point])
-                    for target in self.target_spec.fields
-                },
+                read_fields(self.target_spec, teacher_features, self.named_terms),
                 logits_in(teacher.output, self.teacher.find_logits),
                 main_input(example) if self.target_spec.gradient else None,  # of the same shape
             )
@@ -369,6 +374,7 @@ class Transfer(nn.Module):
                 )
                 for pair in pairs
             ]
+        claim_modules(self.named_terms)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the teacher along with ``.to()``, ``.cuda()`` and so on."""

@@ -27,9 +27,11 @@ __all__ = [
     "check_inputs",
     "check_teacher",
     "check_term",
+    "claim_modules",
     "named_terms",
     "needed_of_teacher",
     "pairings_of",
+    "read_fields",
     "scalar_value",
     "term_inputs",
 ]
@@ -153,6 +155,21 @@ def needed_of_teacher(terms: Mapping[str, Term], pairings: Mapping[str, Pairing]
     )
 
 
+def read_fields(
+    spec: TargetSpec, features: Mapping[str, Tensor], terms: Mapping[str, Term]
+) -> dict[TargetField, Tensor]:
+    """Return what terms need of the teacher's features by point; an error names the terms."""
+    fields: dict[TargetField, Tensor] = {}
+    for target in spec.fields:
+        try:
+            fields[target] = target.read(features[target.point])
+        except InputError as error:
+            reduction = target.reduction
+            names = [name for name, term in terms.items() if term.teacher_reduction == reduction]
+            raise InputError(f"the term {' and '.join(names)}: {error}") from error
+    return fields
+
+
 def scalar_value(name: str, value: object) -> Tensor:
     """Return a term's value, or raise an InputError unless it is a scalar tensor."""
     if isinstance(value, Tensor) and value.dim() == 0:
@@ -247,13 +264,20 @@ def build_modules(term: Term, pairs: Sequence[PairInputs]) -> None:
     """
     if type(term).build is Term.build:
         return
-    if vars(term).get("_has_modules", False) and any(True for _ in term.parameters()):
+    if vars(term).get("_has_modules", False):
         raise InputError(
             f"the term {term.name} has the modules of another Transfer already; make a new "
             f"{type(term).__name__} for this one"
         )
-    term.build(pairs)
-    term._has_modules = True
+    with input_errors(f"the term {term.name} failed in build"):
+        term.build(pairs)
+
+
+def claim_modules(terms: Mapping[str, Term]) -> None:
+    """Record that the terms have modules of a Transfer, which no other one may have."""
+    for term in terms.values():
+        if type(term).build is not Term.build:
+            term._has_modules = True
 
 
 def check_built(term: Term, built: bool) -> None:
