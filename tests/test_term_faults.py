@@ -136,6 +136,11 @@ def test_an_empty_batch_is_refused() -> None:
         (lambda output: output["classes"], "failed on a tensor"),
         (lambda output: output.numpy, "returned a builtin_function_or_method"),
         (lambda output: [output], "returned a list"),
+        (lambda output: output[0], r"returned \(3,\) of a tensor \(4, 3\), expected \(N, classes"),
+        (lambda output: output[:1], r"returned \(1, 3\) of a tensor \(4, 3\)"),
+        (lambda output: output[:, 0], r"returned \(4,\) of a tensor \(4, 3\)"),
+        (lambda output: 1 / 0, "failed on a tensor .*: ZeroDivisionError"),
+        (lambda output: output @ output, "failed on a tensor .*: RuntimeError"),
     ],
 )
 def test_a_function_that_finds_no_logits(logits: Any, match: str) -> None:
@@ -154,6 +159,108 @@ def test_any_input_that_is_overwritten_in_place_is_noticed() -> None:
     transfer = at.Transfer(*networks, [at.ActivationAttention()])
     with pytest.raises(InputError, match="overwrote its inputs in place"):
         transfer((IMAGES, torch.ones(4)))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = wide_resnet()
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return self.network(one) + self.network(other)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_input_that_is_there_twice_is_the_main_one_once(named: bool) -> None:
+    values = []
+    for other in (IMAGES, IMAGES.clone()):
+        transfer = at.Transfer(
+            Twice().eval(),
+            terms=[at.InputGradientNorm(1.0)],
+            student_normalization=((0.1, 0.2, 0.3), (0.5, 0.5, 0.5)),
+        )
+        inputs = {"one": IMAGES, "other": other} if named else (IMAGES, other)
+        values.append(transfer(inputs, LABELS).loss.item())
+    assert values[0] == values[1] > 0
+
+
+def test_channels_and_samples_that_do_not_fit_are_told() -> None:
+    normalization = (0.5,) * 3, (0.5,) * 3
+    transfer = transfer_of(at.ActivationAttention(), student_normalization=normalization)
+    with pytest.raises(InputError, match=r"3 means and 3 .* \(4, 1, 16, 16\) have 1 channels"):
+        transfer(IMAGES[:, :1], targets=transfer.targets(IMAGES))
+    with pytest.raises(InputError, match=r"the student fails on \(1, 1, 16, 16\).*3 channels"):
+        transfer_of(at.ActivationAttention(), example_input=IMAGES[:1, :1])
+    grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    with pytest.raises(InputError, match=r"the teacher fails on \(1, 3, 16, 16\)"):
+        at.Transfer(
+            wide_resnet(),
+            grey,
+            [at.ActivationAttention(pairs="group1:1")],
+            example_input=IMAGES[:1],
+        )
+
+
+@pytest.mark.parametrize(
+    "term", [at.ActivationAttention(), at.KnowledgeDistillation(), at.GradientAttention(1.0)]
+)
+def test_targets_of_other_samples_are_refused(term: at.Term) -> None:
+    transfer = transfer_of(copy.deepcopy(term))
+    targets = transfer.targets(IMAGES[:1], LABELS[:1])
+    with pytest.raises(InputError, match="are of 1 samples and the inputs of 4"):
+        transfer(IMAGES, LABELS, targets=targets)
+    transfer(IMAGES[:1], LABELS[:1], targets=targets)
+
+
+def test_a_half_frozen_student_may_hold_what_cannot_be_copied() -> None:
+    student = wide_resnet()
+    student.lock = threading.Lock()  # type: ignore[assignment]
+    student.stem.requires_grad_(False)
+
+    def built(pairs: str) -> at.Transfer:
+        term = at.ActivationAttention(pairs=pairs)
+        return at.Transfer(student, wide_resnet(2), [term], example_input=IMAGES[:1])
+
+    built("group1:group1")(IMAGES).loss.backward()
+    with pytest.raises(InputError, match="'stem' is in a part that is frozen"):
+        built("stem:stem")
+
+
+class Sequences(nn.Module):
+    """A transformer over vectors (N, length, C), over a signal (N, C, length), or over tokens."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        embedding = nn.Embedding(50, width) if kind == "tokens" else nn.Linear(3, width)
+        self.embedding: nn.Module = embedding
+        self.blocks = nn.Sequential(
+            *(nn.TransformerEncoderLayer(width, 2, width, batch_first=True) for _ in range(2))
+        )
+        self.classifier = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.embedding(x.transpose(1, 2) if self.kind == "signal" else x))
+        return self.classifier(x.mean(dim=1))  # type: ignore[no-any-return]
+
+
+def test_networks_over_sequences_are_paired_or_told_why_not() -> None:
+    def built(kind: str, inputs: Tensor, pairs: str = "auto") -> at.Transfer:
+        networks = [Sequences(width, kind) for width in (8, 12)]
+        terms = [at.ActivationAttention(pairs=pairs)]
+        return at.Transfer(*networks, terms, example_input=inputs[:1])
+
+    signal = torch.rand(4, 3, 20)
+    out = built("signal", signal)(signal)
+    assert out.maps
+    assert {tuple(both.student.shape) for both in out.maps["activation_attention"].values()} == {
+        (4, 20)
+    }
+    with pytest.raises(InputError, match=r"give one that takes \(N, channels, length\)"):
+        built("vectors", signal.transpose(1, 2))
+    for pairs in ("auto", "blocks.1:blocks.1"):
+        with pytest.raises(InputError, match=r"this one has none: .*20,.* token numbers"):
+            built("tokens", torch.randint(0, 50, (4, 20)), pairs)
 
 
 def test_inputs_as_a_list_say_what_to_give() -> None:
@@ -248,6 +355,25 @@ def test_full_activation_takes_networks_of_any_precision(dtype: torch.dtype) -> 
     transfer.to(torch.float64)
     out = transfer(IMAGES.double())
     assert out.raw_terms["full_activation"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_term_computes_in_at_least_float32_whatever_a_transfer_is_converted_to(
+    dtype: torch.dtype, before: bool
+) -> None:
+    networks = [wide_resnet(width).to(dtype if before else torch.float32) for width in (1, 2)]
+    terms = [Means(), Counting(), at.FullActivation()]
+    example = IMAGES[:1].to(dtype if before else torch.float32)
+    transfer = at.Transfer(*networks, terms, example_input=example)
+    weight = terms[0].scale.weight.detach().clone()
+    transfer.to(dtype)
+    for images in (IMAGES.to(dtype), IMAGES.to(dtype)[:2]):
+        transfer(images).loss.backward()
+    expected = torch.promote_types(dtype, torch.float32)
+    assert {one.dtype for term in terms for one in term.parameters()} == {expected}
+    assert torch.equal(weight, terms[0].scale.weight)  # not rounded on the way
+    assert {one.dtype for one in transfer.student.parameters()} == {dtype}
 
 
 # One term in several Transfers
@@ -394,7 +520,8 @@ class Counting(at.PairTerm):
         self.calls += 1
         features = pair.student_features
         (gradient,) = torch.autograd.grad(features.square().sum(), features, create_graph=True)
-        return self.norm(torch.rand(len(features), 3)).mean() + gradient.square().mean()
+        noise = torch.rand(len(features), 3, dtype=features.dtype)
+        return self.norm(noise).mean() + gradient.square().mean()
 
 
 def test_a_trial_of_a_term_leaves_nothing_behind() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, input_errors
 from attention_transfer.taps import (
     Inputs,
     Taps,
@@ -164,6 +164,8 @@ class Transfer(nn.Module):
         """
         if targets is None:
             targets = self.targets(inputs, labels)
+        else:
+            targets.check_samples(len(main_input(inputs)))
         if self._needs_gradients:
             compiling = torch.compiler.is_compiling()
             out: TransferOutput = self._with_gradients(inputs, labels, progress, targets, compiling)
@@ -346,12 +348,14 @@ class Transfer(nn.Module):
         """Run both networks on an example: build the terms' modules, describe the pairs."""
         if self._needs_gradients:
             self._check_gradients(example)
-        with evaluating(self.student):
+        shape = tuple(main_input(example).shape)
+        with input_errors(f"the student fails on {shape}"), evaluating(self.student):
             student = tapped_forward(self.student, self._taps, example, self.student_normalization)
         check_points_learn(self.student, self._taps, example, self.student_normalization)
         targets, teacher_features = Targets(), dict[str, Tensor]()
         if self.teacher is not None:
-            teacher = self.teacher(example)
+            with input_errors(f"the teacher fails on {shape}"):
+                teacher = self.teacher(example)
             teacher_features = teacher.features
             targets = Targets(
                 read_fields(self.target_spec, teacher_features, self.named_terms),
@@ -365,7 +369,8 @@ class Transfer(nn.Module):
             check_inputs(term, inputs)
             pairs = inputs.pairs if name in self.pairings else ()
             build_modules(term, pairs)
-            term.to(main_input(example).device)
+            images = main_input(example)
+            term.to(images.device, torch.float64 if images.dtype == torch.float64 else None)
             if pairs:
                 try_losses(term, inputs)
             self.pair_descriptions += [

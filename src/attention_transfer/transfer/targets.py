@@ -202,6 +202,17 @@ class Targets:
         """Return the targets of some of the images."""
         return self._each(lambda value: value[images])
 
+    def check_samples(self, count: int) -> None:
+        """Raise an InputError unless the targets are of as many samples."""
+        values = {str(target): value for target, value in self.fields.items()}
+        values |= {"logits": self.logits, "gradient": self.gradient}  # type: ignore[dict-item]
+        for name, value in values.items():
+            if value is not None and len(value) != count:
+                raise InputError(
+                    f"the teacher's targets, {name}, are of {len(value)} samples and the inputs of "
+                    f"{count}; give transfer.targets of the same inputs"
+                )
+
     def read(self, target: TargetField) -> Tensor:
         """Return a field's value.
 
