@@ -1,5 +1,6 @@
 """Gradient attention, flip symmetry and the input gradient's norm, in the objective."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,7 @@ def test_it_combines_with_every_other_term() -> None:
         at.FlipSymmetry(1.0),
         at.InputGradientNorm(1.0),
     ]
+    copies = copy.deepcopy(terms)
     transfer = at.Transfer(student, teacher, terms, example_input=images[:1]).double()
     out = transfer(images, labels)
     assert {"gradient_attention", "squared"} < set(out.terms)
@@ -198,7 +200,7 @@ def test_it_combines_with_every_other_term() -> None:
     out.loss.backward()
     together = student[0].weight.grad.clone()
     separate = torch.zeros_like(together)
-    for term in terms:
+    for term in copies:
         student.zero_grad()
         alone = at.Transfer(student, teacher, [term], example_input=images[:1]).double()
         alone(images, labels).loss.backward()

@@ -1,6 +1,7 @@
 """Input that a Transfer or a term cannot use: each is refused in a line, or taken rightly."""
 
 import copy
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from attention_transfer.functional import losses
 from attention_transfer.models import WideResNet
 from attention_transfer.taps import main_input
 from attention_transfer.training.objects import named
-from attention_transfer.transfer import map_reduction, reduction_named
+from attention_transfer.transfer import map_reduction, reduction_named, try_terms
 from small_transfers import IMAGES, LABELS, Penalty, transfer_of, wide_resnet
 
 
@@ -135,6 +136,11 @@ def test_an_empty_batch_is_refused() -> None:
         (lambda output: output["classes"], "failed on a tensor"),
         (lambda output: output.numpy, "returned a builtin_function_or_method"),
         (lambda output: [output], "returned a list"),
+        (lambda output: output[0], r"returned \(3,\) of a tensor \(4, 3\), expected \(N, classes"),
+        (lambda output: output[:1], r"returned \(1, 3\) of a tensor \(4, 3\)"),
+        (lambda output: output[:, 0], r"returned \(4,\) of a tensor \(4, 3\)"),
+        (lambda output: 1 / 0, "failed on a tensor .*: ZeroDivisionError"),
+        (lambda output: output @ output, "failed on a tensor .*: RuntimeError"),
     ],
 )
 def test_a_function_that_finds_no_logits(logits: Any, match: str) -> None:
@@ -153,6 +159,108 @@ def test_any_input_that_is_overwritten_in_place_is_noticed() -> None:
     transfer = at.Transfer(*networks, [at.ActivationAttention()])
     with pytest.raises(InputError, match="overwrote its inputs in place"):
         transfer((IMAGES, torch.ones(4)))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = wide_resnet()
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return self.network(one) + self.network(other)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_input_that_is_there_twice_is_the_main_one_once(named: bool) -> None:
+    values = []
+    for other in (IMAGES, IMAGES.clone()):
+        transfer = at.Transfer(
+            Twice().eval(),
+            terms=[at.InputGradientNorm(1.0)],
+            student_normalization=((0.1, 0.2, 0.3), (0.5, 0.5, 0.5)),
+        )
+        inputs = {"one": IMAGES, "other": other} if named else (IMAGES, other)
+        values.append(transfer(inputs, LABELS).loss.item())
+    assert values[0] == values[1] > 0
+
+
+def test_channels_and_samples_that_do_not_fit_are_told() -> None:
+    normalization = (0.5,) * 3, (0.5,) * 3
+    transfer = transfer_of(at.ActivationAttention(), student_normalization=normalization)
+    with pytest.raises(InputError, match=r"3 means and 3 .* \(4, 1, 16, 16\) have 1 channels"):
+        transfer(IMAGES[:, :1], targets=transfer.targets(IMAGES))
+    with pytest.raises(InputError, match=r"the student fails on \(1, 1, 16, 16\).*3 channels"):
+        transfer_of(at.ActivationAttention(), example_input=IMAGES[:1, :1])
+    grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    with pytest.raises(InputError, match=r"the teacher fails on \(1, 3, 16, 16\)"):
+        at.Transfer(
+            wide_resnet(),
+            grey,
+            [at.ActivationAttention(pairs="group1:1")],
+            example_input=IMAGES[:1],
+        )
+
+
+@pytest.mark.parametrize(
+    "term", [at.ActivationAttention(), at.KnowledgeDistillation(), at.GradientAttention(1.0)]
+)
+def test_targets_of_other_samples_are_refused(term: at.Term) -> None:
+    transfer = transfer_of(copy.deepcopy(term))
+    targets = transfer.targets(IMAGES[:1], LABELS[:1])
+    with pytest.raises(InputError, match="are of 1 samples and the inputs of 4"):
+        transfer(IMAGES, LABELS, targets=targets)
+    transfer(IMAGES[:1], LABELS[:1], targets=targets)
+
+
+def test_a_half_frozen_student_may_hold_what_cannot_be_copied() -> None:
+    student = wide_resnet()
+    student.lock = threading.Lock()  # type: ignore[assignment]
+    student.stem.requires_grad_(False)
+
+    def built(pairs: str) -> at.Transfer:
+        term = at.ActivationAttention(pairs=pairs)
+        return at.Transfer(student, wide_resnet(2), [term], example_input=IMAGES[:1])
+
+    built("group1:group1")(IMAGES).loss.backward()
+    with pytest.raises(InputError, match="'stem' is in a part that is frozen"):
+        built("stem:stem")
+
+
+class Sequences(nn.Module):
+    """A transformer over vectors (N, length, C), over a signal (N, C, length), or over tokens."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        embedding = nn.Embedding(50, width) if kind == "tokens" else nn.Linear(3, width)
+        self.embedding: nn.Module = embedding
+        self.blocks = nn.Sequential(
+            *(nn.TransformerEncoderLayer(width, 2, width, batch_first=True) for _ in range(2))
+        )
+        self.classifier = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.embedding(x.transpose(1, 2) if self.kind == "signal" else x))
+        return self.classifier(x.mean(dim=1))  # type: ignore[no-any-return]
+
+
+def test_networks_over_sequences_are_paired_or_told_why_not() -> None:
+    def built(kind: str, inputs: Tensor, pairs: str = "auto") -> at.Transfer:
+        networks = [Sequences(width, kind) for width in (8, 12)]
+        terms = [at.ActivationAttention(pairs=pairs)]
+        return at.Transfer(*networks, terms, example_input=inputs[:1])
+
+    signal = torch.rand(4, 3, 20)
+    out = built("signal", signal)(signal)
+    assert out.maps
+    assert {tuple(both.student.shape) for both in out.maps["activation_attention"].values()} == {
+        (4, 20)
+    }
+    with pytest.raises(InputError, match=r"give one that takes \(N, channels, length\)"):
+        built("vectors", signal.transpose(1, 2))
+    for pairs in ("auto", "blocks.1:blocks.1"):
+        with pytest.raises(InputError, match=r"this one has none: .*20,.* token numbers"):
+            built("tokens", torch.randint(0, 50, (4, 20)), pairs)
 
 
 def test_inputs_as_a_list_say_what_to_give() -> None:
@@ -249,6 +357,25 @@ def test_full_activation_takes_networks_of_any_precision(dtype: torch.dtype) -> 
     assert out.raw_terms["full_activation"].dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_term_computes_in_at_least_float32_whatever_a_transfer_is_converted_to(
+    dtype: torch.dtype, before: bool
+) -> None:
+    networks = [wide_resnet(width).to(dtype if before else torch.float32) for width in (1, 2)]
+    terms = [Means(), Counting(), at.FullActivation()]
+    example = IMAGES[:1].to(dtype if before else torch.float32)
+    transfer = at.Transfer(*networks, terms, example_input=example)
+    weight = terms[0].scale.weight.detach().clone()
+    transfer.to(dtype)
+    for images in (IMAGES.to(dtype), IMAGES.to(dtype)[:2]):
+        transfer(images).loss.backward()
+    expected = torch.promote_types(dtype, torch.float32)
+    assert {one.dtype for term in terms for one in term.parameters()} == {expected}
+    assert torch.equal(weight, terms[0].scale.weight)  # not rounded on the way
+    assert {one.dtype for one in transfer.student.parameters()} == {dtype}
+
+
 # One term in several Transfers
 
 
@@ -261,6 +388,106 @@ def test_a_term_with_modules_belongs_to_one_transfer() -> None:
     assert all(one is other for one, other in zip(term.parameters(), regressors, strict=True))
     copied = copy.deepcopy(first)
     copied(IMAGES).loss.backward()
+
+
+def test_a_term_without_parameters_in_its_modules_belongs_to_one_transfer_too() -> None:
+    term = at.FullActivation(pairs="group1:group1")
+    networks = wide_resnet(1), wide_resnet(1)
+    transfer = at.Transfer(*networks, [term], example_input=IMAGES[:1])
+    assert not list(term.parameters())
+    with pytest.raises(InputError, match="has the modules of another Transfer already"):
+        at.Transfer(*networks, [term], example_input=IMAGES[:1])
+    transfer(IMAGES)
+
+
+class Failing(at.PairTerm):
+    """Fails in one of its methods."""
+
+    name = "failing"
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+
+    def _fail(self, method: str) -> None:
+        if self.method == method:
+            raise IndexError("no such axis")
+
+    def check(self, inputs: at.TermInputs) -> None:
+        self._fail("check")
+
+    def build(self, pairs: Any) -> None:
+        self._fail("build")
+
+    def effective_weight(self, size: tuple[int, ...]) -> Any:
+        self._fail("effective_weight")
+        return "much" if self.method == "weight" else (np.float32(0.5), "squares")
+
+    def loss(self, pair: at.PairInputs) -> Tensor:
+        self._fail("loss")
+        return pair.student_features.mean()
+
+
+@pytest.mark.parametrize("method", ["check", "build", "effective_weight", "loss"])
+def test_a_term_can_be_used_again_after_a_construction_that_failed(method: str) -> None:
+    term, failing = at.FullActivation(), Failing(method)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"term failing failed .*no such axis"):
+            transfer_of(term, failing, example_input=IMAGES[:1])
+    failing.method = ""
+    transfer_of(term, failing, example_input=IMAGES[:1])(IMAGES).loss.backward()
+
+
+def test_an_effective_weight_is_a_number_and_its_unit() -> None:
+    with pytest.raises(InputError, match=r"failing must return a number and its unit .*got 'much'"):
+        transfer_of(Failing("weight"), example_input=IMAGES[:1])
+    transfer = transfer_of(Failing(""), example_input=IMAGES[:1])
+    assert transfer.pair_descriptions[0].effective_weight == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((None, torch.sum), "a Reduction's name must say what it does"),
+        ((" ", torch.sum), "a Reduction's name must say what it does"),
+        (("sum", "sum"), "'sum' needs a function of the features .* got 'sum'"),
+        (("sum", torch.sum, "yes"), "scale_free .* must be True or False, got 'yes'"),
+        (("sum", torch.sum, True, None), "promote .* must be True or False, got None"),
+    ],
+)
+def test_a_reduction_is_checked_when_it_is_made(arguments: Any, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        at.Reduction(*arguments)
+
+
+def test_a_reduction_that_fails_names_itself_and_its_terms() -> None:
+    def term(name: str) -> at.Term:
+        return with_reduction(name, broken)
+
+    def broken(features: Tensor) -> Tensor:
+        return features.mean(dim=(2, 9))
+
+    terms = [term("one"), term("two")]
+    with pytest.raises(InputError, match=r"term one and two: the reduction 'moment' failed"):
+        transfer_of(*terms, example_input=IMAGES[:1])
+    with pytest.raises(InputError, match=r"the reduction 'moment' failed on features \(4, .*Index"):
+        transfer_of(*terms)(IMAGES)
+
+
+def test_a_term_checks_each_shape_once() -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Checking(Penalty):
+        def check(self, inputs: at.TermInputs) -> None:
+            seen.append((inputs.pairs[0].student_features.shape[-1], inputs.labels is None))
+
+    Checking.pairs = "auto"
+    transfer = transfer_of(Checking())
+    for images in (IMAGES, IMAGES[:2], IMAGES.repeat(1, 1, 2, 2), IMAGES):
+        for labels in (None, LABELS[: len(images)]):
+            transfer(images, labels)
+    sizes = [transfer.student.group1(torch.zeros(1, 16, 16, 16)).shape[-1]]  # type: ignore[operator]
+    assert seen == [(size, none) for size in (*sizes, 2 * sizes[0]) for none in (True, False)]
 
 
 # Errors inside a term
@@ -277,6 +504,59 @@ def test_an_error_inside_a_pairs_loss_says_where() -> None:
         transfer_of(Broken())(IMAGES)
     notes = caught.value.__notes__
     assert notes == ["in the loss of the pair group1:group1", "in the term broken"]
+
+
+class Counting(at.PairTerm):
+    """Has a state, draws random numbers, and differentiates with respect to the features."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.norm = nn.BatchNorm1d(3)
+
+    def loss(self, pair: at.PairInputs) -> Tensor:
+        self.calls += 1
+        features = pair.student_features
+        (gradient,) = torch.autograd.grad(features.square().sum(), features, create_graph=True)
+        noise = torch.rand(len(features), 3, dtype=features.dtype)
+        return self.norm(noise).mean() + gradient.square().mean()
+
+
+def test_a_trial_of_a_term_leaves_nothing_behind() -> None:
+    term = Counting()
+    transfer = transfer_of(term, example_input=IMAGES[:1])
+    before = copy.deepcopy(transfer.state_dict())
+    modes = {module: module.training for module in transfer.modules()}
+    try_terms(transfer, IMAGES, LABELS)
+    after = transfer.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(module.training == training for module, training in modes.items())
+    assert transfer.terms["counting"] is term
+    assert term.calls == 0
+    transfer(IMAGES).loss.backward()
+    assert term.calls == len(transfer.pair_descriptions)
+
+
+def test_a_term_that_fails_is_named_when_the_transfer_is_built() -> None:
+    class Nearest(at.PairTerm):
+        name = "nearest"
+
+        def loss(self, pair: at.PairInputs) -> Tensor:
+            return torch.cdist(*[pair.student_features.flatten(1)] * 2).topk(2).values.mean()
+
+    with pytest.raises(InputError, match=r"term nearest failed .*give several as example_input.*k"):
+        transfer_of(Nearest(), example_input=IMAGES[:1])
+    transfer_of(Nearest(), example_input=IMAGES[:2])(IMAGES).loss.backward()
+
+
+def test_a_term_that_cannot_be_copied_is_still_trained() -> None:
+    term = Counting()
+    term.lock = threading.Lock()  # type: ignore[assignment]
+    transfer = transfer_of(term, example_input=IMAGES[:1])
+    try_terms(transfer, IMAGES, LABELS)
+    transfer(IMAGES).loss.backward()
 
 
 def test_what_is_read_too_early_is_not_called_undeclared() -> None:
@@ -385,6 +665,40 @@ def test_a_pass_in_inference_mode_between_training_steps() -> None:
             assert transfer(IMAGES, LABELS).raw_terms == expected
             assert at.attention_points(wide_resnet(), (3, 16, 16)).recommended
         transfer(IMAGES, LABELS).loss.backward()
+
+
+GRIDS: dict[tuple[int, ...], Tensor] = {}
+"""Grids that all networks of a kind share, by the shape of their features."""
+
+
+class Gridded(nn.Module):
+    """Makes a grid of positions in the first pass on features of a shape, and keeps it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolution, self.classifier = nn.Conv2d(3, width, 3), nn.Linear(width, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.convolution(images)
+        shape = len(features), *features.shape[2:]
+        grid = GRIDS.setdefault(shape, torch.rand(shape[0], 1, *shape[1:]))
+        return self.classifier((features.relu() * grid).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_what_a_teacher_keeps_of_a_pass_can_be_used_in_any_other(optimized: bool) -> None:
+    GRIDS.clear()
+    transfer = at.Transfer(
+        Gridded(4),
+        Gridded(8),
+        [at.KnowledgeDistillation(), at.ActivationAttention(pairs="convolution:convolution")],
+        example_input=IMAGES[:1],
+    )
+    if optimized:
+        transfer.optimize_teacher_for_inference(IMAGES[:1])
+    for images in (IMAGES, IMAGES[:2], IMAGES):
+        transfer(images).loss.backward()
+    assert len(GRIDS) == 3
 
 
 @pytest.mark.parametrize("needs_teacher", [False, True])

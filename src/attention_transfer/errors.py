@@ -1,9 +1,18 @@
 """Errors a user can act on: what was got, what was expected, what to do next."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
-__all__ = ["InputError", "Interrupted", "TrainingError", "first_line", "first_problems", "nearest"]
+__all__ = [
+    "InputError",
+    "Interrupted",
+    "TrainingError",
+    "first_line",
+    "first_problems",
+    "input_errors",
+    "nearest",
+]
 
 
 class InputError(ValueError):
@@ -36,6 +45,29 @@ def first_line(error: BaseException) -> str:
     ('out of memory', 'StopIteration')
     """
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def input_errors(what: str) -> Iterator[None]:
+    """Turn any exception of a user's code inside the block into an InputError.
+
+    Args:
+        what: failed, such as "the term gram failed in check"; an InputError keeps its own text.
+
+    Example:
+        >>> with input_errors("the term gram"):
+        ...     1 / 0
+        Traceback (most recent call last):
+        attention_transfer.errors.InputError: the term gram: ZeroDivisionError: division by zero
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{what}: {reason}{notes}") from error
 
 
 def first_problems(problems: Sequence[str], count: int = 3) -> str:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attention_transfer.errors import InputError
+
 if TYPE_CHECKING:
     from attention_transfer.config import Interpolation
 
@@ -38,8 +40,17 @@ class Preprocessing(NamedTuple):
         """Return the images (N, C, *size) at the network's size, normalized by channel.
 
         Raises:
+            InputError: there is not one mean and standard deviation for each channel, or one for
+                all.
             ValueError: images of several or of one spatial axis are to be resized.
         """
+        counts = {len(self.mean), len(self.std)}
+        if len(counts) > 1 or not counts <= {1, images.shape[1]}:
+            raise InputError(
+                f"the normalization has {len(self.mean)} means and {len(self.std)} standard "
+                f"deviations, the images {tuple(images.shape)} have {images.shape[1]} channels; "
+                "give one of each for each channel"
+            )
         if self.size is not None and self.size != tuple(images.shape[2:]):
             if images.dim() != 4:
                 raise ValueError(

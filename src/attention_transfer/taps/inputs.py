@@ -46,7 +46,8 @@ def main_input(inputs: Inputs) -> Tensor:
     """Return the tensor that attention maps are maps of: the images, the video or the signal.
 
     It is the floating-point tensor (N, C, *S) with the most spatial axes, one to three, and of
-    equals the first; the first tensor where there is none.
+    equals the first, which in a dictionary is a matter of its order; the first tensor where there
+    is none.
 
     Example:
         >>> main_input({"mask": torch.ones(2, 4), "pixel_values": torch.rand(2, 3, 8, 8)}).shape
@@ -77,7 +78,13 @@ def with_main_input(inputs: Inputs, replacement: Tensor) -> Inputs:
     tensor(12.)
     """
     main = main_input(inputs)
-    return map_inputs(lambda value: replacement if value is main else value, inputs)
+    if isinstance(inputs, Tensor):
+        return replacement
+    if isinstance(inputs, Mapping):
+        name = next(name for name, value in inputs.items() if value is main)
+        return {**inputs, name: replacement}
+    place = next(place for place, value in enumerate(inputs) if value is main)
+    return (*inputs[:place], replacement, *inputs[place + 1 :])
 
 
 def input_tensors(inputs: object) -> list[Tensor]:

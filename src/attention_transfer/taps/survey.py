@@ -81,6 +81,12 @@ def attention_points(
         0 8 16 16 (2.0, 2.0)
         1 8 16 16 (2.0, 2.0)
     """
+    if len(input_size) < 2:
+        raise InputError(
+            "attention maps have the spatial axes of an input (N, C, H, W), (N, C, L) or "
+            f"(N, C, D, H, W), and this one has none: {tuple(input_size)} without N; token "
+            "numbers, say, have no attention map"
+        )
     network = unwrapped(model)
     try:
         record = _Recorder(structure_copy(network), input_size, inputs).run(fake=True)

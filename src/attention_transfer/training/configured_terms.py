@@ -4,8 +4,8 @@ import copy
 from collections.abc import Iterator, Sequence
 
 from attention_transfer.config import RunConfig
-from attention_transfer.errors import InputError
-from attention_transfer.factories import OBJECT, call_factory
+from attention_transfer.errors import InputError, input_errors
+from attention_transfer.factories import OBJECT, call_factory, import_object
 from attention_transfer.transfer import (
     ActivationAttention,
     CrossEntropy,
@@ -43,18 +43,37 @@ def _own_terms(config: RunConfig, objects: Sequence[Term]) -> Iterator[Term]:
     remaining = iter(objects)
     for text in config.terms:
         if text.startswith(OBJECT):
-            # A copy: a run begins with the term as it was given, also the next run with it.
-            term: object = copy.deepcopy(next(remaining, None))
+            term = next(remaining, None)
             if term is None:
                 call_factory(text)  # raises, with what to do
+            # A copy: a run begins with the term as it was given, also the next run with it.
+            kind = type(term).__name__
+            with input_errors(f"a run copies its terms, and {kind} cannot be (name a factory)"):
+                made: object = copy.deepcopy(term)
         else:
-            term = call_factory(text)
-        if not isinstance(term, Term):
-            raise InputError(
-                f"{text} made a {type(term).__name__}, expected an attention_transfer.Term; name a "
-                "class of terms, or a function that returns one"
-            )
-        yield term
+            made = _made_by(text)
+        for one in made if isinstance(made, list | tuple) else [made]:
+            if not isinstance(one, Term):
+                raise InputError(
+                    f"{text} made a {type(one).__name__}, expected an attention_transfer.Term; "
+                    "name a class of terms, or a function that returns a term or a list of them"
+                )
+            yield one
+
+
+def _made_by(text: str) -> object:
+    """Return what a factory makes.
+
+    Raises:
+        InputError: it is a term itself, or as of :func:`attention_transfer.factories.call_factory`.
+    """
+    name = text.partition("(")[0].strip()
+    if isinstance(import_object(name), Term):
+        raise InputError(
+            f"{name} is a term already, expected a class of terms, or a function that returns one: "
+            "each run makes its own"
+        )
+    return call_factory(text)
 
 
 def _terms_of_settings(config: RunConfig, has_own_terms: bool) -> list[Term]:

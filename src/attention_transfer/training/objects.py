@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from attention_transfer.factories import OBJECT, object_name
 from attention_transfer.models import LoadedModel, split_models, timm_preprocessing
 from attention_transfer.runs import Run
 from attention_transfer.taps import unwrapped
-from attention_transfer.transfer import Term
+from attention_transfer.transfer import Term, check_term
 
 __all__ = ["NO_OBJECTS", "RunObjects", "check_objects", "loaded_object", "named"]
 
@@ -63,15 +63,23 @@ def named(
     if student is not None:
         settings["student"], module = _network("student", student)
     if teacher is not None:
-        several = isinstance(teacher, Sequence) and not isinstance(teacher, str | nn.Module)
+        several = isinstance(teacher, Iterable) and not isinstance(teacher, str | nn.Module)
         networks = [_network("teacher", one) for one in (teacher if several else [teacher])]
+        if not networks:
+            raise InputError("got no teachers in the sequence, expected at least one")
         settings["teacher"] = ",".join(name for name, _ in networks)
         if any(network is not None for _, network in networks):
             modules = tuple(network for _, network in networks)
     if data is not None:
         settings["data"] = data if isinstance(data, str) else object_name(data)
-    if isinstance(terms, str | Term):
+    if isinstance(terms, str | Term | type):
         terms = [terms]
+    if not isinstance(terms, Iterable):
+        raise InputError(
+            f"terms must be a list of terms or of names of factories, got {terms!r}; leave them "
+            "out for none"
+        )
+    terms = list(terms)
     if terms:
         settings["terms"] = tuple(one if isinstance(one, str) else _text(one) for one in terms)
     objects = tuple(one for one in terms if not isinstance(one, str))
@@ -128,11 +136,15 @@ def _network(role: str, network: Any) -> tuple[str, nn.Module | None]:
 
 
 def _text(term: object) -> str:
-    """Return what a configuration calls a term: its type and settings, without addresses."""
-    settings = ""
-    if isinstance(term, Term):
-        settings = re.sub(r" at 0x[0-9a-f]+", "", " ".join(term.extra_repr().split()))
-        settings = re.sub(r"\{[^{}:]+\}", _sorted_set, settings)
+    """Return what a configuration calls a term: its type and settings, without addresses.
+
+    Raises:
+        InputError: it is no term.
+    """
+    check_term(term)
+    assert isinstance(term, Term)
+    settings = re.sub(r" at 0x[0-9a-f]+", "", " ".join(term.extra_repr().split()))
+    settings = re.sub(r"\{[^{}:]+\}", _sorted_set, settings)
     if len(settings) > LONGEST_SETTINGS:
         digest = hashlib.sha256(settings.encode()).hexdigest()
         settings = f"{settings[:LONGEST_SETTINGS]}... sha256 {digest[:16]}"

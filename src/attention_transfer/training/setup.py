@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import RunConfig
-from attention_transfer.data import DataSet, as_input
+from attention_transfer.data import AugmentedView, DataSet, as_input, batches
 from attention_transfer.environment import AUTOCAST, fast_bf16, resolve_precision
 from attention_transfer.errors import InputError
 from attention_transfer.models import (
@@ -41,9 +41,13 @@ from attention_transfer.transfer import (
     Transfer,
     class_logits,
     compiler_fault,
+    try_terms,
 )
 
 __all__ = ["RunSetup", "count_flops", "set_up_run"]
+
+TRIED = 8
+"""Images that terms of the user's own are tried on."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     data = _load_data(config, objects)
     student, teachers = _load_networks(config, data, objects)
     data = augmented(decoded_for(data, student, teachers), config)
-    example = as_input(data.train.pixels(np.arange(1)))
+    tried = np.arange(min(TRIED, config.batch_size, len(data.train)) if config.terms else 1)
+    example = as_input(data.train.pixels(tried))
     for teacher in teachers:
         try_out(teacher, data, example)
     _check_student(student, data, example, config.batch_size)
@@ -130,6 +135,10 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
             student_normalization=preprocessing_for(student, data),
             teacher_normalization=[preprocessing_for(teacher, data) for teacher in teachers],
         )
+        if config.terms:
+            view = AugmentedView(config.data_seed, 0)
+            batch = next(batches(data.train, tried, len(tried), view=view))
+            try_terms(transfer, batch.images, batch.labels)
     targets = cached_targets(config, data, teachers, transfer, precision)
     if targets is None:
         transfer.optimize_teacher_for_inference(example, AUTOCAST.get(precision))

@@ -16,6 +16,7 @@ from attention_transfer.transfer.targets import (
 )
 from attention_transfer.transfer.teacher import FrozenTeacher
 from attention_transfer.transfer.teacher_ensemble import frozen_teacher
+from attention_transfer.transfer.term_inputs import check_term
 from attention_transfer.transfer.terms import (
     ActivationAttention,
     BinaryCrossEntropy,
@@ -31,6 +32,7 @@ from attention_transfer.transfer.terms import (
     TermInputs,
     distillation_terms,
 )
+from attention_transfer.transfer.trial import try_terms
 
 __all__ = [
     "ActivationAttention",
@@ -58,6 +60,7 @@ __all__ = [
     "TransferOutput",
     "attention_maps",
     "attention_of",
+    "check_term",
     "class_logits",
     "compiler_fault",
     "distillation_terms",
@@ -65,4 +68,5 @@ __all__ = [
     "frozen_teacher",
     "map_reduction",
     "reduction_named",
+    "try_terms",
 ]

@@ -1,6 +1,7 @@
 """A network's forward pass: its inputs, its output, the logits in it, and its tapped features."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -73,11 +74,14 @@ def logits_in(output: object, find: FindLogits = find_logits) -> Tensor | None:
     """Return the logits that a function finds in a network's output, or None.
 
     Raises:
-        InputError: the function fails, or returns something else.
+        InputError: the function fails, or returns something else than a row or a map of logits
+            for each sample.
     """
     try:
         logits = find(output)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # it is the user's
         raise InputError(
             f"the function logits= failed on {describe_output(output)}: {type(error).__name__}: "
             f"{first_line(error)}; it must return the logits, or None where there are none"
@@ -86,6 +90,15 @@ def logits_in(output: object, find: FindLogits = find_logits) -> Tensor | None:
         raise InputError(
             f"the function logits= returned a {type(logits).__name__}, expected a tensor "
             "(N, classes) or (N, classes, ...), or None"
+        )
+    if logits is not None and (
+        logits.dim() < 2 or (isinstance(output, Tensor) and len(logits) != len(output))
+    ):
+        raise InputError(
+            f"the function logits= returned {tuple(logits.shape)} of {describe_output(output)}, "
+            "expected (N, classes) or (N, classes, ...) of the same N samples; it is called with "
+            "the outputs of both networks, so write one that returns logits as they are, such as "
+            "lambda output: output if isinstance(output, torch.Tensor) else output[0]"
         )
     return logits
 
@@ -177,7 +190,9 @@ def check_points_learn(
         )
     if learns != {True, False}:
         return
-    copied = structure_copy(unwrapped(network), frozen=False)
+    copied = unwrapped(network)
+    with suppress(Exception):  # whatever a module raises that cannot be copied: it runs itself
+        copied = structure_copy(copied, frozen=False)
     with evaluating(copied), torch.enable_grad():
         result = tapped_forward(copied, Taps(copied, taps.points), example, preprocessing)
     fixed = [name for name, feature in result.features.items() if not feature.requires_grad]

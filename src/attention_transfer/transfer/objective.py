@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, input_errors
 from attention_transfer.taps import (
     Inputs,
     Taps,
@@ -26,14 +26,12 @@ from attention_transfer.transfer.forward import (
     ForwardResult,
     check_points_learn,
     find_logits,
-    input_size,
     logits_in,
     preprocess,
     tapped_forward,
 )
 from attention_transfer.transfer.input_gradients import InputGradients
 from attention_transfer.transfer.output import PairDescription, TransferOutput, describe_pair
-from attention_transfer.transfer.pairing import Pairing, PairingSide, resolve_pairs
 from attention_transfer.transfer.targets import Targets
 from attention_transfer.transfer.teacher_ensemble import (
     MeanAndDeviation,
@@ -46,12 +44,18 @@ from attention_transfer.transfer.teacher_ensemble import (
 from attention_transfer.transfer.term_inputs import (
     build_modules,
     check_built,
+    check_inputs,
+    check_teacher,
+    claim_modules,
     named_terms,
     needed_of_teacher,
+    pairings_of,
+    read_fields,
     scalar_value,
     term_inputs,
 )
 from attention_transfer.transfer.terms.base import PairedMaps, Term, TermInputs
+from attention_transfer.transfer.trial import try_losses
 
 __all__ = ["Transfer"]
 
@@ -124,7 +128,9 @@ class Transfer(nn.Module):
         self.find_logits = logits
         teachers = teachers_with_preprocessing(teacher, teacher_normalization)
         check_separate(student, [network for network, _ in teachers])
-        self.pairings = self._resolve_pairs(bool(teachers), teachers, example_input)
+        check_teacher(self.named_terms, bool(teachers))
+        networks = [(student, self.student_normalization), *teachers]
+        self.pairings = pairings_of(self.named_terms, networks, example_input)
         pairs = [pair for pairing in self.pairings.values() for pair in pairing.pairs]
         self._taps = Taps(student, [pair.student for pair in pairs], "the student")
         points = [point for pair in pairs for point in pair.teacher_points]
@@ -132,6 +138,8 @@ class Transfer(nn.Module):
         self.target_spec = needed_of_teacher(self.named_terms, self.pairings)
         self.pair_descriptions: list[PairDescription] = []
         self._twice_differentiable, self._built = False, False
+        self._checked: set[object] = set()
+        """The shapes of features and logits that the terms have checked."""
         self._compiled: CompiledForward | None = None
         if example_input is not None:
             self._try(example_input)
@@ -156,6 +164,8 @@ class Transfer(nn.Module):
         """
         if targets is None:
             targets = self.targets(inputs, labels)
+        else:
+            targets.check_samples(len(main_input(inputs)))
         if self._needs_gradients:
             compiling = torch.compiler.is_compiling()
             out: TransferOutput = self._with_gradients(inputs, labels, progress, targets, compiling)
@@ -279,13 +289,16 @@ class Transfer(nn.Module):
         progress: float,
     ) -> TransferOutput:
         logits = logits_in(student.output, self.find_logits)
+        shapes = tuple(features.shape[1:] for features in student.features.values())
+        checked = shapes, logits is None or logits.shape[1:], labels is None
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         maps: dict[str, dict[str, PairedMaps]] = {}
         for name, term in self.named_terms.items():
             inputs = self._term_inputs(name, student, logits, targets, labels, progress, gradients)
             check_built(term, self._built)
-            term.check(inputs)
+            if checked not in self._checked:
+                check_inputs(term, inputs)
             try:
                 value: object = term(inputs)
             except Exception as error:
@@ -295,6 +308,7 @@ class Transfer(nn.Module):
             weighted[name] = raw[name] * term.weight_at(progress)
             if inputs.maps:
                 maps[name] = inputs.maps
+        self._checked.add(checked)
         first = next(iter(weighted.values()))
         return TransferOutput(
             loss=sum(weighted.values(), start=first.new_zeros((), dtype=torch.float32)),
@@ -305,30 +319,6 @@ class Transfer(nn.Module):
             maps=maps,
             teacher_logits=targets.logits,
         )
-
-    def _resolve_pairs(
-        self, has_teacher: bool, teachers: Sequence[tuple[nn.Module, Any]], example: Inputs | None
-    ) -> dict[str, Pairing]:
-        """Return the layer pairs of each term that compares layers."""
-        for name, term in self.named_terms.items():
-            if term.needs_teacher and not has_teacher:
-                raise InputError(f"the term {name} needs a teacher, got none; pass teacher=")
-        if not has_teacher:
-            return {}
-        networks = [(self.student, self.student_normalization), *teachers]
-        sides = [
-            PairingSide(
-                network,
-                None if example is None else input_size(example, preprocessing),
-                None if example is None or isinstance(example, Tensor) else example,
-            )
-            for network, preprocessing in networks
-        ]
-        return {
-            name: resolve_pairs(term.pairs, *sides)
-            for name, term in self.named_terms.items()
-            if term.pairs is not None
-        }
 
     def _term_inputs(
         self,
@@ -358,18 +348,17 @@ class Transfer(nn.Module):
         """Run both networks on an example: build the terms' modules, describe the pairs."""
         if self._needs_gradients:
             self._check_gradients(example)
-        with evaluating(self.student):
+        shape = tuple(main_input(example).shape)
+        with input_errors(f"the student fails on {shape}"), evaluating(self.student):
             student = tapped_forward(self.student, self._taps, example, self.student_normalization)
         check_points_learn(self.student, self._taps, example, self.student_normalization)
         targets, teacher_features = Targets(), dict[str, Tensor]()
         if self.teacher is not None:
-            teacher = self.teacher(example)
+            with input_errors(f"the teacher fails on {shape}"):
+                teacher = self.teacher(example)
             teacher_features = teacher.features
             targets = Targets(
-                {
-                    target: target.read(teacher_features[target.point])
-                    for target in self.target_spec.fields
-                },
+                read_fields(self.target_spec, teacher_features, self.named_terms),
                 logits_in(teacher.output, self.teacher.find_logits),
                 main_input(example) if self.target_spec.gradient else None,  # of the same shape
             )
@@ -377,16 +366,20 @@ class Transfer(nn.Module):
         logits = logits_in(student.output, self.find_logits)
         for name, term in self.named_terms.items():
             inputs = self._term_inputs(name, student, logits, targets)
-            term.check(inputs)
+            check_inputs(term, inputs)
             pairs = inputs.pairs if name in self.pairings else ()
             build_modules(term, pairs)
-            term.to(main_input(example).device)
+            images = main_input(example)
+            term.to(images.device, torch.float64 if images.dtype == torch.float64 else None)
+            if pairs:
+                try_losses(term, inputs)
             self.pair_descriptions += [
                 describe_pair(
                     term, pair, [teacher_features[point] for point in pair.pair.teacher_points]
                 )
                 for pair in pairs
             ]
+        claim_modules(self.named_terms)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the teacher along with ``.to()``, ``.cuda()`` and so on."""

@@ -1,9 +1,11 @@
 """The output of a Transfer for one batch, and the description of its layer pairs."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 from torch import Tensor
 
+from attention_transfer.errors import InputError, input_errors
 from attention_transfer.functional.maps import common_size
 from attention_transfer.transfer.terms.base import PairedMaps, PairInputs, Term
 
@@ -53,7 +55,21 @@ def describe_pair(term: Term, pair: PairInputs, teacher_features: list[Tensor]) 
     ]
     weight: tuple[float, str] | None = None
     if len({len(shape) for shape in shapes}) == 1:
-        weight = term.effective_weight(common_size(*(shape[1:] for shape in shapes)))
+        weight = _effective_weight(term, common_size(*(shape[1:] for shape in shapes)))
     return PairDescription(
         pair.term, *pair.pair, shapes[0], tuple(shapes[1:]), *(weight or (None, None))
+    )
+
+
+def _effective_weight(term: Term, size: tuple[int, ...]) -> tuple[float, str] | None:
+    with input_errors(f"the term {term.name} failed in effective_weight"):
+        weight: object = term.effective_weight(size)
+    match weight:
+        case None:
+            return None
+        case (Real() as number, str(unit)):
+            return float(number), unit
+    raise InputError(
+        f"the term {term.name} must return a number and its unit from effective_weight, such as "
+        f"(0.5, '||d||^2'), or None, got {weight!r}"
     )

@@ -230,7 +230,8 @@ def _matched(student: PairingSide, teacher: PairingSide) -> Pairing:
         if not points:
             raise InputError(
                 f"no attention map was found in {type(side.network).__name__} at input "
-                f"{side.input_size}; see 'attention-transfer points'"
+                f"{side.input_size}, channels first; see 'attention-transfer points', and for a "
+                "network that takes (N, length, channels) give one that takes (N, channels, length)"
             )
     return match_stages(*sides)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, input_errors
 from attention_transfer.functional.kernels import scaled_map, to_float32
 from attention_transfer.functional.maps import MapKind
 
@@ -42,6 +42,9 @@ class Reduction:
         promote: whether the function gets features of a lower precision in float32; without it,
             as the network computed them.
 
+    Raises:
+        InputError: a name or a function that is none.
+
     Example:
         >>> means = Reduction("mean over positions", lambda features: features.mean(dim=(2, 3)))
         >>> means(torch.ones(2, 4, 8, 8)).shape
@@ -53,14 +56,39 @@ class Reduction:
     scale_free: bool = False
     promote: bool = field(default=True, compare=False)
 
+    def __post_init__(self) -> None:
+        name: object = self.name
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(
+                f"a Reduction's name must say what it does, such as 'channel means', got {name!r}"
+            )
+        if not callable(self.function):
+            raise InputError(
+                f"the reduction {name!r} needs a function of the features (N, C, *S), got "
+                f"{self.function!r}"
+            )
+        for flag in ("scale_free", "promote"):
+            if not isinstance(getattr(self, flag), bool):
+                raise InputError(
+                    f"{flag} of the reduction {name!r} must be True or False, got "
+                    f"{getattr(self, flag)!r}"
+                )
+
     def __call__(self, features: Tensor) -> Tensor:
         """Reduce features (N, C, *S) to (N, ...), as a constant, in at least float32.
 
         Raises:
-            InputError: the function returned something else than one row for each sample.
+            InputError: the function failed, or returned something else than one row for each
+                sample.
         """
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-            reduced = self.function(to_float32(features) if self.promote else features)
+            values = to_float32(features) if self.promote else features
+            if torch.compiler.is_compiling():
+                reduced = self.function(values)
+            else:
+                shape = tuple(features.shape)
+                with input_errors(f"the reduction {self.name!r} failed on features {shape}"):
+                    reduced = self.function(values)
         if not isinstance(reduced, Tensor) or reduced.shape[:1] != features.shape[:1]:
             got = tuple(reduced.shape) if isinstance(reduced, Tensor) else type(reduced).__name__
             raise InputError(
@@ -173,6 +201,17 @@ class Targets:
     def part(self, images: slice) -> "Targets":
         """Return the targets of some of the images."""
         return self._each(lambda value: value[images])
+
+    def check_samples(self, count: int) -> None:
+        """Raise an InputError unless the targets are of as many samples."""
+        values = {str(target): value for target, value in self.fields.items()}
+        values |= {"logits": self.logits, "gradient": self.gradient}  # type: ignore[dict-item]
+        for name, value in values.items():
+            if value is not None and len(value) != count:
+                raise InputError(
+                    f"the teacher's targets, {name}, are of {len(value)} samples and the inputs of "
+                    f"{count}; give transfer.targets of the same inputs"
+                )
 
     def read(self, target: TargetField) -> Tensor:
         """Return a field's value.

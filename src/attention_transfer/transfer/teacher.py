@@ -125,14 +125,11 @@ class FrozenTeacher:
                 fields, output = self.read(with_main_input(inputs, images), spec)
             logits = class_logits(output, self.find_logits)
             return Targets(fields, logits.detach(), input_gradient(logits, labels, images))
-        whole = any(target.reduction is None for target in spec.fields)
-        with torch.no_grad() if whole else torch.inference_mode():
+        # Not inference_mode: what a network caches in a pass (grids of positions, say) would be of
+        # no use in a later pass with gradients, its own or that of a network it shares them with.
+        with torch.no_grad():
             fields, output = self.read(inputs, spec)
-        logits_found = None if output is None else logits_in(output, self.find_logits)
-        if not whole:  # out of inference mode, for graphs that keep them
-            fields = {target: value.clone() for target, value in fields.items()}
-            logits_found = None if logits_found is None else logits_found.clone()
-        return Targets(fields, logits_found)
+        return Targets(fields, None if output is None else logits_in(output, self.find_logits))
 
     @torch.no_grad()
     def learn_layouts(self, inputs: Inputs) -> None:

@@ -5,11 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, input_errors
 from attention_transfer.functional.maps import to_float32
-from attention_transfer.transfer.forward import ForwardResult, describe_output
+from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.taps import Inputs
+from attention_transfer.transfer.forward import ForwardResult, describe_output, input_size
 from attention_transfer.transfer.input_gradients import InputGradients
-from attention_transfer.transfer.pairing import Pair, Pairing
+from attention_transfer.transfer.pairing import Pair, Pairing, PairingSide, resolve_pairs
 from attention_transfer.transfer.targets import (
     Reduction,
     TargetField,
@@ -22,8 +24,14 @@ from attention_transfer.transfer.terms.base import PairedMaps, PairInputs, Term,
 __all__ = [
     "build_modules",
     "check_built",
+    "check_inputs",
+    "check_teacher",
+    "check_term",
+    "claim_modules",
     "named_terms",
     "needed_of_teacher",
+    "pairings_of",
+    "read_fields",
     "scalar_value",
     "term_inputs",
 ]
@@ -43,15 +51,8 @@ def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
         raise InputError(f"got {got}, expected a list of at least one, such as [CrossEntropy()]")
     named: dict[str, nn.Module] = {}
     for term in terms:
-        given: object = term
-        kind = given.__name__ if isinstance(given, type) else type(given).__name__
-        if not isinstance(given, Term):
-            made = f"; did you mean {kind}()?" if isinstance(given, type) else ""
-            raise InputError(
-                f"{kind} is not a term, expected an instance of attention_transfer.Term{made}"
-            )
-        if "_modules" not in vars(term):
-            raise InputError(f"{kind} does not call super().__init__() in its __init__; add that")
+        check_term(term)
+        kind = type(term).__name__
         name = getattr(term, "name", None)
         if not isinstance(name, str) or not name.isidentifier():
             raise InputError(
@@ -76,6 +77,52 @@ def named_terms(terms: Sequence[Term]) -> dict[str, nn.Module]:
             )
         named[name] = term
     return named
+
+
+def check_term(term: object) -> None:
+    """Raise an InputError unless it is an instance of Term that was initialised."""
+    kind = term.__name__ if isinstance(term, type) else type(term).__name__
+    if not isinstance(term, Term):
+        made = f"; did you mean {kind}()?" if isinstance(term, type) else ""
+        raise InputError(
+            f"{kind} is not a term, expected an instance of attention_transfer.Term{made}"
+        )
+    if "_modules" not in vars(term):
+        raise InputError(f"{kind} does not call super().__init__() in its __init__; add that")
+
+
+def check_teacher(terms: Mapping[str, Term], has_teacher: bool) -> None:
+    """Raise an InputError if a term needs a teacher and there is none."""
+    for name, term in terms.items():
+        if term.needs_teacher and not has_teacher:
+            raise InputError(f"the term {name} needs a teacher, got none; pass teacher=")
+
+
+def pairings_of(
+    terms: Mapping[str, Term],
+    networks: Sequence[tuple[nn.Module, Preprocessing | None]],
+    example: Inputs | None,
+) -> dict[str, Pairing]:
+    """Return the layer pairs of each term that compares layers.
+
+    Args:
+        terms: by name.
+        networks: the student and the teachers, each with its preprocessing.
+        example: inputs of the networks, if there are any.
+    """
+    sides = [
+        PairingSide(
+            network,
+            None if example is None else input_size(example, preprocessing),
+            None if example is None or isinstance(example, Tensor) else example,
+        )
+        for network, preprocessing in networks
+    ]
+    return {
+        name: resolve_pairs(term.pairs, *sides)
+        for name, term in terms.items()
+        if term.pairs is not None
+    }
 
 
 def needed_of_teacher(terms: Mapping[str, Term], pairings: Mapping[str, Pairing]) -> TargetSpec:
@@ -106,6 +153,21 @@ def needed_of_teacher(terms: Mapping[str, Term], pairings: Mapping[str, Pairing]
         any(term.needs_teacher_logits for term in terms.values()),
         any(term.needs_teacher_gradient for term in terms.values()),
     )
+
+
+def read_fields(
+    spec: TargetSpec, features: Mapping[str, Tensor], terms: Mapping[str, Term]
+) -> dict[TargetField, Tensor]:
+    """Return what terms need of the teacher's features by point; an error names the terms."""
+    fields: dict[TargetField, Tensor] = {}
+    for target in spec.fields:
+        try:
+            fields[target] = target.read(features[target.point])
+        except InputError as error:
+            reduction = target.reduction
+            names = [name for name, term in terms.items() if term.teacher_reduction == reduction]
+            raise InputError(f"the term {' and '.join(names)}: {error}") from error
+    return fields
 
 
 def scalar_value(name: str, value: object) -> Tensor:
@@ -188,6 +250,12 @@ def _pair_inputs(
     return PairInputs(term.name, pair, student.features[pair.student], whole, reduced, maps)
 
 
+def check_inputs(term: Term, inputs: TermInputs) -> None:
+    """Let a term check its inputs; an error of its own code names the term."""
+    with input_errors(f"the term {term.name} failed in check"):
+        term.check(inputs)
+
+
 def build_modules(term: Term, pairs: Sequence[PairInputs]) -> None:
     """Let a term make its modules, from the features of one example.
 
@@ -196,13 +264,20 @@ def build_modules(term: Term, pairs: Sequence[PairInputs]) -> None:
     """
     if type(term).build is Term.build:
         return
-    if vars(term).get("_has_modules", False) and any(True for _ in term.parameters()):
+    if vars(term).get("_has_modules", False):
         raise InputError(
             f"the term {term.name} has the modules of another Transfer already; make a new "
             f"{type(term).__name__} for this one"
         )
-    term.build(pairs)
-    term._has_modules = True
+    with input_errors(f"the term {term.name} failed in build"):
+        term.build(pairs)
+
+
+def claim_modules(terms: Mapping[str, Term]) -> None:
+    """Record that the terms have modules of a Transfer, which no other one may have."""
+    for term in terms.values():
+        if type(term).build is not Term.build:
+            term._has_modules = True
 
 
 def check_built(term: Term, built: bool) -> None:

@@ -6,7 +6,7 @@ calls a pure function; the objective (:class:`attention_transfer.Transfer`) trea
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, NamedTuple
@@ -203,7 +203,9 @@ class Term(nn.Module, ABC):
 
     A subclass sets ``name``, declares what it needs, and computes its raw value in ``forward``.
     Submodules and parameters of a term are trained with the student, are in the Transfer's
-    ``parameters()`` and ``state_dict()``, and never in the student's.
+    ``parameters()`` and ``state_dict()``, and never in the student's. They stay in at least
+    float32, as the features and logits that a term gets: ``transfer.bfloat16()`` converts the
+    networks alone.
 
     Args:
         weight: finite, at least 0.
@@ -256,6 +258,16 @@ class Term(nn.Module, ABC):
         if name == "schedule":
             check_schedule(value)
         super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Convert as any module, but keep at least float32: a term computes in no less."""
+
+        def convert(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            lower = converted.is_floating_point() and converted.itemsize < 4 <= tensor.itemsize
+            return tensor.to(converted.device) if lower else converted
+
+        return super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def forward(self, inputs: TermInputs) -> Tensor:

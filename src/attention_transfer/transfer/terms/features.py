@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from attention_transfer.errors import InputError
 from attention_transfer.functional import losses
@@ -71,10 +70,7 @@ class FullActivation(PairTerm):
                 "FullActivation makes its 1x1 convolutions when the Transfer is built; "
                 "pass example_input=images[:1] to Transfer"
             )
-        regressor, student = self.regressors[pair.key], pair.student_features
-        # The loss is computed in at least float32, also where transfer.half() was called.
-        weights = {name: value.to(student.dtype) for name, value in regressor.named_parameters()}
-        student = functional_call(regressor, weights, student)
+        student = self.regressors[pair.key](pair.student_features)
         return losses.full_activation_transfer(student, pair.teacher_features)
 
     def effective_weight(self, size: tuple[int, ...]) -> tuple[float, str]:

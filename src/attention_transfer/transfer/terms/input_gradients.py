@@ -169,12 +169,7 @@ class FlipSymmetry(_GradientTerm):
         super().check(inputs)
         if self.classes is None:
             return
-        labels, classes = inputs.labels, inputs.logits.shape[-1]
-        if labels is not None and (labels.dim() != 1 or labels.is_floating_point()):
-            raise InputError(
-                "FlipSymmetry(classes=...) chooses images by class index, got labels of shape "
-                f"{tuple(labels.shape)}; give labels (N,), or leave classes out"
-            )
+        classes = inputs.logits.shape[-1]
         if not all(0 <= chosen < classes for chosen in self.classes):
             raise InputError(
                 f"classes must be among the network's 0 to {classes - 1}, got {self.classes}"
@@ -184,7 +179,11 @@ class FlipSymmetry(_GradientTerm):
         labels, gradient = inputs.labels, inputs.input_gradients.input_gradient
         chosen = None
         if self.classes is not None:
-            assert labels is not None
+            if labels.dim() != 1 or labels.is_floating_point():
+                raise InputError(
+                    "FlipSymmetry(classes=...) chooses images by class index, got labels of shape "
+                    f"{tuple(labels.shape)}; give labels (N,), or leave classes out"
+                )
             chosen = torch.isin(labels, torch.tensor(self.classes, device=labels.device))
         flipped = inputs.input_gradients.flipped(_AXES[self.axis], chosen)
         difference = (gradient if chosen is None else gradient[chosen]) - flipped

@@ -79,21 +79,14 @@ class BinaryCrossEntropy(Term):
     name = "binary_cross_entropy"
     needs_logits = True
 
-    def check(self, inputs: TermInputs) -> None:
-        labels, shape = inputs.labels, tuple(inputs.logits.shape)
-        if labels is None:
-            return
-        got = _shape(labels)
-        if got != str(shape):
-            raise InputError(
-                f"BinaryCrossEntropy takes labels like the logits, {shape}, got {got}; for class "
-                "indices (N,), use CrossEntropy"
-            )
-
     def forward(self, inputs: TermInputs) -> Tensor:
-        logits = maps.to_float32(inputs.logits)
-        labels = _labels(self, inputs).to(logits.dtype)
-        return functional.binary_cross_entropy_with_logits(logits, labels)
+        logits, labels = inputs.logits, _labels(self, inputs)
+        if labels.shape != logits.shape:
+            raise InputError(
+                f"BinaryCrossEntropy takes labels like the logits, {tuple(logits.shape)}, got "
+                f"{_shape(labels)}; for class indices (N,), use CrossEntropy"
+            )
+        return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
 class KnowledgeDistillation(Term):
