@@ -8,9 +8,9 @@ with steps that neither agree with the other processes nor keep batch norm's sta
 of a fault: the ratio of their medians is what that costs. A checkpoint is saved ten times. One JSON
 document goes to standard output; a repetition is a new start of each kind, in turn.
 
-The model of docs/scaling.md is checked as well: one process with one thread and half the batch is the
-computation of one of two processes, and the sum of as many floats as there are parameters is what they
-exchange.
+The model of docs/scaling.md is checked as well: one process with one thread and half the batch
+computes what each of two processes does, and they exchange the sum of as many floats as there are
+parameters.
 """
 
 import argparse
