@@ -25,6 +25,8 @@ __all__ = [
     "features_gradient",
     "is_moderate",
     "largest_magnitude",
+    "over_scale",
+    "power_of_two",
     "scaled_map",
     "shape_of",
     "to_float32",
@@ -69,6 +71,52 @@ def largest_magnitude(tensor: Tensor) -> Tensor:
     values = tensor.detach()
     largest = torch.maximum(values.amax(axes, keepdim=True), -values.amin(axes, keepdim=True))
     return torch.where(largest > 0, largest, 1)
+
+
+def power_of_two(magnitudes: Tensor) -> Tensor:
+    """Return the powers of two at or below magnitudes above 0, division by which rounds nothing.
+
+    >>> power_of_two(torch.tensor([1.0, 7.0]))
+    tensor([1., 4.])
+    """
+    return magnitudes.log2().floor().exp2()
+
+
+def over_scale(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return values / scale, for a constant scale, with a gradient that ``dtype`` can hold.
+
+    The gradient is the upstream one over the scale, of which 1 / 1e-45 would overflow: a scale
+    below the smallest normal number of the dtype counts as that. Features so small have lost most
+    of their digits.
+
+    Args:
+        values: in at least float32.
+        scale: positive, shaped to divide by.
+        dtype: of the tensor that the values were converted from.
+
+    Example:
+        >>> values = torch.tensor([1e-44], requires_grad=True)
+        >>> over_scale(values, values.detach(), torch.float32).backward()
+        >>> bool(values.grad.isfinite())
+        True
+    """
+    result: Tensor = _OverScale.apply(values, scale, torch.finfo(dtype).tiny)
+    return result
+
+
+class _OverScale(torch.autograd.Function):
+    """Division by a constant whose gradient divides by no less than ``least``."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: Tensor, least: float) -> Tensor:
+        ctx.save_for_backward(scale)
+        ctx.least = least
+        return values / scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return gradient / scale.clamp(min=ctx.least), None, None
 
 
 def absolute_power(values: Tensor, power: float) -> Tensor:
@@ -213,7 +261,8 @@ def _features_gradient(
             # bfloat16 has float32's range: the slope is rounded as the product is.
             _times_positions(images, (above * factor).to(images.dtype), below)
         return result
-    factors = power * scale / divisors
+    # Below that, as in over_scale, the gradient would be out of the dtype's range.
+    factors = power * scale / divisors.clamp(min=power * torch.finfo(features.dtype).tiny)
     for images, above, factor, divisor, below in _in_parts(
         features, slope, factors, divisors, result
     ):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attention_transfer.functional.kernels import largest_magnitude, power_of_two
 from attention_transfer.functional.maps import common_size, normalize, pool, resize, to_float32
 
 __all__ = [
@@ -186,7 +187,9 @@ def half_l2_norm(difference: Tensor, form: GradientForm = "paper") -> Tensor:
     vectors = to_float32(difference).flatten(1)
     if form == "squared":
         return vectors.square().sum(dim=1) / 2
-    norms: Tensor = torch.linalg.vector_norm(vectors, dim=1)
+    # At any scale: the squares inside the norm neither overflow nor vanish.
+    scale = power_of_two(largest_magnitude(vectors))
+    norms: Tensor = torch.linalg.vector_norm(vectors / scale, dim=1) * scale.squeeze(1)
     return norms / 2
 
 

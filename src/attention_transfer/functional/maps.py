@@ -25,6 +25,7 @@ from attention_transfer.functional.kernels import (
     check_features,
     features_gradient,
     largest_magnitude,
+    over_scale,
     scaled_map,
     shape_of,
     to_float32,
@@ -100,7 +101,7 @@ def normalize(maps: Tensor) -> Tensor:
     if not 2 <= maps.dim() <= 4:
         raise ValueError(f"maps must be (N, H, W), (N, L) or (N, D, H, W), got {shape_of(maps)}")
     vectors = to_float32(maps).flatten(1)
-    vectors = vectors / largest_magnitude(vectors)
+    vectors = over_scale(vectors, largest_magnitude(vectors), maps.dtype)
     norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     # Two wheres: the first keeps 1/0 out of the backward pass, the second gives zero maps zero.
     inverse = torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1), 0)

@@ -23,6 +23,7 @@ import math
 import torch
 from torch import Tensor
 
+from attention_transfer.functional.kernels import over_scale, power_of_two
 from attention_transfer.functional.maps import common_size, normalize, resize, to_float32
 
 __all__ = [
@@ -258,7 +259,7 @@ def _at_common_size(student_maps: Tensor, teacher_maps: Tensor) -> tuple[Tensor,
 
 
 def _pooled(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    return to_float32(maps) if tuple(maps.shape[1:]) == size else resize(_scaled(maps), size)
+    return resize(_scaled(maps), size)
 
 
 def _scaled(maps: Tensor) -> Tensor:
@@ -268,7 +269,7 @@ def _scaled(maps: Tensor) -> Tensor:
     """
     values = to_float32(maps)
     largest = _by_image(values, values.detach().abs().flatten(1).amax(dim=1))
-    return values / torch.where(largest == 0, 1, largest.log2().floor().exp2())
+    return over_scale(values, torch.where(largest == 0, 1, power_of_two(largest)), maps.dtype)
 
 
 def _by_image(maps: Tensor, numbers: Tensor) -> Tensor:

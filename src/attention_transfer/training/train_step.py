@@ -1,6 +1,7 @@
 """One training step: learning rate, micro-batches, gradient and the optimizer's step."""
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from attention_transfer.training.processes import Processes
 from attention_transfer.training.schedule import learning_rate_factor
 from attention_transfer.training.setup import RunSetup
 from attention_transfer.transfer import Targets, TransferOutput
+from attention_transfer.transfer.terms.base import PairedMaps
 
 __all__ = ["NotFiniteError", "StepIndex", "TrainStep"]
 
@@ -197,8 +199,12 @@ class TrainStep:
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_gradient or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
-        culprits = [name for name, value in out.terms.items() if not bool(value.isfinite())]
-        fault = f"the loss ({', '.join(culprits)})" if culprits else ""
+        faults = [
+            name + _points_at_fault(out.maps.get(name, {}))
+            for name, value in out.terms.items()
+            if not bool(value.isfinite())
+        ]
+        fault = f"the loss ({', '.join(faults)})" if faults else ""
         # In fp16 the scaler itself skips a step without a finite gradient and lowers its scale.
         if not fault and not self.scaler.is_enabled() and not bool(norm.isfinite()):
             fault = "the gradient"
@@ -224,3 +230,16 @@ class TrainStep:
             f"{self.config.lr:g}) or the weight of a term, or bound the gradient with "
             "--clip-gradient, in a new run, or in config.yaml and with resume --allow-changes"
         )
+
+
+def _points_at_fault(maps: Mapping[str, PairedMaps]) -> str:
+    """Name the points of a term's pairs whose features gave no finite map."""
+    points = [
+        f"{whose}'s {point}"
+        for pair, both in maps.items()
+        for whose, point, own in zip(
+            ("the student", "the teacher"), pair.split(":"), both, strict=True
+        )
+        if not bool(own.isfinite().all())
+    ]
+    return f" of {first_problems(points)}" if points else ""
