@@ -128,6 +128,10 @@ class Trainer:
                 raise Interrupted(message, signal.SIGINT) from None
             except Exception as error:
                 self._save_after(error)
+                if self.stop.signal and self.processes.count == 1:
+                    # Sent to the whole group, the signal has ended a loader worker too.
+                    message = self._stopped_message(self.stop.signal)
+                    raise Interrupted(message, self.stop.signal) from None
                 if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                     raise TrainingError(
                         f"cannot write to {self.run.folder}: {error.strerror}; make room, then "

@@ -1,0 +1,171 @@
+"""Loader workers that are killed, raise, crash or have no shared memory."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attention_transfer.data import AugmentedView, batches
+from attention_transfer.data.files import FileImages
+from attention_transfer.data.folders import folder_data
+from attention_transfer.errors import TrainingError
+from reliability.killing import SLOW_STEPS, alive, descendants, environment, wait_until
+from test_folders import fill
+
+
+class Faulty(FileImages):
+    """File images of which sample 9 does something to the process that decodes it."""
+
+    fault = ""
+
+    def pixels(self, indices: np.ndarray, view: AugmentedView | None = None) -> torch.Tensor:
+        if 9 in indices:
+            if self.fault == "raises":
+                raise ZeroDivisionError("by the user's own code")
+            if self.fault == "exits":
+                os._exit(3)
+            if self.fault == "crashes":
+                os.kill(os.getpid(), signal.SIGABRT)
+        return super().pixels(indices, view)
+
+
+@pytest.mark.parametrize(
+    ("fault", "workers", "expected"),
+    [
+        ("raises", 0, "01.png cannot be loaded: ZeroDivisionError: by the user's own code"),
+        ("raises", 2, "01.png cannot be loaded: ZeroDivisionError: by the user's own code"),
+        ("exits", 2, r"ended with exit code 3 while it loaded \S*01.png"),
+        ("crashes", 2, r"ended by SIGABRT while it loaded \S*01.png"),
+    ],
+)
+def test_the_sample_is_named_within_seconds(
+    tmp_path: Path, fault: str, workers: int, expected: str
+) -> None:
+    whole = folder_data(fill(tmp_path), (16, 16)).train
+    images = Faulty(whole.labels, whole.crop_resize, whole.root, whole.paths)
+    object.__setattr__(images, "fault", fault)
+    began = time.monotonic()
+    with pytest.raises(TrainingError, match=expected):
+        list(batches(images, np.arange(len(images)), 4, workers=workers))
+    assert time.monotonic() - began < 30
+
+
+def test_after_a_run_signals_of_children_are_handled_as_before(tmp_path: Path) -> None:
+    images = folder_data(fill(tmp_path), (16, 16)).train
+    list(batches(images, np.arange(8), 4, workers=1))
+    before = signal.getsignal(signal.SIGCHLD)
+    loaded = batches(images, np.arange(8), 4, workers=1)
+    next(loaded)
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    list(loaded)
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    """Return the command that trains on a folder of images, with slow steps and two workers."""
+    script = folder / "script.py"
+    script.write_text(
+        SLOW_STEPS.format(seconds=0.2)
+        + "import sys\nfrom attention_transfer.cli import main\n"
+        + "if __name__ == '__main__':\n    sys.exit(main(sys.argv[1:]))\n"
+    )
+    data = fill(folder / "images", count=12)
+    return [
+        *(sys.executable, str(script), "train", "--model=wrn-10-1", f"--data=folder:{data}"),
+        *("--image-size=32x32", "--batch-size=4", "--epochs=30", "--precision=fp32"),
+        *("--workers=2", "--out=run", "--no-report", "--probes=0", *arguments),
+    ]
+
+
+@pytest.mark.slow
+def test_a_worker_killed_from_outside_ends_the_run_in_a_line_and_its_state_is_saved(
+    tmp_path: Path,
+) -> None:
+    with (tmp_path / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            command(tmp_path),
+            env=environment(),
+            cwd=tmp_path,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    wait_until(lambda: len(descendants(process.pid)) >= 2)
+    time.sleep(2)
+    workers = descendants(process.pid)
+    os.kill(workers[0], signal.SIGKILL)
+    assert process.wait(30) == 1
+    text = (tmp_path / "output.txt").read_text()
+    assert "a loader worker was killed (SIGKILL)" in text
+    assert "Traceback" not in text
+    assert list((tmp_path / "run/checkpoints").glob("epoch*"))
+    wait_until(lambda: not alive(workers), 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_to_the_whole_group_is_a_stop(tmp_path: Path, name: str) -> None:
+    """As from a terminal or a scheduler: the workers get it too."""
+    with (tmp_path / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            command(tmp_path),
+            env=environment(),
+            cwd=tmp_path,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    wait_until(lambda: len(descendants(process.pid)) >= 2)
+    time.sleep(2)
+    everyone = [process.pid, *descendants(process.pid)]
+    number = getattr(signal, name)
+    os.killpg(process.pid, number)
+    assert process.wait(30) == 128 + number
+    text = (tmp_path / "output.txt").read_text()
+    assert f"stopped by {name} after step" in text
+    assert "Traceback" not in text
+    wait_until(lambda: not alive(everyone), 20)
+
+
+def _can_mount() -> bool:
+    unshare = shutil.which("unshare")
+    mount = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    return (
+        bool(unshare)
+        and not subprocess.run(
+            ["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False
+        ).returncode
+    )
+
+
+@pytest.mark.skipif(not _can_mount(), reason="no right to mount a small /dev/shm")
+@pytest.mark.parametrize("size", ["256k", "64k"])
+def test_a_small_shared_memory_file_system(tmp_path: Path, size: str) -> None:
+    """Batches (here of 221 kB) are not in /dev/shm; where locks have no room, a line says so."""
+    line = command(tmp_path, "--epochs=1", "--image-size=96x96", "--batch-size=8")
+    done = subprocess.run(
+        [
+            *("unshare", "-rm", "sh", "-c"),
+            f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"',
+            *("sh", *line),
+        ],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if size == "256k":
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 1, done.stderr
+    assert "/dev/shm may be full" in done.stderr
+    assert "--workers 0" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
