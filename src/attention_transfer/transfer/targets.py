@@ -210,7 +210,7 @@ class Targets:
             if value is not None and len(value) != count:
                 raise InputError(
                     f"the teacher's targets, {name}, are of {len(value)} samples and the inputs of "
-                    f"{count}; give transfer.targets of the same inputs"
+                    f"{count}; use those of transfer.targets(images) of the same images"
                 )
 
     def read(self, target: TargetField) -> Tensor:
