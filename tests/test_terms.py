@@ -1,5 +1,6 @@
 """Terms of one's own, schedules, any output and input, dense logits; what is refused, and how."""
 
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import attention_transfer as at
-from attention_transfer.cache.contents import Contents
+from attention_transfer.cache.contents import Contents, contents_of
+from attention_transfer.data import ImageSet
 from attention_transfer.errors import InputError
 from attention_transfer.transfer import TargetField, Targets, TargetSpec, map_reduction
 from small_transfers import IMAGES, LABELS, Penalty, transfer_of, wide_resnet
@@ -469,6 +471,31 @@ def test_live_and_stored_targets_of_a_declared_reduction_are_the_same() -> None:
             torch.testing.assert_close(again.fields[field], unit, rtol=1e-3, atol=1e-5)
     live, cached = transfer(IMAGES, targets=targets), transfer(IMAGES, targets=again)
     assert cached.loss.item() == pytest.approx(live.loss.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64])
+def test_a_stored_target_of_integers_stays_one(dtype: torch.dtype) -> None:
+    class Strongest(Means):
+        teacher_reduction = at.Reduction(
+            "strongest channel", lambda features: features.mean(dim=(2, 3)).argmax(dim=1).to(dtype)
+        )
+
+        def loss(self, pair: at.PairInputs) -> Tensor:
+            assert pair.teacher_target.dtype == dtype
+            return pair.student_features.mean()
+
+    transfer = transfer_of(Strongest())
+    live = transfer.targets(IMAGES)
+    images = ImageSet(torch.zeros(4, 16, 16, 3, dtype=torch.uint8), LABELS)
+    kept = contents_of(
+        images, [], live, transfer.target_spec, data_seed=0, views=1, precision="fp32"
+    )
+    text = json.dumps(kept.as_json())
+    stored = Contents.from_json(json.loads(text)).unpack(kept.pack(live))
+    for field, value in live.fields.items():
+        assert stored.fields[field].dtype == dtype
+        assert torch.equal(stored.fields[field], value)
+    transfer(IMAGES, targets=stored)
 
 
 def test_a_reduction_that_is_a_view_keeps_the_features_of_its_point() -> None:
