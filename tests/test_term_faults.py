@@ -58,7 +58,8 @@ def test_labels_of_any_integer_type_are_class_indices(dtype: torch.dtype) -> Non
         (LABELS.float(), "indices are integers: give labels.long"),
         (LABELS.bool(), "indices are integers"),
         (functional.one_hot(LABELS, 3), r"labels.argmax\(dim=1\) of one-hot labels"),
-        (torch.ones(4, 3), "do not sum to 1"),
+        (torch.ones(4, 3), r"do not sum to 1 \(the first such row to 3\)"),
+        (functional.one_hot(LABELS, 3) * 1.0 * LABELS[:, None].clamp(max=1), r"such row to 0\)"),
         (torch.zeros(3, dtype=torch.long), r"class indices \(4,\)"),
         (["cat", "dog", "cat", "dog"], "got a list; call transfer.images, labels. with labels"),
         (None, "None"),
@@ -293,6 +294,24 @@ def test_a_weight_is_checked_whenever_it_is_set(weight: Any) -> None:
     with pytest.raises(InputError, match="weight must be a finite number"):
         term.weight = weight
     assert term.weight == 1
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        at.ActivationAttention(),
+        at.FullActivation(),
+        at.GradientAttention(1.0),
+        at.FlipSymmetry(1.0),
+        at.InputGradientNorm(1.0),
+    ],
+)
+def test_beta_can_be_set_and_is_checked(term: Any) -> None:
+    term.beta = 3
+    assert term.weight == term.beta == term.weight_at(0.5) == 3
+    with pytest.raises(InputError, match="weight must be a finite number of at least 0, got -1"):
+        term.beta = -1
+    assert term.beta == 3
 
 
 def test_a_parameter_does_not_take_the_weights_place() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -535,6 +536,23 @@ def test_without_a_graph_gradient_terms_keep_the_output_as_it_is() -> None:
         out = transfer(IMAGES, LABELS)
     assert isinstance(out.output, dict)
     assert not out.output["classes"].requires_grad
+
+
+@dataclass(frozen=True)
+class Answer:
+    logits: Tensor
+    others: dict[str, list[Tensor]]
+
+
+def test_without_a_graph_an_output_that_is_an_object_has_none_either() -> None:
+    student = Wrapped(lambda logits: Answer(logits, {"parts": [logits * 2]}))
+    transfer = at.Transfer(student, terms=[at.InputGradientNorm(1.0)])
+    with torch.no_grad():
+        out = transfer(IMAGES, LABELS)
+    assert isinstance(out.output, Answer)
+    assert not out.output.logits.requires_grad
+    assert not out.output.others["parts"][0].requires_grad
+    assert not out.loss.requires_grad
 
 
 def test_what_is_too_large_to_keep_is_refused_with_its_size() -> None:

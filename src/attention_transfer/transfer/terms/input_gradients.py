@@ -44,6 +44,10 @@ class _GradientTerm(Term):
         """The term's weight, under the paper's name."""
         return self.weight
 
+    @beta.setter
+    def beta(self, beta: float) -> None:
+        self.weight = beta
+
     def check(self, inputs: TermInputs) -> None:
         if inputs.logits.dim() != 2:
             raise InputError(
