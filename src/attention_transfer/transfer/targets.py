@@ -40,8 +40,8 @@ class Reduction:
             depend on the other samples of the batch.
         scale_free: whether only the direction of each sample's row matters, as of attention maps;
             a cache then stores unit vectors in float16, otherwise numbers in float32.
-        promote: whether the function gets features of a lower precision in float32; without it,
-            as the network computed them.
+        promote: whether features in bf16 or fp16 are converted to float32 before the function gets
+            them. False saves the memory of that copy, if the function is precise enough by itself.
 
     Raises:
         InputError: a name or a function that is none.
