@@ -3,6 +3,7 @@
 import copy
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from attention_transfer.models import WideResNet
 from attention_transfer.taps import main_input
 from attention_transfer.training.objects import named
 from attention_transfer.transfer import map_reduction, reduction_named, try_terms
+from attention_transfer.transfer.targets import same_reduction
 from small_transfers import IMAGES, LABELS, Penalty, transfer_of, wide_resnet
 
 
@@ -56,7 +58,8 @@ def test_labels_of_any_integer_type_are_class_indices(dtype: torch.dtype) -> Non
         (LABELS.float(), "indices are integers: give labels.long"),
         (LABELS.bool(), "indices are integers"),
         (functional.one_hot(LABELS, 3), r"labels.argmax\(dim=1\) of one-hot labels"),
-        (torch.ones(4, 3), "do not sum to 1"),
+        (torch.ones(4, 3), r"do not sum to 1 \(the first such row to 3\)"),
+        (functional.one_hot(LABELS, 3) * 1.0 * LABELS[:, None].clamp(max=1), r"such row to 0\)"),
         (torch.zeros(3, dtype=torch.long), r"class indices \(4,\)"),
         (["cat", "dog", "cat", "dog"], "got a list; call transfer.images, labels. with labels"),
         (None, "None"),
@@ -293,6 +296,24 @@ def test_a_weight_is_checked_whenever_it_is_set(weight: Any) -> None:
     assert term.weight == 1
 
 
+@pytest.mark.parametrize(
+    "term",
+    [
+        at.ActivationAttention(),
+        at.FullActivation(),
+        at.GradientAttention(1.0),
+        at.FlipSymmetry(1.0),
+        at.InputGradientNorm(1.0),
+    ],
+)
+def test_beta_can_be_set_and_is_checked(term: Any) -> None:
+    term.beta = 3
+    assert term.weight == term.beta == term.weight_at(0.5) == 3
+    with pytest.raises(InputError, match="weight must be a finite number of at least 0, got -1"):
+        term.beta = -1
+    assert term.beta == 3
+
+
 def test_a_parameter_does_not_take_the_weights_place() -> None:
     with pytest.raises(InputError, match="got a Parameter"):
         Penalty().weight = nn.Parameter(torch.ones(3))  # type: ignore[assignment]
@@ -321,6 +342,48 @@ def test_two_reductions_of_one_name_must_be_the_same() -> None:
         transfer_of(with_reduction("one", moment(1)), with_reduction("two", moment(1), free=True))
     transfer = transfer_of(with_reduction("one", moment(2)), with_reduction("two", moment(2)))
     assert len(transfer.target_spec.fields) == 3  # each is read once for both terms
+
+
+class Powers:
+    """Reduces by a method, with settings of several kinds; each instance refers to itself."""
+
+    def __init__(self, power: float) -> None:
+        self.settings = {"power": torch.tensor(power), "table": np.array([power, 1.0])}
+        self.itself = self
+
+    def reduce(self, features: Tensor) -> Tensor:
+        return features.mean(dim=(2, 3)) ** self.settings["power"]
+
+
+def with_closure(value: Any) -> Callable[[Tensor], Tensor]:
+    return lambda features: features.mean(dim=(2, 3)) * value
+
+
+def with_default(value: Any) -> Callable[[Tensor], Tensor]:
+    def reduce(features: Tensor, factor: Any = value) -> Tensor:
+        return features.mean(dim=(2, 3)) * factor
+
+    return reduce
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda number: Powers(number).reduce,
+        lambda number: with_closure(torch.tensor([number])),
+        lambda number: with_closure({"factors": [np.float64(number)]}["factors"][0]),
+        lambda number: with_default(torch.tensor(number)),
+        lambda number: partial(with_closure(1.0), torch.full((4, 1, 1, 1), number)),
+        lambda number: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Threshold(number, 0)),
+    ],
+)
+def test_reductions_are_compared_by_what_they_do(make: Any) -> None:
+    def reduction(number: float) -> at.Reduction:
+        torch.manual_seed(0)
+        return at.Reduction("by what it does", make(number))
+
+    assert same_reduction(reduction(2.0), reduction(2.0))
+    assert not same_reduction(reduction(2.0), reduction(3.0))
 
 
 def test_the_name_of_a_map_says_its_power_in_full() -> None:

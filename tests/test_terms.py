@@ -1,6 +1,8 @@
 """Terms of one's own, schedules, any output and input, dense logits; what is refused, and how."""
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import attention_transfer as at
-from attention_transfer.cache.contents import Contents
+from attention_transfer.cache.contents import Contents, contents_of
+from attention_transfer.data import ImageSet
 from attention_transfer.errors import InputError
 from attention_transfer.transfer import TargetField, Targets, TargetSpec, map_reduction
 from small_transfers import IMAGES, LABELS, Penalty, transfer_of, wide_resnet
@@ -471,6 +474,31 @@ def test_live_and_stored_targets_of_a_declared_reduction_are_the_same() -> None:
     assert cached.loss.item() == pytest.approx(live.loss.item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64])
+def test_a_stored_target_of_integers_stays_one(dtype: torch.dtype) -> None:
+    class Strongest(Means):
+        teacher_reduction = at.Reduction(
+            "strongest channel", lambda features: features.mean(dim=(2, 3)).argmax(dim=1).to(dtype)
+        )
+
+        def loss(self, pair: at.PairInputs) -> Tensor:
+            assert pair.teacher_target.dtype == dtype
+            return pair.student_features.mean()
+
+    transfer = transfer_of(Strongest())
+    live = transfer.targets(IMAGES)
+    images = ImageSet(torch.zeros(4, 16, 16, 3, dtype=torch.uint8), LABELS)
+    kept = contents_of(
+        images, [], live, transfer.target_spec, data_seed=0, views=1, precision="fp32"
+    )
+    text = json.dumps(kept.as_json())
+    stored = Contents.from_json(json.loads(text)).unpack(kept.pack(live))
+    for field, value in live.fields.items():
+        assert stored.fields[field].dtype == dtype
+        assert torch.equal(stored.fields[field], value)
+    transfer(IMAGES, targets=stored)
+
+
 def test_a_reduction_that_is_a_view_keeps_the_features_of_its_point() -> None:
     """Though the layer after it overwrites them in place."""
     view = at.Reduction("a view", lambda features: features.flatten(1))
@@ -508,6 +536,23 @@ def test_without_a_graph_gradient_terms_keep_the_output_as_it_is() -> None:
         out = transfer(IMAGES, LABELS)
     assert isinstance(out.output, dict)
     assert not out.output["classes"].requires_grad
+
+
+@dataclass(frozen=True)
+class Answer:
+    logits: Tensor
+    others: dict[str, list[Tensor]]
+
+
+def test_without_a_graph_an_output_that_is_an_object_has_none_either() -> None:
+    student = Wrapped(lambda logits: Answer(logits, {"parts": [logits * 2]}))
+    transfer = at.Transfer(student, terms=[at.InputGradientNorm(1.0)])
+    with torch.no_grad():
+        out = transfer(IMAGES, LABELS)
+    assert isinstance(out.output, Answer)
+    assert not out.output.logits.requires_grad
+    assert not out.output.others["parts"][0].requires_grad
+    assert not out.loss.requires_grad
 
 
 def test_what_is_too_large_to_keep_is_refused_with_its_size() -> None:

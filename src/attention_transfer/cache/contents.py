@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import takewhile
 from typing import Any
@@ -35,6 +35,9 @@ ROUNDING = 1e-2
 MOST_SHOWN = 80
 """Characters shown of a difference."""
 
+INTEGERS = ("|b1", "|u1", "|i1", "<i2", "<i4", "<i8")
+"""Numpy types of fields that are not floating-point."""
+
 LARGEST_FIELD = 2**17
 """Bytes of one field of one view; more is refused, with the size."""
 
@@ -44,8 +47,8 @@ class Contents:
     """The targets of every sample's first views, and what decided their numbers.
 
     A target of a sample's view is a row: attention maps and other scale-free fields as unit vectors
-    in float16, other reductions and logits in float32, and J in float16 relative to its largest
-    magnitude, which is kept beside it.
+    in float16, other reductions and logits in float32, integers as they are, and J in float16
+    relative to its largest magnitude, which is kept beside it.
     """
 
     provenance: Mapping[str, str]
@@ -63,12 +66,14 @@ class Contents:
     """The teacher's answer to the first sample: mean and maximum of each field, and the first
     logits. Another network answers otherwise, even one with the same weights.
     """
+    integers: Mapping[TargetField, str] = field(default_factory=dict)
+    """The numpy type of each field of integers or booleans."""
 
     @property
     def row(self) -> np.dtype[np.void]:
         """The numpy type of one target."""
         fields: list[tuple[Any, ...]] = [
-            (str(target), _stored_type(target), self.shapes[target]) for target in self.spec.fields
+            (str(target), self._type(target), self.shapes[target]) for target in self.spec.fields
         ]
         if self.spec.logits:
             fields.append(("logits", "<f4", self.logit_shape))
@@ -127,8 +132,9 @@ class Contents:
             value = targets.read(target)
             if target.reduction is not None and target.reduction.scale_free:
                 value = maps.normalize(value.reshape(len(value), -1))
-            shape = (len(rows), *self.shapes[target])
-            rows[str(target)] = value.float().view(shape).cpu().numpy()
+            if target not in self.integers:
+                value = value.float()
+            rows[str(target)] = value.view(len(rows), *self.shapes[target]).cpu().numpy()
         if self.spec.logits:
             assert targets.logits is not None
             rows["logits"] = targets.logits.float().cpu().numpy()
@@ -142,8 +148,11 @@ class Contents:
         return rows
 
     def unpack(self, rows: NDArray[np.void]) -> Targets:
-        """Return rows as a batch of targets, in float32."""
-        fields = {target: _tensor(rows[str(target)]) for target in self.spec.fields}
+        """Return rows as a batch of targets: integers as they were, all others in float32."""
+        fields = {
+            target: _tensor(rows[str(target)], self.integers.get(target, "<f4"))
+            for target in self.spec.fields
+        }
         logits = _tensor(rows["logits"]) if self.spec.logits else None
         gradient = None
         if self.spec.gradient:
@@ -171,6 +180,7 @@ class Contents:
                     "reduction": target.reduction.name,
                     "scale_free": target.reduction.scale_free,
                     "shape": list(shape),
+                    **({"integers": self.integers[target]} if target in self.integers else {}),
                 }
                 for target, shape in self.shapes.items()
                 if target.reduction is not None
@@ -190,10 +200,13 @@ class Contents:
         Raises:
             KeyError, TypeError, ValueError: they are damaged.
         """
-        shapes = {}
+        shapes, integers = {}, {}
         for one in values["fields"]:
             reduction = Reduction(str(one["reduction"]), _unknown, bool(one["scale_free"]))
-            shapes[TargetField(str(one["point"]), reduction)] = tuple(map(int, one["shape"]))
+            target = TargetField(str(one["point"]), reduction)
+            shapes[target] = tuple(map(int, one["shape"]))
+            if "integers" in one:
+                integers[target] = INTEGERS[INTEGERS.index(one["integers"])]
         channels, height, width = map(int, values["input_size"])
         samples, views = int(values["samples"]), int(values["views"])
         logits = values["logits"]
@@ -208,7 +221,13 @@ class Contents:
             samples,
             views,
             {name: list(map(float, numbers)) for name, numbers in values["example"].items()},
+            integers,
         )
+
+    def _type(self, target: TargetField) -> str:
+        """Return the numpy type of a field's numbers."""
+        scale_free = target.reduction is not None and target.reduction.scale_free
+        return self.integers.get(target, "<f2" if scale_free else "<f4")
 
     def _batch_size(self, targets: Targets) -> int:
         first = next(iter(targets.fields.values()), targets.logits)
@@ -220,12 +239,6 @@ class Contents:
 def _unknown(features: Tensor) -> Tensor:
     """Stand for a reduction that is known by name only, which no one calls."""
     raise NotImplementedError
-
-
-def _stored_type(target: TargetField) -> str:
-    """Return the numpy type of a field's numbers."""
-    scale_free = target.reduction is not None and target.reduction.scale_free
-    return "<f2" if scale_free else "<f4"
 
 
 def contents_of(
@@ -282,7 +295,14 @@ def contents_of(
         len(images),
         views,
         example,
+        _integers(answer, spec),
     )
+
+
+def _integers(answer: Targets, spec: TargetSpec) -> dict[TargetField, str]:
+    """Return the numpy type of each field of integers or booleans."""
+    types = {target: answer.read(target).cpu().numpy().dtype.str for target in spec.fields}
+    return {target: type_ for target, type_ in types.items() if type_ in INTEGERS}
 
 
 def difference(one: Contents, other: Contents) -> str | None:
@@ -341,6 +361,6 @@ def _text(preprocessing: Preprocessing | None) -> str:
     return f"{numbers} {preprocessing.size} {preprocessing.interpolation}".replace("'", "")
 
 
-def _tensor(values: NDArray[Any]) -> Tensor:
-    """Return a field of some rows in float32, as a copy."""
-    return torch.from_numpy(values.astype(np.float32))
+def _tensor(values: NDArray[Any], dtype: str = "<f4") -> Tensor:
+    """Return a field of some rows, as a copy."""
+    return torch.from_numpy(values.astype(dtype))

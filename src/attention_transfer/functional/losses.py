@@ -21,6 +21,7 @@ __all__ = [
     "attention_distance",
     "attention_transfer",
     "check_transfer",
+    "cross_entropy",
     "effective_weight",
     "full_activation_transfer",
     "half_l2_norm",
@@ -283,10 +284,14 @@ def _cross_entropy_targets(
         return labels
     if tuple(labels.shape) != shape:
         raise ValueError(f"{expected}, got {got}; give labels of the logits' batch and positions")
-    if not labels.is_floating_point() or bool((labels.sum(dim=1) - 1).abs().gt(1e-3).any()):
+    sums = labels.sum(dim=1)
+    wrong = (sums - 1).abs() > 1e-3
+    if not labels.is_floating_point() or bool(wrong.any()):
+        first = f" (the first such row to {float(sums[wrong][0]):g})" if wrong.any() else ""
         raise ValueError(
-            f"{expected}, got {got} that do not sum to 1; give labels.argmax(dim=1) of one-hot "
-            "labels, or use BinaryCrossEntropy for images of several classes each"
+            f"{expected}, got {got} that do not sum to 1{first}; give labels.argmax(dim=1) of "
+            "one-hot labels, or use BinaryCrossEntropy for images of several classes each, or of "
+            f"none; class indices of {ignore_index} do not count"
         )
     if ignore_index != -100:
         raise ValueError(

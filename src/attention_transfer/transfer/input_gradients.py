@@ -4,13 +4,14 @@ J = d(sum over the batch of the cross-entropy) / d(images), of the main input gi
 :class:`attention_transfer.Transfer`, before either network's own preprocessing.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_is_leaf, tree_map_only
 
 from attention_transfer.double_backward import DoubleBackward
 from attention_transfer.errors import InputError
@@ -91,7 +92,7 @@ class InputGradients:
         if self.differentiable:
             return result
         features = {point: feature.detach() for point, feature in result.features.items()}
-        return ForwardResult(tree_map_only(Tensor, Tensor.detach, result.output), features)
+        return ForwardResult(_detached(result.output), features)
 
     @cached_property
     def input_gradient(self) -> Tensor:
@@ -145,6 +146,15 @@ class InputGradients:
             except ValueError as error:
                 raise InputError(f"gradient attention: {error}") from None
             return double.gradient(loss, images, create_graph=self.differentiable)
+
+
+def _detached(output: object) -> object:
+    """Return an output without its graph; of an object, a copy with its attributes so."""
+    if isinstance(output, Tensor) or not tree_is_leaf(output) or not hasattr(output, "__dict__"):
+        return tree_map_only(Tensor, Tensor.detach, output)
+    copied = copy.copy(output)
+    vars(copied).update(tree_map_only(Tensor, Tensor.detach, dict(vars(output))))
+    return copied
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

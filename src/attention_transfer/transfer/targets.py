@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,8 +40,8 @@ class Reduction:
             depend on the other samples of the batch.
         scale_free: whether only the direction of each sample's row matters, as of attention maps;
             a cache then stores unit vectors in float16, otherwise numbers in float32.
-        promote: whether the function gets features of a lower precision in float32; without it,
-            as the network computed them.
+        promote: whether features in bf16 or fp16 are converted to float32 before the function gets
+            them. False saves the memory of that copy, if the function is precise enough by itself.
 
     Raises:
         InputError: a name or a function that is none.
@@ -134,21 +135,57 @@ def reduction_named(name: str) -> Reduction | None:
 
 
 def same_reduction(one: Reduction, other: Reduction) -> bool:
-    """Return whether two reductions of one name are alike: their functions, and how they are kept.
+    """Return whether two reductions of one name do the same and are kept alike.
 
-    Functions are alike if they are equal, or were made by one definition with equal settings.
+    Functions do the same if they are equal, or were made by one definition with equal settings:
+    those in closures, defaults, partial arguments, and objects whose methods they are.
     """
-    return one == other and _settings(one.function) == _settings(other.function)
+    return one == other and _same(one.function, other.function, set())
 
 
-def _settings(function: Any) -> object:
-    """Return what two functions of one definition and equal settings have in common."""
-    if isinstance(function, partial):
-        return _settings(function.func), function.args, function.keywords
-    if isinstance(function, FunctionType):
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        return function.__code__, function.__defaults__, function.__kwdefaults__, cells
-    return function
+def _same(one: Any, other: Any, compared: set[tuple[int, int]]) -> bool:
+    """Return whether two functions, or values that they use, are the same.
+
+    Args:
+        one: of them.
+        other: of them.
+        compared: pairs of objects that are being compared already, for objects in a circle.
+    """
+    if one is other or (id(one), id(other)) in compared:
+        return True
+    if type(one) is not type(other):
+        return False
+    compared.add((id(one), id(other)))
+    if isinstance(one, Tensor):
+        return one.device == other.device and one.dtype == other.dtype and one.equal(other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[k], other[k], compared) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(
+            _same(*both, compared) for both in zip(one, other, strict=True)
+        )
+    parts = _parts(one)
+    if parts is not None:
+        return _same(parts, _parts(other), compared)
+    try:
+        return bool(np.all(one == other))
+    except Exception:  # whatever a comparison of the user's raises
+        return False
+
+
+def _parts(value: Any) -> object | None:
+    """Return what decides what a function or an object does; None of a plain value."""
+    match value:
+        case partial():
+            return [value.func, value.args, value.keywords]
+        case MethodType():
+            return [value.__func__, value.__self__]
+        case FunctionType():
+            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            return [value.__code__, value.__defaults__, value.__kwdefaults__, cells]
+    if isinstance(value, type | ModuleType):
+        return None
+    return getattr(value, "__dict__", None)
 
 
 def _attention_map(features: Tensor, kind: MapKind, power: float) -> Tensor:
@@ -210,7 +247,7 @@ class Targets:
             if value is not None and len(value) != count:
                 raise InputError(
                     f"the teacher's targets, {name}, are of {len(value)} samples and the inputs of "
-                    f"{count}; give transfer.targets of the same inputs"
+                    f"{count}; use those of transfer.targets(images) of the same images"
                 )
 
     def read(self, target: TargetField) -> Tensor:

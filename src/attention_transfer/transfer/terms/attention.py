@@ -75,6 +75,10 @@ class ActivationAttention(PairTerm):
         """The term's weight, under the paper's name."""
         return self.weight
 
+    @beta.setter
+    def beta(self, beta: float) -> None:
+        self.weight = beta
+
     @property
     def teacher_reduction(self) -> Reduction:  # type: ignore[override]
         """The teacher's attention map by the same F."""

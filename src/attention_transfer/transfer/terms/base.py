@@ -192,8 +192,8 @@ class TermInputs:
             )
         if self.declared[what] is None:
             raise InputError(
-                f"the term {self.term} reads {what}, which there are none of while the Transfer "
-                "tries its example_input; read them in forward, not in check"
+                f"the term {self.term} reads {what} while the Transfer tries its example_input, "
+                "and there are no gradients without labels; read them in forward, not in check"
             )
         return self.declared[what]
 
@@ -287,7 +287,11 @@ class Term(nn.Module, ABC):
         return self.weight * schedule_factor(self.schedule, progress)
 
     def check(self, inputs: TermInputs) -> None:
-        """Raise an InputError if shapes do not fit, or the term could only be zero."""
+        """Raise an InputError if shapes do not fit, or the term could only be zero.
+
+        It is called with the example, when ``labels`` is None and there are no gradients yet, at
+        the first batch, and at every new shape of features or logits.
+        """
         return
 
     def build(self, pairs: Sequence[PairInputs]) -> None:
@@ -295,9 +299,13 @@ class Term(nn.Module, ABC):
         return
 
     def effective_weight(self, size: tuple[int, ...]) -> tuple[float, str] | None:
-        """Return the weight of one pair compared at a size, and what it is a weight on.
+        """Return the factor on the difference of one image's maps at a pair, and that one's unit.
 
-        None, as a rule, where that says no more than ``weight``.
+        A run prints it, so that pairs of different sizes can be compared. None, the default, means
+        that ``weight`` says as much.
+
+        Args:
+            size: the spatial axes at which the pair is compared.
         """
         return None
 

@@ -52,6 +52,10 @@ class FullActivation(PairTerm):
         """The term's weight, under the paper's name."""
         return self.weight
 
+    @beta.setter
+    def beta(self, beta: float) -> None:
+        self.weight = beta
+
     def build(self, pairs: Sequence[PairInputs]) -> None:
         self.regressors = nn.ModuleDict()
         for pair in pairs:
