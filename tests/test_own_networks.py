@@ -118,8 +118,8 @@ def test_unusual_networks_are_trained_saved_and_loaded(student: str, photos: str
         teacher="own:Small", student=f"own:{student}", data=photos, image_size=32, **SETTINGS
     )
     assert [pair.teacher for pair in run.record.pairs] == ["first", "second"]
-    assert run.load().network.state_dict().keys()
-    assert main(["evaluate", str(run.folder), "--json"]) == 0
+    assert run.load(trust=[f"own:{student}"]).network.state_dict().keys()
+    assert main(["evaluate", str(run.folder), "--json", "--trust", f"own:{student}"]) == 0
 
 
 def test_a_module_is_a_point_by_all_its_names() -> None:
@@ -284,15 +284,16 @@ def test_what_a_run_records_is_what_evaluate_finds_at_any_size(
 ) -> None:
     """A run at 48 pixels, continued at 32 pixels; then data with another class name."""
     first = at.train(model="own:Small", data=photos, image_size=48, **SETTINGS)
-    run = at.train(model=str(first.folder), data=photos, image_size=32, **SETTINGS)
+    own = ["own:Small"]
+    run = at.train(model=str(first.folder), data=photos, image_size=32, trust=own, **SETTINGS)
     assert (
         '"input_size": [\n    3,\n    32,\n    32\n  ]' in (run.folder / "model.json").read_text()
     )
     capsys.readouterr()
-    assert main(["evaluate", str(run.folder), "--json"]) == 0
+    assert main(["evaluate", str(run.folder), "--json", "--trust", *own]) == 0
     assert f'"loss": {run.record.final.test_loss}' in capsys.readouterr().out
     (tmp_path / "photos" / "c").rename(tmp_path / "photos" / "zebra")
-    assert main(["evaluate", str(run.folder)]) == 2
+    assert main(["evaluate", str(run.folder), "--trust", *own]) == 2
     assert "was trained on the classes a, b, c, " in capsys.readouterr().err
 
 

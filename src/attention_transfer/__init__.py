@@ -18,12 +18,17 @@ data set), ``at.models`` and ``at.data`` what is trained and on what, ``at.train
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+
+# Not typing's: with python -m, the current folder is still the first on the path here, and a
+# typing.py in it would be imported. __main__ takes the folder off the path.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from attention_transfer import data, metrics, models
     from attention_transfer.api import distill, resume, train
-    from attention_transfer.errors import InputError, TrainingError
+    from attention_transfer.errors import InputError, TrainingError, UntrustedError
     from attention_transfer.functional import losses, maps, measures
     from attention_transfer.preprocessing import Preprocessing
     from attention_transfer.report.page import write_report
@@ -79,6 +84,7 @@ __all__ = [
     "TrainingError",
     "Transfer",
     "TransferOutput",
+    "UntrustedError",
     "attention_maps",
     "attention_points",
     "data",
@@ -105,7 +111,7 @@ _MODULES = {
     "models": "models",
 }
 _HOMES = {
-    "errors": ("InputError", "TrainingError"),
+    "errors": ("InputError", "TrainingError", "UntrustedError"),
     "taps": ("AttentionPoint", "PointTable", "attention_points"),
     "runs": ("Run",),
     "viewing": ("show",),
@@ -115,7 +121,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import a public name at its first use, so that ``--help`` needs no torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from attention_transfer.runs import Run
 from attention_transfer.training import RunProgress
 from attention_transfer.training.objects import NO_OBJECTS, RunObjects, named
 from attention_transfer.transfer import Term
+from attention_transfer.trust import trusting
 
 __all__ = ["distill", "resume", "run", "train"]
 
@@ -31,6 +32,7 @@ def train(
     progress: RunProgress | None = None,
     resume_or_start: bool = False,
     allow_changes: bool = False,
+    trust: Sequence[str] = (),
     **settings: Any,
 ) -> Run:
     """Train one network alone, as ``attention-transfer train`` does.
@@ -45,6 +47,7 @@ def train(
         resume_or_start: resume the run in the folder ``out`` if one was begun there, and return it
             at once if it is finished.
         allow_changes: resume it with other settings, data or teacher, too.
+        trust: factories, as ``"package.module:factory"``, that the folders of runs may name.
         settings: the flags' words: ``epochs=15``, ``lr=0.1``, ...
 
     Raises:
@@ -58,9 +61,10 @@ def train(
     """
     names, objects = named(student=model, data=data, terms=terms)
     config = RunConfig.checked({**settings, **names})
-    return run(
-        config, progress, objects, resume_or_start=resume_or_start, allow_changes=allow_changes
-    )
+    with trusting(trust):
+        return run(
+            config, progress, objects, resume_or_start=resume_or_start, allow_changes=allow_changes
+        )
 
 
 def distill(
@@ -72,6 +76,7 @@ def distill(
     progress: RunProgress | None = None,
     resume_or_start: bool = False,
     allow_changes: bool = False,
+    trust: Sequence[str] = (),
     **settings: Any,
 ) -> Run:
     """Train a student to look where a teacher looks, as ``attention-transfer distill`` does.
@@ -88,6 +93,7 @@ def distill(
         resume_or_start: resume the run in the folder ``out`` if one was begun there, and return it
             at once if it is finished.
         allow_changes: resume it with other settings, data or teacher, too.
+        trust: factories, as ``"package.module:factory"``, that the folders of runs may name.
         settings: the flags' words: ``beta=1000.0``, ``kd_alpha=0.9``, ``epochs=15``, ...
 
     Raises:
@@ -101,9 +107,10 @@ def distill(
     """
     names, objects = named(student=student, teacher=teacher, data=data, terms=terms)
     config = DistillConfig.checked({**settings, **names})
-    return run(
-        config, progress, objects, resume_or_start=resume_or_start, allow_changes=allow_changes
-    )
+    with trusting(trust):
+        return run(
+            config, progress, objects, resume_or_start=resume_or_start, allow_changes=allow_changes
+        )
 
 
 def run(
@@ -137,6 +144,7 @@ def resume(
     terms: Sequence[Term] = (),
     progress: RunProgress | None = None,
     allow_changes: bool = False,
+    trust: Sequence[str] = (),
 ) -> Run:
     """Resume a run from its last checkpoint, exactly as if it had never been interrupted.
 
@@ -151,14 +159,17 @@ def resume(
         terms: the terms that the run began with as objects.
         progress: shows lines and a live view; silent by default.
         allow_changes: accept another configuration, other data or another teacher.
+        trust: the factories, as ``"package.module:factory"``, that the run's folder may name.
 
     Raises:
         InputError: the folder holds no run, the run is finished, another process trains it, its
             checkpoints are damaged, or it would go on with something else than it began with;
             objects are missing, or of another type.
+        UntrustedError: the folder names code that is not trusted.
     """
     _, objects = named(student=student, teacher=teacher, data=data, terms=terms)
-    finished = training.resume(folder, progress, objects, allow_changes=allow_changes)
+    with trusting(trust):
+        finished = training.resume(folder, progress, objects, allow_changes=allow_changes)
     return _with_report(finished)
 
 

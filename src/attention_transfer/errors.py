@@ -8,6 +8,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "TrainingError",
+    "UntrustedError",
     "first_line",
     "first_problems",
     "input_errors",
@@ -17,6 +18,25 @@ __all__ = [
 
 class InputError(ValueError):
     """Bad input, found before any work is done; the command line exits with 2."""
+
+
+class UntrustedError(InputError):
+    """A file names code that the user has not trusted.
+
+    Args:
+        source: the file.
+        names: each ``package.module:factory``, or a network that a foreign file describes.
+    """
+
+    def __init__(self, source: str, names: Sequence[str]) -> None:
+        modules = list(dict.fromkeys(name.partition(":")[0] for name in names))
+        self.names = list(names)
+        self.fact = (
+            f"{source} names {' and '.join(names)}, for which {' and '.join(modules)} would be "
+            "imported and its code run; if you trust that code, allow it"
+        )
+        flags = " ".join(f"--trust {name}" for name in names)
+        super().__init__(f"{self.fact}: {flags}, or in Python trust={tuple(names)}")
 
 
 class TrainingError(RuntimeError):

@@ -21,6 +21,7 @@ from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.models import default_input_size, load, split_models
 from attention_transfer.network_inputs import augmented, decoded_for, images_of, try_out
 from attention_transfer.transfer import TargetField, map_reduction
+from attention_transfer.trust import trusted, trusting
 
 __all__ = ["build_cache", "target_source"]
 
@@ -90,7 +91,8 @@ def _helped(config: CacheConfig) -> Iterator[None]:
     others: list[SpawnProcess] = []
     try:
         for _ in range(config.processes - 1):
-            other = context.Process(target=_help, args=(config.replace(processes=1), share))
+            arguments = (config.replace(processes=1), share, trusted())
+            other = context.Process(target=_help, args=arguments)
             other.start()
             others.append(other)
         torch.set_num_threads(share)
@@ -104,12 +106,12 @@ def _helped(config: CacheConfig) -> Iterator[None]:
             other.join()
 
 
-def _help(config: CacheConfig, threads: int) -> None:
+def _help(config: CacheConfig, threads: int, trust: frozenset[str]) -> None:
     """Build in a helping process; it ends with its parent, which reports any fault."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    with suppress(InputError, TrainingError):
+    with suppress(InputError, TrainingError), trusting(trust):
         build_cache(config)
 
 

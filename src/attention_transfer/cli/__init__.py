@@ -1,6 +1,7 @@
 """The command line ``attention-transfer COMMAND``; only a running command imports torch."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -19,8 +20,15 @@ from attention_transfer.cli import (
     train,
 )
 from attention_transfer.cli.arguments import Parser
-from attention_transfer.errors import InputError, Interrupted, TrainingError, nearest
+from attention_transfer.errors import (
+    InputError,
+    Interrupted,
+    TrainingError,
+    UntrustedError,
+    nearest,
+)
 from attention_transfer.terminal import escape_control_characters
+from attention_transfer.trust import trust_flags, trusting
 
 __all__ = ["main"]
 
@@ -49,8 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 success, 1 failure, 2 bad input, 128 and a signal's number if it ended the command.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # The current folder is not on the path of this process, nor may it be on that of its children.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         return _run(arguments)
+    except UntrustedError as error:
+        command = shlex.join(["attention-transfer", *arguments, *trust_flags(error.names)])
+        return _fail(f"{error.fact}: {command}", 2)
     except InputError as error:
         return _fail(error, 2)
     except TrainingError as error:
@@ -80,7 +93,9 @@ def _run(arguments: list[str]) -> int:
     command = COMMANDS[name]
     parser = Parser(name, command.__doc__ or "", command.EXAMPLES)
     command.add_arguments(parser)
-    return int(command.run(parser.parse(arguments[1:])))
+    parsed = parser.parse(arguments[1:])
+    with trusting(vars(parsed).pop("trust", ())):
+        return int(command.run(parsed))
 
 
 def _overview() -> str:

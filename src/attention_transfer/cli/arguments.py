@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from attention_transfer.config import AnyConfig, Config, flag_of
 from attention_transfer.config.yaml_files import read_config_file
 from attention_transfer.errors import InputError, nearest
+from attention_transfer.trust import check_settings
 
 __all__ = ["Parser", "config_from"]
 
@@ -62,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def add_config(self, config: type[Config], positional: tuple[str, ...] = ()) -> None:
-        """Add a flag for each field of a configuration, and ``--config`` and ``--json``.
+        """Add flags for the fields of a configuration, and ``--config``, ``--trust``, ``--json``.
 
         Args:
             config: the configuration.
@@ -84,6 +85,7 @@ class Parser(argparse.ArgumentParser):
         for name, field in config.model_fields.items():
             if name not in positional:
                 self._add_field(flag_of(name, config), name, field)
+        self.add_trust()
         self.add_json()
 
     def add_resuming(self) -> None:
@@ -104,6 +106,16 @@ class Parser(argparse.ArgumentParser):
             action="store_true",
             default=False,
             help="resume a run although its settings, data, teacher or packages have changed",
+        )
+
+    def add_trust(self) -> None:
+        """Add ``--trust`` to the parser."""
+        self.add_argument(
+            "--trust",
+            metavar="package.module:factory",
+            action="append",
+            help="code that a run folder or a --config file may name: it is imported and run; "
+            "repeatable",
         )
 
     def add_json(self) -> None:
@@ -141,6 +153,7 @@ def config_from(parsed: argparse.Namespace, config: type[AnyConfig]) -> AnyConfi
         flags.pop(name, None)
     file = flags.pop("config", None)
     values = read_config_file(Path(file)) if file else {}
+    check_settings(str(file), {name: value for name, value in values.items() if name not in flags})
     for name, value in flags.items():
         values[name] = (
             None if value == "none" and _is_optional(config.model_fields[name]) else value

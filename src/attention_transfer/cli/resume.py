@@ -13,6 +13,7 @@ def add_arguments(parser: Parser) -> None:
     """Add the command's flags to the parser."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the run")
     parser.add_allow_changes()
+    parser.add_trust()
     parser.add_json()
 
 

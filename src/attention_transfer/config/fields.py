@@ -65,7 +65,7 @@ def as_several(values: object) -> object:
 Several = Annotated[tuple[str, ...], BeforeValidator(as_several), Field(min_length=1)]
 NetworkPair = Annotated[str, Field(pattern=r"^[^:\s]+:[^:\s]+$")]
 ImageSize = Annotated[
-    str, BeforeValidator(as_size), Field(pattern=r"^[1-9]\d{0,4}(x[1-9]\d{0,4})?$")
+    str, BeforeValidator(as_size), Field(pattern=r"^[1-9]\d{0,3}(x[1-9]\d{0,3})?$")
 ]
 
 

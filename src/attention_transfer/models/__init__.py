@@ -12,6 +12,7 @@ from attention_transfer.models.registry import (
     load_run,
     load_weights,
     model_structure,
+    read_card,
     split_models,
 )
 from attention_transfer.models.wide_resnet import WideResNet
@@ -31,6 +32,7 @@ __all__ = [
     "load_weights",
     "logit_layers",
     "model_structure",
+    "read_card",
     "split_models",
     "timm_preprocessing",
 ]

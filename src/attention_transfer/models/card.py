@@ -1,17 +1,20 @@
 """The model card of a run: how to build its network, and how to preprocess images for it."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from attention_transfer.config import Count, Interpolation, Positive
+from attention_transfer.config import Interpolation, Positive
 from attention_transfer.errors import InputError, first_problems
 from attention_transfer.files import write_json
 from attention_transfer.preprocessing import Preprocessing
 
-__all__ = ["ModelCard"]
+__all__ = ["ModelCard", "check_weights"]
+
+_Side = Annotated[int, Field(ge=1, le=9999)]
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,15 @@ class ModelCard:
     name: str
     """NAME, as :func:`~attention_transfer.models.build` takes it."""
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
-    input_size: tuple[Count, Count, Count]
+    input_size: tuple[_Side, _Side, _Side]
     """Channels, height and width."""
     mean: Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
     std: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
     data: str
     """The name of the data set that it was trained on."""
     interpolation: Interpolation = "bilinear"
+    weights_sha256: str | None = None
+    """The SHA-256 of ``model.safetensors``; None in cards of earlier versions."""
     schema_version: Literal[1] = 1
 
     @property
@@ -63,3 +68,27 @@ class ModelCard:
     def write(self, path: Path) -> None:
         """Write the card as JSON."""
         write_json(path, asdict(self))
+
+
+def check_weights(path: Path) -> None:
+    """Raise an InputError if a run's weights are not those of the card beside them.
+
+    Args:
+        path: a file of weights; others than a run's ``model.safetensors`` are not checked.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    card = path.with_name("model.json")
+    if path.name != "model.safetensors" or not card.is_file():
+        return
+    expected = ModelCard.read(card).weights_sha256
+    if expected is None:
+        return
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            raise InputError(
+                f"{path} is damaged, or was replaced: its checksum is not that in {card.name}; "
+                "restore it from a copy, or train the run again (weights that are meant to be "
+                "others are given as NAME@FILE.safetensors, from another folder)"
+            )

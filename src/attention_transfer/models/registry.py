@@ -7,7 +7,7 @@ NAME is ``wrn-d-k``, ``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no 
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from attention_transfer.errors import InputError, first_problems, nearest
-from attention_transfer.models.card import ModelCard
+from attention_transfer.models.card import ModelCard, check_weights
 from attention_transfer.models.heads import logit_layers, replace_head
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.wide_resnet import WideResNet
@@ -32,6 +32,7 @@ from attention_transfer.models.zoo import (
     ZooModel,
 )
 from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.trust import check_names, trusting
 
 __all__ = [
     "LoadedModel",
@@ -42,6 +43,7 @@ __all__ = [
     "load_run",
     "load_weights",
     "model_structure",
+    "read_card",
     "split_models",
 ]
 
@@ -110,6 +112,7 @@ def load(
     trained: bool,
     seed: int = 0,
     image_size: ImageSize | None = None,
+    trust: Iterable[str] = (),
 ) -> LoadedModel:
     """Load the network that a MODEL names.
 
@@ -123,13 +126,15 @@ def load(
         seed: seed of the random initialisation.
         image_size: height and width in pixels of the images that a network is to be trained on;
             ``trained`` networks keep those of their weights.
+        trust: factories, as ``package.module:factory``, that the card of a run may name.
 
     Raises:
         InputError: an unknown model; no trained weights where they are needed; weights that do
-            not fit, or are not safetensors.
+            not fit, are damaged, or are not safetensors.
+        UntrustedError: a run's card names code that is not trusted.
     """
     if os.path.isdir(model):
-        loaded = load_run(Path(model))
+        loaded = load_run(Path(model), trust)
         card = loaded.card
         if trained or card is None:
             return loaded
@@ -197,7 +202,7 @@ def model_structure(
         InputError: an unknown model.
     """
     if os.path.isdir(model):
-        card = _read_card(Path(model))
+        card = read_card(Path(model))
         name, classes = card.name, card.classes
     else:
         name, classes = model.partition("@")[0], None
@@ -220,53 +225,82 @@ def default_input_size(model: str) -> tuple[int, int, int]:
         InputError: an unknown model.
     """
     if os.path.isdir(model):
-        return _read_card(Path(model)).input_size
+        return read_card(Path(model)).input_size
     zoo_model = _zoo_model(model.partition("@")[0])
     return (3, 32, 32) if zoo_model is None else zoo_model.input_size
 
 
-def load_run(folder: str | Path) -> LoadedModel:
+def load_run(folder: str | Path, trust: Iterable[str] = ()) -> LoadedModel:
     """Load the network that a run trained, with its card.
 
+    Args:
+        folder: of the run.
+        trust: factories, as ``package.module:factory``, that the card may name.
+
     Raises:
-        InputError: the folder holds no finished run.
+        InputError: the folder holds no finished run, or its weights are damaged.
+        UntrustedError: the card names code that is not trusted.
     """
     folder = Path(folder)
-    card = _read_card(folder)
+    with trusting(trust):
+        card = read_card(folder)
+    path = folder / "model.safetensors"
+    weights = _read_weights(path)
+    if not isinstance(_zoo_model(card.name), Factory):
+        # Before it takes memory: a card may name any size of network.
+        _check_fit(model_structure(str(folder)).network, weights, path)
     network = build(card.name, card.classes, card.input_size[1:])
-    load_weights(network, folder / "model.safetensors")
+    _put(weights, network, path)
     return LoadedModel(card.name, network, card, card.preprocessing)
 
 
-def _read_card(folder: Path) -> ModelCard:
+def read_card(folder: Path) -> ModelCard:
+    """Read the card of the network that a run trained.
+
+    Raises:
+        InputError: the folder holds no finished run.
+        UntrustedError: the card names a network that is no part of this package or of a zoo.
+    """
     if not os.path.isfile(folder / "model.json"):
         raise InputError(
             f"{folder} holds no trained network (no model.json); expected the folder of a "
             "finished run"
         )
-    return ModelCard.read(folder / "model.json")
+    card = ModelCard.read(folder / "model.json")
+    check_names(folder / "model.json", network=card.name)
+    return card
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load a safetensors file into a network; no code in the file is run.
 
     Raises:
-        InputError: the file is missing, is not safetensors, or does not fit the network.
+        InputError: the file is missing or damaged, is not safetensors, or does not fit the network.
     """
-    weights = _read_weights(path)
+    _put(_read_weights(path), network, path)
+
+
+def _put(weights: dict[str, Tensor], network: nn.Module, path: Path) -> None:
+    """Put weights into a network; the path is for the error message."""
+    _check_fit(network, weights, path)
+    network.load_state_dict(weights)
+
+
+def _check_fit(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     problems = _mismatches(network, weights)
     if problems:
         raise InputError(
             f"{path} does not fit {type(network).__name__}: {first_problems(problems)}; "
             "give weights of the same architecture, class count and input size"
         )
-    network.load_state_dict(weights)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; that of a run has its checksum in the card beside it."""
     if not os.path.isfile(path):
         raise InputError(f"no weights at {path}; expected a .safetensors file")
     try:
+        check_weights(path)
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(
@@ -293,24 +327,26 @@ def _with_weights_of_file(
     name: str, path: Path, classes: int | None, trained: bool, image_size: ImageSize | None
 ) -> nn.Module:
     """Build a network with the weights of a file, which may be for the zoo's default classes."""
-    network = build(name, classes, image_size)
+    network, weights = build(name, classes, image_size), _read_weights(path)
     zoo_model = _zoo_model(name)
-    if classes is None and _mismatches(network, _read_weights(path)):
-        network = build(name, _class_count(path, network, default_input_size(name)), image_size)
-    elif zoo_model is not None and _mismatches(network, _read_weights(path)):
+    if classes is None and _mismatches(network, weights):
+        count = _class_count(weights, network, default_input_size(name))
+        network = build(name, count, image_size)
+    elif zoo_model is not None and _mismatches(network, weights):
         default = build(name, None, image_size)
-        if not _mismatches(default, _read_weights(path)):
-            load_weights(default, path)
+        if not _mismatches(default, weights):
+            _put(weights, default, path)
             if not trained and classes is not None:
                 replace_head(default, classes, (3, *(image_size or zoo_model.input_size[1:])))
             return default
-    load_weights(network, path)
+    _put(weights, network, path)
     return network
 
 
-def _class_count(path: Path, network: nn.Module, size: tuple[int, int, int]) -> int | None:
-    """Return the number of classes for which a file holds weights of the network's last layer."""
-    weights = _read_weights(path)
+def _class_count(
+    weights: dict[str, Tensor], network: nn.Module, size: tuple[int, int, int]
+) -> int | None:
+    """Return the number of classes that weights have in the network's last layer."""
     heads = [f"{name}.weight" for name in logit_layers(network, size)]
     return next((len(weights[head]) for head in heads if head in weights), None)
 

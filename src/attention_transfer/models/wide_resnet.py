@@ -6,6 +6,9 @@ from attention_transfer.errors import InputError
 
 __all__ = ["WideResNet"]
 
+MOST_WEIGHTS = 2_000_000_000
+"""Weights of the largest network, 8 GB; a name with a digit too many would fill the memory."""
+
 
 class WideResNet(nn.Module):
     """WRN-d-k: a stem of 16 channels, then three groups of (d - 4) / 6 pre-activation blocks.
@@ -22,7 +25,8 @@ class WideResNet(nn.Module):
             depth.
 
     Raises:
-        InputError: the depth is not 6n + 4, or the width or the number of classes is below 1.
+        InputError: the depth is not 6n + 4, the width or the number of classes is below 1, or the
+            network would be too large.
 
     Example:
         >>> network = WideResNet(depth=16, width=1, classes=10)
@@ -48,6 +52,13 @@ class WideResNet(nn.Module):
             )
         blocks = (depth - 4) // 6
         channels = [16, 16 * width, 32 * width, 64 * width]
+        weights = 18 * blocks * sum(c * c for c in channels[1:]) + channels[3] * classes
+        if weights > MOST_WEIGHTS:
+            raise InputError(
+                f"a wide ResNet of depth {depth} and width {width} with {classes} classes has "
+                f"about {weights:.2g} weights, expected at most {MOST_WEIGHTS:.2g}; give a smaller "
+                "one"
+            )
         self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=not batch_norm)
         self.group1, self.group2, self.group3 = (
             nn.Sequential(

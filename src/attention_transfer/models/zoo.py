@@ -6,7 +6,7 @@ import socket
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, cast
 from urllib.parse import urlparse
 from urllib.request import getproxies
@@ -101,14 +101,34 @@ class TimmModel(ZooModel):
             return _built(f"timm:{self.name}", lambda: timm.create_model(self.name, **options))
         return _fetched(
             f"timm:{self.name}",
-            lambda: _from_hub(lambda: timm.create_model(self.name, pretrained=True, **options)),
+            lambda: self._reached(lambda: timm.create_model(self.name, pretrained=True, **options)),
         )
 
     def preprocessing(self) -> Preprocessing:
         import timm
 
+        if ":" in self.name:  # of the hub or a folder, which hold the settings
+            return _preprocessing_of(self._described_elsewhere.pretrained_cfg)  # type: ignore[arg-type]
         settings = timm.get_pretrained_cfg(self.name, allow_unregistered=True)
         return _preprocessing_of(vars(settings) if settings else {})
+
+    @cached_property
+    def _described_elsewhere(self) -> nn.Module:
+        """The structure of a network that a ``config.json`` describes."""
+        import timm
+
+        def build() -> nn.Module:
+            with torch.device("meta"):
+                return timm.create_model(self.name)
+
+        return _built(f"timm:{self.name}", lambda: self._reached(build))
+
+    def _reached(self, create: Callable[[], Any]) -> nn.Module:
+        """Create the network, from the hub only if its name does not say that it is elsewhere."""
+        source, colon, _ = self.name.partition(":")
+        if colon and source not in ("hf-hub", "hf_hub"):
+            return cast(nn.Module, create())
+        return _from_hub(create)
 
     def _takes_image_size(self) -> bool:
         """Return whether the network is built for one input size, as vision transformers are."""
@@ -231,6 +251,7 @@ def _preprocessing_of(settings: dict[str, Any]) -> Preprocessing:
     """Convert timm's settings of pretrained weights."""
     from timm.data.config import resolve_data_config
 
+    settings = settings or {"input_size": (3, 224, 224)}
     config: dict[str, Any] = resolve_data_config(pretrained_cfg=settings)  # type: ignore[no-untyped-call]
     size, interpolation = config["input_size"][1:], _interpolation(config["interpolation"])
     return Preprocessing(config["mean"], config["std"], size, interpolation)

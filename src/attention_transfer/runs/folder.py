@@ -1,12 +1,13 @@
 """The folder of a run: its configuration, figures, attention maps and network."""
 
+import hashlib
 import json
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -214,11 +215,15 @@ class Run:
         path = self.folder / "model.safetensors"
         return path.stat().st_size if path.is_file() else None
 
-    def load(self) -> "LoadedModel":
-        """Return the trained network and its card."""
+    def load(self, trust: Iterable[str] = ()) -> "LoadedModel":
+        """Return the trained network and its card.
+
+        Args:
+            trust: factories, as ``package.module:factory``, that the card may name.
+        """
         from attention_transfer.models import load_run
 
-        return load_run(self.folder)
+        return load_run(self.folder, trust)
 
     def write_metrics(self, metrics: Sequence[EpochMetrics]) -> None:
         """Write the lines of all epochs so far: a resumed run trains later ones again."""
@@ -241,8 +246,10 @@ class Run:
             name: tensor.detach().clone(memory_format=torch.contiguous_format)
             for name, tensor in network.state_dict().items()
         }
-        write_bytes(self.folder / "model.safetensors", save(weights))
-        card.write(self.folder / "model.json")
+        content = save(weights)
+        checksum = hashlib.sha256(content).hexdigest()
+        write_bytes(self.folder / "model.safetensors", content)
+        replace(card, weights_sha256=checksum).write(self.folder / "model.json")
 
     def write_predictions(self, logits: "Tensor", labels: "Tensor") -> None:
         """Write the predicted classes of the test images and their probabilities."""

@@ -11,7 +11,7 @@ from attention_transfer.environment import package_versions
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel
 
-__all__ = ["check_identity", "check_settings", "identity_of"]
+__all__ = ["check_identity", "check_same_settings", "identity_of"]
 
 FREE_SETTINGS = {
     "out",
@@ -80,7 +80,7 @@ def check_identity(began: Mapping[str, str], now: Mapping[str, str], folder: str
             )
 
 
-def check_settings(began: RunConfig, now: RunConfig, folder: str) -> None:
+def check_same_settings(began: RunConfig, now: RunConfig, folder: str) -> None:
     """Raise an InputError unless two configurations describe the same run.
 
     Args:

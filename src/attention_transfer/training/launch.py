@@ -17,11 +17,12 @@ from attention_transfer.errors import InputError
 from attention_transfer.runs import Run, new_folder, writing_to
 from attention_transfer.runs.checkpoints import load_last_checkpoint
 from attention_transfer.runs.lock import locked
-from attention_transfer.training.identity import check_identity, check_settings
+from attention_transfer.training.identity import check_identity, check_same_settings
 from attention_transfer.training.monitoring.progress import RunProgress
 from attention_transfer.training.objects import NO_OBJECTS, RunObjects, check_objects
 from attention_transfer.training.setup import set_up_run
 from attention_transfer.training.trainer import Trainer
+from attention_transfer.trust import check_settings
 
 __all__ = ["resume", "run"]
 
@@ -71,7 +72,7 @@ def run(
                 return found
             recorded = found.config
             if not allow_changes:
-                check_settings(recorded, config, shlex.quote(str(folder)))
+                check_same_settings(recorded, config, shlex.quote(str(folder)))
             config = config.replace(cache_views=config.cache_views or recorded.cache_views)
             return _resume(found, config, accelerator, progress, objects, allow_changes)
     Run.check_free(folder)
@@ -116,6 +117,7 @@ def resume(
     if found.is_finished:
         raise InputError(f"the run in {folder} is finished; there is nothing to resume")
     config = found.config
+    check_settings(found.folder / "config.yaml", config.model_dump())
     check_objects(config, objects, allow_changes)
     accelerator = make_accelerator()
     return _resume(found, config, accelerator, progress or RunProgress(), objects, allow_changes)

@@ -10,12 +10,13 @@ from attention_transfer.config import EvaluateConfig, height_and_width
 from attention_transfer.data import DataSet, as_input, load_data
 from attention_transfer.environment import make_accelerator, resolve_precision
 from attention_transfer.errors import InputError
-from attention_transfer.models import LoadedModel, default_input_size, load, load_run
+from attention_transfer.models import LoadedModel, default_input_size, load, read_card
 from attention_transfer.network_inputs import preprocessing_for, try_out
 from attention_transfer.runs import Run
 from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
 from attention_transfer.training.processes import Processes
 from attention_transfer.training.shared_evaluation import SharedEvaluation
+from attention_transfer.trust import check_names
 
 __all__ = ["evaluate_model"]
 
@@ -59,9 +60,10 @@ def _load_data(config: EvaluateConfig) -> DataSet:
     name, validation, data_seed = config.data, config.validation, config.data_seed
     folder = Path(config.model)
     if os.path.isdir(folder):
-        card = load_run(folder).card
-        assert card is not None
-        name = name or card.data
+        card = read_card(folder)
+        if name is None:
+            check_names(folder / "model.json", data=card.data)
+            name = card.data
         if (folder / "config.yaml").is_file():
             trained = Run(folder).config
             validation = trained.validation if validation is None else validation

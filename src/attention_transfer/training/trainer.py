@@ -44,6 +44,7 @@ from attention_transfer.training.shared_evaluation import SharedEvaluation
 from attention_transfer.training.signals import StopRequest
 from attention_transfer.training.summary import run_summary
 from attention_transfer.training.train_step import NotFiniteError, StepIndex, TrainStep
+from attention_transfer.trust import factories_in, trust_flags
 
 __all__ = ["Trainer"]
 
@@ -321,7 +322,8 @@ class Trainer:
 
     @property
     def _resume_command(self) -> str:
-        return f"attention-transfer resume {shlex.quote(str(self.run.folder))}"
+        flags = trust_flags(factories_in(self.config.model_dump()))
+        return shlex.join(["attention-transfer", "resume", str(self.run.folder), *flags])
 
     def _stopped_message(self, number: int) -> str:
         name = signal.Signals(number).name

@@ -9,6 +9,7 @@ from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import MapKind
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.transfer.terms.base import check_choice
+from attention_transfer.trust import trusting
 from attention_transfer.viewing.images import Images, source_images
 from attention_transfer.viewing.inference import MapRequest
 from attention_transfer.viewing.layout import compute_grid
@@ -30,6 +31,7 @@ def show(
     names: Sequence[str] | None = None,
     crop: bool = False,
     scale: Literal["shared", "each"] = "shared",
+    trust: Sequence[str] = (),
 ) -> MapsFigure:
     """Draw attention maps as a matplotlib figure, which a notebook displays by itself.
 
@@ -56,6 +58,7 @@ def show(
         names: what to call the images.
         crop: show networks the centre of each image, as evaluation does, instead of all of it.
         scale: ``"shared"`` by all maps, or ``"each"`` map from zero to its own largest value.
+        trust: factories, as ``"package.module:factory"``, that the folders of runs may name.
 
     Returns:
         The figure.
@@ -71,7 +74,8 @@ def show(
     """
     check_choice("scale", scale, ("shared", "each"))
     preprocessing = None if normalization is None else Preprocessing(*normalization)
-    models = [_completed(model, preprocessing, class_names) for model in named_models(networks)]
+    with trusting(trust):
+        models = [_completed(model, preprocessing, class_names) for model in named_models(networks)]
     request = MapRequest(points, attention, map, power, crop)
     sources = source_images(images, names)
     grid, unreadable = compute_grid(models, sources, request)
