@@ -90,6 +90,22 @@ def test_cross_entropy_is_torchs_mean_over_the_labels_that_count(
     assert not torch.autograd.grad(nothing, logits)[0].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_gradient_terms_leave_out_the_labels_that_other_terms_ignore(dtype: torch.dtype) -> None:
+    terms = [at.GradientAttention(1.0), at.FlipSymmetry(1.0), at.InputGradientNorm(1.0)]
+    values = []
+    for ignored in (-100, 255):
+        labels = LABELS.clone()
+        labels[1] = ignored
+        labels = labels.to(dtype if ignored == 255 else torch.int64)
+        transfer = transfer_of(at.CrossEntropy(ignore_index=ignored), *copy.deepcopy(terms)).eval()
+        out = transfer(IMAGES, labels)
+        out.loss.backward()
+        values.append(out.raw_terms)
+        assert not transfer.targets(IMAGES, labels).gradient[1].any()  # type: ignore[index]
+    assert values[0] == values[1]
+
+
 def test_probabilities_have_no_ignored_index() -> None:
     soft = torch.full((4, 3), 1 / 3)
     transfer_of(at.CrossEntropy())(IMAGES, soft)

@@ -47,6 +47,7 @@ from attention_transfer.transfer.term_inputs import (
     check_inputs,
     check_teacher,
     claim_modules,
+    gradient_labels,
     named_terms,
     needed_of_teacher,
     pairings_of,
@@ -233,6 +234,7 @@ class Transfer(nn.Module):
         """
         if self.teacher is None or not self.target_spec:
             return Targets()
+        labels = gradient_labels(labels, self.named_terms)
         return self.teacher.targets(inputs, labels, self.target_spec)
 
     @property
@@ -258,7 +260,11 @@ class Transfer(nn.Module):
         """Return the terms with input gradients, eagerly: compiled graphs have no second one."""
         self._check_gradients(inputs, compiling)
         gradients = InputGradients(
-            self.student, self.student_normalization, inputs, labels, self.find_logits
+            self.student,
+            self.student_normalization,
+            inputs,
+            gradient_labels(labels, self.named_terms),
+            self.find_logits,
         )
         student = gradients.forward(self._taps)
         with torch.autocast(main_input(inputs).device.type, enabled=False):

@@ -28,6 +28,7 @@ __all__ = [
     "check_teacher",
     "check_term",
     "claim_modules",
+    "gradient_labels",
     "named_terms",
     "needed_of_teacher",
     "pairings_of",
@@ -168,6 +169,19 @@ def read_fields(
             names = [name for name, term in terms.items() if term.teacher_reduction == reduction]
             raise InputError(f"the term {' and '.join(names)}: {error}") from error
     return fields
+
+
+def gradient_labels(labels: Any, terms: Mapping[str, Term]) -> Any:
+    """Return the labels with -100, which the summed cross-entropy leaves out, for each index that a
+    term ignores.
+    """
+    ignored = {getattr(term, "ignore_index", None) for term in terms.values()} - {None, -100}
+    if not ignored or not isinstance(labels, Tensor) or labels.is_floating_point():
+        return labels
+    labels = labels.long()
+    for index in ignored:
+        labels = labels.masked_fill(labels == index, -100)
+    return labels
 
 
 def scalar_value(name: str, value: object) -> Tensor:

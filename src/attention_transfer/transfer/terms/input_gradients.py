@@ -61,8 +61,8 @@ class GradientAttention(_GradientTerm):
     (paper, Eq. 4).
 
     J is the gradient of the cross-entropy at the images, of shape (C, H, W); J_T is a constant.
-    An image whose label is -100 has J = 0, in every gradient term, and counts in the batch mean;
-    another ``ignore_index`` of :class:`attention_transfer.CrossEntropy` is not known here.
+    In every gradient term an image whose label is -100, or the ``ignore_index`` of another term,
+    has J = 0, and counts in the batch mean.
     ``form="squared"`` takes beta/2 * ||.||^2, whose gradient in the weights W is the paper's
     beta (J_S - J_T) d^2L / dW dx.
 
