@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 import attention_transfer as at
 from attention_transfer.cache import TargetCache, build_cache, weights_fingerprint
 from attention_transfer.cli import main
 from attention_transfer.config import CacheConfig, DistillConfig
 from attention_transfer.data import AugmentedView, batches
-from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.errors import InputError
 from attention_transfer.runs import Run
 from attention_transfer.training import RunProgress
 from attention_transfer.training.monitoring.progress import StepFigures
+from attention_transfer.training.processes import Processes
 from attention_transfer.training.setup import RunSetup, set_up_run
 from conftest import SMALL, Listening
 
@@ -100,7 +102,7 @@ def test_a_cache_serves_other_students_weights_and_seeds(teacher: Run) -> None:
     ):
         found = prepared(**changes)
         assert found.targets is not None
-        cache, _ = found.targets.whole(print, torch.device("cpu"))
+        cache, _ = found.targets.whole(print, torch.device("cpu"), Processes(Accelerator()))
         for epoch in (0, 2):
             batch = next(batches(found.data.train, np.arange(48), 10, view=AugmentedView(0, epoch)))
             targets = cache.read(epoch, batch.indices)
@@ -332,7 +334,7 @@ def test_a_shard_cut_short_is_made_again_and_a_flipped_bit_stops_the_run(
     second.write_bytes(damaged)
     assert main(["cache", "verify", "targets", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["faults"] == {str(second): "its checksum is wrong"}
-    with pytest.raises(TrainingError, match=r"view-0001.*checksum is wrong"):
+    with pytest.raises(InputError, match=r"view-0001.*checksum is wrong"):
         at.distill(teacher="teacher", student="wrn-10-1", cache="targets", **SMALL)
     second.unlink()
     build_cache(config())

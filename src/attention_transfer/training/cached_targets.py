@@ -15,11 +15,15 @@ from attention_transfer.cache import (
 )
 from attention_transfer.config import RunConfig
 from attention_transfer.data import DataSet
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_problems
 from attention_transfer.models import LoadedModel
+from attention_transfer.training.processes import Processes
 from attention_transfer.transfer import TargetField, Transfer, map_reduction
 
 __all__ = ["CachedTargets", "cached_targets"]
+
+SAID_BYTES = 2**30
+"""Bytes of a cache from which on the user is told that it is being checked."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,19 @@ class CachedTargets:
         """The number of views of each sample; more epochs cycle through them."""
         return (self.cache or self.source).contents.views
 
-    def whole(self, say: Callable[[str], None], device: torch.device) -> tuple[TargetCache, float]:
-        """Return the whole cache and the seconds that building took; processes share the work."""
+    def whole(
+        self, say: Callable[[str], None], device: torch.device, processes: Processes
+    ) -> tuple[TargetCache, float]:
+        """Return the whole cache and the seconds that building took; processes share the work.
+
+        Args:
+            say: is called with lines for the user.
+            device: to compute missing targets on.
+            processes: that train the run; all must call this.
+
+        Raises:
+            InputError: a shard that was there already is damaged.
+        """
         began = time.perf_counter()
         cache = self.cache or TargetCache.create(self.folder, self.source.contents)
         check_room_for_rest(cache)
@@ -51,7 +66,31 @@ class CachedTargets:
             self.source.build(
                 cache, lambda whole, total: say(f"targets: {whole} of {total} shards"), device
             )
-        return cache, time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self._check(cache, set(missing), say, processes)
+        return cache, seconds
+
+    def _check(
+        self,
+        cache: TargetCache,
+        built: set[tuple[int, int]],
+        say: Callable[[str], None],
+        processes: Processes,
+    ) -> None:
+        """Check the shards that were there already: each process reads its share of them."""
+        shards = [shard for shard in cache.contents.shards if shard not in built]
+        if shards and cache.contents.bytes > SAID_BYTES:
+            say(f"checking the teacher's targets in {self.folder}")
+        damaged = list(cache.damaged(shards[processes.index :: processes.count]))
+        (anywhere,) = processes.agree(len(damaged))
+        if anywhere:
+            gathered = [fault for share in processes.gather(damaged) for fault in share]
+            faults = first_problems([f"{path}: {fault}" for path, fault in gathered or damaged])
+            faults = faults or "another process has found a damaged shard"
+            raise InputError(
+                f"{faults}; delete such a file, and it is built again: at the beginning of a run, "
+                "or by attention-transfer cache build"
+            )
 
 
 def cached_targets(

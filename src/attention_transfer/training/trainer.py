@@ -102,7 +102,7 @@ class Trainer:
         self.seconds_building_cache = 0.0
         if setup.targets is not None:
             self.cache, self.seconds_building_cache = setup.targets.whole(
-                self.progress.write_line, accelerator.device
+                self.progress.write_line, accelerator.device, self.processes
             )
         self.tracking = Tracking(
             self.config, run.folder, self.progress.write_line, active=self.processes.is_main
