@@ -171,6 +171,12 @@ def _check_settings(config: RunConfig, terms: list[Term]) -> None:
             "so grad_checkpoint would save nothing; leave one of them out, or lower memory with "
             "--accumulate"
         )
+    if all(term.weight == 0 for term in terms):
+        names = ", ".join(term.name for term in terms)
+        raise InputError(
+            f"every term of the loss has weight 0 ({names}), so nothing would be learned; give one "
+            "of them a weight above 0"
+        )
     if config.cache_views and config.cache is None:
         raise InputError("cache_views needs a cache, got none; give --cache as well")
     if config.backbone_lr == 0 and any(term.pairs is not None for term in terms):
@@ -215,7 +221,8 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_si
     """Check that the student can be trained on the data and saved.
 
     Raises:
-        InputError: it has other classes, state that cannot be saved, or needs larger batches.
+        InputError: it has other classes or nothing to train, cannot be saved, or needs larger
+            batches.
     """
     logits = class_logits(try_out(student, data, images))
     classes = len(data.class_names)
@@ -223,6 +230,11 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_si
         raise InputError(
             f"{student.name} has {logits.shape[1]} outputs, the data set {classes} classes; let "
             "its factory take num_classes, or give a network with as many"
+        )
+    if not any(weight.requires_grad for weight in student.network.parameters()):
+        raise InputError(
+            f"no parameter of {student.name} requires a gradient, so it could not learn; call "
+            "requires_grad_(True) on what is to be trained, or use --freeze"
         )
     for name, value in student.network.state_dict().items():
         if not isinstance(value, Tensor):
@@ -251,6 +263,9 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
         )
     if config.compile and compiler_fault() is not None:
         yield f"nothing is compiled: no compiler works here ({compiler_fault()})"
+    for name, term in transfer.named_terms.items():
+        if term.weight == 0:
+            yield f"the term {name} has weight 0: it is computed and shown, and trains nothing"
     if config.cache is not None and not transfer.target_spec:
         yield "no term needs the teacher, so no cache is read or built"
 
