@@ -32,7 +32,7 @@ class Faulty(FileImages):
             if self.fault == "exits":
                 os._exit(3)
             if self.fault == "crashes":
-                os.kill(os.getpid(), signal.SIGABRT)
+                os.kill(os.getpid(), signal.SIGSYS)
         return super().pixels(indices, view)
 
 
@@ -42,7 +42,7 @@ class Faulty(FileImages):
         ("raises", 0, "01.png cannot be loaded: ZeroDivisionError: by the user's own code"),
         ("raises", 2, "01.png cannot be loaded: ZeroDivisionError: by the user's own code"),
         ("exits", 2, r"ended with exit code 3 while it loaded \S*01.png"),
-        ("crashes", 2, r"ended by SIGABRT while it loaded \S*01.png"),
+        ("crashes", 2, r"ended by SIGSYS while it loaded \S*01.png"),
     ],
 )
 def test_the_sample_is_named_within_seconds(
