@@ -1,19 +1,29 @@
-"""Rows 12 and 39: images whose few bytes would become gigabytes are refused by their header."""
+"""Rows 12, 20 and 39: files whose few bytes would become gigabytes or minutes are refused."""
 
 import io
+import json
+import shutil
 import struct
 import subprocess
 import sys
+import time
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+import attention_transfer as at
+from attention_transfer.cli import main
 from attention_transfer.data import load_data
 from attention_transfer.data.decoding import MOST_BYTES, decode, image_size
+from attention_transfer.errors import InputError
+from attention_transfer.experiments.demo import packaged_teacher
 
 SIDE = 9990
 
@@ -145,3 +155,219 @@ def test_a_bomb_among_the_images_of_a_set_is_named_and_skipped(tmp_path: Path) -
     assert "skipped corrupt image" in notice
     assert "would take 699 MB to decode" in notice
     assert len(data.train) + len(data.validation) + len(data.test) == 24
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A copy of the packaged teacher's run, with attention maps."""
+    folder = tmp_path / "run"
+    shutil.copytree(packaged_teacher(), folder)
+    for path in [folder, *folder.iterdir()]:
+        path.chmod(0o755)
+    record = json.loads((folder / "record.json").read_text())
+    record["attention"] = {"map": "sum", "power": 2.0, "points": ["group3"], "probes": 2}
+    record["attention"]["epochs"] = [0]
+    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "attention").mkdir()
+    return folder
+
+
+def zeros(path: Path, gigabytes: float) -> None:
+    """Write an archive of zeros, whose arrays would need the memory that they say."""
+    count = int(gigabytes * 2**30)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (count,)}
+    )
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("images.npy", "w", force_zip64=True) as file,
+    ):
+        file.write(header.getvalue())
+        block = bytes(2**20)
+        for _ in range(count // len(block)):
+            file.write(block)
+
+
+@pytest.mark.parametrize("name", ["attention/probes.npz", "attention/epoch-0000.npz"])
+def test_an_archive_that_unpacks_to_gigabytes_is_refused_by_the_report(
+    name: str, finished: Path
+) -> None:
+    np.savez_compressed(finished / "attention/probes.npz", images=np.zeros(3))
+    zeros(finished / name, 2)
+    assert (finished / name).stat().st_size < 2_500_000
+    error, grown = report_in_a_process(finished)
+    assert f"{finished / name} is damaged (with it the arrays are larger than 1.1 GB" in error
+    assert f"remove {finished / 'attention'} to do without it" in error
+    assert grown < 100_000_000
+
+
+def test_many_archives_have_one_budget(finished: Path) -> None:
+    np.savez_compressed(finished / "attention/probes.npz", images=np.zeros(3))
+    zeros(finished / "attention/epoch-0000.npz", 0.4)
+    for number in range(1, 4):
+        shutil.copy(
+            finished / "attention/epoch-0000.npz", finished / f"attention/epoch-000{number}.npz"
+        )
+    error, grown = report_in_a_process(finished)
+    assert "attention/epoch-0002.npz is damaged (with it the arrays are larger" in error
+    assert grown < 100_000_000
+
+
+def test_an_array_that_is_larger_than_its_file_says_is_refused(finished: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (2**46,)}
+    )
+    with zipfile.ZipFile(finished / "attention/probes.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(80))
+    shutil.copy(finished / "attention/probes.npz", finished / "attention/epoch-0000.npz")
+    error, grown = report_in_a_process(finished)
+    assert "epoch-0000.npz is damaged (" in error
+    assert grown < 100_000_000
+
+
+@pytest.mark.parametrize("byte", [80, 120, -30])
+def test_a_flipped_bit_in_an_archive_is_one_line(byte: int, finished: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    path = finished / "attention/epoch-0000.npz"
+    for name in ("probes.npz", "epoch-0000.npz"):
+        np.savez_compressed(finished / "attention" / name, images=images)
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"epoch-0000\.npz is damaged"):
+        _ = at.Run(finished).attention
+
+
+def report_in_a_process(folder: Path) -> tuple[str, int]:
+    """Return the one line with which ``report`` refuses a folder, and the memory it took."""
+    code = (
+        "import resource, sys; from attention_transfer.cli import main\n"
+        "import attention_transfer.report.page\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert main(['report', sys.argv[1]]) == 2\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1
+    return done.stderr, int(done.stdout)
+
+
+MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "views": lambda values: values.update(views=10**12),
+    "samples": lambda values: values.update(samples=10**18),
+    "infinity": lambda values: values.update(samples=1e999),
+    "many numbers": lambda values: values.update(samples=10**4000),
+    "a huge field": lambda values: values["fields"][0].update(shape=[10**9, 10**9]),
+    "a field of no size": lambda values: values["fields"][0].update(shape=[-1]),
+    "many fields": lambda values: values.update(
+        fields=[{**values["fields"][0], "point": f"{number}"} for number in range(5000)]
+    ),
+    "a huge image": lambda values: values.update(input_size=[3, 10**9, 10**9], gradient=True),
+    "large": lambda values: values.update(provenance={"images": "x" * 2_000_000}),
+    "no object": lambda values: values.update(fields=3),
+}
+
+
+@pytest.mark.parametrize("kind", [*MANIFESTS, "nested", "a hundred megabytes"])
+@pytest.mark.parametrize("action", ["info", "verify"])
+def test_a_hostile_description_of_a_cache_is_refused_at_once(
+    kind: str, action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values: dict[str, Any] = {
+        "schema_version": 2,
+        "provenance": {},
+        "fields": [
+            {"point": "a", "reduction": "attention map, sum 2", "scale_free": True, "shape": [4, 4]}
+        ],
+        "logits": [3],
+        "gradient": False,
+        "input_size": [3, 16, 16],
+        "samples": 10,
+        "views": 2,
+        "example": {},
+    }
+    (tmp_path / "cache").mkdir()
+    path = tmp_path / "cache" / "cache.json"
+    path.write_text(json.dumps(values))
+    assert main(["cache", "info", str(path.parent)]) == 0
+    capsys.readouterr()
+    if kind in MANIFESTS:
+        MANIFESTS[kind](values)
+        path.write_text(json.dumps(values))
+    else:
+        path.write_text("[" * 500_000 if kind == "nested" else " " * 100_000_000)
+    began = time.perf_counter()
+    assert main(["cache", action, str(path.parent)]) == 2
+    assert time.perf_counter() - began < 5
+    error = capsys.readouterr().err
+    assert error.startswith(f"attention-transfer: the cache in {path.parent} cannot be ")
+    assert "build it again" in error
+    assert len(error) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("record.json", "report run"),
+        ("metrics.jsonl", "report run"),
+        ("model.json", "evaluate run"),
+        ("model.json", "report run"),
+        ("config.yaml", "resume run"),
+        ("config.yaml", "report run"),
+    ],
+)
+@pytest.mark.parametrize("content", ["large", "nested", "binary"])
+def test_the_files_of_a_run_have_bounds(
+    name: str, command: str, content: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = finished / name
+    if content == "large":
+        with path.open("wb") as file:
+            file.truncate(100_000_000)
+    else:
+        path.write_bytes(b"[" * 90_000 if content == "nested" else bytes(range(256)) * 8)
+    if command == "resume run":
+        (finished / "record.json").unlink()
+    began = time.perf_counter()
+    assert main(command.replace("run", str(finished), 1).split()) == 2
+    assert time.perf_counter() - began < 5
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("setting", ["data", "out", "masks", "cache", "teacher", "terms"])
+def test_a_null_byte_is_refused_at_once(setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    values = {"student": "wrn-10-1", "teacher": "wrn-10-1@random", setting: "folder:a\0b"}
+    Path("run/config.yaml").write_text(yaml.safe_dump(values))
+    began = time.perf_counter()
+    for arguments in (["resume", "run"], ["distill", "--config", "run/config.yaml"]):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "null byte" in error or "--trust" in error
+    for arguments in (["evaluate", "a\0b"], ["report", "a\0b"], ["train", "--model", "a\0b"]):
+        assert main(arguments) == 2
+        assert "an argument has a null byte" in capsys.readouterr().err
+    assert time.perf_counter() - began < 5
+    with pytest.raises(InputError, match="null byte"):
+        at.train("wrn-10-1", data="folder:a\0b")
+
+
+def test_a_name_of_a_hundred_thousand_letters_is_refused_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["points", "timm:resnet"])  # imports the zoo
+    capsys.readouterr()
+    began = time.perf_counter()
+    assert main(["points", f"timm:{'resnet' * 15_000}"]) == 2
+    assert time.perf_counter() - began < 5

@@ -228,7 +228,8 @@ def _check_bytes(image: Image.Image, needed: int) -> None:
     if needed > MOST_BYTES:
         raise CorruptImageError(
             f"its {image.width}x{image.height} pixels ({image.mode}) would take "
-            f"{needed / 1e6:,.0f} MB to decode, expected at most {MOST_BYTES / 1e6:,.0f} MB; make it smaller"
+            f"{needed / 1e6:,.0f} MB to decode, expected at most {MOST_BYTES / 1e6:,.0f} MB; "
+            "make it smaller"
         )
 
 
