@@ -45,7 +45,7 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
         "alias",
     ),
     "a recursive alias": ("a: &a\n  b: *a", "alias"),
-    "ten megabytes": ("model: " + "x" * 10_000_000, "10000007 bytes, expected at most 100000"),
+    "ten megabytes": ("model: " + "x" * 10_000_000, "it has more than 100,000 bytes"),
     "deep brackets": ("a: " + "[" * 50_000, "nested"),
     "deep braces": ("{a: " * 20_000, "nested"),
     "deep dashes": ("- " * 20_000, "nested"),
@@ -82,7 +82,7 @@ def test_hostile_files_are_refused_at_once_and_run_nothing(case: str) -> None:
     assert time.process_time() - began < 1
     message = str(refused.value)
     assert expected in message
-    assert message.startswith(("settings.yaml", "the configuration settings.yaml"))
+    assert "settings.yaml" in message[:45]
     assert len(message) < 500
     assert "this" not in set(sys.modules) - imported
     assert [path.name for path in Path().iterdir()] == ["settings.yaml"]

@@ -15,6 +15,9 @@ __all__ = [
     "nearest",
 ]
 
+LONGEST_NAME = 200
+"""Characters that are compared with known names, which takes the square of their number."""
+
 
 class InputError(ValueError):
     """Bad input, found before any work is done; the command line exits with 2."""
@@ -109,7 +112,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'known: sum, max'
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name[:LONGEST_NAME], names, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"known: {', '.join(names)}"

@@ -1,10 +1,11 @@
-"""Atomic writing: after a crash a file holds its old content or its new one, never a part.
+"""Reading with a bound, and atomic writing.
 
-New content goes to a temporary path beside the target, is flushed to the disk, and takes the
-target's name in one step. A temporary path that a killed process left behind is overwritten by the
-next writer of the same target.
+After a crash a file holds its old content or its new one, never a part. New content goes to a
+temporary path beside the target, is flushed to the disk, and takes the target's name in one step. A
+temporary path that a killed process left behind is overwritten by the next writer of the target.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ __all__ = [
     "append_line",
     "move_into_place",
     "partial_path",
+    "read_bytes",
+    "read_json",
     "replacing",
     "write_arrays",
     "write_bytes",
@@ -85,6 +88,38 @@ def move_into_place(temporary: Path, path: Path) -> None:
     _flush(temporary)
     temporary.replace(path)
     _flush(path.parent)
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Read a file of at most ``most`` bytes; a folder may come from someone else.
+
+    Raises:
+        OSError: it cannot be read, or is larger.
+
+    Example:
+        >>> read_bytes(Path("/dev/zero"), most=100)
+        Traceback (most recent call last):
+        OSError: [Errno 27] it has more than 100 bytes, which no such file needs: '/dev/zero'
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        reason = f"it has more than {most:,} bytes, which no such file needs"
+        raise OSError(errno.EFBIG, reason, str(path))
+    return content
+
+
+def read_json(path: Path, most: int) -> Any:
+    """Read a JSON file of at most ``most`` bytes.
+
+    Raises:
+        OSError: it cannot be read, or is larger.
+        ValueError: it is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(read_bytes(path, most))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from itertools import takewhile
 from typing import Any
@@ -38,6 +39,9 @@ MOST_SHOWN = 80
 INTEGERS = ("|b1", "|u1", "|i1", "<i2", "<i4", "<i8")
 """Numpy types of fields that are not floating-point."""
 
+MOST_FIELDS, MOST_SHARDS = 1000, 100_000
+"""Of a cache: more are no cache's that a run could use."""
+
 LARGEST_FIELD = 2**17
 """Bytes of one field of one view; more is refused, with the size."""
 
@@ -69,7 +73,7 @@ class Contents:
     integers: Mapping[TargetField, str] = field(default_factory=dict)
     """The numpy type of each field of integers or booleans."""
 
-    @property
+    @cached_property
     def row(self) -> np.dtype[np.void]:
         """The numpy type of one target."""
         fields: list[tuple[Any, ...]] = [
@@ -124,6 +128,15 @@ class Contents:
                     "reduction); leave out the cache, or the term, or have the term declare a "
                     "smaller teacher_reduction"
                 )
+
+    def check_counts(self) -> None:
+        """Raise an InputError if there are more fields or shards than any cache has."""
+        if len(self.shapes) > MOST_FIELDS or self.shard_count > MOST_SHARDS:
+            raise InputError(
+                f"a cache of {len(self.shapes):,} fields in {float(self.shard_count):.3g} files "
+                f"is too large; expected at most {MOST_FIELDS:,} fields and {MOST_SHARDS:,} files: "
+                "give fewer views"
+            )
 
     def pack(self, targets: Targets) -> NDArray[np.void]:
         """Return a batch of targets as rows."""
@@ -212,7 +225,7 @@ class Contents:
         logits = values["logits"]
         if min(samples, views) < 1:
             raise ValueError("there is nothing in it")
-        return cls(
+        contents = cls(
             {str(name): str(value) for name, value in values["provenance"].items()},
             TargetSpec(tuple(shapes), logits is not None, bool(values["gradient"])),
             shapes,
@@ -223,6 +236,8 @@ class Contents:
             {name: list(map(float, numbers)) for name, numbers in values["example"].items()},
             integers,
         )
+        contents.check_counts()
+        return contents
 
     def _type(self, target: TargetField) -> str:
         """Return the numpy type of a field's numbers."""
@@ -313,6 +328,8 @@ def difference(one: Contents, other: Contents) -> str | None:
             return f"{name}: {_around_difference(first, second)}"
     if one.samples != other.samples:
         return f"samples: {one.samples}, here {other.samples}"
+    if one.input_size != other.input_size:
+        return f"size of the images: {one.input_size}, here {other.input_size}"
     for name in sorted(one.example.keys() & other.example.keys()):
         if not _alike(one.example[name], other.example[name]):
             return f"the teacher's answer, {name}: " + ", here ".join(

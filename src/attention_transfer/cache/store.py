@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from attention_transfer.cache.contents import Contents, difference
 from attention_transfer.errors import InputError, TrainingError
-from attention_transfer.files import move_into_place, partial_path
+from attention_transfer.files import move_into_place, partial_path, read_json
 from attention_transfer.transfer import Targets
 
 __all__ = ["Shard", "TargetCache", "check_room", "free_bytes", "remove_cache"]
@@ -23,6 +23,9 @@ __all__ = ["Shard", "TargetCache", "check_room", "free_bytes", "remove_cache"]
 SCHEMA_VERSION = 2
 MANIFEST = "cache.json"
 CHECKSUM_BYTES = 32
+
+LARGEST_MANIFEST = 2**20
+"""Bytes of the largest description of a cache."""
 
 SPARE_BYTES = 2**28
 """Bytes left free on a disk, beside what a cache takes."""
@@ -52,7 +55,7 @@ class TargetCache:
             InputError: there is none, or its description is damaged.
         """
         try:
-            values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            values = read_json(folder / MANIFEST, LARGEST_MANIFEST)
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(
                 f"{folder} holds no cache of targets (no {MANIFEST}); build one with "
@@ -67,7 +70,7 @@ class TargetCache:
             if values["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"its schema is {values['schema_version']}, not {SCHEMA_VERSION}")
             return cls(folder, Contents.from_json(values))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"the cache in {folder} cannot be used: its {MANIFEST} is damaged or of another "
                 f"version ({error}); remove it (attention-transfer cache remove {folder}) and "
@@ -100,6 +103,7 @@ class TargetCache:
                 small.
         """
         if not os.path.exists(folder / MANIFEST):
+            contents.check_counts()
             check_room(folder, contents.bytes)
             _write_manifest(folder, contents)
         cache = cls.open(folder)
@@ -138,7 +142,13 @@ class TargetCache:
 
     def missing(self) -> list[Shard]:
         """Return the shards that are missing, or not of their size."""
-        return [shard for shard in self.contents.shards if not self._whole(shard)]
+        with os.scandir(self.folder) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        return [
+            shard
+            for shard in self.contents.shards
+            if sizes.get(self.path(shard).name) != self._bytes(shard)
+        ]
 
     def damaged(self, shards: Sequence[Shard] | None = None) -> Iterator[tuple[Path, str]]:
         """Yield the files of missing and damaged shards, with the fault.

@@ -87,6 +87,8 @@ def _run(arguments: list[str]) -> int:
 
         print(f"attention-transfer {version('attention-transfer')}")
         return 0
+    if any("\0" in argument for argument in arguments):
+        raise InputError("an argument has a null byte, which no name or path has; remove it")
     name = arguments[0]
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")

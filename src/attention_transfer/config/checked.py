@@ -1,6 +1,7 @@
 """The base class of configurations: typed values, checked at construction."""
 
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,6 +25,10 @@ class Config(BaseModel):
         Raises:
             InputError: everything that is wrong, in one line.
         """
+        for name, value in values.items():
+            texts = [value] if isinstance(value, str | PurePath) else value
+            if isinstance(texts, list | tuple) and any("\0" in str(text) for text in texts):
+                raise InputError(f"{name} has a null byte, which no name or path has; remove it")
         try:
             return cls.model_validate(values)
         except ValidationError as error:

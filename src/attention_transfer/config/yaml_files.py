@@ -7,7 +7,7 @@ import yaml
 
 from attention_transfer.config import Config
 from attention_transfer.errors import InputError
-from attention_transfer.files import write_text
+from attention_transfer.files import read_bytes, write_text
 
 __all__ = ["read_config_file", "write_config_file"]
 
@@ -34,10 +34,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         InputError: the file is missing, too large or malformed.
     """
     try:
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise InputError(f"{path} has {size} bytes, expected at most {LARGEST_FILE}")
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, LARGEST_FILE).decode()
     except OSError as error:
         raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -19,6 +19,7 @@ from attention_transfer.config import Interpolation
 from attention_transfer.errors import first_line
 
 __all__ = [
+    "MOST_BYTES",
     "MOST_PIXELS",
     "Box",
     "CorruptImageError",
@@ -34,6 +35,18 @@ __all__ = [
 
 MOST_PIXELS = 100_000_000
 """Pixels of the largest image that is decoded; a larger one is refused by its header."""
+
+MOST_BYTES = 2**29
+"""Bytes of memory for decoding one image; one that needs more is refused by its header."""
+
+_BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
+"""That PIL keeps of an image, by its mode; 4 in all others, also in RGB."""
+
+_DECODER_BYTES = {"WEBP": 12, "JPEG2000": 12, "AVIF": 8}
+"""Bytes that a decoder takes for a pixel beside the result; others decode row by row."""
+
+_DRAFTED = ("JPEG", "MPO")
+"""Formats that can be decoded at a part of their size."""
 
 Image.init()
 FORMATS = tuple(
@@ -68,8 +81,8 @@ def open_image(source: bytes | Path) -> Iterator[Image.Image]:
         source: the bytes of a file, or its path.
 
     Raises:
-        CorruptImageError: it cannot be read, is not an image, is damaged, or has more than
-            MOST_PIXELS pixels.
+        CorruptImageError: it cannot be read, is not an image, is damaged, has more than MOST_PIXELS
+            pixels, or would take more than MOST_BYTES of memory.
     """
     try:
         with warnings.catch_warnings():
@@ -81,6 +94,11 @@ def open_image(source: bytes | Path) -> Iterator[Image.Image]:
                     raise CorruptImageError(
                         f"it has {width}x{height} pixels, expected at most {MOST_PIXELS:,}"
                     )
+                progressive = 6 if "progressive" in image.info else 0
+                needed = width * height * _DECODER_BYTES.get(image.format or "", progressive)
+                _check_bytes(
+                    image, needed if image.format in _DRAFTED else needed + _bytes_of_rgb(image)
+                )
                 yield image
     except CorruptImageError:
         raise
@@ -168,18 +186,67 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Return an opened image turned as its EXIF data say, in RGB; see :func:`decode`."""
-    image = ImageOps.exif_transpose(image)
+    """Return an opened image turned as its EXIF data say, in RGB; see :func:`decode`.
+
+    Raises:
+        CorruptImageError: it would take more than MOST_BYTES of memory.
+    """
+    if image.format in _DRAFTED:
+        _check_bytes(image, _bytes_of_rgb(image))
+    if _is_turned(image):
+        image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # one channel of 16 or 32 bits, integers or floating-point
-        values = np.asarray(image).astype(np.float64)
-        largest = 1 if image.mode == "F" and values.max() <= 1 else 255
-        if image.mode != "F" and (image.mode != "I" or values.max() > 255):
-            largest = 65535
-        image = Image.fromarray((values * (255 / largest)).clip(0, 255).round().astype(np.uint8))
+        image = _eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale one channel of 16 or 32 bits to 8 bits, some rows at a time."""
+    largest, brightest = 65535, float(image.getextrema()[1])  # type: ignore[arg-type]
+    if image.mode == "F":
+        largest = 1 if brightest <= 1 else 255
+    elif image.mode == "I" and brightest <= 255:
+        largest = 255
+    result = Image.new("L", image.size)
+    rows = max(1, 2**20 // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        values = np.asarray(part).astype(np.float32) * np.float32(255 / largest)
+        values = np.nan_to_num(values, nan=0.0).clip(0, 255).round()
+        result.paste(Image.fromarray(values.astype(np.uint8)), (0, top))
+    return result
+
+
+def _check_bytes(image: Image.Image, needed: int) -> None:
+    if needed > MOST_BYTES:
+        raise CorruptImageError(
+            f"its {image.width}x{image.height} pixels ({image.mode}) would take "
+            f"{needed / 1e6:,.0f} MB to decode, expected at most {MOST_BYTES / 1e6:,.0f} MB; "
+            "make it smaller"
+        )
+
+
+def _bytes_of_rgb(image: Image.Image) -> int:
+    """Return the memory that an opened image and its copies on the way to RGB take."""
+    stored = _BYTES_A_PIXEL.get(image.mode, 4)
+    count = stored
+    # PIL decodes a PNG to look for EXIF data behind its pixels; those do not count here.
+    if (image.format != "PNG" or "exif" in image.info) and _is_turned(image):
+        count += stored
+    if image.mode[0] in "IF":
+        count += 1
+    if image.has_transparency_data:
+        count += 8 if image.mode == "RGBA" else 12
+    if image.mode != "RGB":
+        count += 4
+    return count * image.width * image.height
 
 
 def file_content(image: Any) -> bytes | None:

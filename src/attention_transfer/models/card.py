@@ -9,10 +9,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from attention_transfer.config import Interpolation, Positive
 from attention_transfer.errors import InputError, first_problems
-from attention_transfer.files import write_json
+from attention_transfer.files import read_bytes, write_json
 from attention_transfer.preprocessing import Preprocessing
 
 __all__ = ["ModelCard", "check_weights"]
+
+LARGEST_CARD = 8_000_000
+"""Bytes of the largest model card: the names of some 100,000 classes."""
 
 _Side = Annotated[int, Field(ge=1, le=9999)]
 
@@ -55,7 +58,7 @@ class ModelCard:
             InputError: it cannot be read, or is not a model card.
         """
         try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
+            card = TypeAdapter(cls).validate_json(read_bytes(path, LARGEST_CARD))
         except OSError as error:
             raise InputError(f"cannot read the model card {path}: {error.strerror}") from None
         except ValidationError as error:
@@ -64,6 +67,9 @@ class ModelCard:
                 for fault in error.errors()
             ]
             raise InputError(f"{path} is not a model card: {first_problems(problems)}") from None
+        if any("\0" in text for text in (card.name, card.data, *card.class_names)):
+            raise InputError(f"{path} is not a model card: it has a name with a null byte")
+        return card
 
     def write(self, path: Path) -> None:
         """Write the card as JSON."""

@@ -1,6 +1,7 @@
 """Raw attention maps in a run's folder, as arrays."""
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from attention_transfer.runs.record import AttentionRecord
 __all__ = ["Arrays", "RunAttention", "read_arrays"]
 
 Arrays = dict[str, NDArray[Any]]
+
+MOST_BYTES = 2**30
+"""Bytes of all arrays of a run that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class RunAttention:
         """
         if not record.points or not (folder / "probes.npz").is_file():
             return None
+        check_unpacked(sorted(folder.glob("*.npz")))
         epochs = {
             int(path.stem.removeprefix("epoch-")): read_arrays(path)
             for path in sorted(folder.glob("epoch-*.npz"))
@@ -95,17 +100,40 @@ def read_arrays(path: Path) -> Arrays:
     """Read all arrays of an ``.npz`` file; pickled objects are refused.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or its arrays are too large.
     """
+    check_unpacked([path])
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        removable = path.parent if path.parent.name == "attention" else path
-        raise InputError(
-            f"{path} is damaged ({type(error).__name__}); remove {removable} to do without it, or "
-            "train the run again"
-        ) from None
+    except Exception as error:  # a damaged archive can raise anything
+        raise _damaged(path, type(error).__name__) from None
+
+
+def check_unpacked(paths: Sequence[Path]) -> None:
+    """Raise an InputError if the arrays in some files would take more than MOST_BYTES together.
+
+    What an archive says of the size of an array is all that is unpacked of it.
+    """
+    total = 0
+    for path in paths:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                total += sum(entry.file_size for entry in archive.infolist())
+        except Exception as error:
+            raise _damaged(path, type(error).__name__) from None
+        if total > MOST_BYTES:
+            raise _damaged(
+                path,
+                f"with it the arrays are larger than {MOST_BYTES / 1e9:.1f} GB, which no run's are",
+            )
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    removable = path.parent if path.parent.name == "attention" else path
+    return InputError(
+        f"{path} is damaged ({why}); remove {removable} to do without it, or train the run again"
+    )
 
 
 def _maps(arrays: Arrays, network: str, count: int) -> list[NDArray[np.float32]]:

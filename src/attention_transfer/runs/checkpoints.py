@@ -3,13 +3,14 @@
 import hashlib
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import torch
 
 from attention_transfer.errors import InputError, first_line
-from attention_transfer.files import replacing
+from attention_transfer.files import read_bytes, replacing
 
 __all__ = ["Checkpoint", "load_last_checkpoint", "save_checkpoint"]
 
@@ -67,9 +68,10 @@ def load_last_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for candidate in reversed(_checkpoints(folder)):
         try:
             epoch, step = _position(candidate)
-            expected = (candidate / "sha256").read_text(encoding="ascii").strip()
+            expected = read_bytes(candidate / "sha256", most=100).decode("ascii").strip()
             if _checksum(candidate / "state.pt") != expected:
                 raise ValueError("its checksum is wrong")
+            _check_stored(candidate / "state.pt")
             state = torch.load(candidate / "state.pt", weights_only=True, map_location="cpu")
             if not isinstance(state, dict):
                 raise ValueError("it holds no state of a run")
@@ -104,6 +106,13 @@ class _HashingWriter:
 
     def flush(self) -> None:
         self.file.flush()
+
+
+def _check_stored(path: Path) -> None:
+    """Raise a ValueError if a checkpoint's arrays are compressed: torch compresses none."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed, as no checkpoint is")
 
 
 def _position(path: Path) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """The folder of a run: its configuration, figures, attention maps and network."""
 
 import hashlib
-import json
 import os
 import shlex
 import time
@@ -17,13 +16,20 @@ from attention_transfer.config.yaml_files import read_config_file, write_config_
 from attention_transfer.errors import InputError
 from attention_transfer.files import (
     append_line,
+    read_json,
     write_arrays,
     write_bytes,
     write_json,
     write_text,
 )
 from attention_transfer.runs.attention import Arrays, RunAttention, read_arrays
-from attention_transfer.runs.record import EpochMetrics, RunRecord, metrics_line, read_metrics
+from attention_transfer.runs.record import (
+    LARGEST_RECORD,
+    EpochMetrics,
+    RunRecord,
+    metrics_line,
+    read_metrics,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -193,8 +199,8 @@ class Run:
         if not path.is_file():
             return [str(number) for number in range(len(self.record.final.test_confusion))]
         try:  # ModelCard.read would import torch
-            return [str(name) for name in json.loads(path.read_bytes())["class_names"]]
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            return [str(name) for name in read_json(path, LARGEST_RECORD)["class_names"]]
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}), expected a model card") from None
 
     @cached_property

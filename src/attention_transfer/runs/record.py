@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, Validat
 
 from attention_transfer.config import RunConfig
 from attention_transfer.errors import InputError, first_problems
+from attention_transfer.files import read_bytes
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Literal[1] = 1
+
+LARGEST_RECORD = 2**26
+"""Bytes of the largest record, or metrics: two confusion matrices of 1,700 classes."""
 
 
 class _Schema(BaseModel):
@@ -223,7 +227,7 @@ class RunRecord(_Schema):
             InputError: the file cannot be read or is damaged.
         """
         try:
-            return cls.from_json(path.read_bytes(), str(path))
+            return cls.from_json(read_bytes(path, LARGEST_RECORD), str(path))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from None
 
@@ -235,7 +239,7 @@ def read_metrics(path: Path) -> list[EpochMetrics]:
         InputError: the file cannot be read or a line is damaged.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_bytes(path, LARGEST_RECORD).splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:

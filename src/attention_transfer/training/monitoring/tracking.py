@@ -28,8 +28,11 @@ from numpy.typing import NDArray
 from attention_transfer.config import RunConfig
 from attention_transfer.drawing.contact_sheet import contact_sheet
 from attention_transfer.errors import InputError
-from attention_transfer.files import write_text
+from attention_transfer.files import read_json, write_text
 from attention_transfer.runs.attention import Arrays, read_arrays
+
+LARGEST_IDENTITIES = 100_000
+"""Bytes of the largest ``trackers.json``."""
 
 __all__ = ["Tracking", "check_installed", "scalars"]
 
@@ -127,7 +130,8 @@ class Tracking:
         path = self.folder / "trackers.json"
         identities: dict[str, str] = {}
         with suppress(OSError, ValueError):  # a new run, or a damaged file
-            identities = json.loads(path.read_text(encoding="utf-8"))
+            known = read_json(path, LARGEST_IDENTITIES)
+            identities = {str(name): str(value) for name, value in dict(known).items()}
         try:
             for name in self.names:
                 self._start(name, identities)
