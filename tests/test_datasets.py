@@ -305,7 +305,8 @@ def test_a_users_networks_and_data_make_a_run(tmp_path: Path) -> None:
         **settings,
     )
     assert [pair.student for pair in run.record.pairs] == ["stem", "body"]
-    assert main(["evaluate", str(run.folder)]) == 0
+    trust = ["--trust", "users.work:Small", "--trust", "users.work:pair"]
+    assert main(["evaluate", str(run.folder), *trust]) == 0
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from attention_transfer.data import (
     WithAugmentation,
     batches,
     load_data,
-    loading,
 )
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.folders import folder_data
@@ -330,7 +329,7 @@ class Endless(FileImages):
 def test_a_worker_that_hangs_ends_the_epoch_and_names_the_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "TIMEOUT", 3)
+    monkeypatch.setattr(loader_workers, "TIMEOUT", 3)
     whole = folder_data(fill(tmp_path), (16, 16)).train
     images = Endless(whole.labels, whole.crop_resize, whole.root, whole.paths)
     with pytest.raises(TrainingError, match=rf"in 3 s; at \S*{whole.paths[9]}; .*--workers 0"):

@@ -30,13 +30,14 @@ from attention_transfer.runs.record import (
     metrics_line,
     read_metrics,
 )
+from attention_transfer.trust import factories_in, trust_flags
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from attention_transfer.models import LoadedModel, ModelCard
 
-__all__ = ["Run", "new_folder", "read_runs", "writing_to"]
+__all__ = ["Run", "new_folder", "read_runs", "resume_command", "writing_to"]
 
 DEMO_RUNS = ("teacher", "alone", "at", "at+kd")
 """Folders of runs in a demo's folder."""
@@ -51,6 +52,16 @@ def new_folder(kind: str, parent: Path = Path("runs")) -> Path:
         path = parent / f"{kind}-{stamp}-{number}"
         number += 1
     return path
+
+
+def resume_command(folder: Path, config: RunConfig | None = None, *flags: str) -> str:
+    """Return the command that resumes a run, with the factories of its configuration trusted.
+
+    >>> resume_command(Path("my runs/at"))
+    "attention-transfer resume 'my runs/at'"
+    """
+    trust = [] if config is None else trust_flags(factories_in(config.model_dump()))
+    return shlex.join(["attention-transfer", "resume", str(folder), *trust, *flags])
 
 
 @contextmanager
@@ -109,7 +120,7 @@ class Run:
         if os.path.exists(folder / "config.yaml"):
             raise InputError(
                 f"{folder} already holds a run; choose another --out, or resume it: "
-                f"attention-transfer resume {shlex.quote(str(folder))}"
+                + resume_command(folder)
             )
         with writing_to(folder):
             # A lock is hidden, and no more than the beginning of a run.
@@ -166,10 +177,9 @@ class Run:
             InputError: the folder holds no run, the run is not finished, or its record is damaged.
         """
         if not self.is_finished:
-            _ = self.config  # raises if this is no run at all
             raise InputError(
                 f"the run in {self.folder} is not finished (no record.json); resume it: "
-                f"attention-transfer resume {shlex.quote(str(self.folder))}"
+                + resume_command(self.folder, self.config)
             )
         return RunRecord.read(self.folder / "record.json")
 

@@ -2,7 +2,6 @@
 
 import errno
 import math
-import shlex
 import signal
 import time
 from collections.abc import Generator, Iterator
@@ -29,6 +28,7 @@ from attention_transfer.environment import keep_freed_memory
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.runs import EpochMetrics, Run
 from attention_transfer.runs.checkpoints import Checkpoint
+from attention_transfer.runs.folder import resume_command
 from attention_transfer.runs.record import BestEpoch
 from attention_transfer.training.checkpointing import Checkpointing
 from attention_transfer.training.classification_metrics import compute_metrics
@@ -44,7 +44,6 @@ from attention_transfer.training.shared_evaluation import SharedEvaluation
 from attention_transfer.training.signals import StopRequest
 from attention_transfer.training.summary import run_summary
 from attention_transfer.training.train_step import NotFiniteError, StepIndex, TrainStep
-from attention_transfer.trust import factories_in, trust_flags
 
 __all__ = ["Trainer"]
 
@@ -136,7 +135,7 @@ class Trainer:
                 if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                     raise TrainingError(
                         f"cannot write to {self.run.folder}: {error.strerror}; make room, then "
-                        f"resume the run: {self._resume_command}"
+                        f"resume the run: {resume_command(self.run.folder, self.config)}"
                     ) from None
                 raise
         self.accelerator.wait_for_everyone()
@@ -320,14 +319,9 @@ class Trainer:
             return {}
         return self.probes.save_epoch(epoch)
 
-    @property
-    def _resume_command(self) -> str:
-        flags = trust_flags(factories_in(self.config.model_dump()))
-        return shlex.join(["attention-transfer", "resume", str(self.run.folder), *flags])
-
     def _stopped_message(self, number: int) -> str:
-        name = signal.Signals(number).name
-        return f"stopped by {name} {self._place}; resume the run: {self._resume_command}"
+        command = resume_command(self.run.folder, self.config)
+        return f"stopped by {signal.Signals(number).name} {self._place}; resume the run: {command}"
 
     @property
     def _place(self) -> str:
