@@ -22,6 +22,7 @@ from attention_transfer.data import (
     WithAugmentation,
     batches,
     load_data,
+    loader_workers,
 )
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.folders import folder_data
