@@ -89,3 +89,11 @@ def test_the_formulas_have_examples() -> None:
         for public in home.__all__:
             if callable(value := getattr(home, public)) and hasattr(value, "__code__"):
                 assert ">>>" in (value.__doc__ or ""), public
+
+
+def test_the_tests_that_security_names_exist() -> None:
+    root = Path(__file__).parent.parent
+    names = re.findall(r"`(tests/\S+\.py)(?:::(\w+))?`", (root / "SECURITY.md").read_text())
+    assert len(names) > 15
+    for file, test in names:
+        assert f"def {test}" in (root / file).read_text(), f"{file}::{test}"

@@ -28,9 +28,7 @@ from attention_transfer.cli import main
 network_inputs.load_data = lambda name, **settings: small_data(images=45)
 {before}
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.exit(code)
+    sys.exit(main(sys.argv[1:]))
 """
 
 TINY = [

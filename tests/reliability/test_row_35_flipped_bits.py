@@ -14,6 +14,8 @@ from attention_transfer.errors import InputError
 from attention_transfer.experiments.demo import packaged_teacher
 from attention_transfer.runs import Run
 from conftest import SMALL, CrashAfter, CrashError
+from reliability.killing import TINY as TINY_FLAGS
+from reliability.killing import run
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
@@ -117,3 +119,19 @@ def test_a_checked_shard_is_not_read_twice(teacher: Run, monkeypatch: pytest.Mon
     )
     at.distill(teacher="teacher", student="wrn-10-1", cache="targets", out="b", **TINY)
     assert sorted(read) == [(0, 0), (1, 0)]
+
+
+@pytest.mark.slow
+def test_several_processes_check_their_shares_and_all_end(tmp_path: Path) -> None:
+    """The damaged shard is in the share of the second process."""
+    settings = ["--student=wrn-10-1", "--teacher=teacher", "--cache=targets", *TINY_FLAGS]
+    trained = run(tmp_path, "train", "--model=wrn-10-1", "--out=teacher", *TINY_FLAGS)
+    assert trained.returncode == 0, trained.stderr
+    done = run(tmp_path, "distill", *settings, "--out=whole", processes=2)
+    assert done.returncode == 0, done.stderr
+    path = sorted((tmp_path / "targets").glob("*.rows"))[1]
+    flip(path, 1000)
+    done = run(tmp_path, "distill", *settings, "--out=run", processes=2)
+    assert done.returncode != 0
+    assert f"targets/{path.name}: its checksum is wrong; delete such a file" in done.stderr
+    assert not (tmp_path / "run").exists()

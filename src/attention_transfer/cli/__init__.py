@@ -20,6 +20,7 @@ from attention_transfer.cli import (
     train,
 )
 from attention_transfer.cli.arguments import Parser
+from attention_transfer.cli.streams import guarded_streams
 from attention_transfer.errors import (
     InputError,
     Interrupted,
@@ -59,6 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # The current folder is not on the path of this process, nor may it be on that of its children.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    with guarded_streams() as (stdout, stderr):
+        code = _exit_code(arguments)
+        stdout.flush()
+        if stdout.error is not None:
+            if not isinstance(stdout.error, BrokenPipeError):  # a reader such as head has enough
+                _fail(f"cannot write to stdout: {stdout.error.strerror}", code)
+            code = code or 1
+        stderr.flush()
+    return code or int(stderr.error is not None)
+
+
+def _exit_code(arguments: list[str]) -> int:
+    """Run a command, print its error in one line, and return its exit code."""
     try:
         return _run(arguments)
     except UntrustedError as error:
@@ -72,10 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 128 + error.signal)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:
-        # The reader of stdout is gone: without this, flushing at exit would print an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _run(arguments: list[str]) -> int:
