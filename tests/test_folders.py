@@ -21,6 +21,7 @@ from attention_transfer.data import (
     ImageSet,
     WithAugmentation,
     batches,
+    corrupt_images,
     load_data,
     loader_workers,
 )
@@ -28,6 +29,7 @@ from attention_transfer.data.files import FileImages
 from attention_transfer.data.folders import folder_data
 from attention_transfer.data.views import CropResize, centre, random_crop_and_flip
 from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.training import record as training_record
 
 CLASSES = ("bird", "cat", "dog")
 
@@ -124,6 +126,27 @@ def test_corrupt_images_are_skipped_and_named(tmp_path: Path) -> None:
     (tmp_path / "dog" / "05.png").write_bytes(b"text")
     with pytest.raises(InputError, match=r"6 of 30 images are corrupt, .*dog/00\.png: it is not"):
         folder_data(tmp_path, (16, 16))
+
+
+def test_more_corrupt_images_are_counted_and_five_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corrupt_images, "SKIPPED_SHARE", 0.5)
+    monkeypatch.setattr(training_record, "MOST_SKIPPED", 6)
+    fill(tmp_path / "images")
+    corrupt = [tmp_path / "images" / "dog" / f"0{number}.png" for number in range(7)]
+    for path in corrupt:
+        path.write_bytes(b"text")
+    settings = {"data": f"folder:{tmp_path / 'images'}", "image_size": 16, "batch_size": 8}
+    run = at.train("wrn-10-1", out="run", epochs=1, precision="fp32", **settings)
+    data = run.record.data
+    assert data.skipped == 7
+    assert [image.name for image in data.skipped_images] == list(map(str, corrupt[:6]))
+    assert {image.reason for image in data.skipped_images} == {"it is not an image"}
+    assert len(data.notices) == 6
+    assert all(str(path) in data.notices[index] for index, path in enumerate(corrupt[:5]))
+    assert data.notices[5] == "skipped 7 corrupt images in all; record.json lists them"
+    assert data.notices[5] in (run.folder / "report.html").read_text()
 
 
 def empty_class(folder: Path) -> None:

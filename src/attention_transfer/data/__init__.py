@@ -74,10 +74,13 @@ def load_data(
         masks: a folder with masks of the objects, laid out like the folder of images.
 
     Raises:
-        InputError: an unknown name, or images that cannot be read.
+        InputError: an unknown name, images that cannot be read, or a split without any.
     """
     load, folder = _loader(data, download)
     result = load(image_size or default_size, data_seed)
+    for split, images in (("training", result.train), ("test", result.test)):
+        if len(images) == 0:
+            raise InputError(f"{result.name} has no {split} images, expected at least one")
     if image_size is not None and image_size != result.train.size:
         result = result.resized(image_size, "bilinear")
         if result.train.size != image_size:

@@ -16,6 +16,9 @@ MOST_DECODED = 50_000
 ALWAYS_SKIPPED, SKIPPED_SHARE = 5, 0.01
 """Corrupt images that are skipped without an error: this many, or this share of the set."""
 
+MOST_NAMED = 5
+"""Corrupt images that messages name."""
+
 
 def faults(sources: Sequence[Callable[[], bytes | Path]], total: int) -> list[str | None]:
     """Return why each image cannot be decoded; None where it can.
@@ -39,8 +42,8 @@ def faults(sources: Sequence[Callable[[], bytes | Path]], total: int) -> list[st
         return list(pool.map(fault, sources))
 
 
-def skipped(corrupt: Sequence[str], total: int) -> list[str]:
-    """Return the notices for corrupt images, which are skipped.
+def skipped(corrupt: Sequence[tuple[str, str]], total: int) -> list[str]:
+    """Return the notices for corrupt images, which are skipped: the first five are named.
 
     Args:
         corrupt: the name of each, and why it cannot be decoded.
@@ -50,12 +53,16 @@ def skipped(corrupt: Sequence[str], total: int) -> list[str]:
         InputError: they are more than 5, and more than 1 % of the set.
 
     Example:
-        >>> skipped(["a.png: it is not an image"], total=30)
+        >>> skipped([("a.png", "it is not an image")], total=30)
         ['skipped corrupt image a.png: it is not an image']
     """
+    named = [f"{name}: {reason}" for name, reason in corrupt[:MOST_NAMED]]
     if len(corrupt) > max(ALWAYS_SKIPPED, SKIPPED_SHARE * total):
         raise InputError(
             f"{len(corrupt)} of {total} images are corrupt, expected at most {ALWAYS_SKIPPED} or "
-            f"{SKIPPED_SHARE:.0%}: {'; '.join(corrupt[:5])}; repair or remove them"
+            f"{SKIPPED_SHARE:.0%}: {'; '.join(named)}; repair or remove them"
         )
-    return [f"skipped corrupt image {line}" for line in corrupt]
+    notices = [f"skipped corrupt image {line}" for line in named]
+    if len(corrupt) > len(named):
+        notices.append(f"skipped {len(corrupt)} corrupt images in all; record.json lists them")
+    return notices

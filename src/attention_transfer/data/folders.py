@@ -69,7 +69,9 @@ def folder_data(folder: Path, size: tuple[int, int], data_seed: int = 0) -> Data
     splits = _splits(folder)
     classes = splits["train"].classes
     notices = [notice for split in splits.values() for notice in _stray_notices(split)]
-    notices += _skip_corrupt(splits)
+    total = sum(len(split.files) for split in splits.values())
+    corrupt = _remove_corrupt(splits, total)
+    notices += skipped(corrupt, total)
     images = {name: _images(split, size) for name, split in splits.items()}
     for name, part in images.items():
         notices += _check_classes(part, classes, name, folder)
@@ -84,6 +86,7 @@ def folder_data(folder: Path, size: tuple[int, int], data_seed: int = 0) -> Data
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         notices=tuple(notices),
+        corrupt=tuple(corrupt),
     )
 
 
@@ -182,20 +185,19 @@ def _stray_notices(split: _SplitFiles) -> Iterator[str]:
         )
 
 
-def _skip_corrupt(splits: dict[str, _SplitFiles]) -> list[str]:
-    """Remove corrupt images from the splits, and return the notices for them."""
-    total = sum(len(split.files) for split in splits.values())
-    lines = []
+def _remove_corrupt(splits: dict[str, _SplitFiles], total: int) -> list[tuple[str, str]]:
+    """Remove corrupt images from the splits, and return the path of each and why."""
+    corrupt = []
     for split in splits.values():
         paths = [split.folder / path for path, _ in split.files]
         reasons = faults([partial(Path, path) for path in paths], total)
-        lines += [
-            f"{path}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason
+        corrupt += [
+            (str(path), reason) for path, reason in zip(paths, reasons, strict=True) if reason
         ]
         split.files = [
             file for file, reason in zip(split.files, reasons, strict=True) if reason is None
         ]
-    return skipped(lines, total)
+    return corrupt
 
 
 def _images(split: _SplitFiles, size: tuple[int, int]) -> FileImages:

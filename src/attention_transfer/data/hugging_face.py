@@ -64,12 +64,11 @@ def _without_corrupt(data: DataSet) -> DataSet:
     if not splits["train"].in_files:
         return data
     total = sum(len(images) for images in splits.values())
-    corrupt: list[str] = []
+    corrupt: list[tuple[str, str]] = []
     for name, images in splits.items():
         reasons = faults([partial(images.content, index) for index in range(len(images))], total)
-        corrupt += [
-            f"{images.name(index)}: {reason}" for index, reason in enumerate(reasons) if reason
-        ]
+        corrupt += [(images.name(index), reason) for index, reason in enumerate(reasons) if reason]
         whole = [index for index, reason in enumerate(reasons) if reason is None]
         splits[name] = images.subset(np.array(whole, dtype=np.int64))
-    return replace(data, **splits, notices=(*data.notices, *skipped(corrupt, total)))
+    notices = (*data.notices, *skipped(corrupt, total))
+    return replace(data, **splits, notices=notices, corrupt=tuple(corrupt))

@@ -212,6 +212,8 @@ class DataSet:
     std: tuple[float, float, float]
     notices: tuple[str, ...] = ()
     """Messages for the user on how the images were read, such as which were skipped."""
+    corrupt: tuple[tuple[str, str], ...] = ()
+    """The images that were skipped because they cannot be decoded: the name of each, and why."""
 
     @property
     def input_size(self) -> tuple[int, int, int]:

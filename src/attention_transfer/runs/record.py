@@ -19,6 +19,7 @@ __all__ = [
     "AttentionRecord",
     "BestEpoch",
     "CacheRecord",
+    "CorruptImageRecord",
     "DataRecord",
     "EpochMetrics",
     "FinalMetrics",
@@ -112,11 +113,23 @@ class SplitRecord(_Schema):
     fingerprint: str
 
 
+class CorruptImageRecord(_Schema):
+    """An image that was skipped because it cannot be decoded."""
+
+    name: str
+    """Its path, or what messages call it."""
+    reason: str
+
+
 class DataRecord(_Schema):
     """The data set of a run."""
 
     name: str
     notices: list[str]
+    skipped: NonNegativeInt = 0
+    """How many corrupt images were skipped, in all splits."""
+    skipped_images: list[CorruptImageRecord] = []
+    """The first 1000 of them."""
     train: SplitRecord
     validation: SplitRecord
     test: SplitRecord

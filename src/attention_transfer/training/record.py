@@ -13,6 +13,7 @@ from attention_transfer.runs.record import (
     AttentionRecord,
     BestEpoch,
     CacheRecord,
+    CorruptImageRecord,
     DataRecord,
     FinalMetrics,
     MachineRecord,
@@ -26,6 +27,9 @@ from attention_transfer.training.classification_metrics import Evaluation
 from attention_transfer.training.setup import RunSetup, count_flops
 
 __all__ = ["make_record", "parameter_count"]
+
+MOST_SKIPPED = 1000
+"""Corrupt images that a record lists."""
 
 
 def make_record(
@@ -105,6 +109,11 @@ def _data_record(setup: RunSetup) -> DataRecord:
     return DataRecord(
         name=data.name,
         notices=list(data.notices),
+        skipped=len(data.corrupt),
+        skipped_images=[
+            CorruptImageRecord(name=name, reason=reason)
+            for name, reason in data.corrupt[:MOST_SKIPPED]
+        ],
         train=split(data.train),
         validation=split(data.validation),
         test=split(data.test),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import RunConfig
-from attention_transfer.data import AugmentedView, DataSet, as_input, batches
+from attention_transfer.data import AugmentedView, DataSet, as_input, batch_bounds, batches
 from attention_transfer.environment import AUTOCAST, fast_bf16, resolve_precision
 from attention_transfer.errors import InputError
 from attention_transfer.models import (
@@ -113,7 +113,8 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     example = as_input(data.train.pixels(tried))
     for teacher in teachers:
         try_out(teacher, data, example)
-    _check_student(student, data, example, config.batch_size)
+    _check_student(student, data, example)
+    _check_smallest_batch(student, data, example, config)
     heads = []
     if config.backbone_lr != 1:
         heads = list(logit_layers(student.network, data.input_size).values())
@@ -217,12 +218,11 @@ def _load_networks(
     return load(config.student, classes, trained=False, **settings), teachers
 
 
-def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_size: int) -> None:
+def _check_student(student: LoadedModel, data: DataSet, images: Tensor) -> None:
     """Check that the student can be trained on the data and saved.
 
     Raises:
-        InputError: it has other classes or nothing to train, cannot be saved, or needs larger
-            batches.
+        InputError: it has other classes, nothing to train, or state that cannot be saved.
     """
     logits = class_logits(try_out(student, data, images))
     classes = len(data.class_names)
@@ -242,15 +242,36 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor, batch_si
                 f"{student.name} keeps {name}, a {type(value).__name__}, which a safetensors file "
                 "cannot hold; make it a buffer, or leave it out of the state"
             )
-    if batch_size > 1:
+
+
+def _check_smallest_batch(
+    student: LoadedModel, data: DataSet, images: Tensor, config: RunConfig
+) -> None:
+    """Check that the student can be trained on a process's share of the smallest batch.
+
+    Raises:
+        InputError: the share is empty; or a single image, which batch norm refuses.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    processes = torch.distributed.get_world_size() if distributed else 1
+    bounds = batch_bounds(len(data.train), config.batch_size, processes)
+    smallest = min(end - start for start, end in bounds)
+    if smallest < processes:
+        raise InputError(
+            f"a batch has {smallest} images and {processes} processes share it, expected at least "
+            "one for each; start fewer processes, or give more images or a larger --batch-size"
+        )
+    synchronized = config.sync_batch_norm and processes > 1
+    if smallest // processes > 1 or synchronized:
         return
     try:
         with torch.no_grad():
-            copy.deepcopy(student.network).train()(preprocessing_for(student, data)(images))
+            copy.deepcopy(student.network).train()(preprocessing_for(student, data)(images[:1]))
     except ValueError as error:
         raise InputError(
-            f"{student.name} cannot be trained on one image at a time ({error}); give a "
-            "--batch-size of at least 2"
+            f"{student.name} cannot be trained on one image at a time ({error}); give at least 2 "
+            "images in each process: more training images, or a --batch-size of at least "
+            f"{2 * processes}"
         ) from error
 
 
