@@ -97,3 +97,15 @@ def test_the_tests_that_security_names_exist() -> None:
     assert len(names) > 15
     for file, test in names:
         assert f"def {test}" in (root / file).read_text(), f"{file}::{test}"
+
+
+def test_the_page_on_faults_names_the_tests_that_there_are() -> None:
+    text = (ROOT / "docs/reliability.md").read_text()
+    tests = ROOT / "tests"
+    rows = {path.name[5:11]: path for path in (tests / "reliability").glob("test_row_*.py")}
+    assert set(re.findall(r"row_\d\d", text)) == set(rows)
+    files = set(re.findall(r"test_\w+\.py", text))
+    assert files
+    assert not [name for name in files if not (tests / name).exists()]
+    named = [int(n) for row in re.findall(r"^\| ([\d, ]+) \|", text, re.M) for n in row.split(",")]
+    assert sorted(named) == list(range(1, 40))
