@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +65,7 @@ class TargetCache:
         except (OSError, ValueError) as error:
             raise InputError(
                 f"the cache in {folder} cannot be read: {error}; remove it "
-                f"(attention-transfer cache remove {folder}) and build it again"
+                f"({_remove_command(folder)}) and build it again"
             ) from None
         try:
             if values["schema_version"] != SCHEMA_VERSION:
@@ -73,7 +74,7 @@ class TargetCache:
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"the cache in {folder} cannot be used: its {MANIFEST} is damaged or of another "
-                f"version ({error}); remove it (attention-transfer cache remove {folder}) and "
+                f"version ({error}); remove it ({_remove_command(folder)}) and "
                 "build it again"
             ) from None
 
@@ -112,7 +113,7 @@ class TargetCache:
             raise InputError(
                 f"the cache in {folder} holds {_summary(cache.contents)}, and "
                 f"{_summary(contents)} are needed; choose another folder, or remove this one: "
-                f"attention-transfer cache remove {folder}"
+                f"{_remove_command(folder)}"
             )
         return cache
 
@@ -307,6 +308,10 @@ def remove_cache(folder: Path) -> int:
 def _is_file(descriptor: int, path: Path) -> bool:
     """Return whether a path still names the file that a descriptor has open."""
     return os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path))
+
+
+def _remove_command(folder: Path) -> str:
+    return shlex.join(["attention-transfer", "cache", "remove", str(folder)])
 
 
 def _write_manifest(folder: Path, contents: Contents) -> None:
