@@ -113,7 +113,7 @@ class TargetCache:
             raise InputError(
                 f"the cache in {folder} holds {_summary(cache.contents)}, and "
                 f"{_summary(contents)} are needed; choose another folder, or remove this one: "
-                f"{_remove_command(folder)}"
+                + _remove_command(folder)
             )
         return cache
 
