@@ -37,6 +37,7 @@ from attention_transfer.training.memory.recomputation import Recomputation, plan
 from attention_transfer.training.monitoring.tracking import check_installed
 from attention_transfer.training.objects import NO_OBJECTS, RunObjects, loaded_object
 from attention_transfer.transfer import (
+    CrossEntropy,
     Term,
     Transfer,
     class_logits,
@@ -285,7 +286,8 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
     if config.compile and compiler_fault() is not None:
         yield f"nothing is compiled: no compiler works here ({compiler_fault()})"
     for name, term in transfer.named_terms.items():
-        if term.weight == 0:
+        # With kd_alpha 1 the labels' weight is 0, as it is meant to be.
+        if term.weight == 0 and not isinstance(term, CrossEntropy):
             yield f"the term {name} has weight 0: it is computed and shown, and trains nothing"
     if config.cache is not None and not transfer.target_spec:
         yield "no term needs the teacher, so no cache is read or built"
