@@ -57,9 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 success, 1 failure, 2 bad input, 128 and a signal's number if it ended the command.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # The current folder is not on the path of this process, nor may it be on that of its children.
-    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    if arguments is None:
+        arguments = sys.argv[1:]
+        # The current folder is not on this process's path, nor may it be on that of its children.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
+    arguments = list(arguments)
     with guarded_streams() as (stdout, stderr):
         code = _exit_code(arguments)
         stdout.flush()
