@@ -30,6 +30,7 @@ from attention_transfer.network_inputs import (
     try_out,
 )
 from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.taps import evaluating, unwrapped
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
 from attention_transfer.training.configured_terms import configured_terms
 from attention_transfer.training.fine_tuning import freeze
@@ -37,6 +38,7 @@ from attention_transfer.training.memory.recomputation import Recomputation, plan
 from attention_transfer.training.monitoring.tracking import check_installed
 from attention_transfer.training.objects import NO_OBJECTS, RunObjects, loaded_object
 from attention_transfer.transfer import (
+    CrossEntropy,
     Term,
     Transfer,
     class_logits,
@@ -172,6 +174,11 @@ def _check_settings(config: RunConfig, terms: list[Term]) -> None:
             "so grad_checkpoint would save nothing; leave one of them out, or lower memory with "
             "--accumulate"
         )
+    if not any(term.weight for term in terms):
+        raise InputError(
+            f"all weights are 0 ({', '.join(term.name for term in terms)}), so nothing would be "
+            "trained on; give at least one term a weight above 0"
+        )
     if config.cache_views and config.cache is None:
         raise InputError("cache_views needs a cache, got none; give --cache as well")
     if config.backbone_lr == 0 and any(term.pairs is not None for term in terms):
@@ -273,6 +280,13 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
         )
     if config.compile and compiler_fault() is not None:
         yield f"nothing is compiled: no compiler works here ({compiler_fault()})"
+    for name, term in transfer.named_terms.items():
+        # With kd_alpha 1 the labels' weight is 0, as it is meant to be.
+        if term.weight == 0 and not isinstance(term, CrossEntropy):
+            yield (
+                f"the term {name} has weight 0: it is computed and recorded, and has no effect on "
+                "the training; leave it out to save its time"
+            )
     if config.cache is not None and not transfer.target_spec:
         yield "no term needs the teacher, so no cache is read or built"
 
@@ -280,8 +294,7 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the operations of one image's forward pass (a multiply-add counts as two)."""
     image = torch.zeros(1, *input_size, device=next(network.parameters()).device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        training = network.training
-        network.eval()(image)
-        network.train(training)
+    inner = unwrapped(network)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluating(inner):
+        inner(image)
     return int(counter.get_total_flops())
