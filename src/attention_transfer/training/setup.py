@@ -30,6 +30,7 @@ from attention_transfer.network_inputs import (
     try_out,
 )
 from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.taps import evaluating, unwrapped
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
 from attention_transfer.training.configured_terms import configured_terms
 from attention_transfer.training.fine_tuning import freeze
@@ -173,11 +174,10 @@ def _check_settings(config: RunConfig, terms: list[Term]) -> None:
             "so grad_checkpoint would save nothing; leave one of them out, or lower memory with "
             "--accumulate"
         )
-    if all(term.weight == 0 for term in terms):
-        names = ", ".join(term.name for term in terms)
+    if not any(term.weight for term in terms):
         raise InputError(
-            f"every term of the loss has weight 0 ({names}), so nothing would be learned; give one "
-            "of them a weight above 0"
+            f"all weights are 0 ({', '.join(term.name for term in terms)}), so nothing would be "
+            "trained on; give at least one term a weight above 0"
         )
     if config.cache_views and config.cache is None:
         raise InputError("cache_views needs a cache, got none; give --cache as well")
@@ -223,7 +223,7 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor) -> None:
     """Check that the student can be trained on the data and saved.
 
     Raises:
-        InputError: it has other classes, nothing to train, or state that cannot be saved.
+        InputError: it has other classes, or state that cannot be saved.
     """
     logits = class_logits(try_out(student, data, images))
     classes = len(data.class_names)
@@ -231,11 +231,6 @@ def _check_student(student: LoadedModel, data: DataSet, images: Tensor) -> None:
         raise InputError(
             f"{student.name} has {logits.shape[1]} outputs, the data set {classes} classes; let "
             "its factory take num_classes, or give a network with as many"
-        )
-    if not any(weight.requires_grad for weight in student.network.parameters()):
-        raise InputError(
-            f"no parameter of {student.name} requires a gradient, so it could not learn; call "
-            "requires_grad_(True) on what is to be trained, or use --freeze"
         )
     for name, value in student.network.state_dict().items():
         if not isinstance(value, Tensor):
@@ -288,7 +283,10 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
     for name, term in transfer.named_terms.items():
         # With kd_alpha 1 the labels' weight is 0, as it is meant to be.
         if term.weight == 0 and not isinstance(term, CrossEntropy):
-            yield f"the term {name} has weight 0: it is computed and shown, and trains nothing"
+            yield (
+                f"the term {name} has weight 0: it is computed and recorded, and has no effect on "
+                "the training; leave it out to save its time"
+            )
     if config.cache is not None and not transfer.target_spec:
         yield "no term needs the teacher, so no cache is read or built"
 
@@ -296,8 +294,7 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the operations of one image's forward pass (a multiply-add counts as two)."""
     image = torch.zeros(1, *input_size, device=next(network.parameters()).device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        training = network.training
-        network.eval()(image)
-        network.train(training)
+    inner = unwrapped(network)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluating(inner):
+        inner(image)
     return int(counter.get_total_flops())

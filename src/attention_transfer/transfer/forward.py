@@ -17,6 +17,7 @@ from attention_transfer.taps import (
     evaluating,
     input_tensors,
     main_input,
+    map_inputs,
     structure_copy,
     unwrapped,
     with_main_input,
@@ -25,7 +26,7 @@ from attention_transfer.taps import (
 __all__ = [
     "FindLogits",
     "ForwardResult",
-    "check_points_learn",
+    "check_student_learns",
     "class_logits",
     "describe_output",
     "find_logits",
@@ -178,28 +179,43 @@ def _versions(inputs: Inputs) -> list[int]:
     return [0 if one.is_inference() else one._version for one in input_tensors(inputs)]
 
 
-def check_points_learn(
-    network: nn.Module, taps: Taps, example: Inputs, preprocessing: Preprocessing | None
+def check_student_learns(
+    network: nn.Module,
+    taps: Taps,
+    example: Inputs,
+    preprocessing: Preprocessing | None,
+    logits: FindLogits,
 ) -> None:
-    """Raise an InputError if a point is in a frozen part, whose attention cannot change."""
+    """Check that gradients reach the student from its points and, where it has any, its logits.
+
+    Raises:
+        InputError: a point or the logits depend on no parameter that is trained.
+    """
     learns = {parameter.requires_grad for parameter in network.parameters()}
     if learns == {False}:
         raise InputError(
             "no parameter of the student requires a gradient, so it could not learn; "
             "student.requires_grad_() lets it"
         )
-    if learns != {True, False}:
-        return
     copied = unwrapped(network)
     with suppress(Exception):  # whatever a module raises that cannot be copied: it runs itself
         copied = structure_copy(copied, frozen=False)
+    one = map_inputs(lambda value: value[:1], example)
     with evaluating(copied), torch.enable_grad():
-        result = tapped_forward(copied, Taps(copied, taps.points), example, preprocessing)
+        result = tapped_forward(copied, Taps(copied, taps.points), one, preprocessing)
     fixed = [name for name, feature in result.features.items() if not feature.requires_grad]
-    if fixed:
+    if fixed and False in learns:
         raise InputError(
             f"the student's point {fixed[0]!r} is in a part that is frozen, so its attention "
             "cannot change; choose later points (pairs='auto-2'), or freeze less"
+        )
+    found = logits_in(result.output, logits)
+    if found is not None and not found.requires_grad:
+        fixed.append("logits")
+    if fixed:
+        raise InputError(
+            f"the student's {fixed[0]!r} depends on no parameter that is trained, so it could not "
+            "learn; compute it from the student's parameters, without torch.no_grad or detach"
         )
 
 

@@ -24,7 +24,7 @@ from attention_transfer.transfer.differentiability import (
 from attention_transfer.transfer.forward import (
     FindLogits,
     ForwardResult,
-    check_points_learn,
+    check_student_learns,
     find_logits,
     logits_in,
     preprocess,
@@ -357,7 +357,9 @@ class Transfer(nn.Module):
         shape = tuple(main_input(example).shape)
         with input_errors(f"the student fails on {shape}"), evaluating(self.student):
             student = tapped_forward(self.student, self._taps, example, self.student_normalization)
-        check_points_learn(self.student, self._taps, example, self.student_normalization)
+        check_student_learns(
+            self.student, self._taps, example, self.student_normalization, self.find_logits
+        )
         targets, teacher_features = Targets(), dict[str, Tensor]()
         if self.teacher is not None:
             with input_errors(f"the teacher fails on {shape}"):
