@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch import nn
 
 from attention_transfer.errors import TrainingError, first_line
 
@@ -91,6 +92,16 @@ class Processes:
         values: list[Any] = [None] * self.count if self.is_main else []
         dist.gather_object(value, values or None, dst=0, group=self._group)
         return values
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give all processes the main one's buffers, such as batch norm's running statistics.
+
+        Each moves its own in a step; the network that is saved, and judged, is the main one's.
+        """
+        if self._group is not None:
+            self.passed()
+            for buffer in network.buffers():
+                dist.broadcast(buffer, src=0)
 
     @contextmanager
     def reporting_lost_processes(self) -> Iterator[None]:

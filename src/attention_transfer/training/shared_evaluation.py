@@ -50,12 +50,13 @@ class SharedEvaluation:
     ) -> Tensor | None:
         """Return the logits (N, K) of all images in the main process, None in the others.
 
-        Every image is judged once. A share is the same set of images for the same number of
-        processes.
+        Every image is judged once, by the main process's running statistics. A share is the same
+        set of images for the same number of processes.
 
         Raises:
             InputError, TrainingError: as of :func:`predict`.
         """
+        self.processes.share_buffers(network)
         shares = np.array_split(np.arange(len(images)), self.processes.count)
         share = shares[self.processes.index]
         part = images
