@@ -42,6 +42,8 @@ assert torch.allclose(outputs, whole[0][share], rtol=1e-10), "outputs"
 assert torch.allclose(gradients, whole[1], rtol=1e-8, atol=1e-10), "gradients"
 for own, expected in zip(buffers, whole[2], strict=True):
     assert torch.allclose(own.double(), expected.double(), rtol=1e-10), "running statistics"
+dist.barrier()
+dist.destroy_process_group()
 """
 
 

@@ -635,7 +635,10 @@ def test_a_term_that_cannot_be_copied_is_still_trained() -> None:
     term.lock = threading.Lock()  # type: ignore[assignment]
     transfer = transfer_of(term, example_input=IMAGES[:1])
     try_terms(transfer, IMAGES, LABELS)
+    assert term.calls == 0  # it was not tried: it would have been changed
     transfer(IMAGES).loss.backward()
+    assert term.calls == len(transfer.pair_descriptions)
+    assert term.norm.weight.grad is not None
 
 
 def test_what_is_read_too_early_is_not_called_undeclared() -> None:
@@ -793,10 +796,15 @@ def test_terms_of_ones_own_get_logits_in_float32_under_autocast(needs_teacher: b
 
         def forward(self, inputs: at.TermInputs) -> Tensor:
             logits = inputs.teacher_logits if needs_teacher else inputs.logits
+            assert logits.dtype == torch.float32
             return self.projection(logits).square().mean()
 
+    term = Projected()
     with torch.autocast("cpu", torch.bfloat16):
-        transfer_of(Projected())(IMAGES).loss.backward()
+        out = transfer_of(term)(IMAGES)
+        assert out.output.dtype == torch.bfloat16
+        out.loss.backward()
+    assert term.projection.weight.grad.abs().sum() > 0
 
 
 def test_a_teacher_that_shares_parameters_with_the_student_is_refused() -> None:

@@ -143,6 +143,7 @@ def resume(
     data: Any = None,
     terms: Sequence[Term] = (),
     progress: RunProgress | None = None,
+    workers: int | None = None,
     allow_changes: bool = False,
     trust: Sequence[str] = (),
 ) -> Run:
@@ -158,6 +159,7 @@ def resume(
         data: the data set that the run began with, if it was an object.
         terms: the terms that the run began with as objects.
         progress: shows lines and a live view; silent by default.
+        workers: processes that decode image files; None: as many as the run began with.
         allow_changes: accept another configuration, other data or another teacher.
         trust: the factories, as ``"package.module:factory"``, that the run's folder may name.
 
@@ -169,7 +171,9 @@ def resume(
     """
     _, objects = named(student=student, teacher=teacher, data=data, terms=terms)
     with trusting(trust):
-        finished = training.resume(folder, progress, objects, allow_changes=allow_changes)
+        finished = training.resume(
+            folder, progress, objects, workers=workers, allow_changes=allow_changes
+        )
     return _with_report(finished)
 
 

@@ -1,5 +1,6 @@
 """This machine: installed packages, processor, precision, devices and memory allocation."""
 
+import atexit
 import ctypes
 import os
 import platform
@@ -7,6 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 
 from attention_transfer.config import Precision
@@ -100,7 +102,17 @@ def make_accelerator() -> Accelerator:
     different precisions.
     """
     has_device = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return Accelerator(cpu=not has_device, mixed_precision="no")
+    accelerator = Accelerator(cpu=not has_device, mixed_precision="no")
+    if accelerator.num_processes > 1:
+        atexit.unregister(_leave_processes)
+        atexit.register(_leave_processes)
+    return accelerator
+
+
+def _leave_processes() -> None:
+    """Close the connections to the other processes: gloo's threads can abort Python's exit."""
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 def keep_freed_memory() -> None:

@@ -123,7 +123,7 @@ def _factories(kind: str, text: str) -> list[str]:
         return []  # a run folder, whose own card is checked when it is read
     name = text.partition("(" if kind == "term" else "@")[0].strip() if kind != "data" else text
     source, colon, rest = name.partition(":")
-    # timm:hf-hub:NAME and timm:local-dir:PATH build what a foreign config.json says.
+    # timm:hf-hub:NAME and timm:local-dir:PATH build what a foreign config.json describes.
     known = source in _BUILT_IN[kind] and not (source == "timm" and ":" in rest)
     if known or f"{source}:" == OBJECT or (not colon and kind != "term"):
         return []

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -87,10 +88,15 @@ def run(
 def start(
     folder: Path, *arguments: str, before: str = "", processes: int = 1
 ) -> subprocess.Popen[str]:
+    """Start ``attention-transfer`` on the small images, as :func:`start_line` does."""
+    return start_line(folder, command_line(folder, *arguments, before=before, processes=processes))
+
+
+def start_line(folder: Path, line: Sequence[str]) -> subprocess.Popen[str]:
     """Start a command in a session of its own; its output goes to ``output.txt``."""
     with (folder / "output.txt").open("w") as output:
         return subprocess.Popen(
-            command_line(folder, *arguments, before=before, processes=processes),
+            line,
             env=environment(),
             cwd=folder,
             stdout=output,
@@ -98,6 +104,15 @@ def start(
             text=True,
             start_new_session=True,
         )
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """Kill a process and all that it has started, by SIGKILL, and wait for their end."""
+    everyone = [process.pid, *descendants(process.pid)]
+    for pid in alive(everyone):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not alive(everyone))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

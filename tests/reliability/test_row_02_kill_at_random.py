@@ -1,6 +1,5 @@
 """Rows 2, 3 and 8: killed at random moments, in the first epoch and while saving, too."""
 
-import os
 import random
 import signal
 import time
@@ -11,9 +10,8 @@ import pytest
 from reliability.killing import (
     SLOW_STEPS,
     TINY,
-    alive,
-    descendants,
     final_state,
+    kill_all,
     run,
     start,
     wait_until,
@@ -55,11 +53,7 @@ def kill_at_random(
     wait_until(lambda: "training" in output.read_text() or process.poll() is not None)
     assert process.poll() is None, output.read_text()
     time.sleep(generator.uniform(0, 0.6))
-    everyone = [process.pid, *descendants(process.pid)]
-    for pid in alive(everyone):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-    wait_until(lambda: not alive(everyone))
+    kill_all(process)
 
 
 @pytest.mark.slow

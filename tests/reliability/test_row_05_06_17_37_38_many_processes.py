@@ -161,3 +161,29 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     assert whole.returncode == 0
     for one, other in zip(timeless(tmp_path / "run"), timeless(tmp_path / "whole"), strict=True):
         assert one["terms"] == pytest.approx(other["terms"], rel=1e-3)
+
+
+def test_processes_evaluate_the_same_network_though_killed_before_an_evaluation(
+    tmp_path: Path,
+) -> None:
+    """Each process has moved batch norm's running statistics by its own images."""
+    dying = """
+    import os
+    from attention_transfer.training.trainer import Trainer
+    original = Trainer._end_epoch
+    def dying(self):
+        if self.epoch == 0:
+            os.kill(os.getpid(), 9)
+        original(self)
+    Trainer._end_epoch = dying
+    """
+    arguments = ["train", "--model=wrn-10-1", *TINY, "--checkpoint-steps=6"]
+    killed = run(tmp_path, *arguments, "--out=run", before=dying, processes=2)
+    assert killed.returncode != 0
+    (checkpoint,) = (tmp_path / "run/checkpoints").glob("epoch*")
+    assert checkpoint.name == "epoch-0000-step-0000006"
+    resumed = run(tmp_path, "resume", "run", processes=2)
+    assert resumed.returncode == 0, resumed.stderr
+    whole = run(tmp_path, *arguments, "--out=whole", processes=2)
+    assert whole.returncode == 0, whole.stderr
+    assert final_state(tmp_path / "run") == final_state(tmp_path / "whole")

@@ -1,11 +1,13 @@
 """Loader workers that are killed, raise, crash or have no shared memory."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,15 @@ from attention_transfer.data import AugmentedView, batches
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.folders import folder_data
 from attention_transfer.errors import TrainingError
-from reliability.killing import SLOW_STEPS, alive, descendants, environment, wait_until
+from reliability.killing import (
+    SLOW_STEPS,
+    alive,
+    descendants,
+    environment,
+    kill_all,
+    start_line,
+    wait_until,
+)
 from test_folders import fill
 
 
@@ -84,20 +94,19 @@ def command(folder: Path, *arguments: str) -> list[str]:
     ]
 
 
+def training(folder: Path) -> subprocess.Popen[str]:
+    """Start that command, and return once its workers run and steps are taken."""
+    process = start_line(folder, command(folder))
+    wait_until(lambda: len(descendants(process.pid)) >= 2)
+    time.sleep(2)
+    return process
+
+
 @pytest.mark.slow
 def test_a_worker_killed_from_outside_ends_the_run_in_a_line_and_its_state_is_saved(
     tmp_path: Path,
 ) -> None:
-    with (tmp_path / "output.txt").open("w") as output:
-        process = subprocess.Popen(
-            command(tmp_path),
-            env=environment(),
-            cwd=tmp_path,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    wait_until(lambda: len(descendants(process.pid)) >= 2)
-    time.sleep(2)
+    process = training(tmp_path)
     workers = descendants(process.pid)
     os.kill(workers[0], signal.SIGKILL)
     assert process.wait(30) == 1
@@ -106,23 +115,27 @@ def test_a_worker_killed_from_outside_ends_the_run_in_a_line_and_its_state_is_sa
     assert "Traceback" not in text
     assert list((tmp_path / "run/checkpoints").glob("epoch*"))
     wait_until(lambda: not alive(workers), 20)
+    resumed = subprocess.run(
+        [*command(tmp_path)[:2], "resume", "run", "--workers", "-1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert resumed.returncode == 2, resumed.stderr
+    assert "workers" in resumed.stderr
+    process = start_line(tmp_path, [*command(tmp_path)[:2], "resume", "run", "--workers", "0"])
+    wait_until(lambda: "resumed after step" in (tmp_path / "output.txt").read_text())
+    time.sleep(2)
+    assert not descendants(process.pid)
+    kill_all(process)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_to_the_whole_group_is_a_stop(tmp_path: Path, name: str) -> None:
     """As from a terminal or a scheduler: the workers get it too."""
-    with (tmp_path / "output.txt").open("w") as output:
-        process = subprocess.Popen(
-            command(tmp_path),
-            env=environment(),
-            cwd=tmp_path,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    wait_until(lambda: len(descendants(process.pid)) >= 2)
-    time.sleep(2)
+    process = training(tmp_path)
     everyone = [process.pid, *descendants(process.pid)]
     number = getattr(signal, name)
     os.killpg(process.pid, number)
@@ -131,6 +144,32 @@ def test_a_signal_to_the_whole_group_is_a_stop(tmp_path: Path, name: str) -> Non
     assert f"stopped by {name} after step" in text
     assert "Traceback" not in text
     wait_until(lambda: not alive(everyone), 20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_batches_are_not_in_the_shared_memory_file_system(tmp_path: Path) -> None:
+    images = folder_data(fill(tmp_path), (64, 64)).train
+    loaded = batches(images, np.arange(len(images)), 4, workers=1)
+    next(loaded)
+    workers = descendants(os.getpid())
+    assert workers
+    for pid in (os.getpid(), *workers):
+        assert "/dev/shm/torch" not in Path(f"/proc/{pid}/maps").read_text()
+    list(loaded)
+
+
+def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path) -> None:
+    """Without room for another open file; only a full disk is said to be one."""
+    images = folder_data(fill(tmp_path), (16, 16)).train
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    free = next(number for number in count() if number not in used)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"started: Too many open files; use fewer"):
+            list(batches(images, np.arange(8), 4, workers=8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def _can_mount() -> bool:
@@ -166,6 +205,6 @@ def test_a_small_shared_memory_file_system(tmp_path: Path, size: str) -> None:
         assert done.returncode == 0, done.stderr
         return
     assert done.returncode == 1, done.stderr
-    assert "/dev/shm may be full" in done.stderr
+    assert "/dev/shm is full" in done.stderr
     assert "--workers 0" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -1,15 +1,13 @@
 """Row 27: a long run, also one that is killed on its way: memory, files and threads stay flat."""
 
-import os
 import random
-import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reliability.killing import TINY, alive, descendants, final_state, run, start, wait_until
+from reliability.killing import TINY, final_state, kill_all, run, start, wait_until
 
 EPOCHS, KILLS = 200, 5
 
@@ -98,8 +96,4 @@ def kill_after(folder: Path, arguments: list[str], epochs: int, generator: rando
     )
     assert process.poll() is None, (folder / "output.txt").read_text()
     time.sleep(generator.uniform(0, 0.3))
-    everyone = [process.pid, *descendants(process.pid)]
-    for pid in alive(everyone):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-    wait_until(lambda: not alive(everyone))
+    kill_all(process)

@@ -39,8 +39,8 @@ MOST_SHOWN = 80
 INTEGERS = ("|b1", "|u1", "|i1", "<i2", "<i4", "<i8")
 """Numpy types of fields that are not floating-point."""
 
-MOST_FIELDS, MOST_SHARDS = 1000, 100_000
-"""Of a cache: more are no cache's that a run could use."""
+MOST_FIELDS, MOST_SHARDS = 1000, 1_000_000
+"""The largest numbers of fields and of shards (32 TB) in a cache."""
 
 LARGEST_FIELD = 2**17
 """Bytes of one field of one view; more is refused, with the size."""

@@ -127,8 +127,7 @@ def _overview() -> str:
 
 
 def _fail(error: BaseException | str, code: int) -> int:
-    print(
-        f"attention-transfer: {escape_control_characters(' '.join(str(error).split()))}",
-        file=sys.stderr,
-    )
+    # One line; spaces inside it stay, as those of a folder in a command to copy.
+    line = " ".join(part.strip() for part in str(error).splitlines())
+    print(f"attention-transfer: {escape_control_characters(line)}", file=sys.stderr)
     return code

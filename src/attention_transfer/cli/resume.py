@@ -6,12 +6,22 @@ from pathlib import Path
 from attention_transfer.cli.arguments import Parser
 from attention_transfer.cli.runs import report_run
 
-EXAMPLES = ("resume runs/distill-20260101-120000",)
+EXAMPLES = (
+    "resume runs/distill-20260101-120000",
+    "resume runs/distill-20260101-120000 --workers 0",
+)
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the command's flags to the parser."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the run")
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        default=None,
+        help="processes that decode image files; default: as many as the run began with",
+    )
     parser.add_allow_changes()
     parser.add_trust()
     parser.add_json()
@@ -24,7 +34,10 @@ def run(arguments: Namespace) -> int:
 
     return report_run(
         lambda progress: api.resume(
-            folder, progress=progress, allow_changes=arguments.allow_changes
+            folder,
+            progress=progress,
+            workers=arguments.workers,
+            allow_changes=arguments.allow_changes,
         ),
         arguments.json,
     )

@@ -1,5 +1,6 @@
 """Loader workers: processes that decode images ahead, into memory shared with the main one."""
 
+import errno
 import math
 import mmap
 import multiprocessing
@@ -24,7 +25,7 @@ from attention_transfer.data.images import Images, ImageSet
 from attention_transfer.data.randomness import AugmentedView
 from attention_transfer.errors import TrainingError, first_line, first_problems
 
-__all__ = ["Share", "loaded"]
+__all__ = ["LoaderWorkerError", "Share", "loaded"]
 
 PREFETCHED = 4
 """Batches that each worker prepares ahead."""
@@ -35,9 +36,14 @@ TIMEOUT = 300
 CHECK_SECONDS = 2
 """Between two looks at whether the workers are alive, while a batch is waited for."""
 
-
 LOCKS = 3
-"""Of a queue; a loader has a queue for each worker, one more, and an event as large as two."""
+"""Locks in a queue. A loader has a queue for each worker, one for the results, and an event, which
+has as many locks as two queues.
+"""
+
+
+class LoaderWorkerError(TrainingError):
+    """A loader worker ended or hangs, or none can be started."""
 
 
 class Share(NamedTuple):
@@ -49,8 +55,8 @@ class Share(NamedTuple):
 
 
 _Loaded = tuple[Tensor, NDArray[Any]]
-"""Pixels (n, H, W, 3) uint8, and labels (n,) or (n, classes). Labels are an array because an array
-comes from a worker in the message itself, and a tensor by way of a file descriptor.
+"""Pixels (n, H, W, 3) uint8, and labels (n,) or (n, classes). A worker sends arrays, which are in
+the message itself; a tensor would come by way of a file descriptor.
 """
 
 
@@ -60,7 +66,7 @@ def _in_memory(images: Images) -> bool:
 
 
 def _load(images: Images, share: Share, reached: Callable[[int], None]) -> _Loaded:
-    """Load the samples of a share, after telling the index of each.
+    """Load the samples of a share; ``reached`` is called with the index of each before that.
 
     Raises:
         TrainingError: one cannot be loaded.
@@ -81,7 +87,7 @@ def _load(images: Images, share: Share, reached: Callable[[int], None]) -> _Load
     return torch.cat(pixels), targets(images, share.indices, share.view).numpy()
 
 
-class _ShareDataset(Dataset[tuple[tuple[int, ...] | Tensor, NDArray[Any]] | TrainingError]):
+class _ShareDataset(Dataset[tuple[tuple[int, ...] | NDArray[Any], NDArray[Any]] | TrainingError]):
     """Load shares of batches in workers, into memory that they share with the main process.
 
     Share number k is written to slot k modulo their number. When a worker gets that share, the one
@@ -100,7 +106,7 @@ class _ShareDataset(Dataset[tuple[tuple[int, ...] | Tensor, NDArray[Any]] | Trai
 
     def __getitem__(
         self, numbered: tuple[int, Share]
-    ) -> tuple[tuple[int, ...] | Tensor, NDArray[Any]] | TrainingError:
+    ) -> tuple[tuple[int, ...] | NDArray[Any], NDArray[Any]] | TrainingError:
         number, share = numbered
         worker = get_worker_info()
         assert worker is not None
@@ -114,14 +120,19 @@ class _ShareDataset(Dataset[tuple[tuple[int, ...] | Tensor, NDArray[Any]] | Trai
             current[1] = -1
         slot = self.slots[number % self.slot_count]
         if pixels.dtype != torch.uint8 or pixels.numel() > len(slot):
-            return pixels, labels
+            return pixels.numpy(), labels
         slot[: pixels.numel()].copy_(pixels.flatten())
         return tuple(pixels.shape), labels
 
-    def read(self, number: int, pixels: tuple[int, ...] | Tensor) -> Tensor:
-        """Return the pixels of a share, which a later one overwrites."""
-        if isinstance(pixels, Tensor):
-            return pixels
+    def read(self, number: int, pixels: tuple[int, ...] | NDArray[Any]) -> Tensor:
+        """Return the pixels of a share, which a later one overwrites.
+
+        Args:
+            number: of the share.
+            pixels: their shape; or themselves, if they did not fit into the slot.
+        """
+        if isinstance(pixels, np.ndarray):
+            return torch.from_numpy(pixels)
         return self.slots[number % self.slot_count][: math.prod(pixels)].view(pixels)
 
     def fault(self, number: int, exit_code: int | None) -> str:
@@ -190,9 +201,10 @@ def loaded(
                 pixels, labels = loaded
                 yield dataset.read(number, pixels), labels
     except OSError as error:
-        raise TrainingError(
-            f"loader workers cannot be started: {error.strerror or error}; /dev/shm may be full "
-            "(docker run --shm-size 1g makes it larger), or use --workers 0"
+        full = "/dev/shm is full (docker run --shm-size 1g makes it larger); "
+        raise LoaderWorkerError(
+            f"loader workers cannot be started: {error.strerror or error}; "
+            f"{full if error.errno == errno.ENOSPC else ''}use fewer --workers, or --workers 0"
         ) from None
 
 
@@ -200,7 +212,7 @@ def _next(iterator: Iterator[Any], dataset: _ShareDataset, processes: Mapping[in
     """Return what the loader has next, or None at its end.
 
     Raises:
-        TrainingError: a worker has exited, or hangs.
+        LoaderWorkerError: a worker has exited, or hangs.
     """
     began = time.monotonic()
     while True:
@@ -223,7 +235,7 @@ def _next(iterator: Iterator[Any], dataset: _ShareDataset, processes: Mapping[in
                 at = [sample for _, sample in dataset.current.tolist() if sample >= 0]
                 names = first_problems([dataset.images.name(sample) for sample in at])
                 reason = f"no loader worker has finished a batch in {TIMEOUT} s; at {names}"
-            raise TrainingError(
+            raise LoaderWorkerError(
                 f"{reason}; resume the run, with --workers 0 if it happens again"
             ) from None
 

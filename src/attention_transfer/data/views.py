@@ -55,7 +55,7 @@ def centre(whole: tuple[int, int], size: tuple[int, int], share: float = 0.875) 
 
     Args:
         whole: height and width of the image.
-        size: height and width wanted; only their ratio matters.
+        size: height and width of the result; only their ratio matters.
         share: the part's sides, relative to the largest such part.
 
     Example:
@@ -75,7 +75,7 @@ def random_crop_and_flip(
 
     Args:
         whole: height and width of the image.
-        size: height and width wanted; only their ratio matters.
+        size: height and width of the result; only their ratio matters.
         seed: of torch's generator.
 
     Returns:

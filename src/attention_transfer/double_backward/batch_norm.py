@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from attention_transfer.double_backward.first_pass import FirstPass
 from attention_transfer.errors import first_line
 from attention_transfer.functional.maps import to_float32
 
-__all__ = ["BatchNorm"]
+__all__ = ["BatchNorm", "BatchNormCall"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,36 @@ Kernel = Callable[..., tuple[Tensor, ...]]
 
 _WIDTH = 1024
 """Elements of a row over which per-channel coefficients repeat, to fill vector units."""
+
+
+class BatchNormCall(NamedTuple):
+    """The arguments of ``torch.nn.functional.batch_norm``."""
+
+    input: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    @classmethod
+    def of(cls, func: Any, args: tuple[Any, ...], kwargs: Any) -> "BatchNormCall | None":
+        """Return the arguments of a function's call; None of another function than batch norm.
+
+        Some networks call ``torch.batch_norm`` themselves, whose order of arguments is another.
+        """
+        if func is functional.batch_norm:
+            return cls(*args, **(kwargs or {}))
+        if func is torch.batch_norm:
+            features, weight, bias, mean, var, training, momentum, eps, *_ = args
+            return cls(features, mean, var, weight, bias, training, momentum, eps)
+        return None
+
+    def by_pytorch(self) -> Tensor:
+        """Return what PyTorch computes."""
+        return functional.batch_norm(*self)
 
 
 class BatchNorm(Function):

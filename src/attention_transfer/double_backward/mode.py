@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from attention_transfer.double_backward.batch_norm import BatchNorm
+from attention_transfer.double_backward.batch_norm import BatchNorm, BatchNormCall
 from attention_transfer.double_backward.convolution import Convolution
 from attention_transfer.double_backward.first_pass import FirstPass
 from attention_transfer.double_backward.synchronized_batch_norm import SynchronizedBatchNorm
@@ -42,6 +42,7 @@ class DoubleBackward(TorchFunctionMode):
         super().__init__()
         self.batch_statistics = False
         """Whether any batch normalisation used the statistics of the batch."""
+        # Calls of batch norm then go on to the synchronised one, which surrounds this block.
         self._plain_batch_norm = SynchronizedBatchNorm.blocks > 0
         self._first_pass = FirstPass()
         self._contexts: list[ExitStack] = []
@@ -63,10 +64,9 @@ class DoubleBackward(TorchFunctionMode):
     ) -> Any:
         if func is torch.conv2d:
             return self._conv2d(*args, **(kwargs or {}))
-        if func is functional.batch_norm:
-            return self._batch_norm(*args, **(kwargs or {}))
-        if func is torch.batch_norm:
-            return self._torch_batch_norm(*args, **(kwargs or {}))
+        batch_norm = BatchNormCall.of(func, args, kwargs)
+        if batch_norm is not None:
+            return self._batch_norm(batch_norm)
         if func is functional.hardsigmoid:
             return self._hardsigmoid(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -107,45 +107,19 @@ class DoubleBackward(TorchFunctionMode):
             result: Tensor = Convolution.apply(self._first_pass, *tensors, (*sizes, groups))
         return result
 
-    def _batch_norm(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        self.batch_statistics |= training
+    def _batch_norm(self, call: BatchNormCall) -> Tensor:
+        self.batch_statistics |= call.training
         # Fixed statistics: an affine function, whose second derivative is fast.
         # One value a channel: PyTorch's own error.
-        one_value = input.numel() == input.shape[1]
-        if not training or one_value or self._plain_batch_norm or _left_to_autograd(weight, bias):
-            return functional.batch_norm(
-                input, running_mean, running_var, weight, bias, training, momentum, eps
-            )
-        running = (running_mean, running_var, training, momentum, eps)
-        result: Tensor = BatchNorm.apply(self._first_pass, input, weight, bias, running)
-        return result
-
-    def _torch_batch_norm(
-        self,
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        training: bool,
-        momentum: float,
-        eps: float,
-        cudnn_enabled: bool,
-    ) -> Tensor:
-        """Answer ``torch.batch_norm``, which some networks call themselves."""
-        return self._batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
+        one_value = call.input.numel() == call.input.shape[1]
+        left = self._plain_batch_norm or _left_to_autograd(call.weight, call.bias)
+        if not call.training or one_value or left:
+            return call.by_pytorch()
+        running = (call.running_mean, call.running_var, call.training, call.momentum, call.eps)
+        result: Tensor = BatchNorm.apply(
+            self._first_pass, call.input, call.weight, call.bias, running
         )
+        return result
 
     def _hardsigmoid(self, input: Tensor, inplace: bool = False) -> Tensor:
         """Compute hard sigmoid by operations that have a second derivative; PyTorch's has none."""

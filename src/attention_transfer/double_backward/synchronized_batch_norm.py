@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from attention_transfer.double_backward.batch_norm import BatchNormCall
 from attention_transfer.functional.maps import to_float32
 
 __all__ = ["SynchronizedBatchNorm"]
@@ -47,37 +47,23 @@ class SynchronizedBatchNorm(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is functional.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
-        if func is torch.batch_norm:  # which some networks call themselves
-            features, weight, bias, mean, var, training, momentum, eps, *_ = args
-            return _batch_norm(features, mean, var, weight, bias, training, momentum, eps)
+        batch_norm = BatchNormCall.of(func, args, kwargs)
+        if batch_norm is not None and batch_norm.training:
+            return _batch_norm(batch_norm)
         return func(*args, **(kwargs or {}))
 
 
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if not training:
-        return functional.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
-    with torch.autocast(input.device.type, enabled=False):
-        features = to_float32(input)
-        axes = [axis for axis in range(input.dim()) if axis != 1]
+def _batch_norm(call: BatchNormCall) -> Tensor:
+    inputs, running_mean, running_var, weight, bias, _, momentum, eps = call
+    with torch.autocast(inputs.device.type, enabled=False):
+        features = to_float32(inputs)
+        axes = [axis for axis in range(inputs.dim()) if axis != 1]
         counts, means, variances = _of_all_processes(features, axes)
         count = counts.sum()
         if count <= 1:
             raise ValueError(
                 "expected more than one value per channel in training mode, got one in all "
-                f"processes together, of shape {tuple(input.shape)}"
+                f"processes together, of shape {tuple(inputs.shape)}"
             )
         mean = (counts * means).sum(0) / count
         variance = (counts * (variances + (means - mean).square())).sum(0) / count
@@ -92,8 +78,8 @@ def _batch_norm(
         shift = -mean * scale
         if bias is not None:
             shift = shift + to_float32(bias)
-        shape = [-1 if axis == 1 else 1 for axis in range(input.dim())]
-        return (features * scale.view(shape) + shift.view(shape)).to(input.dtype)
+        shape = [-1 if axis == 1 else 1 for axis in range(inputs.dim())]
+        return (features * scale.view(shape) + shift.view(shape)).to(inputs.dtype)
 
 
 def _of_all_processes(features: Tensor, axes: list[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -113,7 +113,7 @@ def read_arrays(path: Path) -> Arrays:
 def check_unpacked(paths: Sequence[Path]) -> None:
     """Raise an InputError if the arrays in some files would take more than MOST_BYTES together.
 
-    What an archive says of the size of an array is all that is unpacked of it.
+    An archive states each array's size, and no more than that is unpacked.
     """
     total = 0
     for path in paths:

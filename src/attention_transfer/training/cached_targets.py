@@ -22,8 +22,8 @@ from attention_transfer.transfer import TargetField, Transfer, map_reduction
 
 __all__ = ["CachedTargets", "cached_targets"]
 
-SAID_BYTES = 2**30
-"""Bytes of a cache from which on the user is told that it is being checked."""
+ANNOUNCED_BYTES = 2**30
+"""Size of a cache from which on its check is announced."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class CachedTargets:
         """Return the whole cache and the seconds that building took; processes share the work.
 
         Args:
-            say: is called with lines for the user.
+            say: called with lines for the user.
             device: to compute missing targets on.
             processes: that train the run; all must call this.
 
@@ -79,7 +79,7 @@ class CachedTargets:
     ) -> None:
         """Check the shards that were there already: each process reads its share of them."""
         shards = [shard for shard in cache.contents.shards if shard not in built]
-        if shards and cache.contents.bytes > SAID_BYTES:
+        if shards and cache.contents.bytes > ANNOUNCED_BYTES:
             say(f"checking the teacher's targets in {self.folder}")
         damaged = list(cache.damaged(shards[processes.index :: processes.count]))
         (anywhere,) = processes.agree(len(damaged))

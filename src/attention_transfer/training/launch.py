@@ -96,6 +96,7 @@ def resume(
     progress: RunProgress | None = None,
     objects: RunObjects = NO_OBJECTS,
     *,
+    workers: int | None = None,
     allow_changes: bool = False,
 ) -> Run:
     """Resume a run from its last checkpoint, exactly as if it had never been interrupted.
@@ -106,6 +107,7 @@ def resume(
         folder: of the run.
         progress: shows lines and a live view; silent by default.
         objects: the Python objects that the run began with.
+        workers: processes that decode image files; None: as many as the run began with.
         allow_changes: accept another configuration, other data or another teacher.
 
     Raises:
@@ -118,6 +120,8 @@ def resume(
         raise InputError(f"the run in {folder} is finished; there is nothing to resume")
     config = found.config
     check_settings(found.folder / "config.yaml", config.model_dump())
+    if workers is not None:
+        config = config.replace(workers=workers)
     check_objects(config, objects, allow_changes)
     accelerator = make_accelerator()
     return _resume(found, config, accelerator, progress or RunProgress(), objects, allow_changes)

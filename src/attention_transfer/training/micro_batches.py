@@ -20,7 +20,7 @@ def micro_batches(images: int, count: int) -> list[slice]:
 
     Args:
         images: images in the batch.
-        count: micro-batches wanted.
+        count: number of micro-batches.
 
     Returns:
         The bounds of each micro-batch.

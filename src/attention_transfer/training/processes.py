@@ -96,7 +96,7 @@ class Processes:
     def share_buffers(self, network: nn.Module) -> None:
         """Give all processes the main one's buffers, such as batch norm's running statistics.
 
-        Each moves its own in a step; the network that is saved, and judged, is the main one's.
+        Each process updates its own in a step; the main one's are saved and evaluated.
         """
         if self._group is not None:
             self.passed()

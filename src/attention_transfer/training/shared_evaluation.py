@@ -50,8 +50,8 @@ class SharedEvaluation:
     ) -> Tensor | None:
         """Return the logits (N, K) of all images in the main process, None in the others.
 
-        Every image is judged once, by the main process's running statistics. A share is the same
-        set of images for the same number of processes.
+        Every image is evaluated once, with the main process's running statistics. A share is the
+        same set of images for the same number of processes.
 
         Raises:
             InputError, TrainingError: as of :func:`predict`.

@@ -234,12 +234,11 @@ class TrainStep:
 
 def _points_at_fault(maps: Mapping[str, PairedMaps]) -> str:
     """Name the points of a term's pairs whose features gave no finite map."""
-    points = [
-        f"{whose}'s {point}"
-        for pair, both in maps.items()
-        for whose, point, own in zip(
-            ("the student", "the teacher"), pair.split(":"), both, strict=True
-        )
-        if not bool(own.isfinite().all())
-    ]
+    points = []
+    for pair, both in maps.items():
+        student, _, teacher = pair.partition(":")
+        if not bool(both.student.isfinite().all()):
+            points.append(f"the student's {student}")
+        if not bool(both.teacher.isfinite().all()):
+            points.append(f"the teacher's {teacher}")
     return f" of {first_problems(points)}" if points else ""

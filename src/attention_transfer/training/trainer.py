@@ -24,6 +24,7 @@ from attention_transfer.data import (
     resolve_workers,
     stream,
 )
+from attention_transfer.data.loader_workers import LoaderWorkerError
 from attention_transfer.environment import keep_freed_memory
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.runs import EpochMetrics, Run
@@ -128,8 +129,8 @@ class Trainer:
                 raise Interrupted(message, signal.SIGINT) from None
             except Exception as error:
                 self._save_after(error)
-                if self.stop.signal and self.processes.count == 1:
-                    # Sent to the whole group, the signal has ended a loader worker too.
+                lost_worker = isinstance(error, LoaderWorkerError) and self.processes.count == 1
+                if lost_worker and self.stop.signal:  # it was sent to the whole group
                     message = self._stopped_message(self.stop.signal)
                     raise Interrupted(message, self.stop.signal) from None
                 if isinstance(error, OSError) and error.errno in DISK_ERRORS:

@@ -60,7 +60,7 @@ class CompiledForward:
         self._shapes: list[torch.Size] | None = None
 
     def takes(self, inputs: Inputs) -> bool:
-        """Return whether inputs have the shapes of the first ones that were asked about."""
+        """Return whether inputs have the shapes of the first ones."""
         shapes = _shapes(inputs)
         if self._shapes is None:
             self._shapes = shapes

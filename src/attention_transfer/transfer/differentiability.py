@@ -214,7 +214,7 @@ def _calls(attempt: _Attempt) -> list[_Call]:
     try:
         attempt.run()
     except RuntimeError:
-        pass  # the first attempt told what; the calls so far tell where
+        pass  # the first attempt has the error; the calls so far show where
     finally:
         for handle in handles:
             handle.remove()

@@ -108,7 +108,7 @@ class InputGradients:
 
         Args:
             axis: of the images (N, C, H, W) to flip.
-            chosen: (N,) booleans: the images wanted. The others still take part in batch
+            chosen: (N,) booleans: the images to flip. The others still take part in batch
                 statistics where there are any, and are left out where not.
 
         Returns:

@@ -295,7 +295,7 @@ def claim_modules(terms: Mapping[str, Term]) -> None:
 
 
 def check_built(term: Term, built: bool) -> None:
-    """Raise an InputError if a term makes modules from an example and has seen none."""
+    """Raise an InputError if a term makes modules from an example and there was none."""
     if not built and type(term).build is not Term.build:
         raise InputError(
             f"the term {term.name} makes its modules from an example; pass "

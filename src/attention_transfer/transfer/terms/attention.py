@@ -17,11 +17,12 @@ from attention_transfer.transfer.terms.base import (
     check_power,
     check_weight,
 )
+from attention_transfer.transfer.terms.beta import WeightNamedBeta
 
 __all__ = ["ActivationAttention"]
 
 
-class ActivationAttention(PairTerm):
+class ActivationAttention(WeightNamedBeta, PairTerm):
     """beta * the sum over layer pairs of the attention transfer loss (paper, Eq. 2).
 
     The student's map is compared with the teacher's at each pair; at a pair with several teacher
@@ -69,15 +70,6 @@ class ActivationAttention(PairTerm):
         if not norm >= 1:
             raise InputError(f"norm must be at least 1, got {norm}; the paper used 2")
         self.map, self.power, self.form, self.norm = map, power, form, norm
-
-    @property
-    def beta(self) -> float:
-        """The term's weight, under the paper's name."""
-        return self.weight
-
-    @beta.setter
-    def beta(self, beta: float) -> None:
-        self.weight = beta
 
     @property
     def teacher_reduction(self) -> Reduction:  # type: ignore[override]

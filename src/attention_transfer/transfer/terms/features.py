@@ -9,6 +9,7 @@ from attention_transfer.functional import losses
 from attention_transfer.transfer.pairing import Pairs
 from attention_transfer.transfer.schedule import Schedule
 from attention_transfer.transfer.terms.base import PairInputs, PairTerm, check_weight
+from attention_transfer.transfer.terms.beta import WeightNamedBeta
 
 __all__ = ["FullActivation"]
 
@@ -16,7 +17,7 @@ _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 """By the number of spatial axes."""
 
 
-class FullActivation(PairTerm):
+class FullActivation(WeightNamedBeta, PairTerm):
     """beta * the sum over layer pairs of the mean squared difference of whole activations (F-ActT).
 
     Where channels differ, a 1x1 convolution takes the student's features to the teacher's
@@ -46,15 +47,6 @@ class FullActivation(PairTerm):
         check_weight("beta", beta)
         super().__init__(beta, pairs, schedule, name)
         self.regressors = nn.ModuleDict()
-
-    @property
-    def beta(self) -> float:
-        """The term's weight, under the paper's name."""
-        return self.weight
-
-    @beta.setter
-    def beta(self, beta: float) -> None:
-        self.weight = beta
 
     def build(self, pairs: Sequence[PairInputs]) -> None:
         self.regressors = nn.ModuleDict()

@@ -17,6 +17,7 @@ from attention_transfer.transfer.terms.base import (
     check_power,
     check_weight,
 )
+from attention_transfer.transfer.terms.beta import WeightNamedBeta
 from attention_transfer.transfer.terms.logits import check_classes
 
 __all__ = ["FlipAxis", "FlipSymmetry", "GradientAttention", "InputGradientNorm"]
@@ -25,7 +26,7 @@ FlipAxis = Literal["horizontal", "vertical"]
 _AXES: dict[str | int, int] = {"horizontal": 3, "vertical": 2, 3: 3, 2: 2, -1: 3, -2: 2}
 
 
-class _GradientTerm(Term):
+class _GradientTerm(WeightNamedBeta, Term):
     """The base class of terms over input gradients."""
 
     needs_logits = True
@@ -38,15 +39,6 @@ class _GradientTerm(Term):
         super().__init__(beta, schedule, name)
         check_choice("form", form, get_args(losses.GradientForm))
         self.form = form
-
-    @property
-    def beta(self) -> float:
-        """The term's weight, under the paper's name."""
-        return self.weight
-
-    @beta.setter
-    def beta(self, beta: float) -> None:
-        self.weight = beta
 
     def check(self, inputs: TermInputs) -> None:
         if inputs.logits.dim() != 2:
