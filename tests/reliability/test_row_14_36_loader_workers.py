@@ -167,7 +167,7 @@ def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, limits[1]))
     try:
         with pytest.raises(TrainingError, match=r"started: Too many open files; use fewer"):
-            list(batches(images, np.arange(8), 4, workers=8))
+            list(batches(images, np.arange(8), 4, workers=2))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
