@@ -35,8 +35,11 @@ class Config(BaseModel):
             raise InputError("; ".join(_explanations(error, cls))) from None
 
     def replace(self, **changes: Any) -> Self:
-        """Return the configuration with some values changed, checked again."""
-        return self.checked({**self.model_dump(), **changes})
+        """Return the configuration with some values changed, checked again.
+
+        What was not given before is not given now: see ``model_fields_set``.
+        """
+        return self.checked({**self.model_dump(exclude_unset=True), **changes})
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)

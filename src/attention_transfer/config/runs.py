@@ -26,6 +26,7 @@ from attention_transfer.config.fields import (
     in_order,
     known_trackers,
 )
+from attention_transfer.config.optimization import OptimizationConfig
 
 __all__ = ["DemoConfig", "DistillConfig", "ImagesConfig", "RunConfig", "TrainingConfig", "flag_of"]
 
@@ -73,7 +74,7 @@ class ImagesConfig(Config):
     )
 
 
-class TrainingConfig(ImagesConfig):
+class TrainingConfig(OptimizationConfig, ImagesConfig):
     """Settings of training one network, alone or with a teacher."""
 
     student: str = Field(description="the network that learns, such as wrn-16-1")
@@ -88,7 +89,6 @@ class TrainingConfig(ImagesConfig):
         description="folder of object masks (cat/1.png for cat/1.jpg, white: the object), to "
         "measure how much attention is on the object",
     )
-    epochs: Count = Field(15, description="passes over the training images")
     batch_size: Count = Field(64, description="images a step, over all processes")
     accumulate: Count = Field(
         1,
@@ -105,25 +105,8 @@ class TrainingConfig(ImagesConfig):
         description="batch norm by the images of all processes, not of each; worth it where a "
         "process has few images a step",
     )
-    lr: Positive = Field(
-        0.4, description="largest learning rate; with the step schedule the paper's is 0.1"
-    )
-    schedule: Literal["one-cycle", "step"] = Field(
-        "one-cycle", description="one-cycle, or the paper's: x0.2 at 30, 60 and 80 % of the run"
-    )
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
-    nesterov: bool = Field(True, description="Nesterov momentum (the paper: no)")
-    weight_decay: NonNegative = Field(
-        5e-4, description="weight decay on all parameters, those of terms included"
-    )
     freeze: str | None = Field(
         None, description="modules whose weights stay fixed, such as conv1,layer[12]"
-    )
-    backbone_lr: NonNegative = Field(
-        1.0, description="learning rate of all but the last layer, as a share of lr"
-    )
-    clip_gradient: Positive | None = Field(
-        None, description="largest l2 norm of the gradient; none: not clipped"
     )
     seed: Seed = Field(0, description="seed of the initialisation and of the order of the images")
     compile: bool = Field(
