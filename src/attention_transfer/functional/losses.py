@@ -194,7 +194,12 @@ def half_l2_norm(difference: Tensor, form: GradientForm = "paper") -> Tensor:
     return norms / 2
 
 
-def cross_entropy(logits: Tensor, labels: Tensor | None, ignore_index: int = -100) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor | None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Return the cross-entropy of logits with labels, a mean over the batch and positions.
 
     Args:
@@ -203,6 +208,7 @@ def cross_entropy(logits: Tensor, labels: Tensor | None, ignore_index: int = -10
         labels: class indices (N,) or (N, ...), of any integer type; or probabilities in the logits'
             shape, which sum to 1 over the classes.
         ignore_index: labels with this value do not count.
+        label_smoothing: the share of each label that is spread evenly over all classes.
 
     Returns:
         A scalar, at least float32; 0 where no label counts.
@@ -217,8 +223,14 @@ def cross_entropy(logits: Tensor, labels: Tensor | None, ignore_index: int = -10
     targets = _cross_entropy_targets(logits, labels, ignore_index)
     logits = to_float32(logits)
     if targets.is_floating_point():
-        return functional.cross_entropy(logits, targets)
-    total = functional.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
+        return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    total = functional.cross_entropy(
+        logits,
+        targets,
+        ignore_index=ignore_index,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
     return total / (targets != ignore_index).sum().clamp(min=1)
 
 

@@ -93,14 +93,17 @@ def _terms_of_settings(config: RunConfig, has_own_terms: bool) -> list[Term]:
         terms.append(FullActivation(config.full_activation_beta, config.pairs))
     terms += _gradient_terms(config)
     if config.kd_alpha is not None:
-        return [*distillation_terms(config.kd_alpha, config.temperature), *terms]
+        mixture = distillation_terms(
+            config.kd_alpha, config.temperature, label_smoothing=config.label_smoothing
+        )
+        return [*mixture, *terms]
     if not terms and config.teacher is not None and not has_own_terms:
         raise InputError(
             "nothing to transfer: attention is none and neither kd_alpha nor full_activation_beta "
             "is given; give one of them (or a gradient term, or a term of your own), or use "
             "'attention-transfer train'"
         )
-    return [CrossEntropy(), *terms]
+    return [CrossEntropy(label_smoothing=config.label_smoothing), *terms]
 
 
 def _gradient_terms(config: RunConfig) -> Iterator[Term]:

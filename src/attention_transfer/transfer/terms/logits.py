@@ -32,6 +32,7 @@ class CrossEntropy(Term):
         ignore_index: labels with this value do not count (torch's default).
         schedule: of the weight, as of :class:`attention_transfer.Term`.
         name: the key in the output.
+        label_smoothing: in [0, 1), the share of each label that is spread evenly over all classes.
 
     Example:
         >>> CrossEntropy(weight=0.1).weight_at(0.5)
@@ -47,13 +48,20 @@ class CrossEntropy(Term):
         ignore_index: int = -100,
         schedule: Schedule = "constant",
         name: str | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(weight, schedule, name)
-        self.ignore_index = ignore_index
+        if not 0 <= label_smoothing < 1:
+            raise InputError(
+                f"label_smoothing must be at least 0 and below 1, got {label_smoothing}; 0.1 is usual"
+            )
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
 
     def forward(self, inputs: TermInputs) -> Tensor:
         try:
-            return losses.cross_entropy(inputs.logits, inputs.labels, self.ignore_index)
+            return losses.cross_entropy(
+                inputs.logits, inputs.labels, self.ignore_index, self.label_smoothing
+            )
         except ValueError as error:
             raise InputError(f"{error}") from None
 
@@ -161,6 +169,7 @@ def distillation_terms(
     temperature: float = 4.0,
     preset: Literal["alpha", "2017"] = "alpha",
     ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
 ) -> tuple[CrossEntropy, KnowledgeDistillation]:
     """Return the paper's mixture of labels and soft targets, as its two terms.
 
@@ -172,6 +181,7 @@ def distillation_terms(
         temperature: T > 0; the paper's code used 4.
         preset: which of the two.
         ignore_index: positions whose label has this value do not count; None: all count.
+        label_smoothing: of the labels' term; the teacher's soft targets stay as they are.
 
     Raises:
         InputError: alpha outside [0, 1], T not above 0, or an unknown preset.
@@ -188,7 +198,12 @@ def distillation_terms(
     soft = KnowledgeDistillation(
         2 * alpha if old else alpha, temperature, class_mean=old, ignore_index=ignore_index
     )
-    return CrossEntropy(1 - alpha, -100 if ignore_index is None else ignore_index), soft
+    labels = CrossEntropy(
+        1 - alpha,
+        -100 if ignore_index is None else ignore_index,
+        label_smoothing=label_smoothing,
+    )
+    return labels, soft
 
 
 def check_classes(term: str, inputs: TermInputs, resized: bool = False) -> None:
