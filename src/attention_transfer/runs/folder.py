@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
     from attention_transfer.models import LoadedModel, ModelCard
 
-__all__ = ["Run", "new_folder", "read_runs", "resume_command", "writing_to"]
+__all__ = ["AVERAGED_MODEL", "Run", "new_folder", "read_runs", "resume_command", "writing_to"]
+
+AVERAGED_MODEL = "model_ema"
+"""The name of the files of the moving average of weights."""
 
 DEMO_RUNS = ("teacher", "alone", "at", "at+kd")
 """Folders of runs in a demo's folder."""
@@ -91,7 +94,8 @@ class Run:
 
     ``config.yaml`` is the whole configuration, ``record.json`` the figures and what they depend
     on, ``metrics.jsonl`` a line per epoch, ``model.safetensors`` and ``model.json`` the network,
-    ``predictions.npz`` its predictions for the test images, ``attention/`` raw attention maps,
+    ``model_ema.safetensors`` and ``model_ema.json`` the moving average of its weights, if the run had
+    one, ``predictions.npz`` its predictions for the test images, ``attention/`` raw attention maps,
     ``report.html`` the report, ``checkpoints/`` what resuming needs, ``tensorboard/`` and
     ``trackers.json`` belong to experiment trackers.
 
@@ -252,8 +256,14 @@ class Run:
         append_line(self.folder / "metrics.jsonl", metrics_line(metrics))
         self.__dict__.pop("metrics", None)
 
-    def write_model(self, network: "nn.Module", card: "ModelCard") -> None:
-        """Write the network's weights, and its card, which says how to build it."""
+    def write_model(self, network: "nn.Module", card: "ModelCard", name: str = "model") -> None:
+        """Write the network's weights, and its card, which says how to build it.
+
+        Args:
+            network: the network.
+            card: its card, to which the weights' checksum is added.
+            name: of both files, without what comes after the dot.
+        """
         import torch
         from safetensors.torch import save
 
@@ -264,8 +274,8 @@ class Run:
         }
         content = save(weights)
         checksum = hashlib.sha256(content).hexdigest()
-        write_bytes(self.folder / "model.safetensors", content)
-        replace(card, weights_sha256=checksum).write(self.folder / "model.json")
+        write_bytes(self.folder / f"{name}.safetensors", content)
+        replace(card, weights_sha256=checksum).write(self.folder / f"{name}.json")
 
     def write_predictions(self, logits: "Tensor", labels: "Tensor") -> None:
         """Write the predicted classes of the test images and their probabilities."""

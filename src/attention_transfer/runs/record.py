@@ -17,6 +17,7 @@ from attention_transfer.files import read_bytes
 __all__ = [
     "SCHEMA_VERSION",
     "AttentionRecord",
+    "AverageRecord",
     "BestEpoch",
     "CacheRecord",
     "CorruptImageRecord",
@@ -86,6 +87,10 @@ class EpochMetrics(_Schema):
     seconds_waiting_for_data: float
     validation_error: float
     validation_loss: float
+    ema: dict[str, float] = {}
+    """"validation_error" and "validation_loss" of the moving average of weights; empty without
+    one.
+    """
     seconds_left: float
     probes: dict[str, dict[str, float]]
     """Layer pair, or attention point of a student alone -> measures of its maps of the probe
@@ -188,6 +193,14 @@ class BestEpoch(_Schema):
     validation_error: float
 
 
+class AverageRecord(_Schema):
+    """The exponential moving average of the student's weights."""
+
+    decay: float
+    final: FinalMetrics
+    best_on_validation: BestEpoch
+
+
 class AttentionRecord(_Schema):
     """The raw attention maps in a run's folder ``attention``."""
 
@@ -225,6 +238,10 @@ class RunRecord(_Schema):
     pairs: list[PairRecord]
     final: FinalMetrics
     best_on_validation: BestEpoch
+    ema: AverageRecord | None = None
+    """Figures of the moving average of weights, which ``model_ema.safetensors`` holds."""
+    epochs_trained: PositiveInt | None = None
+    """Fewer than configured after early stopping; None in records of earlier versions."""
     attention: AttentionRecord | None
     cache: CacheRecord | None
     seconds: float

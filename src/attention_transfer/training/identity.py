@@ -1,17 +1,19 @@
 """What a run was begun with: a checkpoint holds it, and a run that is resumed must equal it."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from attention_transfer.cache import weights_fingerprint
 from attention_transfer.config import RunConfig
+from attention_transfer.config.optimization import CHOSEN_BY_THE_RUN
 from attention_transfer.data import DataSet
 from attention_transfer.environment import package_versions
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel
 
-__all__ = ["check_identity", "check_same_settings", "identity_of"]
+__all__ = ["as_recorded", "check_identity", "check_same_settings", "identity_of"]
 
 FREE_SETTINGS = {
     "out",
@@ -88,8 +90,21 @@ def check_same_settings(began: RunConfig, now: RunConfig, folder: str) -> None:
         now: given again.
         folder: of the run, quoted for a shell.
     """
-    now = now.replace(cache_views=now.cache_views or began.cache_views)
-    check_identity(_settings(began), _settings(now), folder)
+    check_identity(_settings(began), _settings(as_recorded(now, began)), folder)
+
+
+def as_recorded(now: RunConfig, began: RunConfig) -> RunConfig:
+    """Return settings given again, with what a run chose by itself as it recorded them.
+
+    Args:
+        now: given again.
+        began: recorded in the run's folder.
+    """
+    chosen: dict[str, Any] = {"cache_views": now.cache_views or began.cache_views}
+    if "optimizer" not in now.model_fields_set or now.optimizer == began.optimizer:
+        names = set(CHOSEN_BY_THE_RUN) - now.model_fields_set
+        chosen |= {name: getattr(began, name) for name in names}
+    return now.replace(**chosen)
 
 
 def _abridged(text: str) -> str:

@@ -17,7 +17,11 @@ from attention_transfer.errors import InputError
 from attention_transfer.runs import Run, new_folder, writing_to
 from attention_transfer.runs.checkpoints import load_last_checkpoint
 from attention_transfer.runs.lock import locked
-from attention_transfer.training.identity import check_identity, check_same_settings
+from attention_transfer.training.identity import (
+    as_recorded,
+    check_identity,
+    check_same_settings,
+)
 from attention_transfer.training.monitoring.progress import RunProgress
 from attention_transfer.training.objects import NO_OBJECTS, RunObjects, check_objects
 from attention_transfer.training.setup import set_up_run
@@ -73,7 +77,7 @@ def run(
             recorded = found.config
             if not allow_changes:
                 check_same_settings(recorded, config, shlex.quote(str(folder)))
-            config = config.replace(cache_views=config.cache_views or recorded.cache_views)
+            config = as_recorded(config, recorded)
             return _resume(found, config, accelerator, progress, objects, allow_changes)
     Run.check_free(folder)
     setup = set_up_run(config, objects)
@@ -118,7 +122,8 @@ def resume(
     found = Run(Path(folder))
     if found.is_finished:
         raise InputError(f"the run in {folder} is finished; there is nothing to resume")
-    config = found.config
+    # What the file lacks, which an earlier version wrote, is as it was then.
+    config = found.config.replace(**found.config.model_dump())
     check_settings(found.folder / "config.yaml", config.model_dump())
     if workers is not None:
         config = config.replace(workers=workers)

@@ -11,10 +11,11 @@ from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.models import LoadedModel
 from attention_transfer.runs.record import (
     AttentionRecord,
-    BestEpoch,
+    AverageRecord,
     CacheRecord,
     CorruptImageRecord,
     DataRecord,
+    EpochMetrics,
     FinalMetrics,
     MachineRecord,
     NetworkRecord,
@@ -24,6 +25,7 @@ from attention_transfer.runs.record import (
     TeacherRecord,
 )
 from attention_transfer.training.classification_metrics import Evaluation
+from attention_transfer.training.history import best_epoch, best_epoch_of_average
 from attention_transfer.training.setup import RunSetup, count_flops
 
 __all__ = ["make_record", "parameter_count"]
@@ -35,26 +37,26 @@ MOST_SKIPPED = 1000
 def make_record(
     setup: RunSetup,
     *,
-    best: BestEpoch,
+    rows: Sequence[EpochMetrics],
     evaluations: Mapping[str, Evaluation],
+    evaluations_of_average: Mapping[str, Evaluation],
     teacher_test_error: float | None,
     attention: AttentionRecord | None,
     seconds: float,
     seconds_building_cache: float,
-    seconds_waiting: float,
     processes: int,
 ) -> RunRecord:
     """Return the record of a finished run.
 
     Args:
         setup: of the run.
-        best: the epoch with the lowest validation error.
+        rows: the figures of its epochs.
         evaluations: of the last weights, by split: "validation" and "test".
+        evaluations_of_average: the same of the moving average of weights; empty without one.
         teacher_test_error: in percent; None without a teacher with the data's classes.
         attention: the attention maps that were saved.
         seconds: of training.
         seconds_building_cache: of building the cache of teacher targets.
-        seconds_waiting: of training, spent waiting for data.
         processes: that trained together.
     """
     config = setup.config
@@ -74,14 +76,16 @@ def make_record(
         student=_network_record([setup.student], setup),
         teacher=teacher,
         pairs=[PairRecord(**asdict(pair)) for pair in setup.transfer.pair_descriptions],
-        final=FinalMetrics(
-            **{
-                f"{split}_{name}": value
-                for split, evaluation in evaluations.items()
-                for name, value in asdict(evaluation).items()
-            }
+        final=_final_metrics(evaluations),
+        best_on_validation=best_epoch(rows),
+        ema=None
+        if config.ema is None
+        else AverageRecord(
+            decay=config.ema,
+            final=_final_metrics(evaluations_of_average),
+            best_on_validation=best_epoch_of_average(rows),
         ),
-        best_on_validation=best,
+        epochs_trained=len(rows),
         attention=attention,
         cache=None
         if targets is None
@@ -91,8 +95,18 @@ def make_record(
             seconds_building=seconds_building_cache,
         ),
         seconds=seconds,
-        seconds_waiting_for_data=seconds_waiting,
-        images_per_second=config.epochs * len(setup.data.train) / seconds,
+        seconds_waiting_for_data=sum(row.seconds_waiting_for_data for row in rows),
+        images_per_second=len(rows) * len(setup.data.train) / seconds,
+    )
+
+
+def _final_metrics(evaluations: Mapping[str, Evaluation]) -> FinalMetrics:
+    return FinalMetrics(
+        **{
+            f"{split}_{name}": value
+            for split, evaluation in evaluations.items()
+            for name, value in asdict(evaluation).items()
+        }
     )
 
 

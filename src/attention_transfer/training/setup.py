@@ -37,6 +37,8 @@ from attention_transfer.training.fine_tuning import freeze
 from attention_transfer.training.memory.recomputation import Recomputation, plan_recomputation
 from attention_transfer.training.monitoring.tracking import check_installed
 from attention_transfer.training.objects import NO_OBJECTS, RunObjects, loaded_object
+from attention_transfer.training.optimization import resolve_optimization
+from attention_transfer.training.optimizers import check_optimizer
 from attention_transfer.transfer import (
     CrossEntropy,
     Term,
@@ -106,6 +108,7 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     """
     precision = resolve_precision(config.precision)
     check_installed(config)
+    check_optimizer(config)
     terms = configured_terms(config, objects.terms)
     _check_settings(config, terms)
     data = _load_data(config, objects)
@@ -117,6 +120,9 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
         try_out(teacher, data, example)
     _check_student(student, data, example)
     _check_smallest_batch(student, data, example, config)
+    config, optimization_notices = resolve_optimization(
+        config, student.network, _begins_trained(config, student)
+    )
     heads = []
     if config.backbone_lr != 1:
         heads = list(logit_layers(student.network, data.input_size).values())
@@ -162,7 +168,7 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
         heads,
         recomputation,
         targets,
-        list(_notices(config, precision, transfer)),
+        [*optimization_notices, *_notices(config, precision, transfer)],
     )
 
 
@@ -178,6 +184,14 @@ def _check_settings(config: RunConfig, terms: list[Term]) -> None:
         raise InputError(
             f"all weights are 0 ({', '.join(term.name for term in terms)}), so nothing would be "
             "trained on; give at least one term a weight above 0"
+        )
+    smoothed = any(
+        isinstance(term, CrossEntropy) and term.label_smoothing and term.weight for term in terms
+    )
+    if config.label_smoothing and not smoothed:
+        raise InputError(
+            "label_smoothing is for the run's own cross-entropy of the labels, which has weight 0 or "
+            "is replaced by a term of yours; leave it out, or give it to your term"
         )
     if config.cache_views and config.cache is None:
         raise InputError("cache_views needs a cache, got none; give --cache as well")
@@ -217,6 +231,12 @@ def _load_networks(
     if objects.student is not None:
         return loaded_object(objects.student, config.student), teachers
     return load(config.student, classes, trained=False, **settings), teachers
+
+
+def _begins_trained(config: RunConfig, student: LoadedModel) -> bool:
+    """Return whether a student that has a name begins with trained weights."""
+    weights = config.student.partition("@")[2]
+    return student.card is not None or weights not in ("", "random")
 
 
 def _check_student(student: LoadedModel, data: DataSet, images: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from attention_transfer.training.optimization import describe_optimization
 from attention_transfer.training.record import parameter_count
 from attention_transfer.training.setup import RunSetup
 from attention_transfer.transfer.output import PairDescription
@@ -18,6 +19,7 @@ def run_summary(setup: RunSetup) -> Iterator[str]:
         f"images; {config.epochs} epochs at batch size {config.batch_size}, schedule "
         f"{config.schedule} with lr {config.lr:g}, precision {setup.precision}"
     )
+    yield describe_optimization(config)
     for teacher in setup.teachers:
         yield f"teacher {teacher.name} ({parameter_count(teacher.network):,} parameters)"
     yield from _student_lines(setup)

@@ -1,7 +1,7 @@
 """One training step: learning rate, micro-batches, gradient and the optimizer's step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,13 +18,18 @@ from attention_transfer.errors import TrainingError, first_problems
 from attention_transfer.training.fine_tuning import parameter_groups
 from attention_transfer.training.memory.recomputation import recomputing
 from attention_transfer.training.micro_batches import merge_outputs, micro_batches
+from attention_transfer.training.optimizers import make_optimizer
 from attention_transfer.training.processes import Processes
 from attention_transfer.training.schedule import learning_rate_factor
 from attention_transfer.training.setup import RunSetup
-from attention_transfer.transfer import Targets, TransferOutput
+from attention_transfer.training.weight_average import WeightAverage
+from attention_transfer.transfer import Targets, Transfer, TransferOutput
 from attention_transfer.transfer.terms.base import PairedMaps
 
 __all__ = ["NotFiniteError", "StepIndex", "TrainStep"]
+
+GROUP_SETTINGS = ("scale", "weight_decay", "momentum", "nesterov")
+"""Settings of an optimizer's parameter groups that a run's configuration decides."""
 
 IMAGES_NAMED = 8
 """Images of a batch that an error names."""
@@ -46,7 +51,8 @@ class StepIndex(NamedTuple):
 
 
 class TrainStep:
-    """The objective on its device, with SGD and the gradient scaler that fp16 needs.
+    """The objective on its device, with its optimizer, the gradient scaler that fp16 needs, and the
+    moving average of the student's weights, if the run has one.
 
     Args:
         setup: of the run.
@@ -60,13 +66,18 @@ class TrainStep:
         self.transfer = setup.transfer.to(accelerator.device)
         for teacher in setup.teachers:
             teacher.network.to(accelerator.device)
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(self.transfer, self.config.backbone_lr, setup.heads),
-            lr=self.config.lr,
-            momentum=self.config.momentum,
-            nesterov=self.config.nesterov and self.config.momentum > 0,
-            weight_decay=self.config.weight_decay,
+        groups = parameter_groups(
+            self.transfer,
+            self.config.backbone_lr,
+            setup.heads,
+            weight_decay_exclude=self.config.weight_decay_exclude,
+            layer_decay=self.config.layer_decay,
         )
+        self._names = _names_in(groups, self.transfer)
+        self.optimizer = make_optimizer(self.config, groups, accelerator.device)
+        self.average: WeightAverage | None = None
+        if self.config.ema is not None:
+            self.average = WeightAverage(self.transfer.student, self.config.ema)
         self.scaler = torch.amp.GradScaler(
             accelerator.device.type, enabled=setup.precision == "fp16"
         )
@@ -74,7 +85,7 @@ class TrainStep:
         self.objective: nn.Module = accelerator.prepare_model(self.transfer)
         self._synchronized = self.config.sync_batch_norm and processes.count > 1
         self._settings = [
-            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            {name: group[name] for name in GROUP_SETTINGS if name in group}
             for group in self.optimizer.param_groups
         ]
 
@@ -83,26 +94,41 @@ class TrainStep:
         return {
             "transfer": self.transfer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_name": self.config.optimizer,
+            "optimizer_parameters": self._names,
             "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Load a state that :meth:`state` returned.
 
+        With another optimizer, or an average that the state lacks, these begin anew.
+
         Raises:
             AttributeError, LookupError, RuntimeError, TypeError, ValueError: it does not fit.
         """
         self.transfer.load_state_dict(state["transfer"])
+        if self.average is not None:
+            # The weights have just changed: an average that begins here begins with them.
+            self.average = WeightAverage(self.transfer.student, self.average.decay)
+            if state["average"] is not None:
+                self.average.restore(state["average"])
+        self.scaler.load_state_dict(state["scaler"])
+        if state["optimizer_name"] != self.config.optimizer:
+            return
+        if state["optimizer_parameters"] != self._names:  # torch counts them only
+            raise ValueError("the parameters are in other groups")
         self.optimizer.load_state_dict(state["optimizer"])
         # The state brings back the settings of its groups as well: the configuration has them.
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
-        self.scaler.load_state_dict(state["scaler"])
 
     @property
     def lr(self) -> float:
-        """The learning rate of the last step."""
-        return float(self.optimizer.param_groups[-1]["lr"])
+        """The learning rate of the last step, of what learns fastest."""
+        fastest = max(self.optimizer.param_groups, key=lambda group: float(group["scale"]))
+        return float(fastest["lr"])
 
     def set_train_mode(self) -> None:
         """Put the student into training mode, except for its frozen modules."""
@@ -151,8 +177,8 @@ class TrainStep:
         images, labels = batch.images, batch.labels
         if not self.config.channels_last:
             images = images.contiguous()
+        rate = self.config.lr * self._learning_rate_factor(step_index.progress)
         for group in self.optimizer.param_groups:
-            rate = self.config.lr * learning_rate_factor(self.config.schedule, step_index.progress)
             group["lr"] = rate * group["scale"]
         # Dropout too is a function of the seed and the step, as all randomness is.
         torch.manual_seed(step_seed(self.config.seed, step_index.epoch, step_index.step))
@@ -174,6 +200,11 @@ class TrainStep:
         output = merge_outputs(outputs)
         agreed = self._update_weights(output, batch, step_index, wishes)
         return output, agreed
+
+    def _learning_rate_factor(self, progress: float) -> float:
+        config = self.config
+        warmup = None if config.warmup is None else config.warmup / config.epochs
+        return learning_rate_factor(config.schedule, progress, warmup)
 
     def _forward(
         self, images: Tensor, labels: Tensor, targets: Targets | None, step_index: StepIndex
@@ -214,6 +245,8 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
         return tuple(agreed)
 
     def _not_finite(self, fault: str, batch: Batch, step_index: StepIndex) -> NotFiniteError:
@@ -230,6 +263,12 @@ class TrainStep:
             f"{self.config.lr:g}) or the weight of a term, or bound the gradient with "
             "--clip-gradient, in a new run, or in config.yaml and with resume --allow-changes"
         )
+
+
+def _names_in(groups: Sequence[Mapping[str, Any]], transfer: Transfer) -> list[list[str]]:
+    """Return the names of the parameters in each group."""
+    names = {parameter: name for name, parameter in transfer.named_parameters()}
+    return [[names[parameter] for parameter in group["params"]] for group in groups]
 
 
 def _points_at_fault(maps: Mapping[str, PairedMaps]) -> str:

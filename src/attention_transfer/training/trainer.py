@@ -1,11 +1,10 @@
 """The training loop, for a network alone and for a student with a teacher, over Accelerate."""
 
 import errno
-import math
 import signal
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext, suppress
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -14,32 +13,24 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from attention_transfer.cache import TargetCache
-from attention_transfer.data import (
-    AugmentedView,
-    Batch,
-    EpochPass,
-    Images,
-    batch_bounds,
-    epoch_order,
-    resolve_workers,
-    stream,
-)
+from attention_transfer.data import Batch, Images, batch_bounds
 from attention_transfer.data.loader_workers import LoaderWorkerError
 from attention_transfer.environment import keep_freed_memory
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.runs import EpochMetrics, Run
 from attention_transfer.runs.checkpoints import Checkpoint
-from attention_transfer.runs.folder import resume_command
-from attention_transfer.runs.record import BestEpoch
+from attention_transfer.runs.folder import AVERAGED_MODEL, resume_command
 from attention_transfer.training.checkpointing import Checkpointing
-from attention_transfer.training.classification_metrics import compute_metrics
+from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
 from attention_transfer.training.epoch_meters import EpochMeters
+from attention_transfer.training.history import best_epoch, epochs_without_improvement
 from attention_transfer.training.identity import identity_of
 from attention_transfer.training.monitoring.probes import Probes, probed_epochs
 from attention_transfer.training.monitoring.progress import RunProgress, StepFigures
 from attention_transfer.training.monitoring.tracking import Tracking
 from attention_transfer.training.processes import Processes
 from attention_transfer.training.record import make_record
+from attention_transfer.training.remaining_batches import remaining_batches
 from attention_transfer.training.setup import RunSetup
 from attention_transfer.training.shared_evaluation import SharedEvaluation
 from attention_transfer.training.signals import StopRequest
@@ -93,7 +84,6 @@ class Trainer:
         self.meters = EpochMeters()
         self.rows: list[EpochMetrics] = []
         self.seconds = 0.0
-        self.best = BestEpoch(epoch=0, validation_error=math.inf)
         self.probes: Probes | None = None
         if self.config.probes and self.processes.is_main:
             self.probes = Probes(setup, run.attention_folder)
@@ -163,7 +153,6 @@ class Trainer:
         try:
             self.train_step.restore(state)
             self.epoch, self.seconds = checkpoint.epoch, state["seconds"]
-            self.best = BestEpoch.model_validate(state["best"])
             self.rows = [EpochMetrics.model_validate(row) for row in state["metrics"]]
             # Equal but after --allow-changes.
             share = checkpoint.step / state["steps_per_epoch"]
@@ -202,11 +191,33 @@ class Trainer:
                 self.probes.begin()
             if self.epoch == self.step == 0:
                 self.tracking.add({"epoch": 0, "step": 0, "probes": self._probe(0)})
-            with closing(self._batches()) as batches:
-                while self.epoch < self.config.epochs:
+            batches = remaining_batches(
+                self.setup, self.epoch, self.step, self.processes, self.accelerator.device
+            )
+            with closing(batches):
+                while not self._is_over():
                     self._train_epoch(islice(batches, self.steps_per_epoch - self.step))
         finally:
             self.progress.end()
+        if self.epoch < self.config.epochs and self.processes.is_main:
+            best = best_epoch(self.rows)
+            self.progress.write_line(
+                f"stopped early after {self.epoch} of {self.config.epochs} epochs, the last "
+                f"{self.config.early_stopping} without a lower validation error (the best, of "
+                f"epoch {best.epoch}, is {best.validation_error:.1f} %); the last weights are "
+                "written"
+            )
+
+    def _is_over(self) -> bool:
+        """Return whether no step is left; all processes must call this."""
+        if self.epoch == self.config.epochs:
+            return True
+        stops = self.step == 0 and self.processes.is_main and self._patience_is_over(self.rows)
+        return bool(self.processes.agree(int(stops))[0])
+
+    def _patience_is_over(self, rows: Sequence[EpochMetrics]) -> bool:
+        patience = self.config.early_stopping
+        return bool(rows) and patience is not None and epochs_without_improvement(rows) >= patience
 
     def _train_epoch(self, batches: Iterator[Batch]) -> None:
         self.train_step.set_train_mode()
@@ -244,10 +255,8 @@ class Trainer:
         if metrics is None:
             return
         self.rows.append(metrics)
-        if metrics.validation_error < self.best.validation_error:
-            self.best = BestEpoch(epoch=self.epoch, validation_error=metrics.validation_error)
         self.run.append_metrics(metrics)
-        last = self.epoch == self.config.epochs
+        last = self.epoch == self.config.epochs or self._patience_is_over(self.rows)
         if last or self.checkpointing.due(metrics.step, end_of_epoch=True):
             self._write_checkpoint([])
         self.tracking.add(metrics.model_dump())
@@ -264,7 +273,6 @@ class Trainer:
             **self.train_step.state(),
             "meters": meters,
             "metrics": [row.model_dump(mode="json") for row in self.rows],
-            "best": self.best.model_dump(),
             "seconds": self.seconds,
             "steps_per_epoch": self.steps_per_epoch,
             "processes": self.processes.count,
@@ -285,38 +293,54 @@ class Trainer:
             raise _StopAgreedError(stop)
 
     def _write_results(self) -> None:
-        """Evaluate the last weights, write predictions, network and record."""
+        """Evaluate the last weights, and their average; write predictions, networks and record."""
         self.setup.transfer.remove_compiled_passes()
-        validation, test = self._logits(self.data.validation), self._logits(self.data.test)
+        average, network = self.train_step.average, self.setup.student.network
+        splits = {"validation": self.data.validation, "test": self.data.test}
+        logits = {name: self._logits(images) for name, images in splits.items()}
+        averaged = {
+            name: self._logits(images, averaged=True)
+            for name, images in splits.items()
+            if average is not None
+        }
         teacher_test_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
-        if validation is None or test is None:
+        if not self.processes.is_main:
             return
         if self.probes:
             self.probes.end()
-        self.run.write_predictions(test, self.data.test.labels)
-        self.run.write_model(self.setup.student.network, self.setup.card)
-        evaluations = {
-            "validation": compute_metrics(validation, self.data.validation.labels),
-            "test": compute_metrics(test, self.data.test.labels),
-        }
+        assert logits["test"] is not None
+        self.run.write_predictions(logits["test"], self.data.test.labels)
+        self.run.write_model(network, self.setup.card)
+        if average is not None:
+            with average.applied():
+                self.run.write_model(network, self.setup.card, AVERAGED_MODEL)
+        evaluations, of_average = self._evaluations(logits), self._evaluations(averaged)
         record = make_record(
             self.setup,
-            best=self.best,
+            rows=self.rows,
             evaluations=evaluations,
+            evaluations_of_average=of_average,
             teacher_test_error=teacher_test_error,
-            attention=self.probes.record() if self.probes else None,
+            attention=self.probes.record(self.epoch) if self.probes else None,
             seconds=self.seconds,
             seconds_building_cache=self.seconds_building_cache,
-            seconds_waiting=sum(row.seconds_waiting_for_data for row in self.rows),
             processes=self.processes.count,
         )
         self.run.write_record(record)
         step = self.epoch * self.steps_per_epoch
         self.tracking.add({"step": step, "test_error": evaluations["test"].error})
 
-    def _probe(self, epoch: int) -> dict[str, dict[str, float]]:
+    def _evaluations(self, logits: Mapping[str, Tensor | None]) -> dict[str, Evaluation]:
+        labels = {"validation": self.data.validation.labels, "test": self.data.test.labels}
+        return {
+            split: compute_metrics(values, labels[split])
+            for split, values in logits.items()
+            if values is not None
+        }
+
+    def _probe(self, epoch: int, last: bool = False) -> dict[str, dict[str, float]]:
         """Save and measure attention maps of the probe images, after the epochs chosen for it."""
-        if self.probes is None or epoch not in self.probed_epochs:
+        if self.probes is None or not (last or epoch in self.probed_epochs):
             return {}
         return self.probes.save_epoch(epoch)
 
@@ -329,34 +353,6 @@ class Trainer:
         if self.epoch == self.config.epochs:
             return f"after the last of {self.epoch} epochs"
         return f"after step {self.step} of epoch {self.epoch + 1} of {self.config.epochs}"
-
-    def _view(self, epoch: int) -> AugmentedView:
-        """Return an epoch's augmented view; with a cache, epochs cycle through its views."""
-        targets = self.setup.targets
-        return AugmentedView(
-            self.config.data_seed, epoch if targets is None else epoch % targets.views
-        )
-
-    def _batches(self) -> Generator[Batch]:
-        """Yield the batches of all remaining steps; the next epoch's load during validation."""
-        count, config = len(self.data.train), self.config
-        first_batches = {self.epoch: self.step}
-        return stream(
-            self.data.train,
-            (
-                EpochPass(
-                    epoch_order(count, config.seed, epoch),
-                    self._view(epoch),
-                    first_batches.get(epoch, 0),
-                )
-                for epoch in range(self.epoch, config.epochs)
-            ),
-            config.batch_size,
-            process=self.processes.index,
-            processes=self.processes.count,
-            workers=resolve_workers(config.workers, self.data.train),
-            device=self.accelerator.device,
-        )
 
     def _step_figures(self) -> StepFigures:
         meters = self.meters
@@ -376,24 +372,40 @@ class Trainer:
     def _epoch_metrics(self) -> EpochMetrics | None:
         """Return the figures of the epoch in the main process, None in the others."""
         means = self.meters.means(self.accelerator)
-        logits = self._logits(self.data.validation)
+        images, averaged = self.data.validation, self.train_step.average is not None
+        logits = self._logits(images)
+        average_logits = self._logits(images, averaged=True) if averaged else None
         if logits is None:
             return None
-        validation = compute_metrics(logits, self.data.validation.labels)
+        validation = compute_metrics(logits, images.labels)
+        ema = {}
+        if average_logits is not None:
+            average = compute_metrics(average_logits, images.labels)
+            ema = {"validation_error": average.error, "validation_loss": average.loss}
         epoch = self.epoch + 1
-        return EpochMetrics(
+        metrics = EpochMetrics(
             epoch=epoch,
             step=epoch * self.steps_per_epoch,
             lr=self.train_step.lr,
             **means,
             validation_error=validation.error,
             validation_loss=validation.loss,
+            ema=ema,
             seconds_left=(self.config.epochs - epoch) * self.meters.seconds,
-            probes=self._probe(epoch),
+            probes={},
         )
+        last = self._patience_is_over([*self.rows, metrics])
+        return metrics.model_copy(update={"probes": self._probe(epoch, last)})
 
-    def _logits(self, images: Images) -> Tensor | None:
-        """Return the student's logits of a split in the main process, None in the others."""
+    def _logits(self, images: Images, averaged: bool = False) -> Tensor | None:
+        """Return the student's logits of a split in the main process, None in the others.
+
+        Args:
+            images: of the split.
+            averaged: by the moving average of its weights, which the run must have.
+        """
         classes = len(self.data.class_names)
         student, preprocessing = self.setup.student.network, self.setup.preprocessing
-        return self.evaluation.logits(student, images, preprocessing, classes)
+        average = self.train_step.average if averaged else None
+        with nullcontext() if average is None else average.applied():
+            return self.evaluation.logits(student, images, preprocessing, classes)

@@ -156,15 +156,16 @@ class Probes:
             arrays |= self._teacher_maps(pixels).arrays("teacher")
         write_arrays(self.folder / "examples.npz", arrays)
 
-    def record(self) -> AttentionRecord:
-        """Return what ``record.json`` says about the saved maps."""
+    def record(self, trained: int) -> AttentionRecord:
+        """Return what ``record.json`` says about the maps saved in so many epochs."""
         config = self.setup.config
+        probed = probed_epochs(config.epochs, config.probe_every)
         return AttentionRecord(
             map=self.map,
             power=self.power,
             points=self.names,
             probes=self.count,
-            epochs=sorted(probed_epochs(config.epochs, config.probe_every)),
+            epochs=sorted({*(epoch for epoch in probed if epoch < trained), trained}),
         )
 
     @cached_property
