@@ -94,9 +94,9 @@ class Run:
 
     ``config.yaml`` is the whole configuration, ``record.json`` the figures and what they depend
     on, ``metrics.jsonl`` a line per epoch, ``model.safetensors`` and ``model.json`` the network,
-    ``model_ema.safetensors`` and ``model_ema.json`` the moving average of its weights, if the run had
-    one, ``predictions.npz`` its predictions for the test images, ``attention/`` raw attention maps,
-    ``report.html`` the report, ``checkpoints/`` what resuming needs, ``tensorboard/`` and
+    ``model_ema.safetensors`` and ``model_ema.json`` the moving average of its weights, if the run
+    had one, ``predictions.npz`` its predictions for the test images, ``attention/`` raw attention
+    maps, ``report.html`` the report, ``checkpoints/`` what resuming needs, ``tensorboard/`` and
     ``trackers.json`` belong to experiment trackers.
 
     A file is read once, when its property is first used; to see what has been written since,

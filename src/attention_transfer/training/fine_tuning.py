@@ -94,7 +94,7 @@ def _without_decay(module: nn.Module) -> Iterator[nn.Parameter]:
     """Yield norms, biases, and what a network of timm's excludes, such as position embeddings."""
     from timm.optim import param_groups_weight_decay
 
-    names = getattr(module, "no_weight_decay", set)()
+    names: set[str] = getattr(module, "no_weight_decay", set)()
     for group in param_groups_weight_decay(module, 1.0, no_weight_decay_list=names):
         if group["weight_decay"] == 0:
             yield from group["params"]

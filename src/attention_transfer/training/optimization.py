@@ -16,8 +16,8 @@ from attention_transfer.training.optimizers import check_optimizer, is_sgd
 __all__ = ["describe_optimization", "is_transformer", "resolve_optimization"]
 
 LEARNING_RATES = {"*adafactor*": 1e-3, "*muon": 1e-3, "*lamb*": 5e-3}
-"""Learning rates in place of the optimizer's own: for Adafactor and Muon that of AdamW, whose size of
-step they have; for LAMB that of timm's recipes.
+"""Learning rates in place of the optimizer's own: for Adafactor and Muon that of AdamW, whose size
+of step they have; for LAMB that of timm's recipes.
 """
 
 COUPLED = ("adam", "*adamax", "adagrad", "adadelta", "nadam", "*legacy", "radam", "*rmsprop*",
@@ -43,8 +43,8 @@ class _Defaults(NamedTuple):
 def is_transformer(network: nn.Module) -> bool:
     """Return whether a network is of the kinds that are trained by AdamW.
 
-    These have attention layers, or layer norms and no batch norm: vision transformers, their hybrids,
-    mixers and ConvNeXt. Attention over channels, or in a pooling layer, makes no transformer.
+    These have attention layers, or layer norms and no batch norm: vision transformers, their
+    hybrids, mixers and ConvNeXt. Attention over channels, or in a pooling layer, makes none.
 
     Example:
         >>> convolutional = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -87,7 +87,7 @@ def _defaults(config: RunConfig, transformer: bool, trained: bool) -> _Defaults:
     """Return the defaults for a network and an optimizer."""
     clip = 1.0 if transformer else None
     if is_sgd(config.optimizer):
-        # A transformer diverges at the rates of convolutional networks (ViT was fine-tuned at 0.03).
+        # A transformer diverges at the rate of convolutional networks.
         lr = 0.03 if transformer else 0.4
         return _Defaults(config.optimizer, lr=lr, clip_gradient=clip)
     cosine = "schedule" not in config.model_fields_set or config.schedule == "cosine"
@@ -111,9 +111,10 @@ def _learning_rate(optimizer: str) -> float:
         if fnmatch(optimizer, pattern):
             return rate
     kind = get_optimizer_info(optimizer).opt_class
-    own = {} if isinstance(kind, str) else inspect.signature(kind).parameters
-    rate = own["lr"].default if "lr" in own else None
-    return rate if isinstance(rate, float) else 1e-3
+    if isinstance(kind, str):  # of another package
+        return 1e-3
+    own: object = inspect.signature(kind).parameters["lr"].default
+    return own if isinstance(own, float) else 1e-3
 
 
 def _notices(

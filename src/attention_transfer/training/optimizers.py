@@ -44,7 +44,7 @@ def check_optimizer(config: RunConfig) -> None:
             f"optimizer {name} evaluates the loss several times a step, which a run does once; "
             f"give another, {alternatives}"
         )
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if name not in known:
         hint = nearest(name, known)
         hint = hint if hint.startswith("did you mean") else f"give a name of timm's, {alternatives}"
@@ -82,7 +82,7 @@ def make_optimizer(
         device: of the parameters.
     """
     nesterov = config.nesterov and config.momentum > 0
-    settings = {"lr": config.lr, "weight_decay": config.weight_decay}
+    settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, nesterov=nesterov, **settings)
     from timm.optim import create_optimizer_v2, get_optimizer_info

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from torch import nn
+from torch import Tensor, nn
 
 from attention_transfer.cache import weights_fingerprint
-from attention_transfer.data import Images
+from attention_transfer.data import DataSet, Images
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.models import LoadedModel
 from attention_transfer.runs.record import (
@@ -24,7 +24,7 @@ from attention_transfer.runs.record import (
     SplitRecord,
     TeacherRecord,
 )
-from attention_transfer.training.classification_metrics import Evaluation
+from attention_transfer.training.classification_metrics import compute_metrics
 from attention_transfer.training.history import best_epoch, best_epoch_of_average
 from attention_transfer.training.setup import RunSetup, count_flops
 
@@ -38,8 +38,8 @@ def make_record(
     setup: RunSetup,
     *,
     rows: Sequence[EpochMetrics],
-    evaluations: Mapping[str, Evaluation],
-    evaluations_of_average: Mapping[str, Evaluation],
+    logits: Mapping[str, Tensor | None],
+    logits_of_average: Mapping[str, Tensor | None],
     teacher_test_error: float | None,
     attention: AttentionRecord | None,
     seconds: float,
@@ -51,8 +51,8 @@ def make_record(
     Args:
         setup: of the run.
         rows: the figures of its epochs.
-        evaluations: of the last weights, by split: "validation" and "test".
-        evaluations_of_average: the same of the moving average of weights; empty without one.
+        logits: of the last weights, by split: "validation" and "test".
+        logits_of_average: the same of the moving average of weights; empty without one.
         teacher_test_error: in percent; None without a teacher with the data's classes.
         attention: the attention maps that were saved.
         seconds: of training.
@@ -76,13 +76,13 @@ def make_record(
         student=_network_record([setup.student], setup),
         teacher=teacher,
         pairs=[PairRecord(**asdict(pair)) for pair in setup.transfer.pair_descriptions],
-        final=_final_metrics(evaluations),
+        final=_final_metrics(logits, setup.data),
         best_on_validation=best_epoch(rows),
         ema=None
         if config.ema is None
         else AverageRecord(
             decay=config.ema,
-            final=_final_metrics(evaluations_of_average),
+            final=_final_metrics(logits_of_average, setup.data),
             best_on_validation=best_epoch_of_average(rows),
         ),
         epochs_trained=len(rows),
@@ -100,7 +100,13 @@ def make_record(
     )
 
 
-def _final_metrics(evaluations: Mapping[str, Evaluation]) -> FinalMetrics:
+def _final_metrics(logits: Mapping[str, Tensor | None], data: DataSet) -> FinalMetrics:
+    labels = {"validation": data.validation.labels, "test": data.test.labels}
+    evaluations = {
+        split: compute_metrics(values, labels[split])
+        for split, values in logits.items()
+        if values is not None
+    }
     return FinalMetrics(
         **{
             f"{split}_{name}": value

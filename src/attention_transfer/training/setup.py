@@ -190,8 +190,8 @@ def _check_settings(config: RunConfig, terms: list[Term]) -> None:
     )
     if config.label_smoothing and not smoothed:
         raise InputError(
-            "label_smoothing is for the run's own cross-entropy of the labels, which has weight 0 or "
-            "is replaced by a term of yours; leave it out, or give it to your term"
+            "label_smoothing is for the run's own cross-entropy of the labels, which has weight 0 "
+            "or is replaced by a term of yours; leave it out, or give it to your term"
         )
     if config.cache_views and config.cache is None:
         raise InputError("cache_views needs a cache, got none; give --cache as well")

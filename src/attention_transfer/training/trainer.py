@@ -3,7 +3,7 @@
 import errno
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext, suppress
 from functools import cached_property
 from itertools import islice
@@ -21,7 +21,7 @@ from attention_transfer.runs import EpochMetrics, Run
 from attention_transfer.runs.checkpoints import Checkpoint
 from attention_transfer.runs.folder import AVERAGED_MODEL, resume_command
 from attention_transfer.training.checkpointing import Checkpointing
-from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
+from attention_transfer.training.classification_metrics import compute_metrics
 from attention_transfer.training.epoch_meters import EpochMeters
 from attention_transfer.training.history import best_epoch, epochs_without_improvement
 from attention_transfer.training.identity import identity_of
@@ -314,12 +314,11 @@ class Trainer:
         if average is not None:
             with average.applied():
                 self.run.write_model(network, self.setup.card, AVERAGED_MODEL)
-        evaluations, of_average = self._evaluations(logits), self._evaluations(averaged)
         record = make_record(
             self.setup,
             rows=self.rows,
-            evaluations=evaluations,
-            evaluations_of_average=of_average,
+            logits=logits,
+            logits_of_average=averaged,
             teacher_test_error=teacher_test_error,
             attention=self.probes.record(self.epoch) if self.probes else None,
             seconds=self.seconds,
@@ -328,15 +327,7 @@ class Trainer:
         )
         self.run.write_record(record)
         step = self.epoch * self.steps_per_epoch
-        self.tracking.add({"step": step, "test_error": evaluations["test"].error})
-
-    def _evaluations(self, logits: Mapping[str, Tensor | None]) -> dict[str, Evaluation]:
-        labels = {"validation": self.data.validation.labels, "test": self.data.test.labels}
-        return {
-            split: compute_metrics(values, labels[split])
-            for split, values in logits.items()
-            if values is not None
-        }
+        self.tracking.add({"step": step, "test_error": record.final.test_error})
 
     def _probe(self, epoch: int, last: bool = False) -> dict[str, dict[str, float]]:
         """Save and measure attention maps of the probe images, after the epochs chosen for it."""

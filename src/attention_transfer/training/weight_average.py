@@ -1,5 +1,6 @@
 """An exponential moving average of a network's weights."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ def decay_after(updates: int, decay: float) -> float:
         >>> [round(decay_after(updates, 0.999), 3) for updates in (0, 100, 10_000, 100_000)]
         [0.0, 0.954, 0.998, 0.999]
     """
-    return min(decay, 1 - (1 + updates) ** (-2 / 3))
+    return min(decay, 1.0 - math.pow(1 + updates, -2 / 3))
 
 
 class WeightAverage:

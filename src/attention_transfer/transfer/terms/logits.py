@@ -53,7 +53,8 @@ class CrossEntropy(Term):
         super().__init__(weight, schedule, name)
         if not 0 <= label_smoothing < 1:
             raise InputError(
-                f"label_smoothing must be at least 0 and below 1, got {label_smoothing}; 0.1 is usual"
+                f"label_smoothing must be at least 0 and below 1, got {label_smoothing}; 0.1 is "
+                "usual"
             )
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
 
