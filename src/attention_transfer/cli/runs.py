@@ -10,6 +10,7 @@ from attention_transfer.terminal import print_line
 
 if TYPE_CHECKING:
     from attention_transfer.runs import Run
+    from attention_transfer.runs.record import FinalMetrics, RunRecord
     from attention_transfer.training import RunProgress
 
 __all__ = ["begin_run", "report_run"]
@@ -52,16 +53,22 @@ def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:
         values = record.model_dump(mode="json")
         print_json({"folder": str(finished.folder), "report": page, **values})
         return 0
-    row = [
-        record.student.name,
-        f"{record.final.test_error:.2f}",
-        f"{record.final.validation_error:.2f}",
-        f"{record.student.parameters:,}",
-        f"{record.seconds:.0f}",
-    ]
+    rows = [_row(record, record.student.name, record.final)]
+    if record.ema is not None:
+        rows.append(_row(record, f"{record.student.name}, averaged weights", record.ema.final))
     columns = ["network", "test error %", "validation error %", "parameters", "seconds"]
-    print_table(where, columns, [row])
+    print_table(where, columns, rows)
     print_line(where, f"the run is in {finished.folder}")
     if page is not None:
         print_line(where, f"report: {page}")
     return 0
+
+
+def _row(record: "RunRecord", name: str, figures: "FinalMetrics") -> list[str]:
+    return [
+        name,
+        f"{figures.test_error:.2f}",
+        f"{figures.validation_error:.2f}",
+        f"{record.student.parameters:,}",
+        f"{record.seconds:.0f}",
+    ]

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attention_transfer.config import Config, DistillConfig, TrainingConfig, flag_of
+from attention_transfer.config.optimization import CHOSEN_BY_THE_RUN
 from attention_transfer.factories import OBJECT
 
 __all__ = ["command_line"]
@@ -38,9 +39,21 @@ def _is_object(settings: Mapping[str, Any], name: str) -> bool:
     return OBJECT in str(settings.get(name))
 
 
+def _chosen_settings(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the settings whose defaults may be others than their fields'.
+
+    SGD's are the fields', and it is the default of this package's own networks.
+    """
+    if settings.get("optimizer", "sgd") != "sgd":
+        return CHOSEN_BY_THE_RUN
+    own = str(settings.get("student")).startswith(("wrn-", "nin-"))
+    return () if own else CHOSEN_BY_THE_RUN
+
+
 def _flags(settings: Mapping[str, Any], kind: type[Config]) -> Iterator[str]:
     """Yield the flags of the settings, the required ones first."""
     required = [name for name, field in kind.model_fields.items() if field.is_required()]
+    always = _chosen_settings(settings)
     for name in dict.fromkeys([*required, *kind.model_fields]):
         field = kind.model_fields[name]
         if name not in settings or name == "out":
@@ -48,7 +61,7 @@ def _flags(settings: Mapping[str, Any], kind: type[Config]) -> Iterator[str]:
         value = settings[name]
         if isinstance(value, list):
             value = tuple(value)
-        if not field.is_required() and value == field.default:
+        if not field.is_required() and value == field.default and name not in always:
             continue
         flag = flag_of(name, kind)
         if isinstance(value, tuple):

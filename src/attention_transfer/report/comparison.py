@@ -23,7 +23,7 @@ def headline(groups: Sequence[Group]) -> str:
     if not sentences:
         sentences = [
             f"{group.label} has {group.error_text} error after "
-            f"{group.representative.config.epochs} epochs."
+            f"{group.representative.record.trained_epochs} epochs."
             for group in groups
         ]
     text = " ".join(sentences)

@@ -62,17 +62,25 @@ class Group:
     @property
     def error_text(self) -> str:
         """Return the error for readers: to a tenth, or to a hundredth for several runs."""
-        return f"{self.error:.{2 if len(self.runs) > 1 else 1}f} %"
+        return self.text_of(self.errors)
+
+    def text_of(self, errors: Sequence[float]) -> str:
+        """Return the mean of one error of each run, as ``error_text`` has it."""
+        return f"{statistics.mean(errors):.{2 if len(self.runs) > 1 else 1}f} %"
 
     @property
     def spread_text(self) -> str:
         """Return the standard deviation over runs, or a single run's 95 % confidence interval."""
+        return self.spread_of(self.errors)
+
+    def spread_of(self, errors: Sequence[float]) -> str:
+        """Return the spread of one error of each run, as ``spread_text`` has it."""
         if len(self.runs) > 1:
             seeds = len({run.config.seed for run in self.runs})
             over = f"{seeds} seeds" if seeds == len(self.runs) else f"{len(self.runs)} runs"
-            return f"± {statistics.stdev(self.errors):.2f} over {over}"
+            return f"± {statistics.stdev(errors):.2f} over {over}"
         images = self.representative.record.final.test_images
-        low, high = wilson_interval(self.error, images)
+        low, high = wilson_interval(statistics.mean(errors), images)
         return f"{low:.1f} to {high:.1f}"
 
 

@@ -22,6 +22,9 @@ def learning_curves(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
         ]
         for title, key in (("validation", "validation_error"), ("training", "train_error"))
     }
+    averaged = [line for line in map(_average_line, range(len(groups)), groups) if line.x]
+    if averaged:
+        errors["validation, averaged weights"] = averaged
     yield _plot("Errors by epoch", errors, "error, %")
     points = dict.fromkeys(point for group in groups for point in _points(group))
     agreement = {point: _cosine_lines(groups, point) for point in points}
@@ -42,6 +45,12 @@ def learning_curves(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     }
     if terms:
         yield _plot("Weighted terms of the loss by epoch", terms, "loss")
+
+
+def _average_line(number: int, group: Group) -> Line:
+    """Return the validation errors of a group's averaged weights; without points if it has none."""
+    errors = [[row.ema["validation_error"] for row in run.metrics if row.ema] for run in group.runs]
+    return Line(group.label, number, *_means(errors))
 
 
 def _cosine_lines(groups: Sequence[Group], point: str) -> list[Line]:

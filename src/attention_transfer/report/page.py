@@ -149,7 +149,7 @@ def _section(number: int, runs: Sequence[Run]) -> _Section:
         headline=headline(groups),
         classes=len(names),
         groups=groups,
-        rows=[*_teacher_rows(groups), *(_row(group) for group in groups)],
+        rows=[*_teacher_rows(groups), *(row for group in groups for row in _rows(group))],
         runs=list(runs),
         warnings=list(run_warnings(groups)),
         plots=list(learning_curves(groups)),
@@ -195,8 +195,22 @@ def _costs(network: NetworkRecord) -> dict[str, str]:
     }
 
 
+def _rows(group: Group) -> Iterator[dict[str, str]]:
+    """Yield a group's rows in the table of runs: its networks, and their averaged weights."""
+    yield (row := _row(group))
+    averages = [run.record.ema for run in group.runs]
+    errors = [average.final.test_error for average in averages if average is not None]
+    if len(errors) == len(group.runs):
+        yield {
+            **row,
+            "label": f"{group.label}, averaged weights",
+            "error": group.text_of(errors),
+            "spread": group.spread_of(errors),
+        }
+
+
 def _row(group: Group) -> dict[str, str]:
-    """Return a group's row in the table of runs."""
+    """Return the row of a group's networks."""
     run = group.representative
     seconds = np.mean([each.record.seconds for each in group.runs])
     rate = np.mean([each.record.images_per_second for each in group.runs])
@@ -207,7 +221,7 @@ def _row(group: Group) -> dict[str, str]:
         "spread": group.spread_text,
         **_costs(run.record.student),
         "size": "–" if run.model_bytes is None else f"{run.model_bytes / 1e6:.2f} MB",
-        "epochs": str(run.config.epochs),
+        "epochs": str(run.record.trained_epochs),
         "time": _duration(float(seconds)),
         "rate": f"{rate:,.0f}",
     }

@@ -61,7 +61,7 @@ def _about_training(run: Run) -> Iterator[str]:
 def _about_baseline(group: Group, alone: Group | None) -> Iterator[str]:
     if alone is None:
         return
-    epochs = [each.representative.config.epochs for each in (alone, group)]
+    epochs = [each.representative.record.trained_epochs for each in (alone, group)]
     if epochs[0] != epochs[1]:
         yield (
             f"{alone.label} was trained for {epochs[0]} epochs and {group.label} for {epochs[1]}: "

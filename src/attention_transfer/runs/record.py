@@ -249,6 +249,11 @@ class RunRecord(_Schema):
     seconds_waiting_for_data: float
     images_per_second: float
 
+    @property
+    def trained_epochs(self) -> int:
+        """How many epochs were trained."""
+        return self.epochs_trained or self.config.epochs
+
     @classmethod
     def read(cls, path: Path) -> "RunRecord":
         """Read and check a ``record.json``.

@@ -47,11 +47,14 @@ class RunProgress:
         """Show and print the figures of an epoch, one of so many."""
         if self._view is not None:
             self._view.epoch(metrics.validation_error)
+        averaged = ""
+        if metrics.ema:
+            averaged = f" (averaged weights {metrics.ema['validation_error']:.1f} %)"
         terms = " ".join(f"{name} {value:.4f}" for name, value in metrics.terms.items())
         self.write_line(
             f"{self._network} epoch {metrics.epoch}/{epochs}: {terms} | "
             f"train error {metrics.train_error:.1f} % validation error "
-            f"{metrics.validation_error:.1f} % | lr {metrics.lr:.4f} "
+            f"{metrics.validation_error:.1f} %{averaged} | lr {_rate(metrics.lr)} "
             f"{metrics.images_per_second:.0f} images/s, {metrics.seconds_left:.0f} s left"
         )
 
@@ -60,3 +63,12 @@ class RunProgress:
         if self._view is not None:
             self._view.stop()
             self._view = None
+
+
+def _rate(lr: float) -> str:
+    """Return a learning rate to four digits after the point; a small one to its first two.
+
+    >>> _rate(0.05), _rate(0.000123)
+    ('0.0500', '0.00012')
+    """
+    return f"{lr:.4f}" if lr >= 0.001 else f"{lr:.2g}"
