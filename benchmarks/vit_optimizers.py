@@ -1,0 +1,217 @@
+"""A vision transformer taught by EfficientNet-Lite0 with ImageNet weights: AdamW and EMA, or SGD.
+
+    python benchmarks/vit_optimizers.py [--seeds 3] [--out runs/vit-optimizers]
+
+The data are a folder of grey crops of photographs of scikit-image and scikit-learn; the class is
+the photograph. Training crops are from the left 65 % of each photograph, test crops from the right
+30 %. The student, timm's ViT-tiny with random weights at 64 pixels, learns by the labels and by
+activation attention; the teacher knows other classes, so there is no distillation. Each arm is
+trained with ``--seed`` 0, 1, ...; the test crops are evaluated once, at the end of a run. The first
+run by AdamW is trained once more, interrupted by a signal and resumed, and compared bit by bit.
+Finished runs in the folder are reused.
+"""
+
+import argparse
+import json
+import os
+import runpy
+import signal
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+
+import attention_transfer as at
+from attention_transfer.environment import describe_machine, package_versions
+from attention_transfer.errors import Interrupted
+from attention_transfer.runs import Run
+from attention_transfer.training import RunProgress
+from attention_transfer.training.monitoring.live_view import StepFigures
+
+STUDENT, TEACHER = "timm:vit_tiny_patch16_224", "timm:tf_efficientnet_lite0"
+PHOTOGRAPHS = (
+    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png",
+    "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png",
+    "motorcycle_left.png", "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+"""Files of scikit-image; two photographs of scikit-learn are added."""
+
+SIDES, SIZE = (48, 96), 64
+"""The sides of crops in the photographs, and of the files, in pixels."""
+
+ARMS: dict[str, dict[str, Any]] = {
+    "SGD, as for convolutional networks": {
+        "optimizer": "sgd",
+        "lr": 0.4,
+        "clip_gradient": None,
+    },
+    "SGD, by the defaults for transformers": {"optimizer": "sgd"},
+    "AdamW by default, with EMA": {"ema": 0.999},
+}
+
+
+def main() -> None:
+    """Train the missing runs, then print and write one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/vit-optimizers"))
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--images", type=int, default=60, help="training crops of a photograph")
+    parsed = parser.parse_args()
+    settings = {
+        "student": STUDENT,
+        "teacher": f"{TEACHER}@{teacher_weights(parsed.out)}",
+        "data": f"folder:{crops(parsed.out / 'crops', parsed.images)}",
+        "image_size": SIZE,
+        "epochs": parsed.epochs,
+        "batch_size": 32,
+        "cache": parsed.out / "cache",
+        "cache_views": 4,
+        "report": False,
+        "workers": 0,
+    }
+    train = partial(at.distill, **settings)
+    runs = {
+        arm: [
+            trained(train, parsed.out / f"{number}-{seed}", seed=seed, **choices)
+            for seed in range(parsed.seeds)
+        ]
+        for number, (arm, choices) in enumerate(ARMS.items())
+    }
+    *_, (arm, choices) = ARMS.items()
+    again = interrupted_and_resumed(train, parsed.out / "resumed", seed=0, **choices)
+    first = runs[arm][0]
+    document = {
+        "what": str(__doc__).partition("\n")[0],
+        "machine": describe_machine(),
+        "versions": package_versions(),
+        "settings": {name: str(value) for name, value in settings.items()},
+        "arms": {arm: figures(found) for arm, found in runs.items()},
+        "resumed_bit_equal": all(
+            equal_weights(first, again, name) for name in ("model", "model_ema")
+        ),
+    }
+    text = json.dumps(document, indent=2)
+    (parsed.out / "vit_optimizers.json").write_text(text + "\n")
+    print(text)
+
+
+def trained(train: Any, folder: Path, **settings: Any) -> Run:
+    """Return the run in a folder, trained or resumed if need be."""
+    finished: Run = train(
+        out=folder, resume_or_start=True, progress=RunProgress(Console(stderr=True)), **settings
+    )
+    return finished
+
+
+class Interrupting(RunProgress):
+    """Sends this process a signal in the middle of a run."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def step(self, images: int, figures: StepFigures) -> None:
+        """Count a step; the last one gets the signal."""
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupted_and_resumed(train: Any, folder: Path, **settings: Any) -> Run:
+    """Return a run that was interrupted within an epoch and resumed."""
+    if not (folder / "config.yaml").is_file():
+        try:
+            train(out=folder, progress=Interrupting(50), **settings)
+        except Interrupted as stopped:
+            print(stopped)
+    run = Run(folder)
+    return run if run.is_finished else at.resume(folder)
+
+
+def equal_weights(first: Run, second: Run, name: str) -> bool:
+    """Return whether two runs have the same weights, bit by bit."""
+    weights, others = (load_file(run.folder / f"{name}.safetensors") for run in (first, second))
+    return all(torch.equal(weights[key], others[key]) for key in weights)
+
+
+def figures(runs: list[Run]) -> dict[str, Any]:
+    """Return the settings that an arm's runs took, and their errors."""
+    config = runs[0].config
+    chosen = ("optimizer", "lr", "schedule", "warmup", "weight_decay", "clip_gradient", "ema")
+    errors = {"test_errors": [run.test_error for run in runs]}
+    averages = [run.record.ema for run in runs]
+    averaged = [average.final.test_error for average in averages if average is not None]
+    if averaged:
+        errors["test_errors_of_averaged_weights"] = averaged
+    return {
+        "settings": {name: getattr(config, name) for name in chosen},
+        **errors,
+        **{f"mean_of_{name}": statistics.mean(values) for name, values in errors.items()},
+        "train_errors": [run.metrics[-1].train_error for run in runs],
+        "seconds": [run.record.seconds for run in runs],
+    }
+
+
+def teacher_weights(folder: Path) -> Path:
+    """Return the file of the teacher's weights, which a package has."""
+    file = folder / "efficientnet-lite0.safetensors"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        example = Path(__file__).parents[1] / "examples" / "pretrained_teacher.py"
+        runpy.run_path(str(example))["convert"](file)
+    return file
+
+
+def crops(folder: Path, images: int) -> Path:
+    """Write the folder of crops, unless it is there, and return it."""
+    if folder.is_dir():
+        return folder
+    generator = np.random.default_rng(0)
+    for name, photograph in photographs().items():
+        width = photograph.shape[1]
+        parts = {
+            "train": (photograph[:, : int(0.65 * width)], images),
+            "test": (photograph[:, int(0.7 * width) :], images // 2),
+        }
+        for split, (part, count) in parts.items():
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                crop(part, generator).save(place / f"{number:03d}.png")
+    return folder
+
+
+def crop(photograph: NDArray[np.uint8], generator: np.random.Generator) -> Image.Image:
+    """Return a square of a photograph, of random side and place, in the files' size."""
+    height, width = photograph.shape
+    side = int(generator.integers(*SIDES))
+    side = min(side, height, width)
+    top, left = (int(generator.integers(end - side + 1)) for end in (height, width))
+    square = Image.fromarray(photograph[top : top + side, left : left + side])
+    return square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+
+
+def photographs() -> dict[str, NDArray[np.uint8]]:
+    """Return grey photographs (H, W), by name."""
+    import skimage.data
+    from sklearn.datasets import load_sample_images
+
+    folder = Path(skimage.data.__file__).parent
+    found = {Path(name).stem: Image.open(folder / name) for name in PHOTOGRAPHS}
+    china, flower = (Image.fromarray(image) for image in load_sample_images().images)
+    return {
+        name: np.asarray(image.convert("L"))
+        for name, image in {**found, "china": china, "flower": flower}.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
