@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 import attention_transfer as at
 from attention_transfer.environment import describe_machine, package_versions
-from attention_transfer.errors import Interrupted
+from attention_transfer.errors import Interrupted, TrainingError
 from attention_transfer.runs import Run
 from attention_transfer.training import RunProgress
 from attention_transfer.training.monitoring.live_view import StepFigures
@@ -47,12 +47,13 @@ SIDES, SIZE = (48, 96), 64
 """The sides of crops in the photographs, and of the files, in pixels."""
 
 ARMS: dict[str, dict[str, Any]] = {
-    "SGD, as for convolutional networks": {
+    "SGD at 0.4, as for convolutional networks": {
         "optimizer": "sgd",
         "lr": 0.4,
         "clip_gradient": None,
     },
-    "SGD, by the defaults for transformers": {"optimizer": "sgd"},
+    "SGD at 0.03, its default for transformers": {"optimizer": "sgd"},
+    "SGD at 0.1, clipped": {"optimizer": "sgd", "lr": 0.1},
     "AdamW by default, with EMA": {"ema": 0.999},
 }
 
@@ -86,8 +87,8 @@ def main() -> None:
         for number, (arm, choices) in enumerate(ARMS.items())
     }
     *_, (arm, choices) = ARMS.items()
+    assert (first := runs[arm][0]) is not None
     again = interrupted_and_resumed(train, parsed.out / "resumed", seed=0, **choices)
-    first = runs[arm][0]
     document = {
         "what": str(__doc__).partition("\n")[0],
         "machine": describe_machine(),
@@ -95,7 +96,11 @@ def main() -> None:
         "settings": {name: str(value) for name, value in settings.items()},
         "arms": {arm: figures(found) for arm, found in runs.items()},
         "resumed_bit_equal": all(
-            equal_weights(first, again, name) for name in ("model", "model_ema")
+            equal_weights(*pair)
+            for pair in (
+                (first.folder, again.folder),
+                (first.averaged_folder, again.averaged_folder),
+            )
         ),
     }
     text = json.dumps(document, indent=2)
@@ -103,11 +108,14 @@ def main() -> None:
     print(text)
 
 
-def trained(train: Any, folder: Path, **settings: Any) -> Run:
-    """Return the run in a folder, trained or resumed if need be."""
-    finished: Run = train(
-        out=folder, resume_or_start=True, progress=RunProgress(Console(stderr=True)), **settings
-    )
+def trained(train: Any, folder: Path, **settings: Any) -> Run | None:
+    """Return the run in a folder, trained or resumed if need be; None if it diverges."""
+    progress = RunProgress(Console(stderr=True))
+    try:
+        finished: Run = train(out=folder, resume_or_start=True, progress=progress, **settings)
+    except TrainingError as error:
+        progress.write_line(str(error))
+        return None
     return finished
 
 
@@ -136,14 +144,17 @@ def interrupted_and_resumed(train: Any, folder: Path, **settings: Any) -> Run:
     return run if run.is_finished else at.resume(folder)
 
 
-def equal_weights(first: Run, second: Run, name: str) -> bool:
-    """Return whether two runs have the same weights, bit by bit."""
-    weights, others = (load_file(run.folder / f"{name}.safetensors") for run in (first, second))
+def equal_weights(first: Path, second: Path) -> bool:
+    """Return whether the networks in two folders have the same weights, bit by bit."""
+    weights, others = (load_file(folder / "model.safetensors") for folder in (first, second))
     return all(torch.equal(weights[key], others[key]) for key in weights)
 
 
-def figures(runs: list[Run]) -> dict[str, Any]:
+def figures(found: list[Run | None]) -> dict[str, Any]:
     """Return the settings that an arm's runs took, and their errors."""
+    runs = [run for run in found if run is not None]
+    if not runs:
+        return {"diverged": len(found)}
     config = runs[0].config
     chosen = ("optimizer", "lr", "schedule", "warmup", "weight_decay", "clip_gradient", "ema")
     errors = {"test_errors": [run.test_error for run in runs]}
@@ -152,6 +163,7 @@ def figures(runs: list[Run]) -> dict[str, Any]:
     if averaged:
         errors["test_errors_of_averaged_weights"] = averaged
     return {
+        "diverged": len(found) - len(runs),
         "settings": {name: getattr(config, name) for name in chosen},
         **errors,
         **{f"mean_of_{name}": statistics.mean(values) for name, values in errors.items()},

@@ -59,6 +59,8 @@ def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:
     columns = ["network", "test error %", "validation error %", "parameters", "seconds"]
     print_table(where, columns, rows)
     print_line(where, f"the run is in {finished.folder}")
+    if record.ema is not None:
+        print_line(where, f"averaged weights: {finished.averaged_folder}")
     if page is not None:
         print_line(where, f"report: {page}")
     return 0

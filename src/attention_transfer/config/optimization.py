@@ -94,8 +94,8 @@ class OptimizationConfig(Config):
         gt=0,
         lt=1,
         description="decay of an exponential moving average of the student's weights, such as "
-        "0.999, which is evaluated and written too (model_ema.safetensors); it begins lower, so "
-        "that short runs have one; none: off",
+        "0.999, which is evaluated and written too (to ema/ in the run folder, a MODEL as well); "
+        "it begins lower, so that short runs have one; none: off",
     )
     early_stopping: Count | None = Field(
         None,

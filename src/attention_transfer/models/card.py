@@ -37,7 +37,7 @@ class ModelCard:
     """The name of the data set that it was trained on."""
     interpolation: Interpolation = "bilinear"
     weights_sha256: str | None = None
-    """The SHA-256 of the weights' file; None in cards of earlier versions."""
+    """The SHA-256 of ``model.safetensors``; None in cards of earlier versions."""
     schema_version: Literal[1] = 1
 
     @property
@@ -80,14 +80,13 @@ def check_weights(path: Path) -> None:
     """Raise an InputError if a run's weights are not those of the card beside them.
 
     Args:
-        path: a file of weights; others than a run's (``model.safetensors``, and that of averaged
-            weights, ``model_ema.safetensors``) are not checked.
+        path: a file of weights; others than a run's ``model.safetensors`` are not checked.
 
     Raises:
         OSError: the file cannot be read.
     """
-    card = path.with_suffix(".json")
-    if path.name not in ("model.safetensors", "model_ema.safetensors") or not card.is_file():
+    card = path.with_name("model.json")
+    if path.name != "model.safetensors" or not card.is_file():
         return
     expected = ModelCard.read(card).weights_sha256
     if expected is None:

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     from attention_transfer.models import LoadedModel, ModelCard
 
-__all__ = ["AVERAGED_MODEL", "Run", "new_folder", "read_runs", "resume_command", "writing_to"]
+__all__ = ["AVERAGED", "Run", "new_folder", "read_runs", "resume_command", "writing_to"]
 
-AVERAGED_MODEL = "model_ema"
-"""The name of the files of the moving average of weights."""
+AVERAGED = "ema"
+"""The name of the folder of averaged weights in a run's folder."""
 
 DEMO_RUNS = ("teacher", "alone", "at", "at+kd")
 """Folders of runs in a demo's folder."""
@@ -94,10 +94,10 @@ class Run:
 
     ``config.yaml`` is the whole configuration, ``record.json`` the figures and what they depend
     on, ``metrics.jsonl`` a line per epoch, ``model.safetensors`` and ``model.json`` the network,
-    ``model_ema.safetensors`` and ``model_ema.json`` the moving average of its weights, if the run
-    had one, ``predictions.npz`` its predictions for the test images, ``attention/`` raw attention
-    maps, ``report.html`` the report, ``checkpoints/`` what resuming needs, ``tensorboard/`` and
-    ``trackers.json`` belong to experiment trackers.
+    ``ema/`` the same two with the moving average of its weights if it has one, ``predictions.npz``
+    its predictions for the test images, ``attention/`` raw attention maps, ``report.html`` the
+    report, ``checkpoints/`` what resuming needs, ``tensorboard/`` and ``trackers.json`` belong to
+    experiment trackers.
 
     A file is read once, when its property is first used; to see what has been written since,
     make a new ``Run`` of the same folder.
@@ -149,6 +149,11 @@ class Run:
     def attention_folder(self) -> Path:
         """The folder of raw attention maps."""
         return self.folder / "attention"
+
+    @property
+    def averaged_folder(self) -> Path:
+        """The folder of the moving average of weights; it is a MODEL, as the run's own is."""
+        return self.folder / AVERAGED
 
     @property
     def is_finished(self) -> bool:
@@ -256,13 +261,15 @@ class Run:
         append_line(self.folder / "metrics.jsonl", metrics_line(metrics))
         self.__dict__.pop("metrics", None)
 
-    def write_model(self, network: "nn.Module", card: "ModelCard", name: str = "model") -> None:
+    def write_model(
+        self, network: "nn.Module", card: "ModelCard", *, averaged: bool = False
+    ) -> None:
         """Write the network's weights, and its card, which says how to build it.
 
         Args:
             network: the network.
             card: its card, to which the weights' checksum is added.
-            name: of both files, without what comes after the dot.
+            averaged: write them into the folder of averaged weights.
         """
         import torch
         from safetensors.torch import save
@@ -274,8 +281,10 @@ class Run:
         }
         content = save(weights)
         checksum = hashlib.sha256(content).hexdigest()
-        write_bytes(self.folder / f"{name}.safetensors", content)
-        replace(card, weights_sha256=checksum).write(self.folder / f"{name}.json")
+        folder = self.averaged_folder if averaged else self.folder
+        folder.mkdir(exist_ok=True)
+        write_bytes(folder / "model.safetensors", content)
+        replace(card, weights_sha256=checksum).write(folder / "model.json")
 
     def write_predictions(self, logits: "Tensor", labels: "Tensor") -> None:
         """Write the predicted classes of the test images and their probabilities."""

@@ -239,7 +239,7 @@ class RunRecord(_Schema):
     final: FinalMetrics
     best_on_validation: BestEpoch
     ema: AverageRecord | None = None
-    """Figures of the moving average of weights, which ``model_ema.safetensors`` holds."""
+    """Figures of the moving average of weights, which the folder ``ema`` holds."""
     epochs_trained: PositiveInt | None = None
     """Fewer than configured after early stopping; None in records of earlier versions."""
     attention: AttentionRecord | None

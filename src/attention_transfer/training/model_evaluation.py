@@ -13,6 +13,7 @@ from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, default_input_size, load, read_card
 from attention_transfer.network_inputs import preprocessing_for, try_out
 from attention_transfer.runs import Run
+from attention_transfer.runs.folder import AVERAGED
 from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
 from attention_transfer.training.processes import Processes
 from attention_transfer.training.shared_evaluation import SharedEvaluation
@@ -64,8 +65,9 @@ def _load_data(config: EvaluateConfig) -> DataSet:
         if name is None:
             check_names(folder / "model.json", data=card.data)
             name = card.data
-        if (folder / "config.yaml").is_file():
-            trained = Run(folder).config
+        run = folder.parent if folder.name == AVERAGED else folder
+        if (run / "config.yaml").is_file():
+            trained = Run(run).config
             validation = trained.validation if validation is None else validation
             data_seed = trained.data_seed if data_seed is None else data_seed
     if name is None:

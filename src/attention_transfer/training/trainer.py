@@ -19,7 +19,7 @@ from attention_transfer.environment import keep_freed_memory
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.runs import EpochMetrics, Run
 from attention_transfer.runs.checkpoints import Checkpoint
-from attention_transfer.runs.folder import AVERAGED_MODEL, resume_command
+from attention_transfer.runs.folder import resume_command
 from attention_transfer.training.checkpointing import Checkpointing
 from attention_transfer.training.classification_metrics import compute_metrics
 from attention_transfer.training.epoch_meters import EpochMeters
@@ -202,10 +202,9 @@ class Trainer:
         if self.epoch < self.config.epochs and self.processes.is_main:
             best = best_epoch(self.rows)
             self.progress.write_line(
-                f"stopped early after {self.epoch} of {self.config.epochs} epochs, the last "
-                f"{self.config.early_stopping} without a lower validation error (the best, of "
-                f"epoch {best.epoch}, is {best.validation_error:.1f} %); the last weights are "
-                "written"
+                f"stopped early after {self.epoch} of {self.config.epochs} epochs, without a lower "
+                f"validation error in the last {self.config.early_stopping} (the best: epoch "
+                f"{best.epoch}, {best.validation_error:.1f} %); the last weights are written"
             )
 
     def _is_over(self) -> bool:
@@ -298,11 +297,9 @@ class Trainer:
         average, network = self.train_step.average, self.setup.student.network
         splits = {"validation": self.data.validation, "test": self.data.test}
         logits = {name: self._logits(images) for name, images in splits.items()}
-        averaged = {
-            name: self._logits(images, averaged=True)
-            for name, images in splits.items()
-            if average is not None
-        }
+        averaged = {}
+        if average is not None:
+            averaged = {name: self._logits(images, True) for name, images in splits.items()}
         teacher_test_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
         if not self.processes.is_main:
             return
@@ -313,7 +310,7 @@ class Trainer:
         self.run.write_model(network, self.setup.card)
         if average is not None:
             with average.applied():
-                self.run.write_model(network, self.setup.card, AVERAGED_MODEL)
+                self.run.write_model(network, self.setup.card, averaged=True)
         record = make_record(
             self.setup,
             rows=self.rows,
