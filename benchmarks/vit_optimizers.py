@@ -87,7 +87,8 @@ def main() -> None:
         for number, (arm, choices) in enumerate(ARMS.items())
     }
     *_, (arm, choices) = ARMS.items()
-    assert (first := runs[arm][0]) is not None
+    first = runs[arm][0]
+    assert first is not None, "AdamW diverged"
     again = interrupted_and_resumed(train, parsed.out / "resumed", seed=0, **choices)
     document = {
         "what": str(__doc__).partition("\n")[0],
