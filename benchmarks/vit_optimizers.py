@@ -63,8 +63,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/vit-optimizers"))
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--images", type=int, default=60, help="training crops of a photograph")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--images", type=int, default=40, help="training crops of a photograph")
     parsed = parser.parse_args()
     settings = {
         "student": STUDENT,
