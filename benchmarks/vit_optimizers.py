@@ -47,14 +47,14 @@ SIDES, SIZE = (48, 96), 64
 """The sides of crops in the photographs, and of the files, in pixels."""
 
 ARMS: dict[str, dict[str, Any]] = {
+    "AdamW by default, with EMA": {"ema": 0.999},
+    "SGD at 0.03, its default for transformers": {"optimizer": "sgd"},
+    "SGD at 0.1, clipped": {"optimizer": "sgd", "lr": 0.1},
     "SGD at 0.4, as for convolutional networks": {
         "optimizer": "sgd",
         "lr": 0.4,
         "clip_gradient": None,
     },
-    "SGD at 0.03, its default for transformers": {"optimizer": "sgd"},
-    "SGD at 0.1, clipped": {"optimizer": "sgd", "lr": 0.1},
-    "AdamW by default, with EMA": {"ema": 0.999},
 }
 
 
@@ -86,7 +86,7 @@ def main() -> None:
         ]
         for number, (arm, choices) in enumerate(ARMS.items())
     }
-    *_, (arm, choices) = ARMS.items()
+    arm, choices = next(iter(ARMS.items()))
     first = runs[arm][0]
     assert first is not None, "AdamW diverged"
     again = interrupted_and_resumed(train, parsed.out / "resumed", seed=0, **choices)

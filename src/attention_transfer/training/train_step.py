@@ -112,12 +112,14 @@ class TrainStep:
         if self.average is not None:
             # The weights have just changed: an average that begins here begins with them.
             self.average = WeightAverage(self.transfer.student, self.average.decay)
-            if state["average"] is not None:
+            if state.get("average") is not None:
                 self.average.restore(state["average"])
         self.scaler.load_state_dict(state["scaler"])
-        if state["optimizer_name"] != self.config.optimizer:
+        # Checkpoints of earlier versions are SGD's, and do not say so.
+        if state.get("optimizer_name", "sgd") != self.config.optimizer:
             return
-        if state["optimizer_parameters"] != self._names:  # torch counts them only
+        # Torch counts the parameters of a group only.
+        if state.get("optimizer_parameters", self._names) != self._names:
             raise ValueError("the parameters are in other groups")
         self.optimizer.load_state_dict(state["optimizer"])
         # The state brings back the settings of its groups as well: the configuration has them.
