@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from attention_transfer.config import AnyConfig, Config, flag_of
+from attention_transfer.config.optimization import CHOSEN_BY_THE_RUN
 from attention_transfer.config.yaml_files import read_config_file
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.trust import check_settings
@@ -128,7 +129,8 @@ class Parser(argparse.ArgumentParser):
         )
 
     def _add_field(self, flag: str, name: str, field: FieldInfo) -> None:
-        description = _escape_percent(f"{field.description or ''}{_default(field)}")
+        default = "" if name in CHOSEN_BY_THE_RUN else _default(field)
+        description = _escape_percent(f"{field.description or ''}{default}")
         if field.annotation is bool:
             self.add_argument(
                 flag, dest=name, action=argparse.BooleanOptionalAction, help=description

@@ -34,24 +34,23 @@ class OptimizationConfig(Config):
     epochs: Count = Field(15, description="passes over the training images")
     optimizer: Annotated[str, BeforeValidator(_lower)] = Field(
         "sgd",
-        description="optimizer, by timm's name: sgd, adamw, lamb, muon, lion, ...; not given: sgd, "
-        "or adamw for transformers and ConvNeXt",
+        description="optimizer, by timm's name: sgd, adamw, lamb, muon, lion, ...; default: sgd, "
+        "and adamw for transformers and ConvNeXt",
     )
     lr: Positive = Field(
         0.4,
-        description="largest learning rate; with the step schedule the paper's is 0.1; not given: "
-        "by the optimizer, 0.001 for adamw, and 0.0001 if the student begins with trained weights",
+        description="largest learning rate; with the step schedule the paper's is 0.1; default: "
+        "0.4 for sgd, 0.001 for adamw, 0.0001 if its student begins with trained weights",
     )
     schedule: Literal["one-cycle", "step", "cosine"] = Field(
         "one-cycle",
         description="learning rate: one-cycle; the paper's steps, x0.2 at 30, 60 and 80 % of the "
-        "run; or cosine, after a warmup down to 0; not given: cosine for all optimizers but SGD's",
+        "run; or cosine, after a warmup down to 0; default: one-cycle for SGD, cosine for others",
     )
     warmup: NonNegative | None = Field(
         None,
-        description="epochs over which the learning rate rises; none: the schedule's own, 30 % of "
-        "a one-cycle run and 0 otherwise; not given: with cosine by default, a tenth of the run "
-        "and at most 5",
+        description="epochs over which the learning rate rises; none: 30 % of a one-cycle run, 0 "
+        "otherwise; default: none for SGD, else a tenth of the run and at most 5",
     )
     momentum: float = Field(
         0.9, ge=0, lt=1, description="momentum of SGD, and of other optimizers that have one"
@@ -59,13 +58,13 @@ class OptimizationConfig(Config):
     nesterov: bool = Field(True, description="SGD's Nesterov momentum (the paper: no)")
     weight_decay: NonNegative = Field(
         5e-4,
-        description="weight decay, on the parameters of terms too; not given: 0.05 where the "
-        "optimizer decouples it from the gradient, as adamw does",
+        description="weight decay, on the parameters of terms too; default: 0.0005 for SGD, "
+        "0.05 where the optimizer decouples it from the gradient, as adamw does",
     )
     weight_decay_exclude: Literal["norms-and-biases"] | None = Field(
         None,
         description="norms-and-biases: no weight decay on them, nor on what the network excludes, "
-        "such as position embeddings; none: on all; not given: none for SGD, else "
+        "such as position embeddings; none: on all; default: none for SGD, else "
         "norms-and-biases",
     )
     layer_decay: float | None = Field(
@@ -80,8 +79,8 @@ class OptimizationConfig(Config):
     )
     clip_gradient: Positive | None = Field(
         None,
-        description="largest l2 norm of the gradient; none: not clipped; not given: 1 for "
-        "transformers and ConvNeXt",
+        description="largest l2 norm of the gradient; none: not clipped; default: none, and 1 "
+        "for transformers and ConvNeXt",
     )
     label_smoothing: float = Field(
         0.0,
