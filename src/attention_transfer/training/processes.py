@@ -78,12 +78,21 @@ class Processes:
 
     def agree(self, *values: int) -> tuple[int, ...]:
         """Return the largest of all processes' values, place by place."""
+        return self.agreeing(*values)()
+
+    def agreeing(self, *values: int) -> Callable[[], tuple[int, ...]]:
+        """Begin to agree in the background; what is returned waits for what :meth:`agree` does."""
         if self._group is None:
-            return values
+            return lambda: values
         largest = torch.tensor(values)
         self.passed()
-        dist.all_reduce(largest, dist.ReduceOp.MAX, self._group)
-        return tuple(largest.tolist())
+        exchange = dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True)
+
+        def agreed() -> tuple[int, ...]:
+            exchange.wait()
+            return tuple(largest.tolist())
+
+        return agreed
 
     def gather(self, value: Any) -> list[Any]:
         """Return all processes' values, in order, in the main one; an empty list elsewhere."""

@@ -168,12 +168,26 @@ class TrainStep:
             ):
                 part_targets = targets and targets.part(part)
                 out = self._forward(images[part], labels[part], part_targets, step_index)
+                logits = None if out.logits is None else out.logits.detach()
+                outputs.append(replace(out, loss=out.loss.detach(), logits=logits))
+                if part is last:
+                    output = merge_outputs(outputs)
+                    fault = _fault_of_terms(output)
+                    # Behind the backward pass, so that agreeing costs no time of its own.
+                    agreeing = self.processes.agreeing(bool(fault), *wishes)
                 self._backward(out.loss, len(labels[part]), batch.total)
-            logits = None if out.logits is None else out.logits.detach()
-            outputs.append(replace(out, loss=out.loss.detach(), logits=logits))
-        output = merge_outputs(outputs)
-        agreed = self._update_weights(output, batch, step_index, wishes)
-        return output, agreed
+        norm = self._gradient_norm()
+        faulty, *agreed = agreeing()
+        # All processes have the same gradient. In fp16 the scaler itself skips a step without a
+        # finite one and lowers its scale.
+        if not faulty and not self.scaler.is_enabled() and not bool(norm.isfinite()):
+            faulty, fault = True, "the gradient"
+        if faulty:
+            raise self._not_finite(fault, batch, step_index)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return output, tuple(agreed)
 
     def _forward(
         self, images: Tensor, labels: Tensor, targets: Targets | None, step_index: StepIndex
@@ -192,29 +206,11 @@ class TrainStep:
         share = images * self.accelerator.num_processes / total
         self.scaler.scale(loss * share).backward()
 
-    def _update_weights(
-        self, out: TransferOutput, batch: Batch, step_index: StepIndex, wishes: tuple[int, ...]
-    ) -> tuple[int, ...]:
-        """Take the optimizer's step along the accumulated gradient, if all processes can."""
+    def _gradient_norm(self) -> Tensor:
+        """Bound the accumulated gradient and return the norm that it had."""
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_gradient or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
-        faults = [
-            name + _points_at_fault(out.maps.get(name, {}))
-            for name, value in out.terms.items()
-            if not bool(value.isfinite())
-        ]
-        fault = f"the loss ({', '.join(faults)})" if faults else ""
-        # In fp16 the scaler itself skips a step without a finite gradient and lowers its scale.
-        if not fault and not self.scaler.is_enabled() and not bool(norm.isfinite()):
-            fault = "the gradient"
-        faulty, *agreed = self.processes.agree(bool(fault), *wishes)
-        if faulty:
-            raise self._not_finite(fault, batch, step_index)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return tuple(agreed)
+        return torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
 
     def _not_finite(self, fault: str, batch: Batch, step_index: StepIndex) -> NotFiniteError:
         """Return the error of all processes, which names the images of those with a fault."""
@@ -230,6 +226,16 @@ class TrainStep:
             f"{self.config.lr:g}) or the weight of a term, or bound the gradient with "
             "--clip-gradient, in a new run, or in config.yaml and with resume --allow-changes"
         )
+
+
+def _fault_of_terms(out: TransferOutput) -> str:
+    """Name the terms that are not finite, with the points where their features are not."""
+    faults = [
+        name + _points_at_fault(out.maps.get(name, {}))
+        for name, value in out.terms.items()
+        if not bool(value.isfinite())
+    ]
+    return f"the loss ({', '.join(faults)})" if faults else ""
 
 
 def _points_at_fault(maps: Mapping[str, PairedMaps]) -> str:
