@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--config",
             metavar="FILE",
-            help="YAML file of settings, one 'name: value' a line; flags override them",
+            help="YAML file of settings, one 'name: value' per line; flags override them",
         )
         for name, field in config.model_fields.items():
             if name not in positional:
@@ -94,8 +94,8 @@ class Parser(argparse.ArgumentParser):
             "--resume-or-start",
             action="store_true",
             default=False,
-            help="resume the run in --out if one was begun there; return at once if it is "
-            "finished: what a queue calls again and again",
+            help="resume the run in --out, or start it if there is none; return at once if it is "
+            "finished (for job queues, which repeat the same command)",
         )
         self.add_allow_changes()
 
@@ -114,8 +114,8 @@ class Parser(argparse.ArgumentParser):
             "--trust",
             metavar="package.module:factory",
             action="append",
-            help="code that a run folder or a --config file may name: it is imported and run; "
-            "repeatable",
+            help="code that run folders and --config files are allowed to name; it is imported "
+            "and run; repeatable",
         )
 
     def add_json(self) -> None:

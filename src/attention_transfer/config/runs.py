@@ -89,7 +89,7 @@ class TrainingConfig(ImagesConfig):
         "measure how much attention is on the object",
     )
     epochs: Count = Field(15, description="passes over the training images")
-    batch_size: Count = Field(64, description="images a step, over all processes")
+    batch_size: Count = Field(64, description="images in a step, of all processes together")
     accumulate: Count = Field(
         1,
         description="micro-batches that each batch is split into, to save memory; the gradient is "
@@ -102,8 +102,8 @@ class TrainingConfig(ImagesConfig):
     )
     sync_batch_norm: bool = Field(
         False,
-        description="batch norm by the images of all processes, not of each; worth it where a "
-        "process has few images a step",
+        description="batch norm statistics over the images of all processes instead of each "
+        "process's own; worth it where a process has few images a step",
     )
     lr: Positive = Field(
         0.4, description="largest learning rate; with the step schedule the paper's is 0.1"
@@ -120,22 +120,22 @@ class TrainingConfig(ImagesConfig):
         None, description="modules whose weights stay fixed, such as conv1,layer[12]"
     )
     backbone_lr: NonNegative = Field(
-        1.0, description="learning rate of all but the last layer, as a share of lr"
+        1.0, description="factor of lr for all layers but the last; 0: they stay as they are"
     )
     clip_gradient: Positive | None = Field(
         None, description="largest l2 norm of the gradient; none: not clipped"
     )
-    seed: Seed = Field(0, description="seed of the initialisation and of the order of the images")
+    seed: Seed = Field(0, description="seed of the initialization and of the order of the images")
     compile: bool = Field(
         False, description="compile the forward passes with torch.compile; pays off in long runs"
     )
     probes: int = Field(
         32,
         ge=0,
-        description="validation images whose attention maps are kept through training; 0: none",
+        description="validation images whose attention maps are saved during training; 0: none",
     )
     probe_every: Count | None = Field(
-        None, description="epochs between two such recordings; default: a twelfth of the run"
+        None, description="epochs between two savings of these maps; default: a twelfth of the run"
     )
     track: Annotated[str, AfterValidator(known_trackers)] | None = Field(
         None,
@@ -144,11 +144,12 @@ class TrainingConfig(ImagesConfig):
     report: bool = Field(True, description="write report.html at the end")
     checkpoint_minutes: Positive = Field(
         5.0,
-        description="most minutes of training that an interruption can lose; also lost at most: a "
-        "hundred times the time that a checkpoint takes",
+        description="minutes between two checkpoints, or a hundred times what a checkpoint takes, "
+        "if that is longer; an interruption such as a power cut loses no more training than this",
     )
     checkpoint_steps: Count | None = Field(
-        None, description="steps between two checkpoints; none: by checkpoint_minutes"
+        None,
+        description="steps between two checkpoints; none: checkpoint_minutes decides",
     )
     timeout: Positive = Field(
         300.0,
@@ -201,16 +202,16 @@ class RunConfig(TrainingConfig):
         Literal["activation", "gradient", "activation,gradient", "none"],
         BeforeValidator(in_order),
     ] = Field("activation", description="kind of attention to transfer")
-    map: Literal["sum", "max"] = Field("sum", description="reduction over channels: F_sum or F_max")
-    power: Positive = Field(2.0, description="power p > 0 in |A|^p")
+    map: Literal["sum", "max"] = Field("sum", description="sum or max over channels of |A|^p")
+    power: Positive = Field(2.0, description="the power p > 0")
     form: Literal["code", "paper", "paper-eq2"] = Field(
         "code",
-        description="code: beta * mean square of the difference (the authors' code); "
-        "paper: beta/2 * its norm; paper-eq2: the same over H*W (the paper's own beta is 1000)",
+        description="code: beta * mean square of the difference of maps (the authors' code); "
+        "paper: beta/2 * its norm; paper-eq2: that divided by H*W (the paper's own beta is 1000)",
     )
     beta: NonNegative = Field(1000.0, description="weight of attention transfer")
     beta_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="beta over the training: constant, or falling to 0"
+        "constant", description="beta during training: constant, or falling to 0"
     )
     pairs: str = Field(
         "auto",
@@ -221,7 +222,8 @@ class RunConfig(TrainingConfig):
         None,
         ge=0,
         le=1,
-        description="weight of knowledge distillation; labels get 1 - alpha; none: off",
+        description="weight alpha of knowledge distillation; cross-entropy gets 1 - alpha; "
+        "none: off",
     )
     temperature: Positive = Field(4.0, description="temperature of knowledge distillation")
     full_activation_beta: NonNegative | None = Field(
@@ -239,7 +241,9 @@ class RunConfig(TrainingConfig):
         "gradients (paper), or times its square",
     )
     gradient_map: Literal["sum", "max"] | None = Field(
-        None, description="compare attention maps of the gradients; none: the gradients themselves"
+        None,
+        description="compare attention maps of the gradients, with this reduction over channels; "
+        "none: the gradients themselves",
     )
     gradient_normalize: bool = Field(
         False, description="normalize gradients to unit length before they are compared"
@@ -248,7 +252,7 @@ class RunConfig(TrainingConfig):
         None, description="weight of the flip-symmetry term; none: off"
     )
     flip_axis: Literal["horizontal", "vertical"] = Field(
-        "horizontal", description="mirror left and right, or top and bottom"
+        "horizontal", description="flip left and right, or top and bottom"
     )
     flip_classes: str | None = Field(
         None,
@@ -332,7 +336,7 @@ class DemoConfig(Config):
     )
     epochs: Count = Field(15, description="passes over the training images, for each student")
     beta: NonNegative = Field(1000.0, description="weight of attention transfer")
-    seed: Seed = Field(0, description="seed of the initialisation and of the order of the images")
+    seed: Seed = Field(0, description="seed of the initialization and of the order of the images")
     precision: Precision = Field("auto", description="fp32, bf16, fp16 (GPU only) or auto")
     cache: Path | None = Field(
         None,

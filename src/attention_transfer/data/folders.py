@@ -65,7 +65,9 @@ def folder_data(folder: Path, size: tuple[int, int], data_seed: int = 0) -> Data
             of a class, or too many corrupt ones.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; expected one with a subfolder a class")
+        raise InputError(
+            f"there is no folder {folder}; expected one with a subfolder for each class"
+        )
     splits = _splits(folder)
     classes = splits["train"].classes
     notices = [notice for split in splits.values() for notice in _stray_notices(split)]
@@ -95,7 +97,7 @@ def check_imagenet_layout(folder: Path) -> None:
     if not all((folder / split).is_dir() for split in ("train", "val")):
         raise InputError(
             f"{folder} is not laid out as ImageNet; expected {folder}/train and {folder}/val, "
-            "each with a subfolder a class"
+            "each with a subfolder for each class"
         )
 
 

@@ -144,8 +144,8 @@ class _ShareDataset(Dataset[tuple[tuple[int, ...] | NDArray[Any], NDArray[Any]] 
         name = signal.Signals(-exit_code).name
         if name == "SIGKILL":
             return (
-                f"a loader worker was killed (SIGKILL){at}, as the system does where memory runs "
-                "out; fewer --workers or a smaller --batch-size need less"
+                f"a loader worker was killed (SIGKILL){at}, as happens when memory runs out; "
+                "fewer --workers or a smaller --batch-size need less"
             )
         return f"a loader worker was ended by {name}{at}"
 

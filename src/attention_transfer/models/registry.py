@@ -314,7 +314,7 @@ def _mismatches(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     expected = network.state_dict()
     return [
         *(f"{name} is missing" for name in expected if name not in weights),
-        *(f"{name} is not of this network" for name in weights if name not in expected),
+        *(f"{name} is not in this network" for name in weights if name not in expected),
         *(
             f"{name} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
             for name, value in expected.items()

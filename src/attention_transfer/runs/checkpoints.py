@@ -112,7 +112,7 @@ def _check_stored(path: Path) -> None:
     """Raise a ValueError if a checkpoint's arrays are compressed: torch compresses none."""
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("it is compressed, as no checkpoint is")
+            raise ValueError("it is compressed, which checkpoints never are")
 
 
 def _position(path: Path) -> tuple[int, int]:
@@ -123,7 +123,7 @@ def _position(path: Path) -> tuple[int, int]:
     """
     found = re.fullmatch(r"epoch-(\d+)-step-(\d+)", path.name)
     if found is None:
-        raise ValueError("its name is no epoch-NNNN-step-NNNNNNN")
+        raise ValueError("its name is not of the form epoch-NNNN-step-NNNNNNN")
     return int(found[1]), int(found[2])
 
 

@@ -275,8 +275,8 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
     """Yield what differs from what was configured, or is slow on this machine."""
     if precision == "bf16" and not fast_bf16():
         yield (
-            "this machine has no hardware for bf16, which takes several times as long as fp32; "
-            "--precision auto would take fp32"
+            "this machine has no hardware for bf16, so a step takes several times as long as in "
+            "fp32; --precision auto would choose fp32"
         )
     if config.compile and compiler_fault() is not None:
         yield f"nothing is compiled: no compiler works here ({compiler_fault()})"

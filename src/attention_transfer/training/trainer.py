@@ -183,8 +183,8 @@ class Trainer:
         if processes != self.processes.count:
             self.progress.write_line(
                 f"begun by {processes} and resumed by {self.processes.count} processes: images "
-                "and order go on exactly; rounding, and the statistics of batch norm, which are "
-                "those of a process, do not"
+                "and their order stay the same; rounding differs, and so do the statistics of "
+                "batch norm, which each process takes over its own images"
             )
         if self.processes.is_main:
             self.run.write_metrics(self.rows)

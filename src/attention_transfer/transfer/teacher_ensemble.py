@@ -80,8 +80,8 @@ def check_separate(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
     for teacher in teachers:
         if teacher is student:
             raise InputError(
-                "student and teacher are one network, which could only stay as it is; give two, "
-                "such as copy.deepcopy(student)"
+                "student and teacher are the same network, which could not learn, as a teacher "
+                "is frozen; give two, such as copy.deepcopy(student)"
             )
         shared = [names[id(one)] for one in teacher.parameters() if id(one) in names]
         if shared:
