@@ -53,6 +53,8 @@ class StoredWeights(NamedTuple):
 
     tensors: dict[str, Tensor]
     notices: list[str]
+    program: bool = False
+    """Whether the file is a TorchScript program."""
 
 
 class _NoPlainDataError(Exception):
@@ -144,7 +146,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> object:
             if name.startswith("data") or name in ("version", "byteorder"):
                 stripped.writestr(f"archive/{name}", archive.read(entry))
     packed.seek(0)
-    return dict(_script_state(_load(packed, names)))
+    return _Program(_script_state(_load(packed, names)))
 
 
 def _load(file: Path | IO[bytes], names: set[str]) -> object:
@@ -181,6 +183,10 @@ class _Inert:
         self.state = state
 
 
+class _Program(dict[str, Tensor]):
+    """The tensors of a TorchScript program, by name."""
+
+
 def _script_state(module: object, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a TorchScript module and of the modules in it, by name."""
     if depth > 100:
@@ -201,6 +207,11 @@ def _chosen(content: object, path: Path, key: str | None) -> StoredWeights:
             "trust it, convert it: import torch; network = "
             f"torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
             f"torch.save(network.state_dict(), {path.with_suffix('.weights.pth').name!r})"
+        )
+    if isinstance(content, _Program):
+        notice = f"read the tensors of {path}, a TorchScript program, and did not run its code"
+        return StoredWeights(
+            content if key is None else _of_key({"": content}, key, path), [notice], True
         )
     states = dict(_state_dicts(content))
     inner = {name: state for name, state in states.items() if name}
