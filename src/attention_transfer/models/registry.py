@@ -1,7 +1,7 @@
 """Networks by the MODEL names that users write.
 
-MODEL is ``NAME``, ``NAME@random``, ``NAME@pretrained``, ``NAME@FILE``, ``NAME@FILE#KEY`` (of several
-state dicts in a file) or a run folder. FILE is of safetensors, ``torch.save`` or ``torch.jit.save``.
+MODEL is ``NAME``, ``NAME@random``, ``NAME@pretrained``, ``NAME@FILE``, ``NAME@FILE#KEY`` (one of
+several state dicts) or a run folder. FILE is of safetensors, ``torch.save`` or ``torch.jit.save``.
 NAME is ``wrn-d-k``, ``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no batch norm);
 ``timm:NAME``; ``torchvision:NAME``; or ``package.module:factory``.
 """
@@ -9,7 +9,7 @@ NAME is ``wrn-d-k``, ``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no 
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -260,7 +260,7 @@ def read_card(folder: Path) -> ModelCard:
         InputError: the folder holds no finished run.
         UntrustedError: the card names a network that is no part of this package or of a zoo.
     """
-    if not os.path.isfile(folder / "model.json"):
+    if not (folder / "model.json").is_file():
         raise InputError(
             f"{folder} holds no trained network (no model.json); expected the folder of a "
             "finished run"
@@ -306,8 +306,8 @@ def _with_weights_of_file(
             weights = {one: value for one, value in weights.items() if one not in head}
         elif count is None:
             raise InputError(
-                f"{path} holds all of {name} but its last layer ({', '.join(head)}): a teacher with "
-                "a random one teaches nothing; give weights with it, or train the network first"
+                f"{path} holds all of {name} but its last layer ({', '.join(head)}): a teacher "
+                "with a random one teaches nothing; give weights with it, or train it first"
             )
         else:
             network = build(name, count, image_size)

@@ -1,7 +1,7 @@
 """Reading files of weights: safetensors, and what ``torch.save`` and ``torch.jit.save`` write.
 
-No code of a file is run: ``torch.load(weights_only=True)`` makes tensors and plain values alone, and
-:class:`_Inert` stands for everything else that a file names, such as ``argparse.Namespace``.
+No code of a file is run: ``torch.load(weights_only=True)`` makes tensors and plain values alone,
+and :class:`_Inert` stands for everything else that a file names, such as ``argparse.Namespace``.
 """
 
 import io
@@ -96,7 +96,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Return whether a file begins as safetensors do: the length of a JSON header, and its brace."""
+    """Return whether a file begins as safetensors do: with the length of a JSON header."""
     with path.open("rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") < path.stat().st_size

@@ -206,7 +206,7 @@ class TorchvisionModel(ZooModel):
         if differs.names:
             height, width = self.input_size[1:]
             raise InputError(
-                f"the pretrained weights of torchvision:{self.name} are for images {height}x{width} "
+                f"the weights of torchvision:{self.name} are for images {height}x{width} "
                 f"({differs.describe(other, weights)}); leave out --image-size"
             )
         put(weights, other)

@@ -11,7 +11,7 @@ from torch import nn
 from attention_transfer.config import RunConfig
 from attention_transfer.errors import InputError
 from attention_transfer.factories import OBJECT, object_name
-from attention_transfer.models import LoadedModel, split_models, timm_preprocessing
+from attention_transfer.models import LoadedModel, in_float32, split_models, timm_preprocessing
 from attention_transfer.runs import Run
 from attention_transfer.taps import unwrapped
 from attention_transfer.transfer import Term, check_term
@@ -120,7 +120,9 @@ def check_objects(config: RunConfig, objects: RunObjects, allow_changes: bool = 
 
 def loaded_object(module: nn.Module, name: str) -> LoadedModel:
     """Return a user's network, with the preprocessing that timm's networks declare."""
-    return LoadedModel(name, module, preprocessing=timm_preprocessing(unwrapped(module)))
+    preprocessing = timm_preprocessing(unwrapped(module))
+    notices = tuple(in_float32(module, name))
+    return LoadedModel(name, module, preprocessing=preprocessing, notices=notices)
 
 
 def _network(role: str, network: Any) -> tuple[str, nn.Module | None]:

@@ -205,7 +205,7 @@ def _load_networks(
 ) -> tuple[LoadedModel, list[LoadedModel]]:
     """Return the student and its teachers, of names or of objects."""
     classes = len(data.class_names)
-    settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
+    settings: dict[str, Any] = {"seed": config.seed}
     names = split_models(config.teacher) if config.teacher is not None else []
     modules = objects.teachers or (None,) * len(names)
     teachers = [
@@ -216,7 +216,8 @@ def _load_networks(
     ]
     if objects.student is not None:
         return loaded_object(objects.student, config.student), teachers
-    return load(config.student, classes, trained=False, **settings), teachers
+    size = data.input_size[1:]
+    return load(config.student, classes, trained=False, image_size=size, **settings), teachers
 
 
 def _check_student(student: LoadedModel, data: DataSet, images: Tensor) -> None:
