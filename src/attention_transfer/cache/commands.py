@@ -36,7 +36,9 @@ def target_source(config: CacheConfig) -> TargetSource:
     precision = resolve_precision(config.precision)
     data = images_of(config, default_input_size(names[0])[1:])
     classes = len(data.class_names)
-    teachers = [load(name, classes, trained=True, seed=0) for name in names]
+    teachers = [
+        load(name, classes, trained=True, seed=0, image_size=data.input_size[1:]) for name in names
+    ]
     data = augmented(decoded_for(data, teachers[0], teachers[1:]), config)
     example = as_input(data.train.pixels(np.arange(1)))
     for teacher in teachers:

@@ -113,6 +113,7 @@ def load(
     trained: bool,
     seed: int = 0,
     image_size: ImageSize | None = None,
+    resize: bool = False,
     trust: Iterable[str] = (),
 ) -> LoadedModel:
     """Load the network that a MODEL names.
@@ -125,8 +126,9 @@ def load(
         trained: True for a teacher or an evaluation: a zoo's bare name means its pretrained
             weights, and a name without trained weights is refused.
         seed: seed of the random initialisation.
-        image_size: height and width in pixels to build the network for; None: those of its
-            weights. Positions of a network of fixed size are interpolated.
+        image_size: height and width in pixels of the images that a network is to be trained on;
+            ``trained`` networks keep those of their weights.
+        resize: build ``trained`` networks for ``image_size`` too; positions are interpolated.
         trust: factories, as ``package.module:factory``, that the card of a run may name.
 
     Raises:
@@ -135,16 +137,19 @@ def load(
         UntrustedError: a run's card names code that is not trusted.
     """
     folder = run_folder(model)
+    size = image_size if resize or not trained else None
     if folder is not None:
-        loaded = load_run(folder, trust, image_size=image_size)
+        loaded = load_run(folder, trust, image_size=size)
         card = loaded.card
         if not trained and card is not None and classes is not None and card.classes != classes:
             with _seeded(seed):
                 replace_head(loaded.network, classes, (3, *(image_size or card.input_size[1:])))
         return loaded
     name, weights = split_name(model)
+    if weights == "random":
+        size = image_size
     with _seeded(seed):
-        return _load_named(name, weights, classes, trained, image_size)
+        return _load_named(name, weights, classes, trained, size)
 
 
 def _load_named(

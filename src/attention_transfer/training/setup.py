@@ -205,7 +205,7 @@ def _load_networks(
 ) -> tuple[LoadedModel, list[LoadedModel]]:
     """Return the student and its teachers, of names or of objects."""
     classes = len(data.class_names)
-    settings: dict[str, Any] = {"seed": config.seed}
+    settings: dict[str, Any] = {"seed": config.seed, "image_size": data.input_size[1:]}
     names = split_models(config.teacher) if config.teacher is not None else []
     modules = objects.teachers or (None,) * len(names)
     teachers = [
@@ -216,8 +216,7 @@ def _load_networks(
     ]
     if objects.student is not None:
         return loaded_object(objects.student, config.student), teachers
-    size = data.input_size[1:]
-    return load(config.student, classes, trained=False, image_size=size, **settings), teachers
+    return load(config.student, classes, trained=False, **settings), teachers
 
 
 def _check_student(student: LoadedModel, data: DataSet, images: Tensor) -> None:

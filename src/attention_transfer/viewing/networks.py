@@ -82,7 +82,7 @@ def _named(network: Network, image_size: tuple[int, int] | None) -> NamedModel:
         network = network.folder
     if isinstance(network, str | Path):
         model = str(network)
-        loaded = load(model, None, trained=True, image_size=image_size)
+        loaded = load(model, None, trained=True, image_size=image_size, resize=True)
         named = replace(_from_loaded(loaded, model), model=model)
         if image_size is None or named.preprocessing is None:
             return named
