@@ -165,7 +165,8 @@ def _without_wrappers(
     notices = [f"took {' and '.join(undone)} off the names"] if undone else []
     left = [name for name in names.values() if not name.startswith(prefix)]
     if left:
-        notices.append(f"left out {len(left)} weights whose names begin otherwise ({left[0]})")
+        start = left[0].partition(".")[0]
+        notices.append(f"left out {len(left)} others ({left[0]}, ...), which FILE#{start} chooses")
     return renamed, notices
 
 

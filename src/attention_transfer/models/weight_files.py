@@ -5,8 +5,8 @@ and :class:`_Inert` stands for everything else that a file names, such as ``argp
 """
 
 import io
+import pickle
 import pickletools
-import shlex
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -110,15 +110,41 @@ def _read_pickle(path: Path) -> object:
                 return _load(file, _named_globals(file, LEGACY_PICKLES))
         with zipfile.ZipFile(path) as archive:
             return _read_archive(path, archive)
+    except _NoPlainDataError as error:
+        raise InputError(f"{path} holds no weights that can be read: {error}") from None
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        source, name = shlex.quote(str(path)), path.with_suffix(".weights.pth").name
+        pickled = isinstance(error, pickle.UnpicklingError) or _is_pickle(path)
         raise InputError(
-            f"{path} cannot be read as tensors without running code ({first_line(error)[:200]}); "
-            "give a state dict; if the file is whole and you trust it, convert it: import torch; "
-            f"content = torch.load({source!r}, map_location='cpu', weights_only=False); "
-            "torch.save(content.state_dict() if hasattr(content, 'state_dict') else "
-            f"content['state_dict'], {name!r})"
+            f"{path} cannot be read as tensors without running code ({_reason(error)}); if it is "
+            f"whole and you trust it, convert it: {_conversion(path)}"
+            if pickled
+            else f"{path} is damaged, or no file of weights ({_reason(error)}); expected one of "
+            "safetensors or torch.save"
         ) from None
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == pickle.PROTO
+
+
+def _reason(error: Exception) -> str:
+    """Return what torch says about a pickle, without the advice around it."""
+    paragraphs = str(error).split("\n\n")
+    told = paragraphs[1] if len(paragraphs) > 1 else paragraphs[0]
+    _, _, reason = told.rpartition("WeightsUnpickler error: ")
+    return first_line(ValueError(reason.strip() or type(error).__name__))[:200]
+
+
+def _conversion(path: Path) -> str:
+    """Return the lines of Python that save a pickled network's weights, or those in a dictionary."""
+    name = str(path.with_suffix(".weights.pth"))
+    return (
+        "import torch; "
+        f"content = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        "torch.save(content.state_dict() if hasattr(content, 'state_dict') else "
+        f"content.get('state_dict', content), {name!r})"
+    )
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> object:
@@ -204,9 +230,7 @@ def _chosen(content: object, path: Path, key: str | None) -> StoredWeights:
     if isinstance(content, _Inert):
         raise InputError(
             f"{path} holds a whole pickled network, which can only be read by running code; if you "
-            "trust it, convert it: import torch; network = "
-            f"torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
-            f"torch.save(network.state_dict(), {path.with_suffix('.weights.pth').name!r})"
+            f"trust it, convert it: {_conversion(path)}"
         )
     if isinstance(content, _Program):
         notice = f"read the tensors of {path}, a TorchScript program, and did not run its code"
