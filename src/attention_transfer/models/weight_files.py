@@ -137,7 +137,7 @@ def _reason(error: Exception) -> str:
 
 
 def _conversion(path: Path) -> str:
-    """Return the lines of Python that save a pickled network's weights, or those in a dictionary."""
+    """Return the lines of Python that save the weights in a pickle."""
     name = str(path.with_suffix(".weights.pth"))
     return (
         "import torch; "
