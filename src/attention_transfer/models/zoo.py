@@ -21,6 +21,7 @@ from attention_transfer.factories import import_object
 from attention_transfer.models.fitting import fitted, put
 from attention_transfer.models.heads import replace_head
 from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.taps import as_teacher
 
 __all__ = [
     "Factory",
@@ -260,6 +261,7 @@ class Factory(ZooModel):
             raise InputError(
                 f"{self.name} returned a {type(network).__name__}, expected a torch.nn.Module"
             )
+        network = as_teacher(network)
         self.notices = in_float32(network, self.name)
         return network
 
