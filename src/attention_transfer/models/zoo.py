@@ -180,7 +180,7 @@ class TorchvisionModel(ZooModel):
         network = _fetched(f"torchvision:{self.name}", lambda: builder(weights="DEFAULT"))
         if self.name in _AUXILIARY:
             _remove_auxiliary(network)
-        if options and image_size != self.input_size[1:]:
+        if options and image_size not in (None, self.input_size[1:]):
             network = self._resized(network, image_size)
         if classes is not None:
             replace_head(network, classes, (3, *(image_size or self.input_size[1:])))

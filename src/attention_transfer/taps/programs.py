@@ -46,6 +46,8 @@ def refuse_untrainable(student: nn.Module) -> None:
 
 def refuse_program(network: nn.Module, what: str = "attention cannot be read in it") -> None:
     """Raise an InputError if a network is a program: only its logits can be used."""
+    if module_hint(network):
+        raise InputError(f"got an ExportedProgram{module_hint(network)}")
     if not is_program(network):
         return
     program = network.program if isinstance(network, FixedProgram) else network
