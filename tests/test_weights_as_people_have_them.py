@@ -18,9 +18,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from attention_transfer import network_inputs
 from attention_transfer.cli import main
 from attention_transfer.errors import InputError
 from attention_transfer.models import build, load
+from attention_transfer.training import model_evaluation
 
 NAME = "wrn-10-1"
 SMALL = ["--epochs", "1", "--batch-size", "16", "--precision", "fp32", "--no-report"]
@@ -256,10 +258,13 @@ HOSTILE = {
 
 @pytest.mark.parametrize("make", HOSTILE)
 def test_hostile_and_damaged_files(
-    make: Callable[[State], None], state: State, capsys: pytest.CaptureFixture[str]
+    make: Callable[[State], None],
+    state: State,
+    small_runs: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     make(state)
-    assert main(["train", "--model", f"{NAME}@bad.pth", "--data", "cluttered-digits"]) == 2
+    assert main(["train", "--model", f"{NAME}@bad.pth"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(HOSTILE[make], error), error
@@ -273,6 +278,7 @@ def test_functions_beside_weights_are_not_called(state: State) -> None:
     assert not Path("sentinel").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 @pytest.mark.parametrize("traced", [True, False])
 def test_a_torchscript_program_is_a_file_of_weights(network: nn.Module, traced: bool) -> None:
     program = torch.jit.trace(network, torch.rand(1, 3, 16, 16)) if traced else None
@@ -318,6 +324,7 @@ def test_the_commands_take_them_and_say_what_they_did(
     command = ["distill", "--student", NAME, "--teacher", f"{teacher},{NAME}@random"]
     assert main([*command, *SMALL, "--out", "run"]) == 0
     assert capsys.readouterr().err.count("took module. off the names") == 1
+    monkeypatch.setattr(model_evaluation, "load_data", network_inputs.load_data)
     assert main(["evaluate", "~/run", "--json"]) == 0
     assert main(["train", "--model", "~/run", *SMALL, "--out", "x,y"]) == 0
     assert main(["distill", "--teacher", "~/x,y", "--student", NAME, *SMALL, "--out", "z"]) == 0
