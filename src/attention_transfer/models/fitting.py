@@ -83,7 +83,7 @@ def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> Misfit:
         with suppress(Exception), warnings.catch_warnings():  # of a network that cannot be copied
             warnings.simplefilter("ignore")
             structure = structure_copy(network).to("meta")
-            missing, unexpected = structure.load_state_dict(fitting, strict=False)
+            missing, unexpected = _load(structure, fitting)
     computed = {name for name, _ in network.named_buffers()} - expected.keys()
     return Misfit(
         [name for name in missing if name not in reshaped],
@@ -123,11 +123,25 @@ def put(weights: Mapping[str, Tensor], network: nn.Module) -> None:
         InputError: they hold no values, or of a kind that the network does not take.
     """
     try:
-        unwrapped(network).load_state_dict(weights, strict=False)
-    except (RuntimeError, NotImplementedError, TypeError) as error:
+        _load(unwrapped(network), weights)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"the weights do not fit {type(unwrapped(network)).__name__}: {first_line(error)}"
         ) from error
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Load what fits, and return the names that are missing and those that are unexpected.
+
+    Without a version of their format, weights are taken for old ones, as torch's layers do it.
+    """
+    try:
+        missing, unexpected = network.load_state_dict(weights, strict=False)
+    except ValueError:  # of networks that want a version, such as torchvision's MNASNet
+        versioned: OrderedDict[str, Tensor] = OrderedDict(weights)
+        versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+        missing, unexpected = network.load_state_dict(versioned, strict=False)
+    return missing, unexpected
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

@@ -362,8 +362,8 @@ def _from_hub(create: Callable[[], Any]) -> nn.Module:
     constants.HF_HUB_OFFLINE = True
     try:
         return cast(nn.Module, create())
-    except Exception:
-        if offline:
+    except Exception as error:
+        if offline or not _is_of_network(error):
             raise
     finally:
         constants.HF_HUB_OFFLINE = offline
