@@ -74,7 +74,9 @@ def test_maxvit_at_another_size() -> None:
 
 
 def test_a_size_that_a_builder_does_not_take() -> None:
-    with pytest.raises(InputError, match="takes square images, got 96x192; give --image-size 96"):
+    with pytest.raises(
+        InputError, match="for images 96x192: it takes square ones; give --image-size 96"
+    ):
         TorchvisionModel("vit_b_32").build(7, (96, 192))
     with pytest.raises(InputError, match=r"could not be built: .*patch size"):
         TorchvisionModel("vit_b_32").build(7, (100, 100))
@@ -100,7 +102,7 @@ def test_googlenet_is_normalized_as_it_was_trained(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("error", "match"),
     [
-        (URLError("no route"), "cannot be fetched and are not on the disk .*no route"),
+        (URLError("no route"), "cannot be fetched and are not on the disk"),
         (TypeError("unexpected keyword"), "could not be built: TypeError: unexpected keyword"),
         (RuntimeError("PytorchStreamReader failed"), "could not be built: RuntimeError: Pytorch"),
     ],

@@ -195,8 +195,8 @@ class TorchvisionModel(ZooModel):
             return {}
         if height != width:
             raise InputError(
-                f"torchvision:{self.name} takes square images, got {height}x{width}; give "
-                f"--image-size {height}, or a network of timm"
+                f"torchvision:{self.name} could not be built for images {height}x{width}: it takes "
+                f"square ones; give --image-size {height}, or a network of timm"
             )
         return {"image_size": height}
 
