@@ -21,7 +21,7 @@ __all__ = [
 def is_program(network: object) -> bool:
     """Return whether a network is a program of TorchScript or of ``torch.export``.
 
-    >>> is_program(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2))), is_program(nn.Linear(2, 2))
+    >>> is_program(FixedProgram(nn.Linear(2, 2))), is_program(nn.Linear(2, 2))
     (True, False)
     """
     return isinstance(network, torch.jit.ScriptModule | FixedProgram) or _is_exported(network)
