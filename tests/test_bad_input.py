@@ -125,7 +125,7 @@ CASES = {
     ),
     "weights are a pickle": (
         "distill --teacher wrn-10-1@pickle.pt --student wrn-10-1",
-        "pickle.pt is not a whole safetensors file.*can run code",
+        "pickle.pt cannot be read as tensors without running code.*import torch; content =",
     ),
     "weights cut short": ("train --model wrn-10-1@cut.safetensors", "not a whole safetensors file"),
     "folder without a network": (

@@ -52,7 +52,7 @@ def run(arguments: Namespace) -> int:
 
 def _notices(result: "MapsResult") -> list[str]:
     """Return the assumptions about networks, and the images that were skipped."""
-    assumptions = [network.notice for network in result.grid.networks if network.notice]
+    assumptions = [notice for network in result.grid.networks for notice in network.notices]
     return [*assumptions, *(f"skipped {path}: {reason}" for path, reason in result.unreadable)]
 
 

@@ -195,7 +195,7 @@ class RunConfig(TrainingConfig):
 
     teacher: str | None = Field(
         None,
-        description="the network to learn from: a run folder, NAME or NAME@FILE.safetensors; "
+        description="the network to learn from: a run folder, NAME or NAME@FILE[#KEY]; "
         "several, separated by commas, are averaged; none: the student learns alone",
     )
     attention: Annotated[

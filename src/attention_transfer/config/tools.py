@@ -27,7 +27,7 @@ class CacheConfig(ImagesConfig):
 
     cache: Path = Field(description="cache folder")
     teacher: str = Field(
-        description="a run folder, NAME or NAME@FILE.safetensors; several, separated by commas"
+        description="a run folder, NAME or NAME@FILE[#KEY]; several, separated by commas"
     )
     views: Count = Field(
         15,
@@ -49,7 +49,7 @@ class CacheConfig(ImagesConfig):
 class EvaluateConfig(Config):
     """Settings of the evaluation of a network on a data set."""
 
-    model: str = Field(description="a run folder, or NAME@FILE.safetensors")
+    model: str = Field(description="a run folder, or NAME@FILE[#KEY]")
     data: str | None = Field(None, description="data set; default: the run's")
     image_size: ImageSize | None = Field(
         None, description="size of the images in pixels, N or HxW; default: the network's own"
@@ -88,7 +88,7 @@ class MapsConfig(Config):
     """Settings of pictures of attention maps."""
 
     models: Several = Field(
-        description="networks: run folders, NAME@FILE.safetensors, or names such as timm:resnet34, "
+        description="networks: run folders, NAME@FILE[#KEY], or names such as timm:resnet34, "
         "with their pretrained weights"
     )
     images: Several = Field(description="files, folders, or patterns with *, ? and **")

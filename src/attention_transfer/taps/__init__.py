@@ -17,6 +17,7 @@ from attention_transfer.taps.inputs import (
 from attention_transfer.taps.layout import Layout
 from attention_transfer.taps.modules import declared_points, evaluating, structure_copy, unwrapped
 from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
+from attention_transfer.taps.programs import as_teacher, is_program, module_hint, refuse_untrainable
 from attention_transfer.taps.survey import attention_points
 
 __all__ = [
@@ -26,13 +27,17 @@ __all__ = [
     "PointTable",
     "Taps",
     "Unreadable",
+    "as_teacher",
     "attention_points",
     "call_network",
     "declared_points",
     "evaluating",
     "input_tensors",
+    "is_program",
     "main_input",
     "map_inputs",
+    "module_hint",
+    "refuse_untrainable",
     "structure_copy",
     "unwrapped",
     "with_main_input",

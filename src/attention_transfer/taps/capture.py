@@ -13,6 +13,7 @@ from attention_transfer.errors import InputError, nearest
 from attention_transfer.taps.inputs import Inputs, main_input
 from attention_transfer.taps.layout import Layout, channels_first, surely_channels_first
 from attention_transfer.taps.modules import module_of, outputs_of, unwrapped
+from attention_transfer.taps.programs import refuse_program
 from attention_transfer.taps.survey import attention_points
 
 __all__ = ["Taps"]
@@ -53,6 +54,8 @@ class Taps:
     def __init__(self, network: nn.Module, points: Iterable[str], role: str = "") -> None:
         self.points = list(dict.fromkeys(points))
         self._network = unwrapped(network)
+        if self.points:
+            refuse_program(self._network)
         self._layouts: dict[tuple[int, ...], dict[str, Layout]] = {}
         modules = dict(self._network.named_modules(remove_duplicate=False))
         for point in self.points:

@@ -38,7 +38,8 @@ def unwrapped(network: nn.Module) -> nn.Module:
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[nn.Module]:
     """Put the network into eval mode inside the block; restore every module's mode after it."""
-    modes = [(module, module.training) for module in network.modules()]
+    # A frozen program of TorchScript has no mode.
+    modes = [(one, one.training) for one in network.modules() if hasattr(one, "training")]
     network.eval()
     try:
         yield network

@@ -26,6 +26,7 @@ from attention_transfer.taps.modules import (
     unwrapped,
 )
 from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
+from attention_transfer.taps.programs import refuse_program
 from attention_transfer.taps.recommendation import ModuleRun, Tree, named_best, recommended
 
 __all__ = ["attention_points"]
@@ -88,6 +89,7 @@ def attention_points(
             "numbers, say, have no attention map"
         )
     network = unwrapped(model)
+    refuse_program(network)
     try:
         record = _Recorder(structure_copy(network), input_size, inputs).run(fake=True)
     except InputError:

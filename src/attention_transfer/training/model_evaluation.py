@@ -1,8 +1,6 @@
 """The evaluation of a MODEL on DATA."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +8,7 @@ from attention_transfer.config import EvaluateConfig, height_and_width
 from attention_transfer.data import DataSet, as_input, load_data
 from attention_transfer.environment import make_accelerator, resolve_precision
 from attention_transfer.errors import InputError
-from attention_transfer.models import LoadedModel, default_input_size, load, read_card
+from attention_transfer.models import LoadedModel, default_input_size, load, read_card, run_folder
 from attention_transfer.network_inputs import preprocessing_for, try_out
 from attention_transfer.runs import Run
 from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
@@ -58,8 +56,8 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
 def _load_data(config: EvaluateConfig) -> DataSet:
     """Load the data set to evaluate on; what the user left open is as in the model's run."""
     name, validation, data_seed = config.data, config.validation, config.data_seed
-    folder = Path(config.model)
-    if os.path.isdir(folder):
+    folder = run_folder(config.model)
+    if folder is not None:
         card = read_card(folder)
         if name is None:
             check_names(folder / "model.json", data=card.data)

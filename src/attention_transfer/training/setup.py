@@ -30,7 +30,7 @@ from attention_transfer.network_inputs import (
     try_out,
 )
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import evaluating, unwrapped
+from attention_transfer.taps import as_teacher, evaluating, unwrapped
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
 from attention_transfer.training.configured_terms import configured_terms
 from attention_transfer.training.fine_tuning import freeze
@@ -211,7 +211,7 @@ def _load_networks(
     teachers = [
         load(name, classes, trained=True, **settings)
         if module is None
-        else loaded_object(module, name)
+        else loaded_object(as_teacher(module), name)
         for name, module in zip(names, modules, strict=True)
     ]
     if objects.student is not None:
@@ -293,7 +293,7 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
 
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the operations of one image's forward pass (a multiply-add counts as two)."""
-    image = torch.zeros(1, *input_size, device=next(network.parameters()).device)
+    image = torch.zeros(1, *input_size, device=next(network.parameters(), torch.empty(0)).device)
     inner = unwrapped(network)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluating(inner):
         inner(image)

@@ -16,6 +16,7 @@ from attention_transfer.taps import (
     call_network,
     evaluating,
     input_tensors,
+    is_program,
     main_input,
     map_inputs,
     structure_copy,
@@ -199,7 +200,8 @@ def check_student_learns(
         )
     copied = unwrapped(network)
     with suppress(Exception):  # whatever a module raises that cannot be copied: it runs itself
-        copied = structure_copy(copied, frozen=False)
+        if not is_program(copied):
+            copied = structure_copy(copied, frozen=False)
     one = map_inputs(lambda value: value[:1], example)
     with evaluating(copied), torch.enable_grad():
         result = tapped_forward(copied, Taps(copied, taps.points), one, preprocessing)
