@@ -197,6 +197,12 @@ class RunConfig(TrainingConfig):
         description="the network to learn from: a run folder, NAME or NAME@FILE.safetensors; "
         "several, separated by commas, are averaged; none: the student learns alone",
     )
+    trust_teacher: bool = Field(
+        False,
+        description="no warning if the teacher answers the validation images no better than "
+        "chance, has its classes in another order or expects another normalisation; its error is "
+        "printed all the same",
+    )
     attention: Annotated[
         Literal["activation", "gradient", "activation,gradient", "none"],
         BeforeValidator(in_order),
@@ -302,6 +308,7 @@ def flag_of(name: str, config: type[Config] = RunConfig) -> str:
 
 
 NEEDS_TEACHER = (
+    "trust_teacher",
     "attention",
     "map",
     "power",
