@@ -112,7 +112,7 @@ def _common_orders(class_names: Sequence[str]) -> Iterator[tuple[str, Indices]]:
     own = np.arange(classes)
     for reason, key in (("sorted as numbers", _natural), ("sorted as text", str)):
         order = np.empty(classes, dtype=np.int64)
-        order[sorted(range(classes), key=lambda index: key(class_names[index]))] = own  # noqa: B023
+        order[sorted(range(classes), key=[key(name) for name in class_names].__getitem__)] = own
         if not np.array_equal(order, own):
             yield reason, order
     if classes > 1:

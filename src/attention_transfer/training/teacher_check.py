@@ -205,7 +205,10 @@ class _Answers:
 
     def _other_order(self, order: ClassOrder) -> str:
         names = self.data.class_names
-        moved = [f"{names[index]} is its output {order.outputs[index]}" for index in order.moved]
+        moved = [
+            f"class {index}, {names[index]}, is its output {order.outputs[index]}"
+            for index in order.moved
+        ]
         reason = f", {order.reason}" if order.reason else ""
         rows = f" into the order {order.outputs}" if len(names) <= LISTED_CLASSES else ""
         return (
@@ -255,11 +258,8 @@ def _predicted(logits: Tensor) -> Tensor:
 def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
     """Return whether means or standard deviations, one for each channel or for all, are equal."""
     first, second = np.atleast_1d(one), np.atleast_1d(other)
-    return (
-        1 in (len(first), len(second))
-        or len(first) == len(second)
-        and np.allclose(first, second, atol=1e-3)
-    )
+    comparable = len(first) == len(second) or 1 in (len(first), len(second))
+    return comparable and bool(np.allclose(first, second, atol=1e-3))
 
 
 def _abridged(names: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ from attention_transfer.training.setup import RunSetup
 from attention_transfer.training.shared_evaluation import SharedEvaluation
 from attention_transfer.training.signals import StopRequest
 from attention_transfer.training.summary import run_summary
-from attention_transfer.training.teacher_check import TeacherCheck, check_teachers
+from attention_transfer.training.teacher_check import check_teachers
 from attention_transfer.training.train_step import NotFiniteError, StepIndex, TrainStep
 
 __all__ = ["Trainer"]
@@ -94,7 +94,6 @@ class Trainer:
         self.meters = EpochMeters()
         self.rows: list[EpochMetrics] = []
         self.best = BestEpoch(epoch=0, validation_error=math.inf)
-        self.teacher_check = TeacherCheck()
         self.probes: Probes | None = None
         if self.config.probes and self.processes.is_main:
             self.probes = Probes(setup, run.attention_folder)
@@ -290,7 +289,7 @@ class Trainer:
         """Evaluate the last weights, write predictions, network and record."""
         self.setup.transfer.remove_compiled_passes()
         validation, test = self._logits(self.data.validation), self._logits(self.data.test)
-        teacher_test_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
+        teacher_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
         if validation is None or test is None:
             return
         if self.probes:
@@ -305,7 +304,7 @@ class Trainer:
             self.setup,
             best=self.best,
             evaluations=evaluations,
-            teacher_test_error=teacher_test_error,
+            teacher_test_error=teacher_error,
             teacher_check=self.teacher_check,
             attention=self.probes.record() if self.probes else None,
             seconds=self.seconds,
