@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -284,3 +286,32 @@ def test_folders_with_numbers_as_names_from_the_command_line(
     recorded = json.loads(printed.out)["teacher"]
     assert recorded["validation_error"] == pytest.approx(1000 / 12, abs=0.1)
     assert "another order" in recorded["warnings"][0]
+
+
+PROCESSES = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_teacher_check import Quarters, constant, distilled, images_of
+teachers = {{"good": Quarters(), "swapped": Quarters((0, 2, 1, 3)), "chance": constant(4)}}
+teachers["others"] = Quarters((0, 1, 2, 3, 4, 5))
+for name, teacher in teachers.items():
+    kd = None if name == "others" else 0.5
+    _, lines = distilled(teacher, Path({out!r}) / name, images_of(121), kd_alpha=kd)
+    print(lines, flush=True)
+"""
+
+
+def test_two_processes_share_the_images_and_warn_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(script)], timeout=120, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    errors = re.findall(r"Quarters: error (\S+) % on (\d+) validation", done.stdout)
+    assert errors == [("0.0", "61"), (errors[1][0], "61"), (errors[2][0], "61")]
+    assert done.stdout.count("WARNING: ") == 2
+    assert done.stdout.count("another order") == done.stdout.count("no better than chance") == 1
+    assert done.stdout.count("its error is unknown") == 1
