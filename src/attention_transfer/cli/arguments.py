@@ -154,15 +154,15 @@ def config_from(parsed: argparse.Namespace, config: type[AnyConfig]) -> AnyConfi
     file = flags.pop("config", None)
     values = read_config_file(Path(file)) if file else {}
     check_settings(str(file), {name: value for name, value in values.items() if name not in flags})
-    for name, value in flags.items():
-        values[name] = (
-            None if value == "none" and _is_optional(config.model_fields[name]) else value
-        )
+    values.update(flags)
+    for name, value in values.items():
+        if value == "none" and _is_optional(config.model_fields.get(name)):
+            values[name] = None
     return config.checked(values)
 
 
-def _is_optional(field: FieldInfo) -> bool:
-    return type(None) in get_args(field.annotation)
+def _is_optional(field: FieldInfo | None) -> bool:
+    return field is not None and type(None) in get_args(field.annotation)
 
 
 def _takes_several(field: FieldInfo) -> bool:
