@@ -30,6 +30,7 @@ from attention_transfer.errors import (
 )
 from attention_transfer.terminal import escape_control_characters
 from attention_transfer.trust import trust_flags, trusting
+from attention_transfer.waiting import announcing
 
 __all__ = ["main"]
 
@@ -108,7 +109,7 @@ def _run(arguments: list[str]) -> int:
     parser = Parser(name, command.__doc__ or "", command.EXAMPLES)
     command.add_arguments(parser)
     parsed = parser.parse(arguments[1:])
-    with trusting(vars(parsed).pop("trust", ())):
+    with trusting(vars(parsed).pop("trust", ())), announcing(_announce):
         return int(command.run(parsed))
 
 
@@ -124,6 +125,13 @@ def _overview() -> str:
         lines.append(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}")
     lines += ["", "start here: attention-transfer demo"]
     return "\n".join(lines)
+
+
+def _announce(what: str) -> None:
+    """Print what is being waited for, in the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        line = f"attention-transfer: {escape_control_characters(what)} ..."
+        print(line, file=sys.stderr, flush=True)
 
 
 def _fail(error: BaseException | str, code: int) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import RunConfig
 from attention_transfer.terminal import print_line
+from attention_transfer.waiting import loading
 
 if TYPE_CHECKING:
     from attention_transfer.runs import Run
@@ -17,6 +18,7 @@ __all__ = ["begin_run", "report_run"]
 
 def begin_run(config: RunConfig, arguments: Namespace) -> int:
     """Train what a configuration describes, as the command's other flags say, and report it."""
+    loading("torch", "PyTorch")
     from attention_transfer import api
 
     return report_run(

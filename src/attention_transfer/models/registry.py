@@ -33,6 +33,7 @@ from attention_transfer.models.zoo import (
 )
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.trust import check_names, trusting
+from attention_transfer.waiting import waiting_for
 
 __all__ = [
     "LoadedModel",
@@ -134,7 +135,8 @@ def load(
         UntrustedError: a run's card names code that is not trusted.
     """
     if os.path.isdir(model):
-        loaded = load_run(Path(model), trust)
+        with waiting_for(f"loading the network {model}"):
+            loaded = load_run(Path(model), trust)
         card = loaded.card
         if trained or card is None:
             return loaded
@@ -144,7 +146,7 @@ def load(
         size = image_size or card.preprocessing.size
         return replace(loaded, preprocessing=card.preprocessing._replace(size=size))
     name, _, weights = model.partition("@")
-    with _seeded(seed):
+    with _seeded(seed), waiting_for(f"loading the network {model}"):
         return _load_named(name, weights, classes, trained, image_size)
 
 

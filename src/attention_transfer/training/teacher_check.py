@@ -19,6 +19,7 @@ from attention_transfer.training.evaluation import BATCH_SIZE
 from attention_transfer.training.monitoring.progress import RunProgress
 from attention_transfer.training.setup import RunSetup
 from attention_transfer.training.shared_evaluation import SharedEvaluation
+from attention_transfer.waiting import waiting_for
 
 __all__ = ["TeacherCheck", "check_teachers"]
 
@@ -71,7 +72,7 @@ def check_teachers(
     warnings: list[str] = []
     logits = []
     for teacher in setup.teachers:
-        with seeded_generators(0):
+        with seeded_generators(0), waiting_for("the teacher answers validation images"):
             answers = _Answers.of(teacher, data, images, evaluation, batch_size)
         logits.append(answers.logits)
         if processes.is_main:
