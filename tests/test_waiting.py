@@ -84,12 +84,12 @@ def slow_network(num_classes: int = 3) -> nn.Module:
 def test_slow_steps_of_the_set_up_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     command = "train --model test_waiting:slow_network --data test_waiting:slow_data --epochs 1"
     command += " --batch-size 8 --precision fp32 --out run --no-report --json"
-    assert main(command.split()) == 0
-    err = capsys.readouterr().err
-    told = [line for line in err.splitlines() if line.startswith("attention-transfer: ")]
-    assert told == [
-        "attention-transfer: reading the data test_waiting:slow_data ...",
-        "attention-transfer: loading the network test_waiting:slow_network ...",
+    told: list[str] = []
+    with announcing(told.append):
+        assert main(command.split()) == 0
+    assert told[:2] == [
+        "reading the data test_waiting:slow_data",
+        "loading the network test_waiting:slow_network",
     ]
 
 

@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit code.
 
     Args:
-        arguments: the command and its flags; by default those of the process.
+        arguments: the command and its flags; by default those of the process, which then also
+            says on stderr what it is waiting for.
 
     Returns:
         0 success, 1 failure, 2 bad input, 128 and a signal's number if it ended the command.
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:]
         # The current folder is not on this process's path, nor may it be on that of its children.
         os.environ.setdefault("PYTHONSAFEPATH", "1")
+        with announcing(_announce):
+            return main(arguments)
     arguments = list(arguments)
     with guarded_streams() as (stdout, stderr):
         code = _exit_code(arguments)
@@ -109,7 +112,7 @@ def _run(arguments: list[str]) -> int:
     parser = Parser(name, command.__doc__ or "", command.EXAMPLES)
     command.add_arguments(parser)
     parsed = parser.parse(arguments[1:])
-    with trusting(vars(parsed).pop("trust", ())), announcing(_announce):
+    with trusting(vars(parsed).pop("trust", ())):
         return int(command.run(parsed))
 
 
