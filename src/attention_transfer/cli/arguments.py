@@ -15,7 +15,7 @@ from attention_transfer.trust import check_settings
 
 __all__ = ["Parser", "config_from"]
 
-NOT_SETTINGS = ("json", "resume_or_start", "allow_changes")
+NOT_SETTINGS = ("json", "resume_or_start", "allow_changes", "dry_run")
 """Flags that say how to run a command, and are no part of what it is to do."""
 
 
@@ -88,8 +88,15 @@ class Parser(argparse.ArgumentParser):
         self.add_trust()
         self.add_json()
 
-    def add_resuming(self) -> None:
-        """Add ``--resume-or-start`` and ``--allow-changes`` to the parser."""
+    def add_run(self) -> None:
+        """Add the flags that say how to begin a run: ``--dry-run``, ``--resume-or-start``, ..."""
+        self.add_argument(
+            "--dry-run",
+            action="store_true",
+            default=False,
+            help="write nothing: print networks, layer pairs and weights, and the time and memory "
+            "of the run by a few measured steps",
+        )
         self.add_argument(
             "--resume-or-start",
             action="store_true",

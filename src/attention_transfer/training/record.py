@@ -27,7 +27,7 @@ from attention_transfer.training.classification_metrics import Evaluation
 from attention_transfer.training.setup import RunSetup, count_flops
 from attention_transfer.training.teacher_check import TeacherCheck
 
-__all__ = ["make_record", "parameter_count"]
+__all__ = ["input_size_of", "make_record", "parameter_count"]
 
 MOST_SKIPPED = 1000
 """Corrupt images that a record lists."""
@@ -134,12 +134,12 @@ def _network_record(models: Sequence[LoadedModel], setup: RunSetup) -> NetworkRe
     return NetworkRecord(
         name=",".join(model.name for model in models),
         parameters=sum(parameter_count(model.network) for model in models),
-        flops=sum(count_flops(model.network, _input_size(model, setup)) for model in models),
+        flops=sum(count_flops(model.network, input_size_of(model, setup)) for model in models),
         weights_fingerprint=weights_fingerprint([model.network for model in models]),
     )
 
 
-def _input_size(model: LoadedModel, setup: RunSetup) -> tuple[int, int, int]:
+def input_size_of(model: LoadedModel, setup: RunSetup) -> tuple[int, int, int]:
     """Return the size (C, H, W) of the images that a network gets in this run."""
     if model.preprocessing and model.preprocessing.size:
         return (3, *model.preprocessing.size)
