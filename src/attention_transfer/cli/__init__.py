@@ -9,6 +9,7 @@ from types import ModuleType
 from attention_transfer.cli import (
     benchmark,
     cache,
+    completion,
     demo,
     distill,
     doctor,
@@ -32,7 +33,7 @@ from attention_transfer.terminal import escape_control_characters
 from attention_transfer.trust import trust_flags, trusting
 from attention_transfer.waiting import announcing
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main", "parser_of"]
 
 COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
@@ -46,6 +47,7 @@ COMMANDS: dict[str, ModuleType] = {
     "report": report,
     "benchmark": benchmark,
     "doctor": doctor,
+    "completion": completion,
 }
 
 
@@ -108,12 +110,17 @@ def _run(arguments: list[str]) -> int:
     name = arguments[0]
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
+    parsed = parser_of(name).parse(arguments[1:])
+    with trusting(vars(parsed).pop("trust", ())):
+        return int(COMMANDS[name].run(parsed))
+
+
+def parser_of(name: str) -> Parser:
+    """Return the parser of a command, with all its arguments."""
     command = COMMANDS[name]
     parser = Parser(name, command.__doc__ or "", command.EXAMPLES)
     command.add_arguments(parser)
-    parsed = parser.parse(arguments[1:])
-    with trusting(vars(parsed).pop("trust", ())):
-        return int(command.run(parsed))
+    return parser
 
 
 def _overview() -> str:

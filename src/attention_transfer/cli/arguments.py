@@ -13,7 +13,7 @@ from attention_transfer.config.yaml_files import read_config_file
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.trust import check_settings
 
-__all__ = ["Parser", "config_from"]
+__all__ = ["Parser", "choices_of", "config_from"]
 
 NOT_SETTINGS = ("json", "resume_or_start", "allow_changes", "dry_run")
 """Flags that say how to run a command, and are no part of what it is to do."""
@@ -39,6 +39,11 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
         )
+
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """The flags and positional arguments, ``--help`` included."""
+        return list(self._actions)
 
     def error(self, message: str) -> NoReturn:
         """Raise an InputError with argparse's message and where to find help."""
@@ -73,7 +78,7 @@ class Parser(argparse.ArgumentParser):
             field = config.model_fields[name]
             self.add_argument(
                 name,
-                metavar=name.upper().removesuffix("S"),
+                metavar=_choices(field.annotation) or name.upper().removesuffix("S"),
                 nargs="*" if _takes_several(field) else "?",
                 help=_escape_percent(field.description or ""),
             )
@@ -149,6 +154,12 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=description)
 
 
+def choices_of(action: argparse.Action) -> list[str]:
+    """Return the words that an argument's value may be; an empty list if it may be others."""
+    text = action.metavar if isinstance(action.metavar, str) else ""
+    return text.split("|") if "|" in text else []
+
+
 def config_from(parsed: argparse.Namespace, config: type[AnyConfig]) -> AnyConfig:
     """Return the configuration of ``--config``'s file, if there is one, overridden by flags.
 
@@ -186,8 +197,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def _metavar(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "|".join(map(str, get_args(annotation)))
+    choices = _choices(annotation)
+    if choices:
+        return choices
     for kind in _types(annotation):
         if get_origin(kind) is Annotated and isinstance(get_args(kind)[-1], str):
             return str(get_args(kind)[-1])
@@ -196,6 +208,15 @@ def _metavar(annotation: Any) -> str:
         (names[kind] for kind in _types(annotation) if isinstance(kind, type) and kind in names),
         "NAME",
     )
+
+
+def _choices(annotation: Any) -> str:
+    """Return the values of a Literal, and none if it is optional; an empty text for others."""
+    for kind in _types(annotation):
+        if get_origin(kind) is Literal:
+            none = ["none"] if type(None) in get_args(annotation) else []
+            return "|".join([*map(str, get_args(kind)), *none])
+    return ""
 
 
 def _types(annotation: Any) -> Iterator[Any]:
