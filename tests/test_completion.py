@@ -111,12 +111,8 @@ def test_a_script_names_every_flag_and_choice(shell: str, scripts: dict[str, str
     for name in COMMANDS:
         for action in parser_of(name).actions:
             for flag in action.option_strings:
-                word = (
-                    flag
-                    if shell != "fish"
-                    else re.sub("^-(?=[^-])", "-s ", re.sub("^--", "-l ", flag))
-                )
-                assert word in scripts[shell]
+                fish = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
+                assert (fish if shell == "fish" else flag) in scripts[shell]
             assert " ".join(choices_of(action)) in scripts[shell]
 
 

@@ -6,11 +6,7 @@ from attention_transfer.cli.arguments import Parser
 from attention_transfer.cli.completion_scripts import SHELLS
 from attention_transfer.errors import InputError, nearest
 
-EXAMPLES = (
-    "completion bash > ~/.local/share/bash-completion/completions/attention-transfer",
-    "completion zsh > ~/.zfunc/_attention-transfer",
-    "completion fish > ~/.config/fish/completions/attention-transfer.fish",
-)
+EXAMPLES = ("completion bash", "completion zsh", "completion fish")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -19,8 +15,9 @@ def add_arguments(parser: Parser) -> None:
         "shell",
         metavar="|".join(SHELLS),
         nargs="?",
-        help="shell to print the script for; to try it in the shell you are in: "
-        "source <(attention-transfer completion bash); zsh needs its file's folder in $fpath",
+        help="shell to print the script for; keep it in "
+        "~/.local/share/bash-completion/completions/attention-transfer, in a folder of zsh's fpath "
+        "as _attention-transfer, or in ~/.config/fish/completions/attention-transfer.fish",
     )
 
 
