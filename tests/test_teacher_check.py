@@ -1,6 +1,7 @@
 """What the teacher answers before the first step: its error, and what is wrong with it."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -17,9 +18,16 @@ from torch import Tensor, nn
 
 import attention_transfer as at
 from attention_transfer.cli import main
+from attention_transfer.config import RunConfig
 from attention_transfer.data import DataSet
+from attention_transfer.environment import make_accelerator
+from attention_transfer.training import set_up_run
 from attention_transfer.training.agreement import agreement
 from attention_transfer.training.class_order import find_class_order
+from attention_transfer.training.objects import named
+from attention_transfer.training.processes import Processes
+from attention_transfer.training.shared_evaluation import SharedEvaluation
+from attention_transfer.training.teacher_check import TeacherCheck, check_teachers
 from conftest import SMALL, Listening, small_data
 
 CLASSES = 4
@@ -217,25 +225,48 @@ def test_a_constant_answer_is_at_chance_and_a_few_images_say_nothing() -> None:
     assert not agreement(torch.zeros(6, dtype=torch.long), torch.arange(6) % 3).at_chance
 
 
-def test_the_check_changes_no_weight_of_the_run(
+class Noisy(Quarters):
+    """A teacher with batch norm, which draws random numbers in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        noise = float(torch.rand(())) + np.random.random() + random.random()
+        return super().forward(self.norm(images) + 0.01 * noise)
+
+
+def test_the_check_changes_no_random_state_and_no_network() -> None:
+    data, teacher = images_of(120), Noisy()
+    names, objects = named(student="wrn-10-1", teacher=teacher, data=data)
+    setup = set_up_run(RunConfig.checked({**SETTINGS, **names}), objects)
+    evaluation = SharedEvaluation(
+        Processes(make_accelerator()), "fp32", torch.device("cpu"), workers=0
+    )
+    setup.student.network.train()
+
+    def state() -> list[object]:
+        networks = [setup.student.network, teacher, setup.transfer]
+        weights = [value.tolist() for one in networks for value in one.state_dict().values()]
+        modes = [module.training for one in networks for module in one.modules()]
+        generators = [torch.get_rng_state().tolist(), random.getstate()]
+        return [*weights, *modes, *generators, repr(np.random.get_state())]
+
+    before = state()
+    first = check_teachers(setup, evaluation, Listening())
+    assert state() == before
+    torch.manual_seed(3)
+    assert check_teachers(setup, evaluation, Listening()) == first
+
+
+def test_a_run_learns_the_same_with_the_check_and_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A teacher that draws random numbers and has batch norm, with the check and without it."""
-
-    class Noisy(Quarters):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.BatchNorm2d(1)
-
-        def forward(self, images: Tensor) -> Tensor:
-            return super().forward(self.norm.bias[0] + images + 0.01 * torch.rand(()))
-
     teacher, data = Noisy(), images_of(120)
     checked, _ = distilled(teacher, tmp_path / "checked", data, epochs=2)
-    monkeypatch.setattr(
-        "attention_transfer.training.trainer.check_teachers",
-        lambda *arguments: type("Nothing", (), {"error": None, "images": 0, "warnings": []}),
-    )
+    nothing = "attention_transfer.training.trainer.check_teachers"
+    monkeypatch.setattr(nothing, lambda *arguments: TeacherCheck())
     plain, _ = distilled(teacher, tmp_path / "plain", data, epochs=2)
     one, other = (run.load().network.state_dict() for run in (checked, plain))
     assert all(torch.equal(one[name], other[name]) for name in one)

