@@ -83,7 +83,7 @@ def check_teachers(
         progress.warn(warning)
     known = [one for one in logits if one is not None]
     if len(known) < len(logits):
-        return TeacherCheck()
+        return TeacherCheck(warnings=warnings)
     joint = agreement(_predicted(torch.stack(known).mean(0)), images.labels)
     return TeacherCheck(joint.error, len(images), warnings)
 
