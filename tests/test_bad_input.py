@@ -167,8 +167,10 @@ def test_the_installed_command_does_the_same() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("attention-transfer: wrn-16-2 has no pretrained weights")
-    assert done.stderr.count("\n") == 1
+    loading, *waits, error = done.stderr.splitlines()
+    assert loading == "attention-transfer: loading PyTorch ..."
+    assert all(line.endswith(" ...") for line in waits)
+    assert error.startswith("attention-transfer: wrn-16-2 has no pretrained weights")
     assert not listing()
 
 

@@ -7,6 +7,7 @@ from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import EvaluateConfig
 from attention_transfer.terminal import escape_control_characters
+from attention_transfer.waiting import loading
 
 EXAMPLES = (
     "evaluate runs/student",
@@ -22,6 +23,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Evaluate the network, and print the results."""
     config = config_from(arguments, EvaluateConfig)
+    loading("torch", "PyTorch")
     from dataclasses import asdict
 
     from attention_transfer.training import evaluate_model

@@ -16,6 +16,7 @@ __all__ = [
     "Count",
     "Workers",
     "Precision",
+    "Names",
     "Several",
     "NetworkPair",
     "ImageSize",
@@ -33,8 +34,15 @@ Workers = Annotated[int, Field(ge=0, le=256)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
+def joined(values: object) -> object:
+    """Return a list of names, as configuration files may have it, as text with commas."""
+    several = isinstance(values, list | tuple) and all(isinstance(one, str) for one in values)
+    return ",".join(values) if several else values  # type: ignore[arg-type]
+
+
 def in_order(attention: object) -> object:
     """Return names in alphabetical order: "gradient,activation" as "activation,gradient"."""
+    attention = joined(attention)
     if not isinstance(attention, str):
         return attention
     return ",".join(sorted(name.strip() for name in attention.split(",")))
@@ -62,6 +70,8 @@ def as_several(values: object) -> object:
     return (values,) if isinstance(values, str) else values
 
 
+Names = Annotated[str, BeforeValidator(joined)]
+"""Several names in one text, separated by commas, or a list of them."""
 Several = Annotated[tuple[str, ...], BeforeValidator(as_several), Field(min_length=1)]
 NetworkPair = Annotated[str, Field(pattern=r"^[^:\s]+:[^:\s]+$")]
 ImageSize = Annotated[

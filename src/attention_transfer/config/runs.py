@@ -17,6 +17,7 @@ from attention_transfer.config.checked import Config
 from attention_transfer.config.fields import (
     Count,
     ImageSize,
+    Names,
     NonNegative,
     Positive,
     Precision,
@@ -116,7 +117,7 @@ class TrainingConfig(ImagesConfig):
     weight_decay: NonNegative = Field(
         5e-4, description="weight decay on all parameters, those of terms included"
     )
-    freeze: str | None = Field(
+    freeze: Names | None = Field(
         None, description="modules whose weights stay fixed, such as conv1,layer[12]"
     )
     backbone_lr: NonNegative = Field(
@@ -137,7 +138,7 @@ class TrainingConfig(ImagesConfig):
     probe_every: Count | None = Field(
         None, description="epochs between two savings of these maps; default: a twelfth of the run"
     )
-    track: Annotated[str, AfterValidator(known_trackers)] | None = Field(
+    track: Annotated[Names, AfterValidator(known_trackers)] | None = Field(
         None,
         description="experiment trackers, separated by commas: tensorboard, wandb, trackio, mlflow",
     )
@@ -193,10 +194,16 @@ class TrainingConfig(ImagesConfig):
 class RunConfig(TrainingConfig):
     """Settings of a whole run: a student that learns from a teacher or, without one, alone."""
 
-    teacher: str | None = Field(
+    teacher: Names | None = Field(
         None,
         description="the network to learn from: a run folder, NAME or NAME@FILE[#KEY]; "
         "several, separated by commas, are averaged; none: the student learns alone",
+    )
+    trust_teacher: bool = Field(
+        False,
+        description="no warning if the teacher answers the validation images no better than "
+        "chance, has its classes in another order or expects another normalisation; its error is "
+        "printed all the same",
     )
     attention: Annotated[
         Literal["activation", "gradient", "activation,gradient", "none"],
@@ -213,7 +220,7 @@ class RunConfig(TrainingConfig):
     beta_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="beta during training: constant, or falling to 0"
     )
-    pairs: str = Field(
+    pairs: Names = Field(
         "auto",
         description="layer pairs: auto, auto-N (the last N of them), or "
         "student.layer:teacher.layer,... with * and ?; teacher.a+teacher.b averages two maps",
@@ -254,7 +261,7 @@ class RunConfig(TrainingConfig):
     flip_axis: Literal["horizontal", "vertical"] = Field(
         "horizontal", description="flip left and right, or top and bottom"
     )
-    flip_classes: str | None = Field(
+    flip_classes: Names | None = Field(
         None,
         pattern=r"^\d+(,\d+)*$",
         description="indices of the classes that the flip does not change, such as 0,1,3,8; "
@@ -288,7 +295,7 @@ class RunConfig(TrainingConfig):
 class DistillConfig(RunConfig):
     """Settings of a run in which the student learns from a teacher."""
 
-    teacher: str = Field(description=RunConfig.model_fields["teacher"].description)
+    teacher: Names = Field(description=RunConfig.model_fields["teacher"].description)
 
 
 def flag_of(name: str, config: type[Config] = RunConfig) -> str:
@@ -306,6 +313,7 @@ def flag_of(name: str, config: type[Config] = RunConfig) -> str:
 
 
 NEEDS_TEACHER = (
+    "trust_teacher",
     "attention",
     "map",
     "power",

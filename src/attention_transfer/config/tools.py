@@ -9,6 +9,7 @@ from attention_transfer.config.checked import Config
 from attention_transfer.config.fields import (
     Count,
     ImageSize,
+    Names,
     NetworkPair,
     Positive,
     Precision,
@@ -26,14 +27,14 @@ class CacheConfig(ImagesConfig):
     """Settings of a cache of teacher targets."""
 
     cache: Path = Field(description="cache folder")
-    teacher: str = Field(
+    teacher: Names = Field(
         description="a run folder, NAME or NAME@FILE[#KEY]; several, separated by commas"
     )
     views: Count = Field(
         15,
         description="augmented views of each training image; best as many as epochs",
     )
-    points: str = Field(
+    points: Names = Field(
         "auto", description="teacher layers whose maps are kept, separated by commas"
     )
     map: Literal["sum", "max"] = Field("sum", description="sum or max over channels of |A|^p")
@@ -76,7 +77,7 @@ class PointsConfig(Config):
     """Settings of the table of attention points."""
 
     model: str = Field(description="a network, such as timm:resnet34, or a run folder")
-    pair: str | None = Field(
+    pair: Names | None = Field(
         None, description="a teacher to pair the network with, or several, separated by commas"
     )
     image_size: ImageSize | None = Field(
@@ -98,7 +99,7 @@ class MapsConfig(Config):
     image_size: ImageSize | None = Field(
         None, description="size of the images in pixels, N or HxW; default: each network's own"
     )
-    points: str = Field(
+    points: Names = Field(
         "low,middle,top",
         description="attention points, separated by commas: low, middle, top, all, or names with "
         "* and ?",

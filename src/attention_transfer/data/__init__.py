@@ -22,6 +22,7 @@ from attention_transfer.data.randomness import AugmentedView
 from attention_transfer.data.splitting import hold_out_test, hold_out_validation
 from attention_transfer.data.views import Augmentation, Transform
 from attention_transfer.errors import InputError, nearest
+from attention_transfer.waiting import waiting_for
 
 __all__ = [
     "Augmentation",
@@ -76,8 +77,9 @@ def load_data(
     Raises:
         InputError: an unknown name, images that cannot be read, or a split without any.
     """
-    load, folder = _loader(data, download)
-    result = load(image_size or default_size, data_seed)
+    with waiting_for(f"reading the data{f' {data}' if isinstance(data, str) else ''}"):
+        load, folder = _loader(data, download)
+        result = load(image_size or default_size, data_seed)
     for split, images in (("training", result.train), ("test", result.test)):
         if len(images) == 0:
             raise InputError(f"{result.name} has no {split} images, expected at least one")

@@ -33,6 +33,7 @@ from attention_transfer.models.zoo import (
 )
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.trust import check_names, trusting
+from attention_transfer.waiting import waiting_for
 
 __all__ = [
     "LoadedModel",
@@ -139,7 +140,8 @@ def load(
     folder = run_folder(model)
     size = image_size if resize or not trained else None
     if folder is not None:
-        loaded = load_run(folder, trust, image_size=size)
+        with waiting_for(f"loading the network {model}"):
+            loaded = load_run(folder, trust, image_size=size)
         card = loaded.card
         if not trained and card is not None and classes is not None and card.classes != classes:
             with _seeded(seed):
@@ -148,7 +150,7 @@ def load(
     name, weights = split_name(model)
     if weights == "random":
         size = image_size
-    with _seeded(seed):
+    with _seeded(seed), waiting_for(f"loading the network {model}"):
         return _load_named(name, weights, classes, trained, size)
 
 

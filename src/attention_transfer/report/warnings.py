@@ -21,6 +21,8 @@ def run_warnings(groups: Sequence[Group]) -> Iterator[str]:
     for notice, names in notices.items():
         yield notice if len(names) == len(runs) else f"{', '.join(names)}: {notice}"
     for run in runs:
+        if run.record.teacher is not None:
+            yield from (f"{run.name}: {warning}" for warning in run.record.teacher.warnings)
         yield from _about_maps(run)
         yield from _about_training(run)
     for group in groups:

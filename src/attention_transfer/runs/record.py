@@ -149,6 +149,12 @@ class TeacherRecord(NetworkRecord):
 
     test_error: float | None
     """In percent; None if the teacher has other classes than the data."""
+    validation_error: float | None = None
+    """In percent, before the first step; None if the teacher has other classes than the data."""
+    validation_images: NonNegativeInt = 0
+    """How many validation images that error is of."""
+    warnings: list[str] = []
+    """What is wrong with those answers, unless ``trust_teacher`` is set."""
 
 
 class PairRecord(_Schema):

@@ -30,6 +30,7 @@ def predict(
     device: torch.device | None = None,
     workers: int = 0,
     between: Callable[[], None] = lambda: None,
+    finite: bool = True,
 ) -> Tensor:
     """Return a network's logits (N, K) of images, computed in eval mode.
 
@@ -43,6 +44,7 @@ def predict(
         device: where the network is; by default the CPU.
         workers: processes that decode images ahead.
         between: called after each batch; it may raise.
+        finite: whether all logits must be finite.
 
     Raises:
         InputError: there are no images, or the network has another number of outputs.
@@ -70,7 +72,7 @@ def predict(
                 )
             between()
     logits = torch.cat(parts)
-    if not bool(logits.isfinite().all()):
+    if finite and not bool(logits.isfinite().all()):
         raise TrainingError(
             "the network's logits are not finite: its training diverged, or its weights are "
             "damaged; train it again with a lower --lr"

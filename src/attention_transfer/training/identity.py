@@ -22,6 +22,7 @@ FREE_SETTINGS = {
     "checkpoint_steps",
     "checkpoint_minutes",
     "timeout",
+    "trust_teacher",
 }
 """Settings that change no figure of a run, so that a resumed run may have others."""
 

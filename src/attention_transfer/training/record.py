@@ -25,8 +25,9 @@ from attention_transfer.runs.record import (
 )
 from attention_transfer.training.classification_metrics import Evaluation
 from attention_transfer.training.setup import RunSetup, count_flops
+from attention_transfer.training.teacher_check import TeacherCheck
 
-__all__ = ["make_record", "parameter_count"]
+__all__ = ["input_size_of", "make_record", "parameter_count"]
 
 MOST_SKIPPED = 1000
 """Corrupt images that a record lists."""
@@ -38,6 +39,7 @@ def make_record(
     best: BestEpoch,
     evaluations: Mapping[str, Evaluation],
     teacher_test_error: float | None,
+    teacher_check: TeacherCheck,
     attention: AttentionRecord | None,
     seconds: float,
     seconds_building_cache: float,
@@ -51,6 +53,7 @@ def make_record(
         best: the epoch with the lowest validation error.
         evaluations: of the last weights, by split: "validation" and "test".
         teacher_test_error: in percent; None without a teacher with the data's classes.
+        teacher_check: what the teacher answered before the first step.
         attention: the attention maps that were saved.
         seconds: of training.
         seconds_building_cache: of building the cache of teacher targets.
@@ -61,7 +64,13 @@ def make_record(
     teacher = None
     if setup.teachers:
         network = _network_record(setup.teachers, setup)
-        teacher = TeacherRecord(**network.model_dump(), test_error=teacher_test_error)
+        teacher = TeacherRecord(
+            **network.model_dump(),
+            test_error=teacher_test_error,
+            validation_error=teacher_check.error,
+            validation_images=teacher_check.images,
+            warnings=teacher_check.warnings,
+        )
     targets = setup.targets
     return RunRecord(
         command="train" if config.teacher is None else "distill",
@@ -125,12 +134,12 @@ def _network_record(models: Sequence[LoadedModel], setup: RunSetup) -> NetworkRe
     return NetworkRecord(
         name=",".join(model.name for model in models),
         parameters=sum(parameter_count(model.network) for model in models),
-        flops=sum(count_flops(model.network, _input_size(model, setup)) for model in models),
+        flops=sum(count_flops(model.network, input_size_of(model, setup)) for model in models),
         weights_fingerprint=weights_fingerprint([model.network for model in models]),
     )
 
 
-def _input_size(model: LoadedModel, setup: RunSetup) -> tuple[int, int, int]:
+def input_size_of(model: LoadedModel, setup: RunSetup) -> tuple[int, int, int]:
     """Return the size (C, H, W) of the images that a network gets in this run."""
     if model.preprocessing and model.preprocessing.size:
         return (3, *model.preprocessing.size)

@@ -45,6 +45,7 @@ from attention_transfer.transfer import (
     compiler_fault,
     try_terms,
 )
+from attention_transfer.waiting import waiting_for
 
 __all__ = ["RunSetup", "count_flops", "set_up_run"]
 
@@ -130,19 +131,21 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
             loaded.network.to(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        transfer = Transfer(
-            student.network,
-            [teacher.network for teacher in teachers] or None,
-            terms,
-            example_input=example,
-            student_normalization=preprocessing_for(student, data),
-            teacher_normalization=[preprocessing_for(teacher, data) for teacher in teachers],
-        )
+        with waiting_for("finding the networks' attention points"):
+            transfer = Transfer(
+                student.network,
+                [teacher.network for teacher in teachers] or None,
+                terms,
+                example_input=example,
+                student_normalization=preprocessing_for(student, data),
+                teacher_normalization=[preprocessing_for(teacher, data) for teacher in teachers],
+            )
         if config.terms:
             view = AugmentedView(config.data_seed, 0)
             batch = next(batches(data.train, tried, len(tried), view=view))
             try_terms(transfer, batch.images, batch.labels)
-    targets = cached_targets(config, data, teachers, transfer, precision)
+    with waiting_for("looking up the cache of teacher targets"):
+        targets = cached_targets(config, data, teachers, transfer, precision)
     if targets is None:
         transfer.optimize_teacher_for_inference(example, AUTOCAST.get(precision))
     else:

@@ -44,6 +44,7 @@ from attention_transfer.training.setup import RunSetup
 from attention_transfer.training.shared_evaluation import SharedEvaluation
 from attention_transfer.training.signals import StopRequest
 from attention_transfer.training.summary import run_summary
+from attention_transfer.training.teacher_check import check_teachers
 from attention_transfer.training.train_step import NotFiniteError, StepIndex, TrainStep
 
 __all__ = ["Trainer"]
@@ -89,10 +90,9 @@ class Trainer:
         )
         bounds = batch_bounds(len(self.data.train), self.config.batch_size, self.processes.count)
         self.steps_per_epoch = len(bounds)
-        self.epoch, self.step = 0, 0
+        self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.meters = EpochMeters()
         self.rows: list[EpochMetrics] = []
-        self.seconds = 0.0
         self.best = BestEpoch(epoch=0, validation_error=math.inf)
         self.probes: Probes | None = None
         if self.config.probes and self.processes.is_main:
@@ -192,6 +192,7 @@ class Trainer:
     def _train(self) -> None:
         for line in run_summary(self.setup):
             self.progress.write_line(line)
+        self.teacher_check = check_teachers(self.setup, self.evaluation, self.progress)
         if self.epoch or self.step:
             self.progress.write_line(f"resumed {self._place}")
         steps = (self.config.epochs - self.epoch) * self.steps_per_epoch - self.step
@@ -288,7 +289,7 @@ class Trainer:
         """Evaluate the last weights, write predictions, network and record."""
         self.setup.transfer.remove_compiled_passes()
         validation, test = self._logits(self.data.validation), self._logits(self.data.test)
-        teacher_test_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
+        teacher_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
         if validation is None or test is None:
             return
         if self.probes:
@@ -303,7 +304,8 @@ class Trainer:
             self.setup,
             best=self.best,
             evaluations=evaluations,
-            teacher_test_error=teacher_test_error,
+            teacher_test_error=teacher_error,
+            teacher_check=self.teacher_check,
             attention=self.probes.record() if self.probes else None,
             seconds=self.seconds,
             seconds_building_cache=self.seconds_building_cache,
@@ -333,9 +335,8 @@ class Trainer:
     def _view(self, epoch: int) -> AugmentedView:
         """Return an epoch's augmented view; with a cache, epochs cycle through its views."""
         targets = self.setup.targets
-        return AugmentedView(
-            self.config.data_seed, epoch if targets is None else epoch % targets.views
-        )
+        views = self.config.epochs if targets is None else targets.views
+        return AugmentedView(self.config.data_seed, epoch % views)
 
     def _batches(self) -> Generator[Batch]:
         """Yield the batches of all remaining steps; the next epoch's load during validation."""
@@ -395,5 +396,5 @@ class Trainer:
     def _logits(self, images: Images) -> Tensor | None:
         """Return the student's logits of a split in the main process, None in the others."""
         classes = len(self.data.class_names)
-        student, preprocessing = self.setup.student.network, self.setup.preprocessing
-        return self.evaluation.logits(student, images, preprocessing, classes)
+        student = self.setup.student.network
+        return self.evaluation.logits(student, images, self.setup.preprocessing, classes)
