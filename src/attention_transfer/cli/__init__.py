@@ -27,6 +27,7 @@ from attention_transfer.errors import (
     Interrupted,
     TrainingError,
     UntrustedError,
+    first_line,
     nearest,
 )
 from attention_transfer.terminal import escape_control_characters
@@ -94,6 +95,8 @@ def _exit_code(arguments: list[str]) -> int:
         return _fail(error, 128 + error.signal)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except OSError as error:  # of the system: a full disk, too many open files
+        return _fail(first_line(error), 1)
 
 
 def _run(arguments: list[str]) -> int:

@@ -3,8 +3,8 @@
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -79,16 +79,30 @@ def run(
     setup = set_up_run(config, objects)
     trainer = Trainer(setup, Run(folder), accelerator, progress)
     accelerator.wait_for_everyone()
+    before = set(os.listdir(folder)) if os.path.isdir(folder) else None
     with _held(folder, accelerator):
         if accelerator.is_main_process:
             Run.create(folder, setup.config)
         accelerator.wait_for_everyone()
         try:
             trainer.tracking.start()
-        except (InputError, KeyboardInterrupt):
-            shutil.rmtree(folder, ignore_errors=True)  # it was empty or absent before
+        except BaseException:
+            if accelerator.is_main_process:
+                _remove_all_but(before, folder)
             raise
         return trainer.finish()
+
+
+def _remove_all_but(before: Collection[str] | None, folder: Path) -> None:
+    """Remove what has come into a folder since it held these names; None: since it was absent."""
+    if before is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for name in set(os.listdir(folder)) - set(before):
+        if os.path.isdir(folder / name):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def resume(
@@ -163,7 +177,8 @@ def _held(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     if not accelerator.is_main_process:
         yield
         return
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with ExitStack() as stack:
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
         yield
