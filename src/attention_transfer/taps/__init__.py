@@ -6,6 +6,7 @@ channels and the spatial axes are in an output.
 """
 
 from attention_transfer.taps.capture import Taps
+from attention_transfer.taps.fused_layers import counting_flops
 from attention_transfer.taps.inputs import (
     Inputs,
     call_network,
@@ -28,6 +29,7 @@ __all__ = [
     "Unreadable",
     "attention_points",
     "call_network",
+    "counting_flops",
     "declared_points",
     "evaluating",
     "input_tensors",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attention_transfer.errors import InputError, first_line
+from attention_transfer.taps.fused_layers import counting_flops
 from attention_transfer.taps.inputs import Inputs, call_network, main_input, map_inputs
 from attention_transfer.taps.layout import Layout, LayoutReader
 from attention_transfer.taps.modules import (
@@ -137,9 +138,6 @@ class _Recorder:
 
     def run(self, fake: bool) -> "_Recorder":
         """Run the forward pass and return this recorder."""
-        # It imports Triton, which takes as long as all of this package.
-        from torch.utils.flop_counter import FlopCounterMode
-
         self.reader = LayoutReader(BATCH, self.input_size[1:])
         like = next(
             (value for value in self.network.parameters() if value.is_floating_point()),
@@ -152,7 +150,7 @@ class _Recorder:
             if fake:
                 stack.enter_context(_quiet("torch._subclasses.fake_tensor"))
                 stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            self.counter = stack.enter_context(FlopCounterMode(display=False))
+            self.counter = stack.enter_context(counting_flops())
             for name, module in self.network.named_modules():
                 if name:
                     stack.callback(module.register_forward_pre_hook(self._before(name)).remove)

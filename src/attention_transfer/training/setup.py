@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import RunConfig
 from attention_transfer.data import AugmentedView, DataSet, as_input, batch_bounds, batches
@@ -30,7 +29,7 @@ from attention_transfer.network_inputs import (
     try_out,
 )
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import evaluating, unwrapped
+from attention_transfer.taps import counting_flops, evaluating, unwrapped
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
 from attention_transfer.training.configured_terms import configured_terms
 from attention_transfer.training.fine_tuning import freeze
@@ -295,6 +294,6 @@ def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the operations of one image's forward pass (a multiply-add counts as two)."""
     image = torch.zeros(1, *input_size, device=next(network.parameters()).device)
     inner = unwrapped(network)
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluating(inner):
+    with counting_flops() as counter, torch.no_grad(), evaluating(inner):
         inner(image)
     return int(counter.get_total_flops())
