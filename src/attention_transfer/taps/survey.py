@@ -3,6 +3,7 @@
 The pass runs on fake tensors, which have shapes and no values.
 """
 
+import copy
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from attention_transfer.taps.modules import (
 )
 from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
 from attention_transfer.taps.recommendation import ModuleRun, Tree, named_best, recommended
+from attention_transfer.taps.sequences import PartsRun, is_sequence, parts_of
 
 __all__ = ["attention_points"]
 
@@ -155,6 +157,7 @@ class _Recorder:
                 if name:
                     stack.callback(module.register_forward_pre_hook(self._before(name)).remove)
                     stack.callback(module.register_forward_hook(self._after(name)).remove)
+            parts_runs = self._watch_sequences(stack)
             inputs = self._example(like, fake)
             try:
                 call_network(self.network, inputs)
@@ -169,7 +172,37 @@ class _Recorder:
                     f"{tuple(main_input(inputs).shape)}: {reason}; give the input size it takes"
                 ) from error
             self.flops = self.counter.get_total_flops()
+        for name, run in parts_runs.items():
+            if name not in self.calls and run.is_sequence:
+                self._add_sequence(name)
         return self
+
+    def _watch_sequences(self, stack: ExitStack) -> dict[str, PartsRun]:
+        """Watch the parts of each sequence, innermost sequences first."""
+        sequences = [
+            (name, module)
+            for name, module in self.network.named_modules()
+            if name and is_sequence(module)
+        ]
+        runs = {name: PartsRun(module) for name, module in reversed(sequences)}
+        for run in runs.values():
+            for handle in run.watch():
+                stack.callback(handle.remove)
+        return runs
+
+    def _add_sequence(self, name: str) -> None:
+        """Record the outputs of a sequence that ran module by module: those of its last module."""
+        names = {module: own for own, module in self.network.named_modules()}
+        parts = [names[part] for _, part in parts_of(self.network.get_submodule(name))]
+        last = parts[-1]
+        if self.calls.get(last) != 1:
+            return
+        self.calls[name] = 1
+        self.shares[name] = sum(self.shares[part] for part in dict.fromkeys(parts))
+        for output in [one for one in self.outputs if module_of(one.name) == last]:
+            own = copy.copy(output)
+            own.name = name + output.name.removeprefix(last)
+            self.outputs.insert(self.outputs.index(output) + 1, own)
 
     def _example(self, like: Tensor, fake: bool) -> Inputs:
         """Return the inputs of the pass: zeros, or the example's first sample three times."""

@@ -93,7 +93,7 @@ class _Tapped(nn.Module):
         super().__init__()
         self.network, self.taps, self.finish = network, taps, finish
         self.outputs: dict[str, Tensor] | None = None
-        self._handles: list[RemovableHandle] = taps.watch(self._keep)
+        self._handles: list[RemovableHandle] = taps.watch(self._keep, self._keep_end)
 
     def forward(self, inputs: Inputs) -> Any:
         """Run the network and finish its output and features."""
@@ -122,3 +122,7 @@ class _Tapped(nn.Module):
     def _keep(self, point: str, output: Tensor) -> None:
         if self.outputs is not None:
             self.outputs[point] = output.clone() if self.taps.overwritten(point) else output
+
+    def _keep_end(self, point: str, output: Tensor) -> None:
+        if self.outputs is not None and point not in self.outputs:
+            self._keep(point, output)
