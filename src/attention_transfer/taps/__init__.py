@@ -10,9 +10,12 @@ from attention_transfer.taps.fused_layers import counting_flops
 from attention_transfer.taps.inputs import (
     Inputs,
     call_network,
+    in_own_dtype,
     input_tensors,
     main_input,
     map_inputs,
+    own_dtype,
+    own_precision,
     with_main_input,
 )
 from attention_transfer.taps.layout import Layout
@@ -32,9 +35,12 @@ __all__ = [
     "counting_flops",
     "declared_points",
     "evaluating",
+    "in_own_dtype",
     "input_tensors",
     "main_input",
     "map_inputs",
+    "own_dtype",
+    "own_precision",
     "structure_copy",
     "unwrapped",
     "with_main_input",

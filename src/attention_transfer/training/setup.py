@@ -29,7 +29,7 @@ from attention_transfer.network_inputs import (
     try_out,
 )
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import counting_flops, evaluating, unwrapped
+from attention_transfer.taps import counting_flops, evaluating, own_dtype, unwrapped
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
 from attention_transfer.training.configured_terms import configured_terms
 from attention_transfer.training.fine_tuning import freeze
@@ -42,6 +42,7 @@ from attention_transfer.transfer import (
     Transfer,
     class_logits,
     compiler_fault,
+    preprocess,
     try_terms,
 )
 
@@ -122,7 +123,7 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
     recomputation = Recomputation({}, share=1.0)
     if config.grad_checkpoint:
-        images = preprocessing_for(student, data)(example)
+        images = preprocess(student.network, example, preprocessing_for(student, data))
         recomputation = plan_recomputation(student.network, images)
     if config.channels_last:
         for loaded in [student, *teachers]:
@@ -261,7 +262,8 @@ def _check_smallest_batch(
         return
     try:
         with torch.no_grad():
-            copy.deepcopy(student.network).train()(preprocessing_for(student, data)(images[:1]))
+            network = copy.deepcopy(student.network).train()
+            network(preprocess(network, images[:1], preprocessing_for(student, data)))
     except ValueError as error:
         raise InputError(
             f"{student.name} cannot be trained on one image at a time ({error}); give at least 2 "
@@ -292,8 +294,9 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
 
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the operations of one image's forward pass (a multiply-add counts as two)."""
-    image = torch.zeros(1, *input_size, device=next(network.parameters()).device)
     inner = unwrapped(network)
+    device = next(network.parameters()).device
+    image = torch.zeros(1, *input_size, dtype=own_dtype(inner), device=device)
     with counting_flops() as counter, torch.no_grad(), evaluating(inner):
         inner(image)
     return int(counter.get_total_flops())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from attention_transfer.errors import InputError, first_line
-from attention_transfer.taps import Inputs, Taps
+from attention_transfer.taps import Inputs, Taps, own_precision
 
 __all__ = ["CompiledForward", "compiler_fault"]
 
@@ -72,7 +72,8 @@ class CompiledForward:
         Raises:
             InputError: a tap did not fire.
         """
-        return self._compiled(inputs)
+        with own_precision(self._tapped.network, inputs):
+            return self._compiled(inputs)
 
     def remove(self) -> None:
         """Remove the hooks from the network."""

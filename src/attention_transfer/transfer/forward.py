@@ -15,9 +15,11 @@ from attention_transfer.taps import (
     Taps,
     call_network,
     evaluating,
+    in_own_dtype,
     input_tensors,
     main_input,
     map_inputs,
+    own_dtype,
     structure_copy,
     unwrapped,
     with_main_input,
@@ -136,13 +138,20 @@ def class_logits(output: object, find: FindLogits = find_logits) -> Tensor:
     )
 
 
-def preprocess(inputs: Inputs, preprocessing: Preprocessing | None) -> Inputs:
-    """Return the inputs with the main one preprocessed."""
+def preprocess(network: nn.Module, inputs: Inputs, preprocessing: Preprocessing | None) -> Inputs:
+    """Return the inputs as a network takes them: the main one preprocessed, in its own dtype.
+
+    Raises:
+        InputError: the main input is to be preprocessed and holds integers.
+    """
     if preprocessing is None:
-        return inputs
-    if isinstance(inputs, Tensor):
-        return preprocessing(inputs)
-    return with_main_input(inputs, preprocessing(main_input(inputs)))
+        return in_own_dtype(network, inputs)
+    images = main_input(inputs)
+    dtype = own_dtype(network)
+    if dtype is not None and dtype.itemsize > images.dtype.itemsize:
+        inputs = in_own_dtype(network, inputs)  # first, so as not to lose digits
+        images = main_input(inputs)
+    return in_own_dtype(network, with_main_input(inputs, preprocessing(images)))
 
 
 def input_size(inputs: Inputs, preprocessing: Preprocessing | None) -> tuple[int, ...]:
@@ -163,7 +172,7 @@ def tapped_forward(
     if main_input(inputs).shape[:1] == (0,):
         raise InputError("the batch is empty, expected at least one sample; leave it out")
     before = _versions(inputs)
-    own_inputs = preprocess(inputs, preprocessing)
+    own_inputs = preprocess(network, inputs, preprocessing)
     with taps as outputs:
         output = call_network(network, own_inputs)
     if _versions(inputs) != before:

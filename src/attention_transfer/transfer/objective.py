@@ -250,7 +250,8 @@ class Transfer(nn.Module):
         compiled = self._compiled
         if compiled is None or not torch.is_grad_enabled() or not compiled.takes(inputs):
             return tapped_forward(self.student, self._taps, inputs, self.student_normalization)
-        return ForwardResult(*compiled(preprocess(inputs, self.student_normalization)))
+        own_inputs = preprocess(self.student, inputs, self.student_normalization)
+        return ForwardResult(*compiled(own_inputs))
 
     # torch.compiler.disable, except that the compiler is imported at the first call only.
     @_disable_dynamo
@@ -372,13 +373,14 @@ class Transfer(nn.Module):
             )
         self._built = True
         logits = logits_in(student.output, self.find_logits)
+        values = [*student.features.values(), *([] if logits is None else [logits])]
+        dtype = torch.float64 if any(one.dtype == torch.float64 for one in values) else None
         for name, term in self.named_terms.items():
             inputs = self._term_inputs(name, student, logits, targets)
             check_inputs(term, inputs)
             pairs = inputs.pairs if name in self.pairings else ()
             build_modules(term, pairs)
-            images = main_input(example)
-            term.to(images.device, torch.float64 if images.dtype == torch.float64 else None)
+            term.to(main_input(example).device, dtype)
             if pairs:
                 try_losses(term, inputs)
             self.pair_descriptions += [
