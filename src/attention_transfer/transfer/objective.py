@@ -44,6 +44,7 @@ from attention_transfer.transfer.teacher_ensemble import (
 from attention_transfer.transfer.term_inputs import (
     build_modules,
     check_built,
+    check_devices,
     check_inputs,
     check_teacher,
     claim_modules,
@@ -309,6 +310,7 @@ class Transfer(nn.Module):
             try:
                 value: object = term(inputs)
             except Exception as error:
+                check_devices(name, inputs, error)
                 error.add_note(f"in the term {name}")
                 raise
             raw[name] = scalar_value(name, value)
