@@ -19,7 +19,13 @@ from attention_transfer.taps.inputs import (
     with_main_input,
 )
 from attention_transfer.taps.layout import Layout
-from attention_transfer.taps.modules import declared_points, evaluating, structure_copy, unwrapped
+from attention_transfer.taps.modules import (
+    declared_points,
+    evaluating,
+    structure_copy,
+    to_channels_last,
+    unwrapped,
+)
 from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
 from attention_transfer.taps.survey import attention_points
 
@@ -42,6 +48,7 @@ __all__ = [
     "own_dtype",
     "own_precision",
     "structure_copy",
+    "to_channels_last",
     "unwrapped",
     "with_main_input",
 ]

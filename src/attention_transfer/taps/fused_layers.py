@@ -56,7 +56,7 @@ def counting_flops() -> Iterator["FlopCounterMode"]:
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     def attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
+        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
     kernels = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
@@ -75,5 +75,5 @@ def _recurrent_layer(inputs: Shape, *weights: Any, **_: Any) -> int:
 
 def _recurrent_layers(inputs: Shape, weights: Any, *_: Any, **__: Any) -> int:
     """Count all layers: each weight matrix is applied at every step to every sample."""
-    matrices = sum(math.prod(weight) for weight in weights if len(weight) == 2)
+    matrices: int = sum(math.prod(weight) for weight in weights if len(weight) == 2)
     return 2 * inputs[0] * inputs[1] * matrices

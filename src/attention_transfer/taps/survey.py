@@ -36,9 +36,10 @@ __all__ = ["attention_points"]
 BATCH = 3
 """Images in the pass: a number of windows or heads that few networks have."""
 
+_BY_LAST_AXIS = (nn.Linear, nn.LayerNorm)
+
 _BY_AXES = (
-    nn.Linear,
-    nn.LayerNorm,
+    *_BY_LAST_AXIS,
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._BatchNorm,
     nn.GroupNorm,
@@ -233,7 +234,7 @@ class _Recorder:
                 self.reordered = type(module).__name__
             for point, value in outputs_of(name, output) if self.calls[name] == 1 else ():
                 keeps_shape = _keeps_shape(module, given, value)
-                layout = self._layout(value, keeps_shape)
+                layout = self._layout(module, value, keeps_shape)
                 other = None
                 if isinstance(layout, Layout) and layout.kind == "feature map":
                     assert isinstance(value, Tensor)
@@ -243,12 +244,13 @@ class _Recorder:
 
         return hook
 
-    def _layout(self, value: object, keeps_shape: bool) -> Layout | str:
+    def _layout(self, module: nn.Module, value: object, keeps_shape: bool) -> Layout | str:
         if not isinstance(value, Tensor):
             return f"it returns a {type(value).__name__}"
         if not value.is_floating_point():
             return f"it holds {value.dtype} numbers"
-        layout = self.reader.layout(tuple(value.shape), elementwise=keeps_shape)
+        channels_first = isinstance(module, _BY_AXES) and not isinstance(module, _BY_LAST_AXIS)
+        layout = self.reader.layout(tuple(value.shape), keeps_shape, channels_first)
         if self.reordered and isinstance(layout, Layout) and layout.kind == "tokens":
             return f"{self.reordered} put its tokens into an order other than the image's"
         return layout
@@ -331,7 +333,7 @@ def _settle_axes(outputs: list[_Output], modules: dict[str, nn.Module]) -> None:
     for output in outputs:
         module = modules[module_of(output.name)]
         if output.other_layout is not None and isinstance(module, _BY_AXES):
-            if isinstance(module, nn.Linear | nn.LayerNorm):
+            if isinstance(module, _BY_LAST_AXIS):
                 output.layout = output.other_layout
             output.other_layout = None
         if isinstance(output.layout, Layout) and output.other_layout is None:

@@ -29,7 +29,14 @@ from attention_transfer.network_inputs import (
     try_out,
 )
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import counting_flops, evaluating, own_dtype, unwrapped
+from attention_transfer.taps import (
+    counting_flops,
+    evaluating,
+    main_input,
+    own_dtype,
+    to_channels_last,
+    unwrapped,
+)
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
 from attention_transfer.training.configured_terms import configured_terms
 from attention_transfer.training.fine_tuning import freeze
@@ -123,11 +130,11 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
     recomputation = Recomputation({}, share=1.0)
     if config.grad_checkpoint:
-        images = preprocess(student.network, example, preprocessing_for(student, data))
-        recomputation = plan_recomputation(student.network, images)
+        inputs = preprocess(student.network, example, preprocessing_for(student, data))
+        recomputation = plan_recomputation(student.network, main_input(inputs))
     if config.channels_last:
         for loaded in [student, *teachers]:
-            loaded.network.to(memory_format=torch.channels_last)
+            to_channels_last(loaded.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         transfer = Transfer(

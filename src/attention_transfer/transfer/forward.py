@@ -28,7 +28,9 @@ from attention_transfer.taps import (
 __all__ = [
     "FindLogits",
     "ForwardResult",
+    "check_result_learns",
     "check_student_learns",
+    "check_trainable",
     "class_logits",
     "describe_output",
     "find_logits",
@@ -195,31 +197,44 @@ def check_student_learns(
     preprocessing: Preprocessing | None,
     logits: FindLogits,
 ) -> None:
-    """Check that gradients reach the student from its points and, where it has any, its logits.
-
-    Raises:
-        InputError: a point or the logits depend on no parameter that is trained.
-    """
-    learns = {parameter.requires_grad for parameter in network.parameters()}
-    if learns == {False}:
-        raise InputError(
-            "no parameter of the student requires a gradient, so it could not learn; "
-            "student.requires_grad_() lets it"
-        )
+    """Try on an example whether gradients reach the student, as :func:`check_result_learns`."""
     copied = unwrapped(network)
     with suppress(Exception):  # whatever a module raises that cannot be copied: it runs itself
         copied = structure_copy(copied, frozen=False)
     one = map_inputs(lambda value: value[:1], example)
     with evaluating(copied), torch.enable_grad():
         result = tapped_forward(copied, Taps(copied, taps.points), one, preprocessing)
+    check_result_learns(copied, result, logits_in(result.output, logits))
+
+
+def check_trainable(network: nn.Module) -> None:
+    """Raise an InputError if all of a student's parameters are frozen."""
+    if {parameter.requires_grad for parameter in network.parameters()} == {False}:
+        raise InputError(
+            "no parameter of the student requires a gradient, so it could not learn; "
+            "student.requires_grad_() lets it"
+        )
+
+
+def check_result_learns(network: nn.Module, result: ForwardResult, logits: Tensor | None) -> None:
+    """Check that gradients reach the student from its points and, where it has any, its logits.
+
+    Args:
+        network: the student.
+        result: of a forward pass with gradients.
+        logits: found in the result.
+
+    Raises:
+        InputError: a point or the logits depend on no parameter that is trained.
+    """
+    frozen = not all(parameter.requires_grad for parameter in network.parameters())
     fixed = [name for name, feature in result.features.items() if not feature.requires_grad]
-    if fixed and False in learns:
+    if fixed and frozen:
         raise InputError(
             f"the student's point {fixed[0]!r} is in a part that is frozen, so its attention "
             "cannot change; choose later points (pairs='auto-2'), or freeze less"
         )
-    found = logits_in(result.output, logits)
-    if found is not None and not found.requires_grad:
+    if logits is not None and not logits.requires_grad:
         fixed.append("logits")
     if fixed:
         raise InputError(

@@ -9,12 +9,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from attention_transfer.errors import InputError, input_errors
-from attention_transfer.taps import (
-    Inputs,
-    Taps,
-    evaluating,
-    main_input,
-)
+from attention_transfer.taps import Inputs, Taps, evaluating, main_input
 from attention_transfer.transfer.compiled_forward import CompiledForward
 from attention_transfer.transfer.differentiability import (
     check_twice_differentiable,
@@ -24,7 +19,9 @@ from attention_transfer.transfer.differentiability import (
 from attention_transfer.transfer.forward import (
     FindLogits,
     ForwardResult,
+    check_result_learns,
     check_student_learns,
+    check_trainable,
     find_logits,
     logits_in,
     preprocess,
@@ -49,6 +46,7 @@ from attention_transfer.transfer.term_inputs import (
     check_teacher,
     claim_modules,
     gradient_labels,
+    modules_dtype,
     named_terms,
     needed_of_teacher,
     pairings_of,
@@ -88,10 +86,10 @@ class Transfer(nn.Module):
             ``"out"``.
 
     Raises:
-        InputError: networks that are none; no terms, a term without a name, or two of one name; a
-            term that needs a teacher without one; unknown points; pairs that do not fit or whose
-            term could only be zero. Without ``example_input`` the last two are raised by the first
-            call.
+        InputError: networks that are none; a frozen student; no terms, a term without a name, or
+            two of one name; a term that needs a teacher without one; unknown points; pairs that do
+            not fit or whose term could only be zero. Without ``example_input`` the last two are
+            raised by the first call.
 
     Example:
         >>> def network(width):
@@ -119,6 +117,7 @@ class Transfer(nn.Module):
     ) -> None:
         super().__init__()
         check_network("student", student)
+        check_trainable(student)
         self.student = student
         self.student_normalization = as_preprocessing(student_normalization)
         self.terms = nn.ModuleDict(named_terms(terms))
@@ -139,7 +138,7 @@ class Transfer(nn.Module):
         self.teacher = frozen_teacher(teachers, points, logits)
         self.target_spec = needed_of_teacher(self.named_terms, self.pairings)
         self.pair_descriptions: list[PairDescription] = []
-        self._twice_differentiable, self._built = False, False
+        self._twice_differentiable, self._built, self._learns = False, False, False
         self._checked: set[object] = set()
         """The shapes of features and logits that the terms have checked."""
         self._compiled: CompiledForward | None = None
@@ -297,6 +296,9 @@ class Transfer(nn.Module):
         progress: float,
     ) -> TransferOutput:
         logits = logits_in(student.output, self.find_logits)
+        if torch.is_grad_enabled() and not self._learns:
+            check_result_learns(self.student, student, logits)
+            self._learns = True
         shapes = tuple(features.shape[1:] for features in student.features.values())
         checked = shapes, logits is None or logits.shape[1:], labels is None
         raw: dict[str, Tensor] = {}
@@ -375,14 +377,12 @@ class Transfer(nn.Module):
             )
         self._built = True
         logits = logits_in(student.output, self.find_logits)
-        values = [*student.features.values(), *([] if logits is None else [logits])]
-        dtype = torch.float64 if any(one.dtype == torch.float64 for one in values) else None
         for name, term in self.named_terms.items():
             inputs = self._term_inputs(name, student, logits, targets)
             check_inputs(term, inputs)
             pairs = inputs.pairs if name in self.pairings else ()
             build_modules(term, pairs)
-            term.to(main_input(example).device, dtype)
+            term.to(main_input(example).device, modules_dtype(student, logits))
             if pairs:
                 try_losses(term, inputs)
             self.pair_descriptions += [

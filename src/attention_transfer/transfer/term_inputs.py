@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import InputError, input_errors
@@ -30,6 +31,7 @@ __all__ = [
     "check_term",
     "claim_modules",
     "gradient_labels",
+    "modules_dtype",
     "named_terms",
     "needed_of_teacher",
     "pairings_of",
@@ -286,6 +288,13 @@ def build_modules(term: Term, pairs: Sequence[PairInputs]) -> None:
         )
     with input_errors(f"the term {term.name} failed in build"):
         term.build(pairs)
+
+
+def modules_dtype(student: ForwardResult, logits: Tensor | None) -> torch.dtype | None:
+    """Return the dtype of a term's modules: float64 if the student computes in it; None: as is."""
+    values = (*student.features.values(), logits)
+    double = any(value is not None and value.dtype == torch.float64 for value in values)
+    return torch.float64 if double else None
 
 
 def claim_modules(terms: Mapping[str, Term]) -> None:
