@@ -85,9 +85,10 @@ def own_precision(network: nn.Module, inputs: Inputs) -> AbstractContextManager[
     False
     """
     device = main_input(inputs).device.type
-    if torch.is_autocast_enabled(device):
+    autocast = _autocast_dtype(device)
+    if autocast is not None:
         dtype = own_dtype(network)
-        if dtype in _SIXTEEN_BITS and dtype != torch.get_autocast_dtype(device):
+        if dtype in _SIXTEEN_BITS and dtype != autocast:
             return torch.autocast(device, enabled=False)
     return nullcontext()
 
@@ -100,13 +101,22 @@ def in_own_dtype(network: nn.Module, inputs: Inputs) -> Inputs:
     torch.float64
     """
     main, dtype = main_input(inputs), own_dtype(network)
-    kept, device = main.dtype, main.device.type
+    kept = main.dtype
     if dtype is None or dtype == kept or not kept.is_floating_point:
         return inputs
-    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == dtype
-    if autocast and kept != torch.float64:
+    if dtype == _autocast_dtype(main.device.type) and kept != torch.float64:
         return inputs  # autocast converts them where a layer computes in 16 bits
     return map_inputs(lambda value: value.to(dtype) if value.dtype == kept else value, inputs)
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """Return autocast's dtype on a type of device; None where it is off."""
+    available = torch.amp.is_autocast_available(device)
+    return (
+        torch.get_autocast_dtype(device)
+        if available and torch.is_autocast_enabled(device)
+        else None
+    )
 
 
 def main_input(inputs: Inputs) -> Tensor:
