@@ -155,9 +155,9 @@ class Transfer(nn.Module):
         """Return the terms of one batch.
 
         Args:
-            inputs: what both networks are called with, each after its preprocessing if it has one:
-                a tensor, a tuple of tensors (positional arguments) or a dictionary of tensors
-                (keyword arguments), each with the batch first.
+            inputs: what both networks are called with, preprocessed and in the dtype of each one's
+                weights: a tensor, a tuple of tensors (positional arguments) or a dictionary of
+                tensors (keyword arguments), each with the batch first.
             labels: class indices (N,) or whatever the terms take.
             progress: the share of training that is done, 0 to 1, for weights with a schedule.
             targets: the teacher's answers for these inputs, if they are known: of :meth:`targets`,
