@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ from attention_transfer.taps import (
     evaluating,
     main_input,
     own_dtype,
+    structure_copy,
     to_channels_last,
     unwrapped,
 )
@@ -302,6 +304,8 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the operations of one image's forward pass (a multiply-add counts as two)."""
     inner = unwrapped(network)
+    with suppress(Exception):  # whatever a module raises that cannot be copied: it runs itself
+        inner = structure_copy(inner)  # frozen, as the counter needs it
     device = next(network.parameters()).device
     image = torch.zeros(1, *input_size, dtype=own_dtype(inner), device=device)
     with counting_flops() as counter, torch.no_grad(), evaluating(inner):
