@@ -158,6 +158,17 @@ def test_compiled_passes_read_the_last_module_too() -> None:
         assert torch.allclose(parameter.grad, gradient, atol=1e-5)  # type: ignore[arg-type]
 
 
+def test_checkpointing_that_is_switched_on_later_is_noticed() -> None:
+    student = Own()
+    term = at.ActivationAttention(pairs="body:group3")
+    transfer = at.Transfer(student, wide_resnet(2), [term])
+    expected = transfer(IMAGES).loss
+    student.how = "sequential"
+    with pytest.raises(RuntimeError, match="checkpointing was switched on or off; run the pass ag"):
+        transfer(IMAGES)
+    assert torch.equal(transfer(IMAGES).loss, expected)
+
+
 class Block(nn.Module):
     """A residual block, whose output is not its last module's."""
 

@@ -10,7 +10,7 @@ from attention_transfer.taps.fused_layers import counting_flops
 from attention_transfer.taps.inputs import (
     Inputs,
     call_network,
-    in_own_dtype,
+    in_dtype,
     input_tensors,
     main_input,
     map_inputs,
@@ -41,7 +41,7 @@ __all__ = [
     "counting_flops",
     "declared_points",
     "evaluating",
-    "in_own_dtype",
+    "in_dtype",
     "input_tensors",
     "main_input",
     "map_inputs",

@@ -88,7 +88,9 @@ class Taps:
         """Whether a point is where torch may pack tokens into nested tensors."""
         self._copied: set[str] = set(self.points)
         self._at_end: dict[str, bool] = {}
-        """Whether each point's output, in the last pass, was that of its last module."""
+        """Whether each module's output, in the last pass, was that of its last module."""
+        self._settled: set[tuple[bool, bool]] = set()
+        """The modes, and whether with gradients, of passes since it is known where to read."""
         self._features: dict[str, Tensor] = {}
         self._captured: dict[str, _Captured] = {}
         self._parts: dict[str, PartsRun] = {}
@@ -120,9 +122,7 @@ class Taps:
             if not left and not to_the_end:
                 raise _AllPointsRead
 
-        own = [name for name in self._modules if not self._at_end.get(name)]
-        ends = [name for name in self._modules if self._at_end.get(name)]
-        handles = self._watch(see, own) + self._watch_ends(see, ends)
+        handles = self._watch_known(see, see)
         try:
             with unfused_attention() if self._packed else nullcontext():
                 yield
@@ -142,6 +142,12 @@ class Taps:
                 ``see`` follows if the sequence itself runs.
         """
         return self._watch(see, self._modules) + self._watch_ends(see_end, self._modules)
+
+    def _watch_known(self, see: Reader, see_end: Reader) -> list[RemovableHandle]:
+        """Watch each point where the last pass read it."""
+        own = [name for name in self._modules if not self._at_end.get(name)]
+        ends = [name for name in self._modules if self._at_end.get(name)]
+        return self._watch(see, own) + self._watch_ends(see_end, ends)
 
     def _watch(self, see: Reader, names: Iterable[str]) -> list[RemovableHandle]:
         return [self._modules[name].register_forward_hook(self._hook(name, see)) for name in names]
@@ -200,13 +206,21 @@ class Taps:
             raise RuntimeError("these taps are already open")
         self._features = {}
         self._gradients = torch.is_grad_enabled()
-        self._handles = self.watch(self._capture, self._capture_end)
+        if self._state in self._settled:
+            self._handles = self._watch_known(self._capture, self._capture_end)
+        else:
+            self._handles = self.watch(self._capture, self._capture_end)
         for name in self._modules.keys() - self._at_end.keys():
             self._parts[name] = PartsRun(self._modules[name])
             self._handles += self._parts[name].watch()
         if self._packed:
             self._kernels.enter_context(unfused_attention())
         return self._features
+
+    @property
+    def _state(self) -> tuple[bool, bool]:
+        """What decides whether a sequence runs itself: checkpointing may depend on it."""
+        return self._network.training, self._gradients
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for handle in self._handles:
@@ -252,9 +266,18 @@ class Taps:
     def _check(self) -> None:
         """Check that every tap fired and that no uncopied output was overwritten."""
         silent = {point for point in self.points if not self._has_run(point)}
+        if silent and self._state in self._settled:
+            self._settled.clear()
+            raise RuntimeError(
+                f"point {min(silent)!r} gave no output where it did before, as when checkpointing "
+                "was switched on or off; run the pass again: it is then read where it runs"
+            )
         self._refuse_silent(silent)
+        at_end = {module_of(point): captured.at_end for point, captured in self._captured.items()}
+        if at_end != self._at_end:
+            self._at_end, self._settled = at_end, set()
+        self._settled.add(self._state)
         for point, captured in self._captured.items():
-            self._at_end[module_of(point)] = captured.at_end
             output = captured.output
             if output.is_inference():
                 continue

@@ -14,7 +14,7 @@ from attention_transfer.taps.modules import unwrapped
 __all__ = [
     "Inputs",
     "call_network",
-    "in_own_dtype",
+    "in_dtype",
     "input_tensors",
     "main_input",
     "map_inputs",
@@ -93,14 +93,14 @@ def own_precision(network: nn.Module, inputs: Inputs) -> AbstractContextManager[
     return nullcontext()
 
 
-def in_own_dtype(network: nn.Module, inputs: Inputs) -> Inputs:
-    """Return a network's inputs with a floating-point main one, and others of its dtype, in the
-    dtype that the network takes.
+def in_dtype(inputs: Inputs, dtype: torch.dtype | None) -> Inputs:
+    """Return inputs with a floating-point main one, and others of its dtype, in the dtype that a
+    network takes.
 
-    >>> in_own_dtype(nn.Linear(2, 2).double(), torch.zeros(1, 2)).dtype
+    >>> in_dtype(torch.zeros(1, 2), own_dtype(nn.Linear(2, 2).double())).dtype
     torch.float64
     """
-    main, dtype = main_input(inputs), own_dtype(network)
+    main = main_input(inputs)
     kept = main.dtype
     if dtype is None or dtype == kept or not kept.is_floating_point:
         return inputs
@@ -130,6 +130,8 @@ def main_input(inputs: Inputs) -> Tensor:
         >>> main_input({"mask": torch.ones(2, 4), "pixel_values": torch.rand(2, 3, 8, 8)}).shape
         torch.Size([2, 3, 8, 8])
     """
+    if isinstance(inputs, Tensor):
+        return inputs
     tensors = input_tensors(inputs)
     spatial = [value for value in tensors if value.is_floating_point() and 3 <= value.dim() <= 5]
     return max(spatial, key=Tensor.dim, default=tensors[0])

@@ -15,7 +15,7 @@ from attention_transfer.taps import (
     Taps,
     call_network,
     evaluating,
-    in_own_dtype,
+    in_dtype,
     input_tensors,
     main_input,
     map_inputs,
@@ -146,14 +146,14 @@ def preprocess(network: nn.Module, inputs: Inputs, preprocessing: Preprocessing 
     Raises:
         InputError: the main input is to be preprocessed and holds integers.
     """
-    if preprocessing is None:
-        return in_own_dtype(network, inputs)
-    images = main_input(inputs)
     dtype = own_dtype(network)
+    if preprocessing is None:
+        return in_dtype(inputs, dtype)
+    images = main_input(inputs)
     if dtype is not None and dtype.itemsize > images.dtype.itemsize:
-        inputs = in_own_dtype(network, inputs)  # first, so as not to lose digits
+        inputs = in_dtype(inputs, dtype)  # first, so as not to lose digits
         images = main_input(inputs)
-    return in_own_dtype(network, with_main_input(inputs, preprocessing(images)))
+    return in_dtype(with_main_input(inputs, preprocessing(images)), dtype)
 
 
 def input_size(inputs: Inputs, preprocessing: Preprocessing | None) -> tuple[int, ...]:
