@@ -20,6 +20,7 @@ from attention_transfer.environment import resolve_precision
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.models import default_input_size, load, split_models
 from attention_transfer.network_inputs import augmented, decoded_for, images_of, try_out
+from attention_transfer.taps import to_channels_last
 from attention_transfer.transfer import TargetField, map_reduction
 from attention_transfer.trust import trusted, trusting
 
@@ -44,7 +45,7 @@ def target_source(config: CacheConfig) -> TargetSource:
     for teacher in teachers:
         try_out(teacher, data, example)
         if config.channels_last:
-            teacher.network.to(memory_format=torch.channels_last)
+            to_channels_last(teacher.network)
     points = recommended_points(teachers, data)
     if config.points != "auto":
         points = [point.strip() for point in config.points.split(",")]

@@ -10,8 +10,8 @@ from attention_transfer.data import Images, batches
 from attention_transfer.environment import AUTOCAST
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import evaluating
-from attention_transfer.transfer import class_logits
+from attention_transfer.taps import call_network, evaluating
+from attention_transfer.transfer import class_logits, preprocess
 
 __all__ = ["BATCH_SIZE", "predict"]
 
@@ -62,8 +62,8 @@ def predict(
     ):
         order = np.arange(len(images))
         for batch in batches(images, order, batch_size, workers=workers, device=device):
-            pixels = preprocessing(batch.images) if preprocessing else batch.images
-            parts.append(class_logits(network(pixels)).float().cpu())
+            pixels = preprocess(network, batch.images, preprocessing)
+            parts.append(class_logits(call_network(network, pixels)).float().cpu())
             outputs = parts[-1].shape[1]
             if classes not in (None, outputs):
                 raise InputError(

@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import RunConfig
 from attention_transfer.data import AugmentedView, DataSet, as_input, batch_bounds, batches
@@ -30,7 +30,16 @@ from attention_transfer.network_inputs import (
     try_out,
 )
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import as_teacher, evaluating, unwrapped
+from attention_transfer.taps import (
+    as_teacher,
+    counting_flops,
+    evaluating,
+    main_input,
+    own_dtype,
+    structure_copy,
+    to_channels_last,
+    unwrapped,
+)
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
 from attention_transfer.training.configured_terms import configured_terms
 from attention_transfer.training.fine_tuning import freeze
@@ -43,6 +52,7 @@ from attention_transfer.transfer import (
     Transfer,
     class_logits,
     compiler_fault,
+    preprocess,
     try_terms,
 )
 from attention_transfer.waiting import waiting_for
@@ -124,11 +134,11 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
     recomputation = Recomputation({}, share=1.0)
     if config.grad_checkpoint:
-        images = preprocessing_for(student, data)(example)
-        recomputation = plan_recomputation(student.network, images)
+        inputs = preprocess(student.network, example, preprocessing_for(student, data))
+        recomputation = plan_recomputation(student.network, main_input(inputs))
     if config.channels_last:
         for loaded in [student, *teachers]:
-            loaded.network.to(memory_format=torch.channels_last)
+            to_channels_last(loaded.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         with waiting_for("finding the networks' attention points"):
@@ -265,7 +275,8 @@ def _check_smallest_batch(
         return
     try:
         with torch.no_grad():
-            copy.deepcopy(student.network).train()(preprocessing_for(student, data)(images[:1]))
+            network = copy.deepcopy(student.network).train()
+            network(preprocess(network, images[:1], preprocessing_for(student, data)))
     except ValueError as error:
         raise InputError(
             f"{student.name} cannot be trained on one image at a time ({error}); give at least 2 "
@@ -296,8 +307,11 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[
 
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the operations of one image's forward pass (a multiply-add counts as two)."""
-    image = torch.zeros(1, *input_size, device=next(network.parameters(), torch.empty(0)).device)
     inner = unwrapped(network)
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluating(inner):
+    with suppress(Exception):  # whatever a module raises that cannot be copied: it runs itself
+        inner = structure_copy(inner)  # frozen, as the counter needs it
+    device = next(network.parameters(), torch.empty(0)).device
+    image = torch.zeros(1, *input_size, dtype=own_dtype(inner), device=device)
+    with counting_flops() as counter, torch.no_grad(), evaluating(inner):
         inner(image)
     return int(counter.get_total_flops())
