@@ -1,4 +1,4 @@
-"""Data sets of image files: their splits are lists of paths with labels, wherever these are from."""
+"""Data sets of image files: each split is a list of paths with their labels."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -11,7 +11,7 @@ from torch import Tensor
 from attention_transfer.data.classes import abridged
 from attention_transfer.errors import InputError
 
-__all__ = ["CodedLabels", "code_labels", "is_multi_label"]
+__all__ = ["CodedLabels", "as_labels", "code_labels", "is_multi_label"]
 
 MISSING = -1
 """The class index of a sample without a label."""
@@ -60,7 +60,14 @@ def code_labels(
         >>> coded.class_names, coded.labels["train"].tolist()
         (('3', '7'), [0, 1, 0])
     """
-    arrays = {split: _array(f"{name} {split}", labels) for split, labels in raw.items()}
+    arrays = {split: as_labels(labels) for split, labels in raw.items()}
+    for split, array in arrays.items():
+        unnamed = int((array == "").sum()) if array.dtype.kind == "U" else 0
+        if 0 < unnamed < len(array):
+            raise InputError(
+                f"{name} {split} has {unnamed} samples without a label among {len(array)}; give "
+                "them one, or leave them out"
+            )
     kinds = {array.dtype.kind for array in arrays.values() if not _all_missing(array)}
     notices = [
         f"{name} {split} has no labels (all of them are -1 or empty): it is left out"
@@ -86,30 +93,30 @@ def code_labels(
     return coded._replace(notices=[*notices, *coded.notices])
 
 
-def _array(where: str, labels: Any) -> NDArray[Any]:
-    """Return labels as int64, as text, or as an array of tuples of several classes each."""
+def as_labels(labels: Any) -> NDArray[Any]:
+    """Return labels as int64, as text, or as an array of tuples of several classes each.
+
+    Raises:
+        ValueError: they are none of these.
+
+    >>> as_labels([2.0, None]).tolist(), as_labels(["cat", "dog"]).tolist()
+    ([2, -1], ['cat', 'dog'])
+    """
     if not isinstance(labels, np.ndarray):
         labels = list(labels)
         if any(isinstance(label, list | tuple | set | frozenset) for label in labels):
-            array = np.empty(len(labels), dtype=object)
-            array[:] = [_several(label) for label in labels]
-            return array
-        if any(isinstance(label, str) for label in labels):
-            labels = [MISSING if _is_missing(label) else label for label in labels]
-            if any(not isinstance(label, str) and label != MISSING for label in labels):
-                raise ValueError("numbers and names together")
-            labels = ["" if label == MISSING else label for label in labels]
-        else:
-            labels = [MISSING if _is_missing(label) else label for label in labels]
+            several = np.empty(len(labels), dtype=object)
+            several[:] = [_several(label) for label in labels]
+            return several
+        named = any(isinstance(label, str) and label for label in labels)
+        missing: Any = "" if named else MISSING
+        labels = [missing if _is_missing(label) else label for label in labels]
+        if named and not all(isinstance(label, str) for label in labels):
+            raise ValueError("numbers and names together")
     array = np.asarray(labels)
     if array.dtype.kind == "O" and all(isinstance(label, str) for label in array):
         array = array.astype(str)
     if array.ndim == 1 and array.dtype.kind == "U":
-        if (array == "").any() and not (array == "").all():
-            raise InputError(
-                f"{where} has {int((array == '').sum())} samples without a label among "
-                f"{len(array)}; give them one, or leave them out"
-            )
         return array
     if array.dtype.kind == "f":
         array = np.where(np.isnan(array), MISSING, array)
@@ -163,12 +170,12 @@ def _of_numbers(
     for split, array in labels.items():
         if array.min() < 0 or array.max() >= len(names):
             _refuse(name, split, array, len(names))
-    return CodedLabels(names, {split: torch.from_numpy(part) for split, part in labels.items()}, notices)
+    return CodedLabels(
+        names, {split: torch.from_numpy(part) for split, part in labels.items()}, notices
+    )
 
 
-def _refuse(
-    name: str, split: str, array: NDArray[Any], classes: int, advice: str = ""
-) -> None:
+def _refuse(name: str, split: str, array: NDArray[Any], classes: int, advice: str = "") -> None:
     samples = f" those {int((array == MISSING).sum())} samples out" if advice else ""
     raise InputError(
         f"{name} {split} has labels from {int(array.min())} to {int(array.max())}, expected class "
@@ -207,7 +214,9 @@ def _of_names(
 def _indices(where: str, array: NDArray[Any], values: Sequence[Any], known: str) -> Tensor:
     positions = {value: index for index, value in enumerate(values)}
     found = [positions.get(label, MISSING) for label in array.tolist()]
-    unknown = sorted({str(label) for label, index in zip(array.tolist(), found, strict=True) if index < 0})
+    unknown = sorted(
+        {str(label) for label, index in zip(array.tolist(), found, strict=True) if index < 0}
+    )
     if unknown:
         raise InputError(
             f"{where} has {len(unknown)} classes that {known} has not: {abridged(unknown)}; "
@@ -221,14 +230,21 @@ def _of_several(
 ) -> CodedLabels:
     """Code labels of several classes: 1 where an image is of a class, in the order of names."""
     several = {
-        split: array if array.dtype.kind == "O" else [(str(label),) if label else () for label in array]
+        split: array
+        if array.dtype.kind == "O"
+        else [(str(label),) if label else () for label in array]
         for split, array in arrays.items()
     }
     found = {label for labels in several["train"] for label in labels}
     numbers = all(label.isdecimal() for label in found)
     by_index = numbers and class_names is not None
-    names = [str(index) for index in range(len(class_names or ()))] if by_index else list(
-        class_names or sorted(found, key=(lambda label: (int(label), label)) if numbers else None)
+    names = (
+        [str(index) for index in range(len(class_names or ()))]
+        if by_index
+        else list(
+            class_names
+            or sorted(found, key=(lambda label: (int(label), label)) if numbers else None)
+        )
     )
     positions = {label: index for index, label in enumerate(names)}
     coded = {}

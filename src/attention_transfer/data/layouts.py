@@ -95,9 +95,7 @@ def _classes_alone(
     return found
 
 
-def _of_splits(
-    root: Path, entries: Sequence[Path], with_classes: Sequence[Path]
-) -> FolderSplits:
+def _of_splits(root: Path, entries: Sequence[Path], with_classes: Sequence[Path]) -> FolderSplits:
     """Return a folder with a subfolder for each split."""
     named = named_splits(str(root), [entry.name for entry in entries if split_of(entry.name)])
     if "train" not in named or root / named["train"] not in with_classes:
@@ -232,9 +230,7 @@ def _left_out(folder: Path, strays: Sequence[str], left: Iterable[Path]) -> Iter
     parts = []
     if strays:
         shown = ", ".join([*strays[:5], *["..."][: len(strays) - 5]])
-        parts.append(
-            f"{len(strays)} files in {folder} that are not images of a class ({shown})"
-        )
+        parts.append(f"{len(strays)} files in {folder} that are not images of a class ({shown})")
     if behind:
         where = "" if strays else f" in {folder}"
         parts.append(f"what systems leave behind{where} ({abridged(behind)})")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from attention_transfer.data.columns import Columns
 from attention_transfer.data.classes import abridged
+from attention_transfer.data.columns import Columns
 from attention_transfer.data.file_sets import SUFFIXES, SplitFiles, file_data_set
 from attention_transfer.data.images import DataSet
 from attention_transfer.data.label_values import code_labels
@@ -112,7 +112,9 @@ def _read(file: Path) -> tuple[list[list[str]], list[str]]:
     header = lines[0] if lines else ""
     delimiter = max(",\t;", key=header.count)
     try:
-        table = [row for row in csv.reader(text.splitlines(keepends=True), delimiter=delimiter) if row]
+        table = [
+            row for row in csv.reader(text.splitlines(keepends=True), delimiter=delimiter) if row
+        ]
     except csv.Error as error:
         raise InputError(f"{file} is no CSV file ({error}); save it again as CSV") from None
     if len(table) < 2:
