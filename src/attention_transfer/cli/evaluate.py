@@ -5,6 +5,7 @@ from argparse import Namespace
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import EvaluateConfig
+from attention_transfer.terminal import print_line
 
 EXAMPLES = (
     "evaluate runs/student",
@@ -28,6 +29,8 @@ def run(arguments: Namespace) -> int:
     if result is None:  # another process prints
         return 0
     model, data, evaluation = result
+    for notice in data.notices:
+        print_line(console(True), notice)
     if arguments.json:
         named = {"model": model.name, "data": data.name, "split": config.split}
         print_json({**named, **asdict(evaluation)})
@@ -49,7 +52,7 @@ def run(arguments: Namespace) -> int:
         ],
         title=f"{data.name}, {config.split} images",
     )
-    if len(evaluation.confusion) <= 20:
+    if 0 < len(evaluation.confusion) <= 20:
         rows = [
             [name, *map(str, row)]
             for name, row in zip(data.class_names, evaluation.confusion, strict=True)

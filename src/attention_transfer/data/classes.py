@@ -144,13 +144,13 @@ def _relabelled(images: Images, new: Tensor, classes: int) -> Images:
     else:
         labels = images.labels.new_zeros(len(images.labels), classes)
         labels[:, new] = images.labels
-    if not is_dataclass(images):
+    held: Any = images
+    if not is_dataclass(held):
         raise InputError(
             f"the labels of a {type(images).__name__} cannot be changed; give them in the order of "
             "the classes"
         )
-    result: Any = replace(images, labels=labels)
-    return cast("Images", result)
+    return cast("Images", replace(held, labels=labels))
 
 
 def _class_map(path: Path) -> list[str]:

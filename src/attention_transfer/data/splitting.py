@@ -146,7 +146,7 @@ def _groups(labels: Tensor) -> NDArray[np.int64]:
     Images of no class are a group of their own.
     """
     if labels.dim() == 1:
-        return labels.numpy()
+        return np.asarray(labels, dtype=np.int64)
     marks = labels.numpy() > 0
     rarity = np.where(marks, marks.sum(0), len(marks) + 1)
     return np.where(marks.any(1), rarity.argmin(1), marks.shape[1]).astype(np.int64)
@@ -160,7 +160,7 @@ def _spread(share: float, counts: NDArray[np.int64], key: tuple[str, int]) -> ND
     total = int(share * int(counts.sum()) + 1e-9)
     exact = share * counts
     most = np.maximum(counts - 1, 0)
-    parts = np.minimum(np.floor(exact).astype(np.int64), most)
+    parts: NDArray[np.int64] = np.minimum(np.floor(exact).astype(np.int64), most)
     shuffled = permutation(len(counts), *key)
     order = shuffled[np.argsort(-(exact - parts)[shuffled], kind="stable")]
     while (missing := total - int(parts.sum())) > 0:
