@@ -145,7 +145,7 @@ def _relabelled(images: Images, new: Tensor, classes: int) -> Images:
         labels = images.labels.new_zeros(len(images.labels), classes)
         labels[:, new] = images.labels
     held: Any = images
-    if not is_dataclass(held):
+    if not is_dataclass(held) or isinstance(held, type):
         raise InputError(
             f"the labels of a {type(images).__name__} cannot be changed; give them in the order of "
             "the classes"

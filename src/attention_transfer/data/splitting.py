@@ -149,7 +149,8 @@ def _groups(labels: Tensor) -> NDArray[np.int64]:
         return np.asarray(labels, dtype=np.int64)
     marks = labels.numpy() > 0
     rarity = np.where(marks, marks.sum(0), len(marks) + 1)
-    return np.where(marks.any(1), rarity.argmin(1), marks.shape[1]).astype(np.int64)
+    groups = np.where(marks.any(1), rarity.argmin(1), marks.shape[1])
+    return np.asarray(groups, dtype=np.int64)
 
 
 def _spread(share: float, counts: NDArray[np.int64], key: tuple[str, int]) -> NDArray[np.int64]:
