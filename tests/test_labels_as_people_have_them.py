@@ -252,7 +252,7 @@ def test_a_split_without_labels_is_said_to_be_none() -> None:
     unnamed = load_data((samples(["a", "b"] * 10), samples([None] * 5)), **SMALL)
     assert "data test has no labels" in unnamed.notices[0]
     for partly in ([0, -1], ["a", None]):
-        with pytest.raises(InputError, match="labels from -1 to 0|without a label"):
+        with pytest.raises(InputError, match=r"labels from -1 to 0|without a label"):
             load_data((samples([*partly, partly[0]] * 5), samples([partly[0]] * 3)), **SMALL)
 
 
@@ -298,7 +298,7 @@ def test_a_class_map_file_gives_the_order(tmp_path: Path, kind: str) -> None:
         for path, label in zip(loaded.train.paths, loaded.train.labels.tolist(), strict=True)
     )
     file.write_text("ant\ncat\n" if kind == "txt" else '["ant", "cat"]')
-    with pytest.raises(InputError, match="lacks 1 of the 3 classes .*: dog"):
+    with pytest.raises(InputError, match=r"lacks 1 of the 3 classes .*: dog"):
         load_data(data, class_order=str(file), **SMALL)
     file.write_text("ant\ncat\nant\n" if kind == "txt" else '{"ant": 0, "cat": 2}')
     with pytest.raises(InputError, match="is no class map"):

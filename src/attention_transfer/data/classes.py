@@ -61,6 +61,9 @@ def natural_order(names: Iterable[str]) -> list[str]:
         parts = re.split(r"(\d+)", name.lower())
         return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
+    names = list(names)
+    if all(re.fullmatch(r"-?\d+", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
     return sorted(names, key=key)
 
 

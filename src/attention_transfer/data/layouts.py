@@ -114,7 +114,10 @@ def _of_splits(root: Path, entries: Sequence[Path], with_classes: Sequence[Path]
     ]
     if others:
         found.notices.append(f"left out of {root}, which has splits: {abridged(others)}")
-    for split, name in named.items():
+    for split in ("train", "validation", "test"):
+        if split not in named:
+            continue
+        name = named[split]
         files = _files_of_split(root / name, split, train, labels, found)
         if files is not None:
             found.splits[split] = files
@@ -144,8 +147,7 @@ def _files_of_split(
             return None
         raise InputError(
             f"{path} has images and no subfolders for their classes, so it cannot be the {split} "
-            "split; sort them into the subfolders of train, give labels as csv:FILE, or move the "
-            "folder elsewhere"
+            f"split; {_sorting(path)}, give labels as csv:FILE, or move the folder elsewhere"
         )
     unknown = [entry.name for entry in classes if normal_form(entry.name) not in labels]
     if unknown:
@@ -158,9 +160,18 @@ def _files_of_split(
 
 def _is_unlabelled_test(path: Path, labels: Mapping[str, int]) -> bool:
     """Return whether a folder is the test split of ImageNet or Tiny-ImageNet, without labels."""
+    if next(_images_in(path), path).name.startswith("ILSVRC2012_test_"):
+        return True
     beside = [annotated_labels(entry) for entry in user_folders(path.parent)]
     folders = [entry for entry in user_folders(path) if normal_form(entry.name) in labels]
     return any(beside) and not folders
+
+
+def _sorting(path: Path) -> str:
+    """Return how the images of a split without subfolders get their classes."""
+    if next(_images_in(path), path).name.startswith("ILSVRC2012_val_"):
+        return "put LOC_val_solution.csv, which Kaggle's archive has, into a folder above it"
+    return "sort them into the subfolders of train"
 
 
 def _annotated(
