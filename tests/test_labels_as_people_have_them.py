@@ -331,7 +331,11 @@ def test_a_trained_networks_classes_are_those_of_its_data(
         printed = capsys.readouterr()
         assert json.loads(printed.out)["error"] == 0
         assert "classes in another order" in printed.err
-    student = at.distill(teacher=teacher, student="wrn-10-1", out="s", kd_alpha=0.5, **settings)
+    student = at.distill(
+        teacher=teacher, student="wrn-10-1", out="s", kd_alpha=0.5, cache="cache", **settings
+    )
+    notices = student.record.data.notices
+    assert [("another order" in notice) for notice in notices] == [True]
     assert student.class_names == ["1", "2", "10"]
     assert student.record.teacher is not None
     assert student.record.teacher.test_error == 0

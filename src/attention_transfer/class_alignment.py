@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from attention_transfer.data import DataSet
-from attention_transfer.data.classes import abridged, normal_form, with_classes
+from attention_transfer.data.classes import abridged, normal_form, order_notices, with_classes
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, ModelCard
 
@@ -66,7 +66,9 @@ def aligned(
                 f"{data.name} has {abridged(own)}): labels are brought into the network's order"
             )
             by_form = {normal_form(name): name for name in data.class_names}
-            data = with_classes(data, [by_form[name] for name in order])
+            moot = order_notices(data.class_names)
+            kept = tuple(notice for notice in data.notices if notice not in moot)
+            data = with_classes(replace(data, notices=kept), [by_form[name] for name in order])
     return replace(data, notices=(*data.notices, *notices)) if notices else data
 
 

@@ -102,6 +102,8 @@ def as_labels(labels: Any) -> NDArray[Any]:
     >>> as_labels([2.0, None]).tolist(), as_labels(["cat", "dog"]).tolist()
     ([2, -1], ['cat', 'dog'])
     """
+    if isinstance(labels, Tensor):
+        labels = labels.cpu().numpy()
     if not isinstance(labels, np.ndarray):
         labels = list(labels)
         if any(isinstance(label, list | tuple | set | frozenset) for label in labels):

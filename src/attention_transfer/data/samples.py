@@ -71,7 +71,7 @@ def labels_of(dataset: Any, column: str | int) -> Any:
             if same and getattr(dataset, "target_transform", None) is None:
                 return known
     if isinstance(column, str) and column in getattr(dataset, "column_names", ()):
-        return dataset[column]
+        return dataset[column][:]
     return [dataset[index][column] for index in range(len(dataset))]
 
 
