@@ -66,17 +66,9 @@ def table_data(
     members = _members(file, split, places)
     notices = _check_listed_once(file, paths, labels, members)
     found = _found(file, paths)
-    if any(_SEPARATOR in value for value in labels):
-        several = [
-            tuple(part.strip() for part in value.split(_SEPARATOR) if part.strip())
-            for value in labels
-        ]
-        raw = {name: [several[index] for index in indices] for name, indices in members.items()}
-        coded = code_labels(file.name, raw, offset=label_offset)
-    else:
-        values = _as_numbers(labels)
-        plain = {name: [values[index] for index in indices] for name, indices in members.items()}
-        coded = code_labels(file.name, plain, offset=label_offset)
+    values = _several(labels) or _as_numbers(labels)
+    raw = {name: [values[index] for index in indices] for name, indices in members.items()}
+    coded = code_labels(file.name, raw, offset=label_offset)
     splits = {
         name: SplitFiles(file.parent, [found[index] for index in members[name]], part)
         for name, part in coded.labels.items()
@@ -182,6 +174,14 @@ def _check_listed_once(
                     f"{split}; list an image once, with several labels as 'cat;dog'"
                 )
     return [f"{file.name} lists {len(twice)} images twice ({abridged(twice)})"] if twice else []
+
+
+def _several(labels: Sequence[str]) -> list[tuple[str, ...]] | None:
+    """Return the labels of each image; None if no image has several."""
+    if not any(_SEPARATOR in value for value in labels):
+        return None
+    parts = ([part.strip() for part in value.split(_SEPARATOR)] for value in labels)
+    return [tuple(filter(None, each)) for each in parts]
 
 
 def _as_numbers(labels: Sequence[str]) -> list[int] | list[str]:
