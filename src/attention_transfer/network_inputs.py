@@ -43,6 +43,9 @@ def images_of(
         image_size=None if config.image_size is None else height_and_width(config.image_size),
         default_size=default_size,
         masks=masks,
+        columns=config.columns,
+        label_offset=config.label_offset,
+        class_order=config.class_order,
     )
 
 

@@ -20,7 +20,7 @@ __all__ = ["check_names", "check_settings", "factories_in", "trust_flags", "trus
 
 _BUILT_IN = {
     "network": ("timm", "torchvision"),
-    "data": ("cifar10", "cifar100", "folder", "imagenet", "hf"),
+    "data": ("cifar10", "cifar100", "folder", "imagenet", "csv", "hf"),
     "term": (),
 }
 """By what a name means: the words before its colon with which nothing of a user's is imported."""

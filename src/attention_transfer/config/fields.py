@@ -9,6 +9,7 @@ from attention_transfer.errors import nearest
 
 __all__ = [
     "TRACKERS",
+    "ColumnNames",
     "Interpolation",
     "Positive",
     "NonNegative",
@@ -65,6 +66,13 @@ def as_size(size: object) -> object:
     return str(size) if isinstance(size, int) and not isinstance(size, bool) else size
 
 
+def as_columns(columns: object) -> object:
+    """Return names of columns as text: a dictionary as ``image=file,label=class``."""
+    if isinstance(columns, dict):
+        return ",".join(f"{role}={name}" for role, name in columns.items())
+    return columns
+
+
 def as_several(values: object) -> object:
     """Return a single text as a tuple of one, as configuration files have it."""
     return (values,) if isinstance(values, str) else values
@@ -74,6 +82,7 @@ Names = Annotated[str, BeforeValidator(joined)]
 """Several names in one text, separated by commas, or a list of them."""
 Several = Annotated[tuple[str, ...], BeforeValidator(as_several), Field(min_length=1)]
 NetworkPair = Annotated[str, Field(pattern=r"^[^:\s]+:[^:\s]+$")]
+ColumnNames = Annotated[str, BeforeValidator(as_columns)]
 ImageSize = Annotated[
     str, BeforeValidator(as_size), Field(pattern=r"^[1-9]\d{0,3}(x[1-9]\d{0,3})?$")
 ]

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from attention_transfer.config.checked import Config
 from attention_transfer.config.fields import (
+    ColumnNames,
     Count,
     ImageSize,
     Names,
@@ -37,7 +38,22 @@ class ImagesConfig(Config):
     data: str = Field(
         "cluttered-digits",
         description="data set: cluttered-digits, cifar10[:DIR], cifar100[:DIR], folder:DIR, "
-        "imagenet:DIR, hf:NAME, package.module:factory",
+        "imagenet:DIR, csv:FILE, hf:NAME, package.module:factory",
+    )
+    columns: ColumnNames | None = Field(
+        None,
+        description="columns of csv: and hf: data, such as image=file,label=class,split=set; "
+        "default: usual names",
+    )
+    label_offset: int | None = Field(
+        None,
+        description="label of the first class, where labels are numbers: a class's index is its "
+        "label less this; default: the labels that occur are the classes, in their order",
+    )
+    class_order: str | None = Field(
+        None,
+        description="order of the classes: string (torchvision's), natural (timm's), or a class "
+        "map file (.txt: a name in each line; .json); default: string for folders",
     )
     image_size: ImageSize | None = Field(
         None, description="size of the images in pixels, N or HxW; default: the network's own"

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from attention_transfer.config.checked import Config
 from attention_transfer.config.fields import (
+    ColumnNames,
     Count,
     ImageSize,
     Names,
@@ -52,6 +53,19 @@ class EvaluateConfig(Config):
 
     model: str = Field(description="a run folder, or NAME@FILE[#KEY]")
     data: str | None = Field(None, description="data set; default: the run's")
+    columns: ColumnNames | None = Field(
+        None,
+        description="columns of csv: and hf: data, such as image=file,label=class; default: the "
+        "run's, for its data set",
+    )
+    label_offset: int | None = Field(
+        None, description="label of the first class; default: the run's, for its data set"
+    )
+    class_order: str | None = Field(
+        None,
+        description="order of the classes: string, natural, or a class map file; default: the "
+        "run's, for its data set",
+    )
     image_size: ImageSize | None = Field(
         None, description="size of the images in pixels, N or HxW; default: the network's own"
     )

@@ -271,8 +271,14 @@ class Run:
         replace(card, weights_sha256=checksum).write(self.folder / "model.json")
 
     def write_predictions(self, logits: "Tensor", labels: "Tensor") -> None:
-        """Write the predicted classes of the test images and their probabilities."""
-        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        """Write the predicted classes of the test images and their probabilities.
+
+        Of images of several classes each, they are (N, classes).
+        """
+        if labels.dim() == 2:
+            confidence, predicted = logits.sigmoid(), logits > 0
+        else:
+            confidence, predicted = logits.softmax(dim=1).max(dim=1)
         arrays = {"labels": labels, "predicted": predicted, "confidence": confidence}
         write_arrays(
             self.folder / "predictions.npz",

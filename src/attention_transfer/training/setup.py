@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attention_transfer.class_alignment import aligned
 from attention_transfer.config import RunConfig
 from attention_transfer.data import AugmentedView, DataSet, as_input, batch_bounds, batches
+from attention_transfer.data.label_values import is_multi_label
 from attention_transfer.environment import AUTOCAST, fast_bf16, resolve_precision
 from attention_transfer.errors import InputError
 from attention_transfer.models import (
@@ -41,7 +43,7 @@ from attention_transfer.taps import (
     unwrapped,
 )
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
-from attention_transfer.training.configured_terms import configured_terms
+from attention_transfer.training.configured_terms import configured_terms, for_several_classes
 from attention_transfer.training.fine_tuning import freeze
 from attention_transfer.training.memory.recomputation import Recomputation, plan_recomputation
 from attention_transfer.training.monitoring.tracking import check_installed
@@ -92,6 +94,11 @@ class RunSetup:
         return preprocessing_for(self.student, self.data)
 
     @property
+    def multi_label(self) -> bool:
+        """Whether images are of several classes each."""
+        return is_multi_label(self.data.train.labels)
+
+    @property
     def card(self) -> ModelCard:
         """The model card: how to build the trained student, and the preprocessing it expects."""
         return ModelCard(
@@ -120,7 +127,10 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     terms = configured_terms(config, objects.terms)
     _check_settings(config, terms)
     data = _load_data(config, objects)
+    if is_multi_label(data.train.labels):
+        terms = for_several_classes(terms, data.name)
     student, teachers = _load_networks(config, data, objects)
+    data = _aligned(config, data, student, teachers, terms)
     data = augmented(decoded_for(data, student, teachers), config)
     tried = np.arange(min(TRIED, config.batch_size, len(data.train)) if config.terms else 1)
     example = as_input(data.train.pixels(tried))
@@ -230,6 +240,20 @@ def _load_networks(
     if objects.student is not None:
         return loaded_object(objects.student, config.student), teachers
     return load(config.student, classes, trained=False, **settings), teachers
+
+
+def _aligned(
+    config: RunConfig,
+    data: DataSet,
+    student: LoadedModel,
+    teachers: list[LoadedModel],
+    terms: list[Term],
+) -> DataSet:
+    """Return the data set with its classes in the order of the networks that know them."""
+    names = [] if config.teacher is None else split_models(config.teacher)
+    known = list(zip(names, teachers, strict=True))
+    logits = any(term.needs_teacher_logits or term.needs_input_gradient for term in terms)
+    return aligned(data, [*known, (config.student, student)], names if logits else ())
 
 
 def _check_student(student: LoadedModel, data: DataSet, images: Tensor) -> None:

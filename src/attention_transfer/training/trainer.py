@@ -227,7 +227,7 @@ class Trainer:
                 batch, targets, position, self.stop.signal, int(due)
             )
             self.step += 1
-            self.meters.add(out, batch.labels, position.step)
+            self.meters.add(out, batch.labels, position.step, self.setup.multi_label)
             self.meters.seconds_waiting += waited
             self.meters.seconds += time.perf_counter() - began
             if stop:
