@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -143,7 +144,7 @@ def _name_of_start(store: Store, rank: int, count: int) -> str:
         start: str = store.get(f"attention-transfer/answer/{own}").decode()
         store.set(f"attention-transfer/{start}/joined/{rank}", "")
         return start
-    until = time.monotonic() + store.timeout.total_seconds()
+    until = time.monotonic() + default_pg_timeout.total_seconds()
     missing = list(range(1, count))
     while missing:
         if time.monotonic() > until:
