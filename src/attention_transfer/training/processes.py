@@ -155,5 +155,5 @@ class Processes:
             if self._group is None or not LOST.search(str(error)):
                 raise
             raise TrainingError(
-                f"another process has ended ({first_line(error)[:80]}); {self.advice}"
+                f"another process of the run has ended ({first_line(error)[:80]}); {self.advice}"
             ) from None
