@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from attention_transfer.benchmark.memory import peak_memory, reset_peak_memory
 from attention_transfer.cache import free_bytes
@@ -97,8 +98,15 @@ def dry_run(config: RunConfig, progress: RunProgress) -> DryRun | None:
     accelerator = make_accelerator()
     if config.out is not None:
         Run.check_free(config.out)
+    with Processes(accelerator, config.timeout, "start the dry run again").watched() as processes:
+        return _dry_run(config, progress, accelerator, processes)
+
+
+def _dry_run(
+    config: RunConfig, progress: RunProgress, accelerator: Accelerator, processes: Processes
+) -> DryRun | None:
     setup = _set_up(config)
-    processes = Processes(accelerator, config.timeout)
+    processes.wait()
     evaluation = SharedEvaluation(processes, setup.precision, accelerator.device, config.workers)
     progress = progress if processes.is_main else RunProgress()
     for line in run_summary(setup):

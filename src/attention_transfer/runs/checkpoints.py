@@ -12,7 +12,7 @@ import torch
 from attention_transfer.errors import InputError, first_line
 from attention_transfer.files import read_bytes, replacing
 
-__all__ = ["Checkpoint", "load_last_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "load_last_checkpoint", "save_checkpoint"]
 
 CHECKPOINTS_KEPT = 2
 
@@ -26,6 +26,8 @@ class Checkpoint(NamedTuple):
     """Steps of the next epoch; all of them if it has still to be validated."""
     state: dict[str, Any]
     """Tensors and plain values."""
+    sha256: str = ""
+    """Of the file that it was loaded from."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -35,7 +37,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         OSError: it cannot be written, or reads back differently; earlier checkpoints are intact.
     """
     folder.mkdir(exist_ok=True)
-    path = folder / f"epoch-{checkpoint.epoch:04d}-step-{checkpoint.step:07d}"
+    path = folder / _name(checkpoint.epoch, checkpoint.step)
     with replacing(path) as temporary:
         temporary.mkdir()
         with (temporary / "state.pt").open("wb") as file:
@@ -67,15 +69,7 @@ def load_last_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     damaged: list[str] = []
     for candidate in reversed(_checkpoints(folder)):
         try:
-            epoch, step = _position(candidate)
-            expected = read_bytes(candidate / "sha256", most=100).decode("ascii").strip()
-            if _checksum(candidate / "state.pt") != expected:
-                raise ValueError("its checksum is wrong")
-            _check_stored(candidate / "state.pt")
-            state = torch.load(candidate / "state.pt", weights_only=True, map_location="cpu")
-            if not isinstance(state, dict):
-                raise ValueError("it holds no state of a run")
-            return Checkpoint(epoch, step, state), damaged
+            return _load(candidate), damaged
         except Exception as error:  # a damaged pickle can raise anything
             damaged.append(f"the checkpoint {candidate} is damaged ({first_line(error)})")
     if damaged:
@@ -84,6 +78,37 @@ def load_last_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             "begin this one again"
         )
     return None, []
+
+
+def load_checkpoint(folder: Path, epoch: int, step: int, sha256: str) -> Checkpoint:
+    """Return one checkpoint, which another process has chosen.
+
+    Raises:
+        InputError: it is missing, damaged, or another file than that process has read.
+    """
+    path = folder / _name(epoch, step)
+    try:
+        checkpoint = _load(path)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise InputError(f"{path} cannot be read ({first_line(error)})") from None
+    if checkpoint.sha256 != sha256:
+        raise InputError(
+            f"{path} has the checksum {checkpoint.sha256[:16]}, expected {sha256[:16]}"
+        )
+    return checkpoint
+
+
+def _load(path: Path) -> Checkpoint:
+    """Return the checkpoint in a folder; any exception may be raised if it is damaged."""
+    epoch, step = _position(path)
+    expected = read_bytes(path / "sha256", most=100).decode("ascii").strip()
+    if _checksum(path / "state.pt") != expected:
+        raise ValueError("its checksum is wrong")
+    _check_stored(path / "state.pt")
+    state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+    if not isinstance(state, dict):
+        raise ValueError("it holds no state of a run")
+    return Checkpoint(epoch, step, state, expected)
 
 
 class _HashingWriter:
@@ -113,6 +138,10 @@ def _check_stored(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("it is compressed, which checkpoints never are")
+
+
+def _name(epoch: int, step: int) -> str:
+    return f"epoch-{epoch:04d}-step-{step:07d}"
 
 
 def _position(path: Path) -> tuple[int, int]:

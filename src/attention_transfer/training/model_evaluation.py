@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from attention_transfer.class_alignment import aligned, class_names_of
 from attention_transfer.config import EvaluateConfig, height_and_width
@@ -30,6 +31,14 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
     Raises:
         InputError: the model or the data set is unknown, or the two do not fit.
     """
+    accelerator = make_accelerator()
+    with Processes(accelerator, advice="start the evaluation again").watched() as processes:
+        return _evaluate(config, processes, accelerator.device)
+
+
+def _evaluate(
+    config: EvaluateConfig, processes: Processes, device: torch.device
+) -> tuple[LoadedModel, DataSet, Evaluation] | None:
     precision = resolve_precision(config.precision)
     data = _load_data(config)
     model = load(config.model, len(data.class_names), trained=True)
@@ -46,11 +55,9 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
     if model.preprocessing is not None:
         images = images.resized(images.size, model.preprocessing.interpolation)
     try_out(model, data, as_input(images.pixels(np.arange(1))))
-    accelerator = make_accelerator()
-    logits = SharedEvaluation(
-        Processes(accelerator), precision, accelerator.device, config.workers
-    ).logits(
-        model.network.to(accelerator.device),
+    processes.wait()
+    logits = SharedEvaluation(processes, precision, device, config.workers).logits(
+        model.network.to(device),
         images,
         preprocessing_for(model, data),
         len(data.class_names),

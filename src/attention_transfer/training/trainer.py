@@ -42,7 +42,6 @@ from attention_transfer.training.processes import Processes
 from attention_transfer.training.record import make_record
 from attention_transfer.training.setup import RunSetup
 from attention_transfer.training.shared_evaluation import SharedEvaluation
-from attention_transfer.training.signals import StopRequest
 from attention_transfer.training.summary import run_summary
 from attention_transfer.training.teacher_check import check_teachers
 from attention_transfer.training.train_step import NotFiniteError, StepIndex, TrainStep
@@ -68,16 +67,22 @@ class Trainer:
         run: its folder, which may be created later.
         accelerator: of this process.
         progress: shows lines and a live view, in the main process.
+        processes: that train the run; None: those of the accelerator.
     """
 
     def __init__(
-        self, setup: RunSetup, run: Run, accelerator: Accelerator, progress: RunProgress
+        self,
+        setup: RunSetup,
+        run: Run,
+        accelerator: Accelerator,
+        progress: RunProgress,
+        processes: Processes | None = None,
     ) -> None:
         keep_freed_memory()
         self.setup, self.run, self.accelerator = setup, run, accelerator
         self.config, self.data = setup.config, setup.data
-        self.stop = StopRequest()
-        self.processes = Processes(accelerator, self.config.timeout, self.stop.receive)
+        self.processes = processes or Processes(accelerator, self.config.timeout)
+        self.stop = self.processes.stop
         self.progress = progress if self.processes.is_main else RunProgress()
         self.train_step = TrainStep(setup, accelerator, self.processes)
         self.checkpointing = Checkpointing(run.checkpoints_folder, self.config)
@@ -115,11 +120,11 @@ class Trainer:
             Interrupted: a signal asked the run to stop; its state is saved.
             TrainingError: training cannot continue.
         """
-        with self.tracking, self.stop.caught(), self.processes.watched():
+        with self.tracking, self.stop.caught():
             try:
-                with self.processes.reporting_lost_processes():
-                    self._train()
-                    self._write_results()
+                self.processes.wait()
+                self._train()
+                self._write_results()
             except _StopAgreedError as stopped:
                 self._save_checkpoint()
                 raise Interrupted(self._stopped_message(stopped.signal), stopped.signal) from None
@@ -139,19 +144,14 @@ class Trainer:
                         f"resume the run: {resume_command(self.run.folder, self.config)}"
                     ) from None
                 raise
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         return self.run
 
     @cached_property
     def identity(self) -> dict[str, str]:
         """What decides the run's figures, by name."""
-        return identity_of(
-            self.config,
-            self.data,
-            self.setup.teachers,
-            self.setup.precision,
-            self.accelerator.device.type,
-        )
+        setup, device = self.setup, self.accelerator.device
+        return identity_of(self.config, self.data, setup.teachers, setup.precision, device.type)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load the state of the run that a checkpoint holds.
