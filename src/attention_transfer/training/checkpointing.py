@@ -30,6 +30,8 @@ class Checkpointing:
         self.seconds = 60 * config.checkpoint_minutes
         self.cost = 0.0
         """Seconds that the last checkpoint took."""
+        self.number: int | None = None
+        """Of the checkpoint that the run was resumed from or wrote last."""
         self._last = time.monotonic()
 
     def due(self, step: int, end_of_epoch: bool = False) -> bool:
@@ -48,7 +50,8 @@ class Checkpointing:
         """
         began = time.monotonic()
         try:
-            save_checkpoint(self.folder, Checkpoint(epoch, step, state))
+            checkpoint = Checkpoint(epoch, step, state)
+            self.number = save_checkpoint(self.folder, checkpoint, after=self.number)
         except OSError as error:
             raise TrainingError(
                 f"cannot write a checkpoint to {self.folder}: {error.strerror or error}; the one "

@@ -20,6 +20,7 @@ from attention_transfer.runs.lock import locked
 from attention_transfer.training.identity import check_identity, check_same_settings
 from attention_transfer.training.monitoring.progress import RunProgress
 from attention_transfer.training.objects import NO_OBJECTS, RunObjects, check_objects
+from attention_transfer.training.run_state import RunState
 from attention_transfer.training.setup import set_up_run
 from attention_transfer.training.trainer import Trainer
 from attention_transfer.trust import check_settings
@@ -78,6 +79,7 @@ def run(
     Run.check_free(folder)
     setup = set_up_run(config, objects)
     trainer = Trainer(setup, Run(folder), accelerator, progress)
+    trainer.prepare_targets()
     accelerator.wait_for_everyone()
     with _held(folder, accelerator):
         if accelerator.is_main_process:
@@ -137,19 +139,21 @@ def _resume(
 ) -> Run:
     with _held(found.folder, accelerator):
         checkpoint, damaged = load_last_checkpoint(found.checkpoints_folder)
+        state = checkpoint and RunState.checked(checkpoint.state, found.folder)
         setup = set_up_run(config, objects)
         trainer = Trainer(setup, found, accelerator, progress)
+        if checkpoint is not None and state is not None:
+            if not allow_changes:
+                check_identity(state.identity, trainer.identity, shlex.quote(str(found.folder)))
+            trainer.restore(checkpoint, state)
+        # From here on something may be written.
+        trainer.prepare_targets()
         for line in damaged:
             trainer.progress.write_line(f"{line}; the one before is used")
         if checkpoint is None:
             trainer.progress.write_line("there is no checkpoint yet: the run begins again")
-            if accelerator.is_main_process:
-                found.write_metrics([])
-        else:
-            began = checkpoint.state.get("identity")
-            if began is not None and not allow_changes:
-                check_identity(began, trainer.identity, shlex.quote(str(found.folder)))
-            trainer.restore(checkpoint)  # which refuses a state without an identity, too
+        if accelerator.is_main_process:
+            found.write_metrics(trainer.rows)
         if accelerator.is_main_process and setup.config != found.config:
             with writing_to(found.folder):
                 write_config_file(setup.config, found.folder / "config.yaml")
