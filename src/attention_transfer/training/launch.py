@@ -139,19 +139,19 @@ def _resume(
 ) -> Run:
     with _held(found.folder, accelerator):
         checkpoint, damaged = load_last_checkpoint(found.checkpoints_folder)
-        state = checkpoint and RunState.checked(checkpoint.state, found.folder)
         setup = set_up_run(config, objects)
         trainer = Trainer(setup, found, accelerator, progress)
-        if checkpoint is not None and state is not None:
-            if not allow_changes:
-                check_identity(state.identity, trainer.identity, shlex.quote(str(found.folder)))
-            trainer.restore(checkpoint, state)
-        # From here on something may be written.
-        trainer.prepare_targets()
         for line in damaged:
             trainer.progress.write_line(f"{line}; the one before is used")
         if checkpoint is None:
             trainer.progress.write_line("there is no checkpoint yet: the run begins again")
+        else:
+            state = RunState.checked(checkpoint.state, found.folder)
+            if not allow_changes:
+                check_identity(state.identity, trainer.identity, shlex.quote(str(found.folder)))
+            trainer.restore(checkpoint, state)
+        # What may write something comes after the checks.
+        trainer.prepare_targets()
         if accelerator.is_main_process:
             found.write_metrics(trainer.rows)
         if accelerator.is_main_process and setup.config != found.config:
