@@ -106,8 +106,8 @@ class TrainStep:
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
         _check_shapes(self.optimizer)
-        # After steps that were stopped for their gradient, the scale begins anew.
-        if not state["scaler"] or state["scaler"]["scale"] >= LOWEST_SCALE:
+        # It begins anew where the run stopped because of its scale, or had another precision.
+        if state["scaler"].get("scale", 0.0) >= LOWEST_SCALE:
             self.scaler.load_state_dict(state["scaler"])
 
     @property
@@ -246,7 +246,7 @@ class TrainStep:
 
 
 def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
-    """Raise a ValueError if a loaded state has other shapes than its parameters, as torch allows."""
+    """Raise a ValueError if a loaded state has other shapes than its parameters: torch does not."""
     for parameter, values in optimizer.state.items():
         for name in WEIGHT_SHAPED:
             value = values.get(name)
