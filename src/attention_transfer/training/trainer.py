@@ -169,10 +169,8 @@ class Trainer:
         """
         state.check_epochs(self.config.epochs, self.run.folder)
         meters = checkpoint.state["meters"]
-        if len(meters) == self.processes.count:
-            meters = meters[self.processes.index :][:1]
-        elif not self.processes.is_main:
-            meters = []
+        shared = len(meters) == self.processes.count
+        own = meters[self.processes.index :][:1] if shared else meters
         try:
             self.train_step.restore(checkpoint.state)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
@@ -180,7 +178,9 @@ class Trainer:
                 f"the checkpoint in {self.run.folder} does not fit its config.yaml; restore the "
                 "configuration that the run began with, or start a new run"
             ) from None
-        self.meters = EpochMeters.restored(meters, self.accelerator.device)
+        self.meters = EpochMeters.restored(own, self.accelerator.device)
+        if not (shared or self.processes.is_main):  # which counts the images of all
+            self.meters = self.meters.without_images()
         self.epoch, self.steps_taken, self.seconds = state.epoch, state.steps_taken, state.seconds
         self.best, self.rows = state.best, list(state.metrics)
         self.step, passed = resumed_step(state, self.bounds)
