@@ -127,6 +127,17 @@ class EpochMeters:
             total.seconds_waiting = max(total.seconds_waiting, state["seconds_waiting"])
         return total
 
+    def without_images(self) -> "EpochMeters":
+        """Return sums of no images, with the same names and durations: processes add up theirs,
+        and one whose images another has counted takes part.
+        """
+        return EpochMeters(
+            terms={name: torch.zeros_like(value) for name, value in self.terms.items()},
+            agreement={pair: torch.zeros_like(value) for pair, value in self.agreement.items()},
+            seconds=self.seconds,
+            seconds_waiting=self.seconds_waiting,
+        )
+
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name] + value if name in sums else value

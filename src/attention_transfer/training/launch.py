@@ -22,6 +22,7 @@ from attention_transfer.training.identity import check_identity, check_same_sett
 from attention_transfer.training.monitoring.progress import RunProgress
 from attention_transfer.training.objects import NO_OBJECTS, RunObjects, check_objects
 from attention_transfer.training.processes import Processes
+from attention_transfer.training.run_state import RunState
 from attention_transfer.training.setup import set_up_run
 from attention_transfer.training.trainer import Trainer
 from attention_transfer.trust import check_settings
@@ -127,6 +128,7 @@ class _Launch:
         folder = config.out
         Run.check_free(folder)
         trainer = self._trainer(config, Run(folder))
+        trainer.prepare_targets()
         self.processes.wait()
         before = set(os.listdir(folder)) if os.path.isdir(folder) else None
         with self._held(folder):
@@ -166,13 +168,15 @@ class _Launch:
                 trainer.progress.write_line(f"{line}; the one before is used")
             if checkpoint is None:
                 trainer.progress.write_line("there is no checkpoint yet: the run begins again")
-                if self.processes.is_main:
-                    found.write_metrics([])
             else:
-                began = checkpoint.state.get("identity")
-                if began is not None and not self.allow_changes:
-                    check_identity(began, trainer.identity, shlex.quote(str(found.folder)))
-                trainer.restore(checkpoint)  # which refuses a state without an identity, too
+                state = RunState.checked(checkpoint.state, found.folder)
+                if not self.allow_changes:
+                    check_identity(state.identity, trainer.identity, shlex.quote(str(found.folder)))
+                trainer.restore(checkpoint, state)
+            # What may write something comes after the checks.
+            trainer.prepare_targets()
+            if self.processes.is_main:
+                found.write_metrics(trainer.rows)
             if self.processes.is_main and trainer.config != found.config:
                 with writing_to(found.folder):
                     write_config_file(trainer.config, found.folder / "config.yaml")
@@ -195,7 +199,7 @@ class _Launch:
         if self.processes.is_main:
             checkpoint, damaged = load_last_checkpoint(folder)
         chosen = self.processes.from_main(
-            None if checkpoint is None else (checkpoint.epoch, checkpoint.step, checkpoint.sha256)
+            None if checkpoint is None else (checkpoint.number, checkpoint.sha256)
         )
         if chosen is not None and not self.processes.is_main:
             try:

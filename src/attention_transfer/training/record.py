@@ -13,6 +13,7 @@ from attention_transfer.runs.record import (
     AttentionRecord,
     BestEpoch,
     CacheRecord,
+    ChangeRecord,
     CorruptImageRecord,
     DataRecord,
     FinalMetrics,
@@ -45,6 +46,8 @@ def make_record(
     seconds_building_cache: float,
     seconds_waiting: float,
     processes: int,
+    images: float,
+    changes: Sequence[ChangeRecord],
 ) -> RunRecord:
     """Return the record of a finished run.
 
@@ -59,6 +62,8 @@ def make_record(
         seconds_building_cache: of building the cache of teacher targets.
         seconds_waiting: of training, spent waiting for data.
         processes: that trained together.
+        images: that were trained on, in all epochs together.
+        changes: what the run was resumed with instead of what it began with.
     """
     config = setup.config
     teacher = None
@@ -99,9 +104,10 @@ def make_record(
             views=targets.views,
             seconds_building=seconds_building_cache,
         ),
+        changes=list(changes),
         seconds=seconds,
         seconds_waiting_for_data=seconds_waiting,
-        images_per_second=config.epochs * len(setup.data.train) / seconds,
+        images_per_second=images / seconds,
     )
 
 

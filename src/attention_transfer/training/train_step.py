@@ -26,6 +26,14 @@ from attention_transfer.transfer.terms.base import PairedMaps
 
 __all__ = ["NotFiniteError", "StepIndex", "TrainStep"]
 
+LOWEST_SCALE = 2.0**-14
+"""Of the losses in fp16. The scaler halves it after each step without a finite gradient; one that
+overflows even at this scale is no matter of fp16.
+"""
+
+WEIGHT_SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+"""Names in an optimizer's state of what has its parameter's shape, or is one number."""
+
 IMAGES_NAMED = 8
 """Images of a batch that an error names."""
 
@@ -97,7 +105,10 @@ class TrainStep:
         # The state brings back the settings of its groups as well: the configuration has them.
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
-        self.scaler.load_state_dict(state["scaler"])
+        _check_shapes(self.optimizer)
+        # It begins anew where the run stopped because of its scale, or had another precision.
+        if state["scaler"].get("scale", 0.0) >= LOWEST_SCALE:
+            self.scaler.load_state_dict(state["scaler"])
 
     @property
     def lr(self) -> float:
@@ -172,7 +183,7 @@ class TrainStep:
                 outputs.append(replace(out, loss=out.loss.detach(), logits=logits))
                 if part is last:
                     output = merge_outputs(outputs)
-                    fault = _fault_of_terms(output)
+                    fault = _fault_of_terms(output) or self._fault_of_scale()
                     # Behind the backward pass, so that agreeing costs no time of its own.
                     agreeing = self.processes.agreeing(bool(fault), *wishes)
                 self._backward(out.loss, len(labels[part]), batch.total)
@@ -212,6 +223,12 @@ class TrainStep:
         limit = self.config.clip_gradient or math.inf
         return torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
 
+    def _fault_of_scale(self) -> str:
+        """Name the gradient if the scaler has skipped so many steps that it never gets finite."""
+        if not self.scaler.is_enabled() or self.scaler.get_scale() >= LOWEST_SCALE:
+            return ""
+        return f"the gradient, in fp16 with the loss scaled by {self.scaler.get_scale():g},"
+
     def _not_finite(self, fault: str, batch: Batch, step_index: StepIndex) -> NotFiniteError:
         """Return the error of all processes, which names the images of those with a fault."""
         images = self.setup.data.train
@@ -226,6 +243,15 @@ class TrainStep:
             f"{self.config.lr:g}) or the weight of a term, or bound the gradient with "
             "--clip-gradient, in a new run, or in config.yaml and with resume --allow-changes"
         )
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Raise a ValueError if a loaded state has other shapes than its parameters: torch does not."""
+    for parameter, values in optimizer.state.items():
+        for name in WEIGHT_SHAPED:
+            value = values.get(name)
+            if value is not None and value.shape not in (parameter.shape, ()):
+                raise ValueError(f"{name} has shape {tuple(value.shape)}")
 
 
 def _fault_of_terms(out: TransferOutput) -> str:
