@@ -112,8 +112,8 @@ def measure(steps: int, batch_size: int, folder: Path) -> None:
     step = trainer.train_step
     step.set_train_mode()
     times: dict[str, list[float]] = {"safe": [], "bare": []}
-    stream = remaining_batches(trainer.setup, 0, 0, trainer.processes, accelerator.device)
-    batches = iter(islice(stream, steps + WARM_UP))
+    everything = remaining_batches(trainer.setup, 0, 0, trainer.processes, accelerator.device)
+    batches = iter(islice(everything, steps + WARM_UP))
     for index, batch in enumerate(batches):
         position = StepIndex(0, index, index / (steps + WARM_UP))
         safe = index % 2 == 0

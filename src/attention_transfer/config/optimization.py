@@ -1,4 +1,4 @@
-"""Settings of how a network is trained: optimizer, learning rate, regularisation and averaging."""
+"""Settings of how a network is trained: optimizer, learning rate, regularization and averaging."""
 
 from typing import Annotated, Literal
 
@@ -75,7 +75,7 @@ class OptimizationConfig(Config):
         "slower than the one above it, such as 0.75; none: all alike",
     )
     backbone_lr: NonNegative = Field(
-        1.0, description="learning rate of all but the last layer, as a share of lr"
+        1.0, description="factor of lr for all layers but the last; 0: they stay as they are"
     )
     clip_gradient: Positive | None = Field(
         None,

@@ -13,6 +13,7 @@ from attention_transfer.runs.record import (
     AttentionRecord,
     AverageRecord,
     CacheRecord,
+    ChangeRecord,
     CorruptImageRecord,
     DataRecord,
     EpochMetrics,
@@ -27,8 +28,9 @@ from attention_transfer.runs.record import (
 from attention_transfer.training.classification_metrics import compute_metrics
 from attention_transfer.training.history import best_epoch, best_epoch_of_average
 from attention_transfer.training.setup import RunSetup, count_flops
+from attention_transfer.training.teacher_check import TeacherCheck
 
-__all__ = ["make_record", "parameter_count"]
+__all__ = ["input_size_of", "make_record", "parameter_count"]
 
 MOST_SKIPPED = 1000
 """Corrupt images that a record lists."""
@@ -41,10 +43,13 @@ def make_record(
     logits: Mapping[str, Tensor | None],
     logits_of_average: Mapping[str, Tensor | None],
     teacher_test_error: float | None,
+    teacher_check: TeacherCheck,
     attention: AttentionRecord | None,
     seconds: float,
     seconds_building_cache: float,
     processes: int,
+    images: float,
+    changes: Sequence[ChangeRecord],
 ) -> RunRecord:
     """Return the record of a finished run.
 
@@ -54,16 +59,25 @@ def make_record(
         logits: of the last weights, by split: "validation" and "test".
         logits_of_average: the same of the moving average of weights; empty without one.
         teacher_test_error: in percent; None without a teacher with the data's classes.
+        teacher_check: what the teacher answered before the first step.
         attention: the attention maps that were saved.
         seconds: of training.
         seconds_building_cache: of building the cache of teacher targets.
         processes: that trained together.
+        images: that were trained on, in all epochs together.
+        changes: what the run was resumed with instead of what it began with.
     """
     config = setup.config
     teacher = None
     if setup.teachers:
         network = _network_record(setup.teachers, setup)
-        teacher = TeacherRecord(**network.model_dump(), test_error=teacher_test_error)
+        teacher = TeacherRecord(
+            **network.model_dump(),
+            test_error=teacher_test_error,
+            validation_error=teacher_check.error,
+            validation_images=teacher_check.images,
+            warnings=teacher_check.warnings,
+        )
     targets = setup.targets
     return RunRecord(
         command="train" if config.teacher is None else "distill",
@@ -94,9 +108,10 @@ def make_record(
             views=targets.views,
             seconds_building=seconds_building_cache,
         ),
+        changes=list(changes),
         seconds=seconds,
         seconds_waiting_for_data=sum(row.seconds_waiting_for_data for row in rows),
-        images_per_second=len(rows) * len(setup.data.train) / seconds,
+        images_per_second=images / seconds,
     )
 
 
@@ -145,12 +160,12 @@ def _network_record(models: Sequence[LoadedModel], setup: RunSetup) -> NetworkRe
     return NetworkRecord(
         name=",".join(model.name for model in models),
         parameters=sum(parameter_count(model.network) for model in models),
-        flops=sum(count_flops(model.network, _input_size(model, setup)) for model in models),
+        flops=sum(count_flops(model.network, input_size_of(model, setup)) for model in models),
         weights_fingerprint=weights_fingerprint([model.network for model in models]),
     )
 
 
-def _input_size(model: LoadedModel, setup: RunSetup) -> tuple[int, int, int]:
+def input_size_of(model: LoadedModel, setup: RunSetup) -> tuple[int, int, int]:
     """Return the size (C, H, W) of the images that a network gets in this run."""
     if model.preprocessing and model.preprocessing.size:
         return (3, *model.preprocessing.size)

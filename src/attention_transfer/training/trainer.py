@@ -20,6 +20,7 @@ from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.runs import EpochMetrics, Run
 from attention_transfer.runs.checkpoints import Checkpoint
 from attention_transfer.runs.folder import resume_command
+from attention_transfer.runs.record import ChangeRecord
 from attention_transfer.training.checkpointing import Checkpointing
 from attention_transfer.training.classification_metrics import compute_metrics
 from attention_transfer.training.epoch_meters import EpochMeters
@@ -31,10 +32,16 @@ from attention_transfer.training.monitoring.tracking import Tracking
 from attention_transfer.training.processes import Processes
 from attention_transfer.training.record import make_record
 from attention_transfer.training.remaining_batches import remaining_batches
+from attention_transfer.training.run_state import (
+    RunState,
+    changes_since,
+    position_lines,
+    resumed_step,
+)
 from attention_transfer.training.setup import RunSetup
 from attention_transfer.training.shared_evaluation import SharedEvaluation
-from attention_transfer.training.signals import StopRequest
 from attention_transfer.training.summary import run_summary
+from attention_transfer.training.teacher_check import check_teachers
 from attention_transfer.training.train_step import NotFiniteError, StepIndex, TrainStep
 
 __all__ = ["Trainer"]
@@ -58,16 +65,22 @@ class Trainer:
         run: its folder, which may be created later.
         accelerator: of this process.
         progress: shows lines and a live view, in the main process.
+        processes: that train the run; None: those of the accelerator.
     """
 
     def __init__(
-        self, setup: RunSetup, run: Run, accelerator: Accelerator, progress: RunProgress
+        self,
+        setup: RunSetup,
+        run: Run,
+        accelerator: Accelerator,
+        progress: RunProgress,
+        processes: Processes | None = None,
     ) -> None:
         keep_freed_memory()
         self.setup, self.run, self.accelerator = setup, run, accelerator
         self.config, self.data = setup.config, setup.data
-        self.stop = StopRequest()
-        self.processes = Processes(accelerator, self.config.timeout, self.stop.receive)
+        self.processes = processes or Processes(accelerator, self.config.timeout)
+        self.stop = self.processes.stop
         self.progress = progress if self.processes.is_main else RunProgress()
         self.train_step = TrainStep(setup, accelerator, self.processes)
         self.checkpointing = Checkpointing(run.checkpoints_folder, self.config)
@@ -78,22 +91,20 @@ class Trainer:
             self.config.workers,
             self._stop_if_agreed,
         )
-        bounds = batch_bounds(len(self.data.train), self.config.batch_size, self.processes.count)
-        self.steps_per_epoch = len(bounds)
-        self.epoch, self.step = 0, 0
+        self.bounds = batch_bounds(
+            len(self.data.train), self.config.batch_size, self.processes.count
+        )
+        self.steps_per_epoch = len(self.bounds)
+        self.epoch, self.step, self.steps_taken, self.seconds = 0, 0, 0, 0.0
+        self.changes: list[ChangeRecord] = []
         self.meters = EpochMeters()
         self.rows: list[EpochMetrics] = []
-        self.seconds = 0.0
         self.probes: Probes | None = None
         if self.config.probes and self.processes.is_main:
             self.probes = Probes(setup, run.attention_folder)
         self.probed_epochs = probed_epochs(self.config.epochs, self.config.probe_every)
         self.cache: TargetCache | None = None
         self.seconds_building_cache = 0.0
-        if setup.targets is not None:
-            self.cache, self.seconds_building_cache = setup.targets.whole(
-                self.progress.write_line, accelerator.device, self.processes
-            )
         self.tracking = Tracking(
             self.config, run.folder, self.progress.write_line, active=self.processes.is_main
         )
@@ -105,11 +116,11 @@ class Trainer:
             Interrupted: a signal asked the run to stop; its state is saved.
             TrainingError: training cannot continue.
         """
-        with self.tracking, self.stop.caught(), self.processes.watched():
+        with self.tracking, self.stop.caught():
             try:
-                with self.processes.reporting_lost_processes():
-                    self._train()
-                    self._write_results()
+                self.processes.wait()
+                self._train()
+                self._write_results()
             except _StopAgreedError as stopped:
                 self._save_checkpoint()
                 raise Interrupted(self._stopped_message(stopped.signal), stopped.signal) from None
@@ -129,58 +140,58 @@ class Trainer:
                         f"resume the run: {resume_command(self.run.folder, self.config)}"
                     ) from None
                 raise
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         return self.run
 
     @cached_property
     def identity(self) -> dict[str, str]:
         """What decides the run's figures, by name."""
-        return identity_of(
-            self.config,
-            self.data,
-            self.setup.teachers,
-            self.setup.precision,
-            self.accelerator.device.type,
-        )
+        setup, device = self.setup, self.accelerator.device
+        return identity_of(self.config, self.data, setup.teachers, setup.precision, device.type)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Load the state of the run that a checkpoint holds.
+    def prepare_targets(self) -> None:
+        """Build the cache of teacher targets, if the run has one and it is not whole."""
+        if self.setup.targets is not None:
+            self.cache, self.seconds_building_cache = self.setup.targets.whole(
+                self.progress.write_line, self.accelerator.device, self.processes
+            )
+
+    def restore(self, checkpoint: Checkpoint, state: RunState) -> None:
+        """Load the state of the run that a checkpoint holds; nothing is written.
+
+        Args:
+            checkpoint: with weights and optimizer.
+            state: the rest of it, checked.
 
         Raises:
             InputError: the state does not fit the configuration.
         """
-        state = checkpoint.state
+        state.check_epochs(self.config.epochs, self.run.folder)
+        meters = checkpoint.state["meters"]
+        shared = len(meters) == self.processes.count
+        own = meters[self.processes.index :][:1] if shared else meters
         try:
-            self.train_step.restore(state)
-            self.epoch, self.seconds = checkpoint.epoch, state["seconds"]
-            self.rows = [EpochMetrics.model_validate(row) for row in state["metrics"]]
-            # Equal but after --allow-changes.
-            share = checkpoint.step / state["steps_per_epoch"]
-            self.step = round(share * self.steps_per_epoch)
-            meters, processes = state["meters"], state["processes"]
-            _ = state["identity"]
-            if len(meters) == self.processes.count:
-                meters = meters[self.processes.index :][:1]
-            elif not self.processes.is_main:
-                meters = []
-            self.meters = EpochMeters.restored(meters, self.accelerator.device)
+            self.train_step.restore(checkpoint.state)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             raise InputError(
                 f"the checkpoint in {self.run.folder} does not fit its config.yaml; restore the "
                 "configuration that the run began with, or start a new run"
             ) from None
-        if processes != self.processes.count:
-            self.progress.write_line(
-                f"begun by {processes} and resumed by {self.processes.count} processes: images "
-                "and order go on exactly; rounding, and the statistics of batch norm, which are "
-                "those of a process, do not"
-            )
-        if self.processes.is_main:
-            self.run.write_metrics(self.rows)
+        self.meters = EpochMeters.restored(own, self.accelerator.device)
+        if not (shared or self.processes.is_main):  # which counts the images of all
+            self.meters = self.meters.without_images()
+        self.epoch, self.steps_taken, self.seconds = state.epoch, state.steps_taken, state.seconds
+        self.rows = list(state.metrics)
+        self.step, passed = resumed_step(state, self.bounds)
+        self.changes = [*state.changes, *changes_since(state, self.identity, self.processes.count)]
+        self.checkpointing.number = checkpoint.number
+        for line in position_lines(state, self.processes.count, self.bounds, passed):
+            self.progress.write_line(line)
 
     def _train(self) -> None:
         for line in run_summary(self.setup):
             self.progress.write_line(line)
+        self.teacher_check = check_teachers(self.setup, self.evaluation, self.progress)
         if self.epoch or self.step:
             self.progress.write_line(f"resumed {self._place}")
         steps = (self.config.epochs - self.epoch) * self.steps_per_epoch - self.step
@@ -231,12 +242,13 @@ class Trainer:
             position = StepIndex(
                 self.epoch, self.step, steps / (self.config.epochs * self.steps_per_epoch)
             )
-            due = self.processes.is_main and self.checkpointing.due(steps + 1)
+            due = self.processes.is_main and self.checkpointing.due(self.steps_taken + 1)
             out, (stop, save) = self.train_step.step(
                 batch, targets, position, self.stop.signal, int(due)
             )
             self.step += 1
-            self.meters.add(out, batch.labels, position.step)
+            self.steps_taken += 1
+            self.meters.add(out, batch.labels, position.step, self.setup.multi_label)
             self.meters.seconds_waiting += waited
             self.meters.seconds += time.perf_counter() - began
             if stop:
@@ -273,7 +285,11 @@ class Trainer:
             "meters": meters,
             "metrics": [row.model_dump(mode="json") for row in self.rows],
             "seconds": self.seconds,
+            "steps_taken": self.steps_taken,
             "steps_per_epoch": self.steps_per_epoch,
+            "batch_size": self.config.batch_size,
+            "training_images": len(self.data.train),
+            "changes": [change.model_dump() for change in self.changes],
             "processes": self.processes.count,
             "identity": self.identity,
         }
@@ -300,7 +316,7 @@ class Trainer:
         averaged = {}
         if average is not None:
             averaged = {name: self._logits(images, True) for name, images in splits.items()}
-        teacher_test_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
+        teacher_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
         if not self.processes.is_main:
             return
         if self.probes:
@@ -316,15 +332,17 @@ class Trainer:
             rows=self.rows,
             logits=logits,
             logits_of_average=averaged,
-            teacher_test_error=teacher_test_error,
+            teacher_test_error=teacher_error,
+            teacher_check=self.teacher_check,
             attention=self.probes.record(self.epoch) if self.probes else None,
             seconds=self.seconds,
             seconds_building_cache=self.seconds_building_cache,
             processes=self.processes.count,
+            images=sum(row.images_per_second * row.seconds for row in self.rows),
+            changes=self.changes,
         )
         self.run.write_record(record)
-        step = self.epoch * self.steps_per_epoch
-        self.tracking.add({"step": step, "test_error": record.final.test_error})
+        self.tracking.add({"step": self.steps_taken, "test_error": record.final.test_error})
 
     def _probe(self, epoch: int, last: bool = False) -> dict[str, dict[str, float]]:
         """Save and measure attention maps of the probe images, after the epochs chosen for it."""
@@ -373,7 +391,7 @@ class Trainer:
         epoch = self.epoch + 1
         metrics = EpochMetrics(
             epoch=epoch,
-            step=epoch * self.steps_per_epoch,
+            step=self.steps_taken,
             lr=self.train_step.lr,
             **means,
             validation_error=validation.error,
