@@ -129,7 +129,7 @@ def final_state(folder: Path) -> str:
     assert checkpoint is not None
     assert not damaged
     digest = hashlib.sha256()
-    for name in ("transfer", "optimizer", "scaler", "best"):
+    for name in ("transfer", "optimizer", "scaler", "average"):
         _add(digest, checkpoint.state[name])
     _add(digest, timeless(folder))
     digest.update((folder / "model.safetensors").read_bytes())

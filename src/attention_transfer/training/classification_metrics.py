@@ -9,7 +9,13 @@ from torch.nn import functional
 
 from attention_transfer.errors import InputError
 
-__all__ = ["Evaluation", "calibration_error", "compute_metrics", "confusion_matrix"]
+__all__ = [
+    "Evaluation",
+    "calibration_error",
+    "compute_metrics",
+    "confusion_matrix",
+    "validation_figures",
+]
 
 
 @dataclass(frozen=True)
@@ -117,3 +123,9 @@ def confusion_matrix(
     """
     counts = np.bincount(labels * classes + predictions, minlength=classes**2)
     return counts.reshape(classes, classes)
+
+
+def validation_figures(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the error and the loss of a validation, by their names in a line of figures."""
+    validation = compute_metrics(logits, labels)
+    return {"validation_error": validation.error, "validation_loss": validation.loss}

@@ -21,7 +21,7 @@ from attention_transfer.errors import InputError, first_problems
 from attention_transfer.runs.record import ChangeRecord, EpochMetrics
 from attention_transfer.training.identity import differences
 
-__all__ = ["RunState", "changes_since", "position_lines", "resumed_step"]
+__all__ = ["RunState", "changes_since", "place", "position_lines", "resumed_step"]
 
 
 def _scalar(value: Tensor) -> Tensor:
@@ -136,6 +136,17 @@ class RunState(_Schema):
                 f"{epochs} of its config.yaml; set epochs to {self.epoch + bool(self.step)} or "
                 "more there, or start a new run"
             )
+
+
+def place(epoch: int, step: int, epochs: int) -> str:
+    """Return where a run is, in words.
+
+    >>> place(1, 4, 15), place(15, 0, 15)
+    ('after step 4 of epoch 2 of 15', 'after the last of 15 epochs')
+    """
+    if epoch == epochs:
+        return f"after the last of {epochs} epochs"
+    return f"after step {step} of epoch {epoch + 1} of {epochs}"
 
 
 def resumed_step(state: RunState, bounds: list[tuple[int, int]]) -> tuple[int, int]:

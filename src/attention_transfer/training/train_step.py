@@ -120,16 +120,15 @@ class TrainStep:
         if self.average is not None:
             # The weights have just changed: an average that begins here begins with them.
             self.average = WeightAverage(self.transfer.student, self.average.decay)
-            if state.get("average") is not None:
+            if state["average"] is not None:
                 self.average.restore(state["average"])
         # It begins anew where the run stopped because of its scale, or had another precision.
         if state["scaler"].get("scale", 0.0) >= LOWEST_SCALE:
             self.scaler.load_state_dict(state["scaler"])
-        # Checkpoints of earlier versions are SGD's, and do not say so.
-        if state.get("optimizer_name", "sgd") != self.config.optimizer:
+        if state["optimizer_name"] != self.config.optimizer:
             return
         # Torch counts the parameters of a group only.
-        if state.get("optimizer_parameters", self._names) != self._names:
+        if state["optimizer_parameters"] != self._names:
             raise ValueError("the parameters are in other groups")
         self.optimizer.load_state_dict(state["optimizer"])
         # The state brings back the settings of its groups as well: the configuration has them.

@@ -3,7 +3,7 @@
 import errno
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, nullcontext, suppress
 from functools import cached_property
 from itertools import islice
@@ -22,9 +22,9 @@ from attention_transfer.runs.checkpoints import Checkpoint
 from attention_transfer.runs.folder import resume_command
 from attention_transfer.runs.record import ChangeRecord
 from attention_transfer.training.checkpointing import Checkpointing
-from attention_transfer.training.classification_metrics import compute_metrics
+from attention_transfer.training.classification_metrics import validation_figures
 from attention_transfer.training.epoch_meters import EpochMeters
-from attention_transfer.training.history import best_epoch, epochs_without_improvement
+from attention_transfer.training.history import patience_is_over, stopped_early
 from attention_transfer.training.identity import identity_of
 from attention_transfer.training.monitoring.probes import Probes, probed_epochs
 from attention_transfer.training.monitoring.progress import RunProgress, StepFigures
@@ -35,6 +35,7 @@ from attention_transfer.training.remaining_batches import remaining_batches
 from attention_transfer.training.run_state import (
     RunState,
     changes_since,
+    place,
     position_lines,
     resumed_step,
 )
@@ -211,23 +212,16 @@ class Trainer:
         finally:
             self.progress.end()
         if self.epoch < self.config.epochs and self.processes.is_main:
-            best = best_epoch(self.rows)
-            self.progress.write_line(
-                f"stopped early after {self.epoch} of {self.config.epochs} epochs, without a lower "
-                f"validation error in the last {self.config.early_stopping} (the best: epoch "
-                f"{best.epoch}, {best.validation_error:.1f} %); the last weights are written"
-            )
+            self.progress.write_line(stopped_early(self.rows, self.config))
 
     def _is_over(self) -> bool:
         """Return whether no step is left; all processes must call this."""
         if self.epoch == self.config.epochs:
             return True
-        stops = self.step == 0 and self.processes.is_main and self._patience_is_over(self.rows)
+        stops = (
+            self.step == 0 and self.processes.is_main and patience_is_over(self.rows, self.config)
+        )
         return bool(self.processes.agree(int(stops))[0])
-
-    def _patience_is_over(self, rows: Sequence[EpochMetrics]) -> bool:
-        patience = self.config.early_stopping
-        return bool(rows) and patience is not None and epochs_without_improvement(rows) >= patience
 
     def _train_epoch(self, batches: Iterator[Batch]) -> None:
         self.train_step.set_train_mode()
@@ -267,7 +261,7 @@ class Trainer:
             return
         self.rows.append(metrics)
         self.run.append_metrics(metrics)
-        last = self.epoch == self.config.epochs or self._patience_is_over(self.rows)
+        last = self.epoch == self.config.epochs or patience_is_over(self.rows, self.config)
         if last or self.checkpointing.due(metrics.step, end_of_epoch=True):
             self._write_checkpoint([])
         self.tracking.add(metrics.model_dump())
@@ -356,9 +350,7 @@ class Trainer:
 
     @property
     def _place(self) -> str:
-        if self.epoch == self.config.epochs:
-            return f"after the last of {self.epoch} epochs"
-        return f"after step {self.step} of epoch {self.epoch + 1} of {self.config.epochs}"
+        return place(self.epoch, self.step, self.config.epochs)
 
     def _step_figures(self) -> StepFigures:
         meters = self.meters
@@ -380,35 +372,25 @@ class Trainer:
         means = self.meters.means(self.accelerator)
         images, averaged = self.data.validation, self.train_step.average is not None
         logits = self._logits(images)
-        average_logits = self._logits(images, averaged=True) if averaged else None
+        average = self._logits(images, averaged=True) if averaged else None
         if logits is None:
             return None
-        validation = compute_metrics(logits, images.labels)
-        ema = {}
-        if average_logits is not None:
-            average = compute_metrics(average_logits, images.labels)
-            ema = {"validation_error": average.error, "validation_loss": average.loss}
         epoch = self.epoch + 1
         metrics = EpochMetrics(
             epoch=epoch,
             step=self.steps_taken,
             lr=self.train_step.lr,
-            **means,
-            validation_error=validation.error,
-            validation_loss=validation.loss,
-            ema=ema,
+            **(means | validation_figures(logits, images.labels)),
+            ema={} if average is None else validation_figures(average, images.labels),
             seconds_left=(self.config.epochs - epoch) * self.meters.seconds,
             probes={},
         )
-        last = self._patience_is_over([*self.rows, metrics])
+        last = patience_is_over([*self.rows, metrics], self.config)
         return metrics.model_copy(update={"probes": self._probe(epoch, last)})
 
     def _logits(self, images: Images, averaged: bool = False) -> Tensor | None:
-        """Return the student's logits of a split in the main process, None in the others.
-
-        Args:
-            images: of the split.
-            averaged: by the moving average of its weights, which the run must have.
+        """Return the logits by the student's own weights, or by their average, in the main process;
+        None in the others.
         """
         classes = len(self.data.class_names)
         student, preprocessing = self.setup.student.network, self.setup.preprocessing

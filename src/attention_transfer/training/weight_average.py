@@ -74,11 +74,15 @@ class WeightAverage:
         """Load what :meth:`state` returned.
 
         Raises:
-            LookupError, RuntimeError: it does not fit the network.
+            LookupError, ValueError: it does not fit the network.
         """
+        values = state["values"]
+        for name, value in self.values.items():
+            if values[name].shape != value.shape:  # copying would broadcast
+                raise ValueError(f"the average of {name} has shape {tuple(values[name].shape)}")
         self.updates = int(state["updates"])
         for name, value in self.values.items():
-            value.copy_(state["values"][name])
+            value.copy_(values[name])
 
     @torch.no_grad()
     def _put(self, values: dict[str, Tensor]) -> None:
