@@ -12,7 +12,7 @@ from attention_transfer.errors import InputError
 if TYPE_CHECKING:
     from attention_transfer.config import Interpolation
 
-__all__ = ["LUMINANCE", "PixelRange", "Preprocessing"]
+__all__ = ["EIGHT_BITS", "LUMINANCE", "PixelRange", "Preprocessing"]
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in a grey value (ITU-R BT.601), as of Pillow's mode L."""
@@ -36,6 +36,9 @@ class PixelRange(NamedTuple):
 
     def __str__(self) -> str:
         return ":".join(f"{value:.15g}" for value in self)
+
+
+EIGHT_BITS = PixelRange(0, 255)
 
 
 class Preprocessing(NamedTuple):

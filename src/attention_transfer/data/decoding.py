@@ -16,18 +16,29 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from attention_transfer.config import Interpolation
+from attention_transfer.data.deep_images import (
+    bands_of_image,
+    describe_tiff,
+    scaled_bands,
+    sixteen_bit_colours,
+)
 from attention_transfer.errors import first_line
+from attention_transfer.preprocessing import PixelRange
 
 __all__ = [
     "MOST_BYTES",
     "MOST_PIXELS",
+    "Bands",
     "Box",
     "CorruptImageError",
     "as_pil",
+    "check_unit_values",
     "decode",
     "file_content",
     "image_size",
     "open_image",
+    "opened_bands",
+    "resized_bands",
     "resized_part",
     "upright_rgb",
     "upright_size",
@@ -56,6 +67,10 @@ FORMATS = tuple(
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _EXIF_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+
+
+Bands = list[Image.Image]
+"""The channels of an image, each an image of one channel, in full precision."""
 
 
 class CorruptImageError(Exception):
@@ -103,7 +118,13 @@ def open_image(source: bytes | Path) -> Iterator[Image.Image]:
     except CorruptImageError:
         raise
     except UnidentifiedImageError:
-        raise CorruptImageError("it is not an image") from None
+        layout = describe_tiff(source)
+        if layout is None:
+            raise CorruptImageError("it is not an image") from None
+        raise CorruptImageError(
+            f"it is {layout}, expected 1 band, or 3 or 4 of 8 or 16 bits; load such files by a "
+            "function of your own that gives arrays (C, H, W): --data package.module:factory"
+        ) from None
     except Exception as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise CorruptImageError(reason or type(error).__name__) from None
@@ -176,6 +197,43 @@ def resized_part(
     part = (box.left * across, box.top * down, box.right * across, box.bottom * down)
     resample = _FILTERS[interpolation]
     return np.asarray(pixels.resize((size[1], size[0]), resample, part, reducing_gap=3.0))
+
+
+def opened_bands(image: Image.Image) -> Bands:
+    """Return the channels of an opened image, turned as its EXIF data say, in full precision.
+
+    Raises:
+        CorruptImageError: they would take more than MOST_BYTES of memory.
+    """
+    # Bytes of 16-bit values come in two images of 4 bytes a pixel, their bands, and as float32.
+    stored = 24 if sixteen_bit_colours(image) else _BYTES_A_PIXEL.get(image.mode, 4) + 4
+    _check_bytes(image, stored * image.width * image.height)
+    return bands_of_image(image)
+
+
+def resized_bands(
+    bands: Bands,
+    size: tuple[int, int],
+    box: Box | None = None,
+    interpolation: Interpolation = "bilinear",
+    pixel_range: PixelRange | None = None,
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return a part of bands as pixels (H, W, C) at a size.
+
+    Args:
+        bands: the channels.
+        size: height and width of the result.
+        box: the part to take, in pixels; None: all of it.
+        interpolation: the filter of resizing.
+        pixel_range: the values that become 0 and 1, of bands of more than 8 bits; the result is
+            float32 then. None: all bands are of 8 bits, and the result is uint8.
+    """
+    resample = _FILTERS[interpolation]
+    if pixel_range is not None:
+        return scaled_bands(bands, pixel_range, size, box, resample)
+    height, width = size
+    layers = [band.resize((width, height), resample, box, reducing_gap=3.0) for band in bands]
+    return np.stack([np.asarray(layer) for layer in layers], axis=2)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -303,6 +361,21 @@ def as_pil(image: Any) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
 
 
+def check_unit_values(array: NDArray[Any]) -> None:
+    """Raise a ValueError for floating-point values that do not lie from 0 to 1."""
+    low, high = float(array.min(initial=0)), float(array.max(initial=0))
+    if np.issubdtype(array.dtype, np.floating) and not (low >= 0 and high <= 1):
+        raise _out_of_range(array, 1)
+
+
+def _out_of_range(array: NDArray[Any], largest: int) -> ValueError:
+    low, high = float(array.min(initial=0)), float(array.max(initial=0))
+    return ValueError(
+        f"its {array.dtype} values go from {low:.4g} to {high:.4g}, expected 0 to {largest}; "
+        f"{_remedy(array)}"
+    )
+
+
 def _remedy(array: NDArray[Any]) -> str:
     """Return what to do about an image whose values are out of their range."""
     if float(array.min()) >= 0 and float(array.max()) <= 255:
@@ -321,8 +394,5 @@ def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
         largest = 1
     low, high = float(array.min(initial=0)), float(array.max(initial=0))
     if not (low >= 0 and high <= largest):
-        raise ValueError(
-            f"its {array.dtype} values go from {low:.4g} to {high:.4g}, expected 0 to {largest}; "
-            f"{_remedy(array)}"
-        )
+        raise _out_of_range(array, largest)
     return np.rint(array.astype(np.float64) * (255 / largest)).astype(np.uint8)

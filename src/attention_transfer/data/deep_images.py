@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin
 from torch import Tensor
 
-from attention_transfer.preprocessing import PixelRange
+from attention_transfer.preprocessing import EIGHT_BITS, PixelRange
 
 __all__ = [
     "Extent",
@@ -28,7 +28,9 @@ __all__ = [
     "is_deep",
     "is_deep_array",
     "may_be_deep",
+    "on_white",
     "scaled_bands",
+    "sixteen_bit_colours",
 ]
 
 Box = tuple[float, float, float, float]
@@ -53,7 +55,7 @@ class Extent(NamedTuple):
 
 def is_deep(image: Image.Image) -> bool:
     """Return whether an opened image has more than 8 bits a channel."""
-    return image.mode[0] in "IF" or _has_sixteen_bit_colours(image)
+    return image.mode[0] in "IF" or sixteen_bit_colours(image)
 
 
 def is_deep_array(array: NDArray[Any]) -> bool:
@@ -75,7 +77,7 @@ def may_be_deep(source: bytes | Path) -> bool:
 
 def bands_of_image(image: Image.Image) -> list[Image.Image]:
     """Return the bands of an opened image, turned as its EXIF data say, in full precision."""
-    if not _has_sixteen_bit_colours(image):
+    if not sixteen_bit_colours(image):
         return list(ImageOps.exif_transpose(image).split())
     low_bytes = _with_low_bytes(image)
     high, low = ImageOps.exif_transpose(image), ImageOps.exif_transpose(low_bytes)
@@ -85,8 +87,11 @@ def bands_of_image(image: Image.Image) -> list[Image.Image]:
     ]
 
 
-def _has_sixteen_bit_colours(image: Image.Image) -> bool:
-    """Return whether PIL has opened colours of 16 bits, and would keep their higher bytes alone."""
+def sixteen_bit_colours(image: Image.Image) -> bool:
+    """Return whether PIL would keep the higher bytes alone of an image's 16-bit colours.
+
+    It is known until the image's pixels are decoded, as :func:`PIL.Image.Image.getexif` may do.
+    """
     modes = [_raw_mode(tile) for tile in getattr(image, "tile", ())]
     return (
         image.mode in ("RGB", "RGBA")
@@ -235,11 +240,22 @@ def scaled_bands(
     """
     layers = []
     for band in bands:
-        scaled = _scaled(band, PixelRange(0, 255) if band.mode == "L" else pixel_range)
+        scaled = _scaled(band, EIGHT_BITS if band.mode == "L" else pixel_range)
         if size is not None:
             scaled = scaled.resize((size[1], size[0]), resample, box, reducing_gap=3.0)
         layers.append(np.asarray(scaled))
     return np.stack(layers, axis=2)
+
+
+def on_white(bands: Sequence[Image.Image], pixel_range: PixelRange) -> list[Image.Image]:
+    """Put colours on white where the last band, their opacity, is low; all have the range 0 to 1.
+
+    The largest opacity is that of the band's type: 255, 65535, or 1 of floating-point numbers.
+    """
+    opaque = {"F": 1.0, "I;16": 65535.0}.get(bands[-1].mode, 255.0)
+    (opacity,) = np.moveaxis(scaled_bands(bands[-1:], PixelRange(0, opaque)), 2, 0)
+    colours = np.moveaxis(scaled_bands(bands[:-1], pixel_range), 2, 0)
+    return [Image.fromarray(colour * opacity + (1 - opacity)) for colour in colours]
 
 
 def _scaled(band: Image.Image, pixel_range: PixelRange) -> Image.Image:
