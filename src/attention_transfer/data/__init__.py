@@ -18,10 +18,12 @@ from attention_transfer.data.loading import (
     resolve_workers,
     stream,
 )
+from attention_transfer.data.pixel_ranges import on_one_scale
 from attention_transfer.data.randomness import AugmentedView
 from attention_transfer.data.splitting import hold_out_test, hold_out_validation
 from attention_transfer.data.views import Augmentation, Transform
 from attention_transfer.errors import InputError, nearest
+from attention_transfer.preprocessing import PixelRange
 
 __all__ = [
     "Augmentation",
@@ -55,6 +57,8 @@ def load_data(
     image_size: tuple[int, int] | None = None,
     default_size: tuple[int, int] = (224, 224),
     masks: Path | None = None,
+    pixel_range: tuple[float, float] | None = None,
+    default_pixel_range: tuple[float, float] | None = None,
 ) -> DataSet:
     """Load the images that DATA names, and hold a validation split out of the training images.
 
@@ -72,6 +76,9 @@ def load_data(
         image_size: height and width in pixels to bring images to that are decoded one by one.
         default_size: the same, for data that name no size of their own, without ``image_size``.
         masks: a folder with masks of the objects, laid out like the folder of images.
+        pixel_range: the values that become 0 and 1, of images of more than 8 bits; None: the
+            default, or one range for the whole set, found from its images.
+        default_pixel_range: that of a network that was trained with it.
 
     Raises:
         InputError: an unknown name, images that cannot be read, or a split without any.
@@ -92,6 +99,11 @@ def load_data(
         from attention_transfer.data.masks import with_masks
 
         result = with_masks(result, folder, masks)
+    result = on_one_scale(
+        result,
+        pixel_range and PixelRange(*pixel_range),
+        default_pixel_range and PixelRange(*default_pixel_range),
+    )
     if len(result.validation):
         return result
     return hold_out_validation(result, validation, data_seed)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from attention_transfer.data.decoding import (
@@ -19,7 +20,9 @@ from attention_transfer.data.decoding import (
     open_image,
     upright_size,
 )
+from attention_transfer.data.deep_images import array_of, bands_of_array, is_deep_array
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet, DecodedImages
+from attention_transfer.data.pixel_ranges import on_one_scale
 from attention_transfer.data.randomness import AugmentedView
 from attention_transfer.data.splitting import (
     SPLIT_NAMES,
@@ -27,9 +30,10 @@ from attention_transfer.data.splitting import (
     hold_out_test,
     hold_out_validation,
 )
-from attention_transfer.data.views import CropResize, Transform
+from attention_transfer.data.views import CropResize, Pixels, Transform
 from attention_transfer.errors import InputError, TrainingError, nearest
 from attention_transfer.factories import import_object
+from attention_transfer.preprocessing import PixelRange
 
 __all__ = ["DatasetImages", "as_data_set", "data_set_of_splits", "factory_data", "from_datasets"]
 
@@ -116,12 +120,16 @@ class DatasetImages(DecodedImages):
             content = self._decoded(index, None).tobytes()
         return hashlib.sha256(content).digest()
 
-    def _decoded(self, index: int, view: AugmentedView | None) -> NDArray[np.uint8]:
+    def source(self, index: int) -> Any:
+        """Return what the dataset holds as an image."""
+        return self._image(index)
+
+    def _decoded(self, index: int, view: AugmentedView | None) -> Pixels:
         try:
             image = self._image(index)
             content = file_content(image)
             if content is None:
-                pixels = self.crop_resize.decode(as_pil(image), view, index, draft=False)
+                pixels = self.crop_resize.decode(self._opened(image), view, index, draft=False)
             else:
                 with open_image(content) as opened:
                     pixels = self.crop_resize.decode(opened, view, index, draft=True)
@@ -130,6 +138,15 @@ class DatasetImages(DecodedImages):
                 f"{self.name(index)} cannot be read: {type(error).__name__}: {error}"
             ) from error
         return self.crop_resize.finish(pixels, view, index)
+
+    def _opened(self, image: Any) -> Image.Image | NDArray[Any]:
+        """Return a decoded image as PIL's; or, of other channels or more than 8 bits, its array."""
+        array = array_of(image)
+        if array is None:
+            return as_pil(image)
+        if self.channels == 3 and (self.dtype == torch.uint8 or not is_deep_array(array)):
+            return as_pil(array)
+        return array
 
     def _image(self, index: int) -> Any:
         return self.dataset[int(self.indices[index])][self.columns[0]]
@@ -145,9 +162,10 @@ def from_datasets(
     transform: Transform | None = None,
     validation_share: float = 0.1,
     data_seed: int = 0,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
     name: str = "data",
+    pixel_range: tuple[float, float] | None = None,
 ) -> DataSet:
     """Make a data set from map-style datasets, such as torchvision's or your own.
 
@@ -155,6 +173,8 @@ def from_datasets(
     with ``image`` and ``label``. An image is one of PIL, an array (H, W, 3), (H, W) or (3, H, W), a
     tensor (3, H, W), each uint8 or floating-point from 0 to 1, or the bytes of an encoded file;
     before augmentation and normalization, and of any size. A label is a class index, from 0.
+    Arrays and tensors may have other channels than grey and colour images, as (C, H, W) or
+    (H, W, C), and integers of more than 8 bits, which have one scale for all images.
 
     Evaluation takes the middle of each image, 7/8 of its sides. Training takes a random crop of 8
     to 100 % of the area and flips half of them, or what ``transform`` makes of the image.
@@ -171,6 +191,8 @@ def from_datasets(
         mean: by channel, on a scale of 0 to 1, for normalization; ImageNet's by default.
         std: standard deviation by channel.
         name: what records and messages call the data.
+        pixel_range: the values that become 0 and 1, of images of more than 8 bits; None: found from
+            the images.
 
     Raises:
         InputError: a dataset is not map-style, holds no images and class indices, is empty or has
@@ -182,10 +204,11 @@ def from_datasets(
         >>> len(data.train), len(data.validation), len(data.test), data.input_size
         (28, 4, 8, (3, 32, 32))
     """
-    given = {"train": train, "test": test, "validation": validation}
-    splits = {split: part for split, part in given.items() if part is not None}
+    datasets = {"train": train, "test": test, "validation": validation}
+    splits = {split: part for split, part in datasets.items() if part is not None}
     data = data_set_of_splits(name, splits, size, data_seed, class_names)
-    data = replace(data, mean=mean, std=std)
+    given = None if pixel_range is None else PixelRange(*pixel_range)
+    data = on_one_scale(replace(data, mean=mean, std=std), given)
     if transform is not None:
         data = data.with_transform(transform)
     return (
@@ -317,8 +340,7 @@ def _images(name: str, dataset: Any, size: tuple[int, int] | None) -> DatasetIma
                 f"an array {labels.shape} of {labels.dtype}, expected whole numbers (N,)"
             )
         image = dataset[0][columns[0]]
-        content = file_content(image)
-        first_size = upright_size(as_pil(image)) if content is None else image_size(content)
+        first_size, channels = _size_and_channels(image)
     except InputError:
         raise
     except Exception as error:
@@ -326,11 +348,26 @@ def _images(name: str, dataset: Any, size: tuple[int, int] | None) -> DatasetIma
         raise InputError(f"{name} is no dataset of images and class indices: {reason}") from error
     return DatasetImages(
         torch.from_numpy(labels.astype(np.int64)),
-        CropResize(size or first_size),
+        CropResize(size or first_size, channels=channels),
         dataset,
         columns,
         np.arange(len(dataset)),
     )
+
+
+def _size_and_channels(image: Any) -> tuple[tuple[int, int], int]:
+    """Return height and width of an image, and the channels that it is brought to.
+
+    Arrays of another number of channels than grey and colour images have keep theirs.
+    """
+    content, array = file_content(image), array_of(image)
+    if content is not None:
+        return image_size(content), 3
+    if array is None:
+        return upright_size(as_pil(image)), 3
+    bands = bands_of_array(array)
+    size = bands[0].height, bands[0].width
+    return size, 3 if len(bands) in (1, 3, 4) else len(bands)
 
 
 def _columns(name: str, sample: Any) -> tuple[str | int, str | int]:
