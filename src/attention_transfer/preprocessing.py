@@ -78,7 +78,11 @@ class Preprocessing(NamedTuple):
             >>> Preprocessing((1.0, 0.0, 0.0), (1.0, 1.0, 1.0)).for_channels(1).mean
             (0.299,)
         """
-        shares = LUMINANCE if len(self.mean) == 3 and channels == 1 else (1 / len(self.mean),) * len(self.mean)
+        shares = (
+            LUMINANCE
+            if len(self.mean) == 3 and channels == 1
+            else (1 / len(self.mean),) * len(self.mean)
+        )
         mean, std = (
             tuple(values)
             if len(values) == channels
@@ -113,8 +117,8 @@ class Preprocessing(NamedTuple):
         """Return the images (N, C, *size) at the network's size, normalized by channel.
 
         Raises:
-            InputError: the images cannot be brought to the network's channels; there is not one mean and standard deviation for each channel, or one for
-                all.
+            InputError: the images cannot be brought to the network's channels; there is not one
+                mean and standard deviation for each channel, or one for all.
             ValueError: images of several or of one spatial axis are to be resized.
         """
         images = _with_channels(images, self.channels)
@@ -150,7 +154,7 @@ def _with_channels(images: Tensor, channels: int | None) -> Tensor:
     if images.shape[1] == 1 and channels == 3:
         return images.expand(-1, 3, *images.shape[2:])
     if images.shape[1] == 3 and channels == 1:
-        red, green, blue = images.split(1, dim=1)
+        red, green, blue = (images[:, channel : channel + 1] for channel in range(3))
         # Exactly the grey value where the three are equal.
         return green + LUMINANCE[0] * (red - green) + LUMINANCE[2] * (blue - green)
     raise InputError(

@@ -19,7 +19,13 @@ from attention_transfer.data import as_input
 from attention_transfer.environment import resolve_precision
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.models import default_input_size, load, split_models
-from attention_transfer.network_inputs import augmented, decoded_for, images_of, try_out
+from attention_transfer.network_inputs import (
+    augmented,
+    channels_matched,
+    decoded_for,
+    images_of,
+    try_out,
+)
 from attention_transfer.transfer import TargetField, map_reduction
 from attention_transfer.trust import trusted, trusting
 
@@ -39,6 +45,7 @@ def target_source(config: CacheConfig) -> TargetSource:
     teachers = [
         load(name, classes, trained=True, seed=0, image_size=data.input_size[1:]) for name in names
     ]
+    data, teachers = channels_matched(data, teachers)
     data = augmented(decoded_for(data, teachers[0], teachers[1:]), config)
     example = as_input(data.train.pixels(np.arange(1)))
     for teacher in teachers:

@@ -275,7 +275,7 @@ def describe_tiff(source: bytes | Path) -> str | None:
             if start[:4] not in (b"II*\0", b"MM\0*"):
                 return None
             tags = TiffImagePlugin.ImageFileDirectory_v2(start)
-            file.seek(tags.next)  # type: ignore[attr-defined]
+            file.seek(tags.next)
             tags.load(file)
     except Exception:
         return None

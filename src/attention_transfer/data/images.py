@@ -225,6 +225,10 @@ class DecodedImages(ABC):
         return torch.from_numpy(np.stack([self._decoded(int(index), view) for index in indices]))
 
     @abstractmethod
+    def name(self, index: int) -> str:
+        """Return what messages call a sample."""
+
+    @abstractmethod
     def source(self, index: int) -> Any:
         """Return one image: the bytes of a file, its path, or what a user's data set holds.
 
@@ -262,16 +266,43 @@ class DataSet:
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height and width of an image as it is evaluated."""
-        return self.test.channels, *self.test.size
+        return self.channels, *self.test.size
 
     @property
     def preprocessing(self) -> Preprocessing:
         """The images' size and normalization, for networks whose weights expect no other."""
-        expected = Preprocessing(
-            self.mean, self.std, self.test.size, pixel_range=self.pixel_range
+        expected = Preprocessing(self.mean, self.std, self.test.size, pixel_range=self.pixel_range)
+        return (
+            expected
+            if 3 == self.channels == len(self.mean)
+            else expected.for_channels(self.channels)
         )
-        channels = self.test.channels
-        return expected if channels == 3 == len(self.mean) else expected.for_channels(channels)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the images."""
+        return self.test.channels
+
+    def with_channels(self, channels: int) -> "DataSet":
+        """Return the same data with a number of channels, which all images have.
+
+        Raises:
+            InputError: the first training image has others, or the images are in memory.
+        """
+        if channels == self.channels:
+            return self
+        parts: dict[str, Any] = {}
+        for split in ("train", "validation", "test"):
+            images = getattr(self, split)
+            if not isinstance(images, DecodedImages):
+                raise InputError(f"the images of {self.name} have {self.channels} channels")
+            crop_resize = replace(images.crop_resize, channels=channels)
+            parts[split] = replace(images, crop_resize=crop_resize)
+        try:
+            parts["train"].pixels(np.zeros(1, dtype=np.int64))
+        except TrainingError as error:
+            raise InputError(str(error)) from error
+        return replace(self, **parts)
 
     def resized(self, size: tuple[int, int], interpolation: Interpolation) -> "DataSet":
         """Return the same data at another height and width; images in memory keep theirs."""
@@ -294,8 +325,8 @@ class DataSet:
             transform: called with each whole RGB image of PIL; returns an image of PIL, an array
                 (H, W, 3) or a tensor (3, H, W), uint8 or floating-point from 0 to 1, before
                 normalization. Images of more than 8 bits or other channels come as tensors
-                (C, H, W), floating-point from 0 to 1. Give a class of your own a ``__repr__`` that shows its settings: a
-                cache of teacher targets is refused when it changes.
+                (C, H, W), floating-point from 0 to 1. Give a class of your own a ``__repr__`` that
+                shows its settings: a cache of teacher targets is refused when it changes.
 
         Raises:
             InputError: the transform fails on the first training image.

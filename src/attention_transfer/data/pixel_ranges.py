@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from attention_transfer.data.decoding import (
-    CorruptImageError,
     check_unit_values,
     file_content,
     open_image,
@@ -86,11 +85,11 @@ def on_one_scale(
             )
         return data
     pixel_range = given or default or found_range(search.extents)
-    scaled = {split: _scaled(part, pixel_range) for split, part in zip(SPLITS, parts, strict=True)}
+    scaled: dict[str, Any] = {
+        split: _scaled(part, pixel_range) for split, part in zip(SPLITS, parts, strict=True)
+    }
     notice = _notice(search, pixel_range, found=given is None and default is None)
-    return replace(
-        data, **scaled, pixel_range=pixel_range, notices=(*data.notices, notice)
-    )
+    return replace(data, **scaled, pixel_range=pixel_range, notices=(*data.notices, notice))
 
 
 def range_of(

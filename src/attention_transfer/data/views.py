@@ -299,8 +299,8 @@ def _transformed(
             if colours:
                 result = as_pil(transform(Image.fromarray(pixels)))
             else:
-                values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-                bands = _bands_of_result(transform(values), pixels.shape[2])
+                tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+                bands = _bands_of_result(transform(tensor), pixels.shape[2])
     except Exception as error:
         height, width = pixels.shape[:2]
         taken = "an RGB image of PIL" if colours else f"a tensor ({pixels.shape[2]}, H, W)"

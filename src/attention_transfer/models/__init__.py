@@ -1,6 +1,7 @@
 """Networks: the paper's wide ResNets and NINs, those of model zoos, and loading by name."""
 
 from attention_transfer.models.card import ModelCard
+from attention_transfer.models.channels import input_channels
 from attention_transfer.models.heads import logit_layers
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.registry import (
@@ -27,6 +28,7 @@ __all__ = [
     "build",
     "default_input_size",
     "imagenet_classes",
+    "input_channels",
     "load",
     "load_run",
     "load_weights",

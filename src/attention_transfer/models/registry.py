@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from attention_transfer.errors import InputError, first_problems, nearest
 from attention_transfer.models.card import ModelCard, check_weights
+from attention_transfer.models.channels import input_channels
 from attention_transfer.models.heads import logit_layers, replace_head
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.wide_resnet import WideResNet
@@ -215,6 +216,7 @@ def model_structure(
         if error.__cause__ is None:
             raise
         network = build(name, classes, (height, width))  # its constructor needs real values
+    channels = input_channels(network, (height, width), channels)
     return ModelStructure(name, network, (channels, height, width))
 
 

@@ -88,7 +88,10 @@ def check_same_settings(began: RunConfig, now: RunConfig, folder: str) -> None:
         now: given again.
         folder: of the run, quoted for a shell.
     """
-    now = now.replace(cache_views=now.cache_views or began.cache_views)
+    now = now.replace(
+        cache_views=now.cache_views or began.cache_views,
+        pixel_range=now.pixel_range or began.pixel_range,
+    )
     check_identity(_settings(began), _settings(now), folder)
 
 

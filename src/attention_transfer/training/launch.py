@@ -73,7 +73,10 @@ def run(
             recorded = found.config
             if not allow_changes:
                 check_same_settings(recorded, config, shlex.quote(str(folder)))
-            config = config.replace(cache_views=config.cache_views or recorded.cache_views)
+            config = config.replace(
+                cache_views=config.cache_views or recorded.cache_views,
+                pixel_range=config.pixel_range or recorded.pixel_range,
+            )
             return _resume(found, config, accelerator, progress, objects, allow_changes)
     Run.check_free(folder)
     setup = set_up_run(config, objects)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from attention_transfer.config import EvaluateConfig, height_and_width
+from attention_transfer.config import EvaluateConfig, height_and_width, low_and_high
 from attention_transfer.data import DataSet, as_input, load_data
 from attention_transfer.environment import make_accelerator, resolve_precision
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, default_input_size, load, read_card
-from attention_transfer.network_inputs import preprocessing_for, try_out
+from attention_transfer.network_inputs import channels_matched, preprocessing_for, try_out
 from attention_transfer.runs import Run
 from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
 from attention_transfer.training.processes import Processes
@@ -38,6 +38,7 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
             f"{config.model} was trained on the classes {_abridged(model.card.class_names)}, "
             f"{data.name} has {_abridged(data.class_names)}; evaluate it on data with its classes"
         )
+    data, (model,) = channels_matched(data, [model])
     images = data.validation if config.split == "validation" else data.test
     if model.preprocessing is not None:
         images = images.resized(images.size, model.preprocessing.interpolation)
@@ -58,9 +59,10 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
 def _load_data(config: EvaluateConfig) -> DataSet:
     """Load the data set to evaluate on; what the user left open is as in the model's run."""
     name, validation, data_seed = config.data, config.validation, config.data_seed
-    folder = Path(config.model)
+    folder, trained_range = Path(config.model), None
     if os.path.isdir(folder):
         card = read_card(folder)
+        trained_range = card.pixel_range
         if name is None:
             check_names(folder / "model.json", data=card.data)
             name = card.data
@@ -77,6 +79,8 @@ def _load_data(config: EvaluateConfig) -> DataSet:
         download=config.download,
         image_size=None if config.image_size is None else height_and_width(config.image_size),
         default_size=default_input_size(config.model)[1:],
+        pixel_range=None if config.pixel_range is None else low_and_high(config.pixel_range),
+        default_pixel_range=trained_range,
     )
 
 

@@ -24,8 +24,10 @@ from attention_transfer.models import (
 )
 from attention_transfer.network_inputs import (
     augmented,
+    channels_matched,
     decoded_for,
     images_of,
+    network_input_size,
     preprocessing_for,
     try_out,
 )
@@ -86,11 +88,12 @@ class RunSetup:
         return ModelCard(
             name=self.student.name,
             class_names=self.data.class_names,
-            input_size=self.data.input_size,
+            input_size=network_input_size(self.student, self.data),
             mean=tuple(self.preprocessing.mean),
             std=tuple(self.preprocessing.std),
             data=self.config.data,
             interpolation=self.preprocessing.interpolation,
+            pixel_range=self.preprocessing.pixel_range,
         )
 
 
@@ -110,6 +113,7 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     _check_settings(config, terms)
     data = _load_data(config, objects)
     student, teachers = _load_networks(config, data, objects)
+    data, (student, *teachers) = channels_matched(data, [student, *teachers])
     data = augmented(decoded_for(data, student, teachers), config)
     tried = np.arange(min(TRIED, config.batch_size, len(data.train)) if config.terms else 1)
     example = as_input(data.train.pixels(tried))
@@ -119,7 +123,7 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     _check_smallest_batch(student, data, example, config)
     heads = []
     if config.backbone_lr != 1:
-        heads = list(logit_layers(student.network, data.input_size).values())
+        heads = list(logit_layers(student.network, network_input_size(student, data)).values())
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
     recomputation = Recomputation({}, share=1.0)
     if config.grad_checkpoint:
@@ -147,6 +151,8 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
         transfer.optimize_teacher_for_inference(example, AUTOCAST.get(precision))
     else:
         config = config.replace(cache_views=targets.views)  # for when the run is resumed
+    if data.pixel_range is not None:
+        config = config.replace(pixel_range=str(data.pixel_range))  # as above
     compiled = config.compile and compiler_fault() is None
     if compiled:
         transfer.compile_passes()

@@ -148,7 +148,9 @@ def preprocess(inputs: Inputs, preprocessing: Preprocessing | None) -> Inputs:
 def input_size(inputs: Inputs, preprocessing: Preprocessing | None) -> tuple[int, ...]:
     """Return channels and spatial axes of a network's main input, after preprocessing."""
     channels, *size = main_input(inputs).shape[1:]
-    return channels, *((preprocessing and preprocessing.size) or size)
+    if preprocessing is None:
+        return channels, *size
+    return preprocessing.channels or channels, *(preprocessing.size or size)
 
 
 def tapped_forward(
