@@ -167,8 +167,19 @@ class CropResize:
         if view is not None and self.transform is not None:
             return self._with_channels(scaled_bands(bands, pixel_range or EIGHT_BITS))
         box, flip = self._box((bands[0].height, bands[0].width), view, index)
-        pixels = resized_bands(bands, self.size, box, self.interpolation, pixel_range)
-        return self._with_channels(self._typed(pixels[:, ::-1] if flip else pixels))
+        pixels = self._part_of_bands(bands, pixel_range, box)
+        return pixels[:, ::-1] if flip else pixels
+
+    def part(self, image: Image.Image | NDArray[Any], box: Box, *, draft: bool = False) -> Pixels:
+        """Return any part of an image, in pixels of the upright one, as :meth:`decode` does.
+
+        Raises:
+            CorruptImageError: as of :meth:`decode`.
+        """
+        if isinstance(image, Image.Image) and self._is_converted(image):
+            pixels = resized_part(image, self.size, box, self.interpolation, draft=draft)
+            return self._typed(pixels)
+        return self._part_of_bands(*self._bands(image), box)
 
     def finish(self, pixels: Pixels, view: AugmentedView | None, index: int) -> Pixels:
         """Return the final pixels (H, W, C): those decoded, or what the transform makes of them.
@@ -217,6 +228,10 @@ class CropResize:
                 f"it has {len(bands)} channels, expected {self.channels}, as the others have"
             )
         return bands, self.pixel_range
+
+    def _part_of_bands(self, bands: Bands, pixel_range: PixelRange | None, box: Box) -> Pixels:
+        pixels = resized_bands(bands, self.size, box, self.interpolation, pixel_range)
+        return self._with_channels(self._typed(pixels))
 
     def _typed(self, pixels: Pixels) -> Pixels:
         """Return the pixels as the whole set has them: uint8, or from 0 to 1."""
