@@ -16,11 +16,9 @@ from attention_transfer.data.decoding import (
     CorruptImageError,
     as_pil,
     file_content,
-    image_size,
     open_image,
-    upright_size,
 )
-from attention_transfer.data.deep_images import array_of, bands_of_array, is_deep_array
+from attention_transfer.data.deep_images import array_of, is_deep_array
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet, DecodedImages
 from attention_transfer.data.pixel_ranges import on_one_scale
 from attention_transfer.data.randomness import AugmentedView
@@ -30,7 +28,7 @@ from attention_transfer.data.splitting import (
     hold_out_test,
     hold_out_validation,
 )
-from attention_transfer.data.views import CropResize, Pixels, Transform
+from attention_transfer.data.views import CropResize, Pixels, Transform, size_and_channels
 from attention_transfer.errors import InputError, TrainingError, nearest
 from attention_transfer.factories import import_object
 from attention_transfer.preprocessing import PixelRange
@@ -340,7 +338,7 @@ def _images(name: str, dataset: Any, size: tuple[int, int] | None) -> DatasetIma
                 f"an array {labels.shape} of {labels.dtype}, expected whole numbers (N,)"
             )
         image = dataset[0][columns[0]]
-        first_size, channels = _size_and_channels(image)
+        first_size, channels = size_and_channels(image)
     except InputError:
         raise
     except Exception as error:
@@ -353,21 +351,6 @@ def _images(name: str, dataset: Any, size: tuple[int, int] | None) -> DatasetIma
         columns,
         np.arange(len(dataset)),
     )
-
-
-def _size_and_channels(image: Any) -> tuple[tuple[int, int], int]:
-    """Return height and width of an image, and the channels that it is brought to.
-
-    Arrays of another number of channels than grey and colour images have keep theirs.
-    """
-    content, array = file_content(image), array_of(image)
-    if content is not None:
-        return image_size(content), 3
-    if array is None:
-        return upright_size(as_pil(image)), 3
-    bands = bands_of_array(array)
-    size = bands[0].height, bands[0].width
-    return size, 3 if len(bands) in (1, 3, 4) else len(bands)
 
 
 def _columns(name: str, sample: Any) -> tuple[str | int, str | int]:

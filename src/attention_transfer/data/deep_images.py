@@ -51,6 +51,8 @@ class Extent(NamedTuple):
     high: float
     whole: bool
     """Whether the values are integers."""
+    eight_bits: bool = False
+    """Whether the values are those of 8 bits, stored in a larger type."""
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -194,11 +196,23 @@ def extent_of(bands: Iterable[Image.Image]) -> Extent | None:
         for _, values in _values(band):
             finite = values[np.isfinite(values)]
             if finite.size:
-                extents.append((float(finite.min()), float(finite.max()), band.mode != "F"))
+                low, high = float(finite.min()), float(finite.max())
+                extents.append(Extent(low, high, band.mode != "F", _of_eight_bits(finite)))
     if not extents:
         return None
-    lows, highs, whole = zip(*extents, strict=True)
-    return Extent(min(lows), max(highs), all(whole))
+    lows, highs, whole, eight_bits = zip(*extents, strict=True)
+    return Extent(min(lows), max(highs), all(whole), all(eight_bits))
+
+
+def _of_eight_bits(values: NDArray[Any]) -> bool:
+    """Return whether values are those of 8 bits: 16-bit multiples of 257, 255ths, or 0 to 255."""
+    if values.dtype.kind == "f":
+        levels = values * 255.0
+        in_range = bool(values.min() >= 0 and values.max() <= 1)
+        return in_range and bool((np.abs(levels - np.rint(levels)) < 1e-3).all())
+    if values.dtype.itemsize == 2:
+        return not (values % 257).any()
+    return bool(values.min() >= 0 and values.max() <= 255)
 
 
 def found_range(extents: Sequence[Extent]) -> PixelRange:

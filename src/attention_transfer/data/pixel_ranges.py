@@ -84,7 +84,9 @@ def on_one_scale(
                 f"{data.name} have 8: their values 0 to 255 are used as they are; leave it out"
             )
         return data
-    pixel_range = given or default or found_range(search.extents)
+    pixel_range = given or default or _found(search.extents)
+    if pixel_range is None:
+        return data
     scaled: dict[str, Any] = {
         split: _scaled(part, pixel_range) for split, part in zip(SPLITS, parts, strict=True)
     }
@@ -107,13 +109,18 @@ def range_of(
     """
     extents = list(deep_extents(sources))
     if extents:
-        return given or default or found_range(extents)
+        return given or default or _found(extents)
     if given not in (None, EIGHT_BITS):
         raise InputError(
             f"the pixel range {given} is for images of more than 8 bits, and these have 8: their "
             "values 0 to 255 are used as they are; leave it out"
         )
     return None
+
+
+def _found(extents: Sequence[Extent]) -> PixelRange | None:
+    """Return the range of images; None if all are of 8 bits that larger types hold."""
+    return None if all(one.eight_bits for one in extents) else found_range(extents)
 
 
 def deep_extents(sources: Sequence[Any]) -> Iterator[Extent]:

@@ -18,6 +18,8 @@ from attention_transfer.data.decoding import (
     CorruptImageError,
     as_pil,
     check_unit_values,
+    file_content,
+    image_size,
     opened_bands,
     resized_bands,
     resized_part,
@@ -50,6 +52,7 @@ __all__ = [
     "TransformImages",
     "centre",
     "random_crop_and_flip",
+    "size_and_channels",
 ]
 
 Transform = Callable[[Any], Any]
@@ -353,3 +356,18 @@ def _reflected(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     """Mirror positions outside 0 .. length - 1 at the first and the last one."""
     mirrored = np.abs(positions)
     return np.where(mirrored >= length, 2 * (length - 1) - mirrored, mirrored)
+
+
+def size_and_channels(image: Any) -> tuple[tuple[int, int], int]:
+    """Return height and width of an image, and the channels that it is brought to.
+
+    Arrays of another number of channels than grey and colour images have keep theirs.
+    """
+    content, array = file_content(image), array_of(image)
+    if content is not None:
+        return image_size(content), 3
+    if array is None:
+        return upright_size(as_pil(image)), 3
+    bands = bands_of_array(array)
+    size = bands[0].height, bands[0].width
+    return size, 3 if len(bands) in (1, 3, 4) else len(bands)
