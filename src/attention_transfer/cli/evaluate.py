@@ -1,10 +1,12 @@
 """evaluate a trained network on a data set: error, top-5 error, calibration, confusion"""
 
+import sys
 from argparse import Namespace
 
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import EvaluateConfig
+from attention_transfer.terminal import escape_control_characters
 
 EXAMPLES = (
     "evaluate runs/student",
@@ -28,6 +30,8 @@ def run(arguments: Namespace) -> int:
     if result is None:  # another process prints
         return 0
     model, data, evaluation = result
+    for notice in data.notices:
+        print(f"attention-transfer: {escape_control_characters(notice)}", file=sys.stderr)
     if arguments.json:
         named = {"model": model.name, "data": data.name, "split": config.split}
         print_json({**named, **asdict(evaluation)})

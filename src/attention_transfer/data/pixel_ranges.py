@@ -83,7 +83,10 @@ def on_one_scale(
                 f"the pixel range {given} is for images of more than 8 bits, and those of "
                 f"{data.name} have 8: their values 0 to 255 are used as they are; leave it out"
             )
-        return data
+        if default in (None, EIGHT_BITS):
+            return data
+        notice = f"images of 8 bits, by a network that was trained on the pixel range {default}"
+        return replace(data, notices=(*data.notices, notice))
     pixel_range = given or default or _found(search.extents)
     if pixel_range is None:
         return data
@@ -246,7 +249,7 @@ def _notice(search: _Search, pixel_range: PixelRange, *, found: bool) -> str:
         min(one.low for one in search.extents),
         max(one.high for one in search.extents),
     )
-    parts = [f"images have more than 8 bits: pixel values from {low} to {high} become 0 to 1"]
+    parts = [f"images of more than 8 bits: pixel range {low} to {high}, scaled to 0 to 1"]
     if found:
         some = f"in {len(search.extents)} of them" if search.partial else "in all splits"
         parts.append(

@@ -168,7 +168,7 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
         heads,
         recomputation,
         targets,
-        list(_notices(config, precision, transfer)),
+        list(_notices(config, precision, transfer, data)),
     )
 
 
@@ -277,8 +277,13 @@ def _check_smallest_batch(
         ) from error
 
 
-def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[str]:
+def _notices(config: RunConfig, precision: str, transfer: Transfer, data: DataSet) -> Iterator[str]:
     """Yield what differs from what was configured, or is slow on this machine."""
+    if precision == "bf16" and data.pixel_range is not None:
+        yield (
+            "bf16 rounds what a network gets to 8 significant bits, and these images have more; "
+            "--precision fp32 keeps them"
+        )
     if precision == "bf16" and not fast_bf16():
         yield (
             "this machine has no hardware for bf16, which takes several times as long as fp32; "
