@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,9 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
             f"{config.model} was trained on the classes {_abridged(model.card.class_names)}, "
             f"{data.name} has {_abridged(data.class_names)}; evaluate it on data with its classes"
         )
+    if config.pixel_range is not None and model.preprocessing is not None:
+        # The user's range takes the place of that in training.
+        model = replace(model, preprocessing=model.preprocessing._replace(pixel_range=None))
     data, (model,) = channels_matched(data, [model])
     images = data.validation if config.split == "validation" else data.test
     if model.preprocessing is not None:

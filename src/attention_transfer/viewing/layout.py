@@ -124,7 +124,7 @@ def on_one_scale(
     Args:
         networks: the networks; a run's pixel range is the default.
         images: the images.
-        given: by the user.
+        given: by the user, for all networks, whatever range they were trained with.
 
     Raises:
         InputError: a range is given, and all images have 8 bits.
@@ -134,7 +134,7 @@ def on_one_scale(
     pixel_range = put_on_one_scale(images, given, trained)
     return [
         network
-        if network.preprocessing is None
+        if network.preprocessing is None or given is not None
         else replace(network, preprocessing=network.preprocessing.on_scale(pixel_range))
         for network in networks
     ]
