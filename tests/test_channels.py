@@ -1,6 +1,7 @@
 """Each network gets as many channels as it takes: grey, colour, and stacks of any number."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -239,7 +240,7 @@ def test_channels_that_do_not_fit_are_refused(
     assert main(["train", *command.split(), "--image-size", "24", "--out", "run"]) == 2
     printed = capsys.readouterr().err.strip()
     assert len(printed.splitlines()) == 1
-    assert __import__("re").search(message, printed)
+    assert re.search(message, printed)
     assert not Path("run").exists()
 
 

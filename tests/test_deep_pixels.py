@@ -350,3 +350,13 @@ def test_shown_images_of_16_bits_have_one_scale() -> None:
         at.show(network, RAMP.astype(np.uint8), points="top", pixel_range=(0, 4095))
     with pytest.raises(InputError, match=r"uint16.*images.float\(\) / 65535"):
         at.attention_maps(network, torch.from_numpy(np.stack([RAMP] * 3))[None], points=["group3"])
+
+
+def test_colours_of_16_bits_are_bounded_by_their_header() -> None:
+    content = bytearray(png(COLOURS))
+    header = b"IHDR" + struct.pack(">II", 7000, 7000) + bytes(content[24:29])
+    content[12:33] = header + struct.pack(">I", zlib.crc32(header))
+    write_set("plain", lambda number: RAMP.astype(np.uint8))
+    Path("plain/a/large.png").write_bytes(content)
+    (notice,) = load_data("folder:plain").notices
+    assert "would take 784 MB" in notice

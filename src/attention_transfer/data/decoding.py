@@ -205,9 +205,7 @@ def opened_bands(image: Image.Image) -> Bands:
     Raises:
         CorruptImageError: they would take more than MOST_BYTES of memory.
     """
-    # Bytes of 16-bit values come in two images of 4 bytes a pixel, their bands, and as float32.
-    stored = 24 if sixteen_bit_colours(image) else _BYTES_A_PIXEL.get(image.mode, 4) + 4
-    _check_bytes(image, stored * image.width * image.height)
+    _check_bytes(image, _bytes_of_rgb(image))
     return bands_of_image(image)
 
 
@@ -292,7 +290,9 @@ def _check_bytes(image: Image.Image, needed: int) -> None:
 
 
 def _bytes_of_rgb(image: Image.Image) -> int:
-    """Return the memory that an opened image and its copies on the way to RGB take."""
+    """Return the memory that an opened image and its copies on the way to RGB or bands take."""
+    if sixteen_bit_colours(image):  # two images for their bytes, and bands; or opacity in float32
+        return (28 if image.mode == "RGBA" else 16) * image.width * image.height
     stored = _BYTES_A_PIXEL.get(image.mode, 4)
     count = stored
     # PIL decodes a PNG to look for EXIF data behind its pixels; those do not count here.

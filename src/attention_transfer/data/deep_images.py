@@ -83,10 +83,13 @@ def bands_of_image(image: Image.Image) -> list[Image.Image]:
         return list(ImageOps.exif_transpose(image).split())
     low_bytes = _with_low_bytes(image)
     high, low = ImageOps.exif_transpose(image), ImageOps.exif_transpose(low_bytes)
-    return [
-        Image.fromarray(np.asarray(most).astype(np.uint16) * np.uint16(256) + np.asarray(least))
-        for most, least in zip(high.split(), low.split(), strict=True)
-    ]
+    bands = []
+    for channel in high.getbands():
+        values = np.asarray(high.getchannel(channel)).astype(np.uint16)
+        values <<= 8
+        values |= np.asarray(low.getchannel(channel))
+        bands.append(Image.fromarray(values))
+    return bands
 
 
 def sixteen_bit_colours(image: Image.Image) -> bool:
@@ -267,9 +270,15 @@ def on_white(bands: Sequence[Image.Image], pixel_range: PixelRange) -> list[Imag
     The largest opacity is that of the band's type: 255, 65535, or 1 of floating-point numbers.
     """
     opaque = {"F": 1.0, "I;16": 65535.0}.get(bands[-1].mode, 255.0)
-    (opacity,) = np.moveaxis(scaled_bands(bands[-1:], PixelRange(0, opaque)), 2, 0)
-    colours = np.moveaxis(scaled_bands(bands[:-1], pixel_range), 2, 0)
-    return [Image.fromarray(colour * opacity + (1 - opacity)) for colour in colours]
+    opacity = scaled_bands(bands[-1:], PixelRange(0, opaque))[..., 0]
+    colours = []
+    for band in bands[:-1]:
+        colour = scaled_bands([band], pixel_range)[..., 0]
+        colour -= 1
+        colour *= opacity
+        colour += 1
+        colours.append(Image.fromarray(colour))
+    return colours
 
 
 def _scaled(band: Image.Image, pixel_range: PixelRange) -> Image.Image:
