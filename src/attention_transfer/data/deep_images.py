@@ -43,6 +43,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _DEEP_MAGIC = (b"II", b"MM", b"P2", b"P5", b"P6", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 """First bytes of the other formats with more than 8 bits: TIFF, PGM, PPM and JPEG 2000."""
 
+_EIGHT_BIT_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".avif", ".pbm")
+)
+
 
 class Extent(NamedTuple):
     """The smallest and the largest finite value in images."""
@@ -66,9 +70,11 @@ def is_deep_array(array: NDArray[Any]) -> bool:
 
 
 def may_be_deep(source: bytes | Path) -> bool:
-    """Return False if an encoded image has 8 bits by its first bytes; True has to be checked."""
+    """Return False if an image has 8 bits by its name or first bytes; True is to be checked."""
     if isinstance(source, Path):
-        with source.open("rb") as file:
+        if source.suffix.lower() in _EIGHT_BIT_SUFFIXES:
+            return False
+        with open(source, "rb", buffering=0) as file:
             start = file.read(26)
     else:
         start = source[:26]

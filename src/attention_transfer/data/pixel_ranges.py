@@ -1,8 +1,9 @@
 """One scale for all images of a data set that have more than 8 bits: given, or found from them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from attention_transfer.data.images import DataSet, DecodedImages, Images, Image
 from attention_transfer.errors import InputError
 from attention_transfer.preprocessing import EIGHT_BITS, PixelRange
 
-__all__ = ["deep_extents", "on_one_scale", "range_of"]
+__all__ = ["on_one_scale", "range_of"]
 
 MOST_SEARCHED = 50_000
 """Images of the largest split that are all searched for the largest value; of others a part is."""
@@ -41,8 +42,11 @@ PART_SEARCHED = 1_000
 PROBED = 16
 """Decoded images of a split that tell whether the others are worth decoding for their values."""
 
-READERS = 8
-"""Threads that read files."""
+READERS, TOGETHER = 8, 64
+"""Threads that read files, and the files that each reads in one go."""
+
+_Read = Callable[[], Any]
+"""A function that returns an image: bytes, a path, or one of PIL, an array or a tensor."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -73,9 +77,15 @@ def on_one_scale(
         InputError: a range is given, and all images have 8 bits; or arrays hold floating-point
             numbers outside 0 to 1, and no range is given.
     """
-    if given is None and data.pixel_range is not None:
-        return data
     parts = [getattr(data, split) for split in SPLITS]
+    if data.pixel_range is not None:
+        if given in (None, data.pixel_range):
+            return data
+        if any(isinstance(part, ImageSet) for part in parts):
+            raise InputError(
+                f"the images of {data.name} are in memory, and scaled from the pixel range "
+                f"{data.pixel_range} to 0 to 1; leave out the range {given}"
+            )
     search = _searched(parts, check_floats=given is None and default is None)
     if not search.extents:
         if given not in (None, EIGHT_BITS):
@@ -110,7 +120,8 @@ def range_of(
     Raises:
         InputError: a range is given, and all images have 8 bits.
     """
-    extents = list(deep_extents(sources))
+    searched = [_extent(partial(_unchanged, source)) for source in sources]
+    extents = [extent for extent in searched if extent is not None]
     if extents:
         return given or default or _found(extents)
     if given not in (None, EIGHT_BITS):
@@ -121,40 +132,39 @@ def range_of(
     return None
 
 
+def _unchanged(source: Any) -> Any:
+    return source
+
+
 def _found(extents: Sequence[Extent]) -> PixelRange | None:
     """Return the range of images; None if all are of 8 bits that larger types hold."""
     return None if all(one.eight_bits for one in extents) else found_range(extents)
 
 
-def deep_extents(sources: Sequence[Any]) -> Iterator[Extent]:
-    """Yield the extents of those images that have more than 8 bits and can be read."""
-    for source in sources:
-        extent = _extent(lambda source=source: source)  # type: ignore[misc]
-        if extent is not None:
-            yield extent
-
-
 def _searched(parts: Sequence[Images], *, check_floats: bool) -> _Search:
     extents: list[Extent | None] = []
-    partial = False
+    some_alone = False
     for images in parts:
         if isinstance(images, DecodedImages):
             chosen = np.arange(len(images))
             if len(images) > MOST_SEARCHED:
-                chosen, partial = _spread(len(images), PART_SEARCHED), True
+                chosen, some_alone = _spread(len(images), PART_SEARCHED), True
             sources = [_source(images, int(index), check_floats) for index in chosen]
-            if not _worth_searching(images, sources):
+            if _in_files(images):
+                with ThreadPoolExecutor(READERS) as pool:
+                    for found in pool.map(_extents, _chunks(sources)):
+                        extents += found
+            elif _worth_searching(sources):
+                extents += map(_extent, sources)  # code of the user's, perhaps not for threads
+            else:
                 extents += [None] * len(sources)
-                continue
-            with ThreadPoolExecutor(READERS) as pool:
-                extents += pool.map(_extent, sources)
         elif isinstance(images, ImageSet) and len(images):
             extents.append(_extent_of_tensor(images, check_floats))
     deep = [extent for extent in extents if extent is not None]
-    return _Search(deep, len(extents) - len(deep), partial)
+    return _Search(deep, len(extents) - len(deep), some_alone)
 
 
-def _source(images: DecodedImages, index: int, check_floats: bool) -> Callable[[], Any]:
+def _source(images: DecodedImages, index: int, check_floats: bool) -> _Read:
     def read() -> Any:
         source = images.source(index)
         array = array_of(source)
@@ -171,21 +181,32 @@ def _source(images: DecodedImages, index: int, check_floats: bool) -> Callable[[
     return read
 
 
-def _worth_searching(images: DecodedImages, sources: Sequence[Callable[[], Any]]) -> bool:
-    """Return False for decoded images of which some are of 8 bits: reading all would take long."""
+def _in_files(images: DecodedImages) -> bool:
+    """Return whether images are encoded, so that first bytes tell how deep most are."""
+    try:
+        source = images.source(0)
+        return isinstance(source, Path) or file_content(source) is not None
+    except Exception:
+        return False
+
+
+def _worth_searching(sources: Sequence[_Read]) -> bool:
+    """Return False where some decoded images all have 8 bits: reading all would take long."""
     if not sources:
         return False
-    some = [sources[index] for index in dict.fromkeys(_spread(len(sources), PROBED).tolist())]
-    try:
-        first = images.source(0)
-    except Exception:
-        return True
-    if isinstance(first, Path) or file_content(first) is not None:
-        return True
-    return any(_extent(source) is not None for source in some)
+    some = _spread(len(sources), PROBED)
+    return any(_extent(sources[index]) is not None for index in some)
 
 
-def _extent(read: Callable[[], Any]) -> Extent | None:
+def _chunks(sources: Sequence[_Read]) -> list[Sequence[_Read]]:
+    return [sources[start : start + TOGETHER] for start in range(0, len(sources), TOGETHER)]
+
+
+def _extents(sources: Sequence[_Read]) -> list[Extent | None]:
+    return list(map(_extent, sources))
+
+
+def _extent(read: _Read) -> Extent | None:
     """Return the extent of an image of more than 8 bits; None for others.
 
     An image that cannot be read is named when it is trained on.
