@@ -95,7 +95,10 @@ class ModelCard:
 
     def write(self, path: Path) -> None:
         """Write the card as JSON."""
-        write_json(path, asdict(self))
+        values = asdict(self)
+        if self.pixel_range is None:  # earlier versions do not know it
+            del values["pixel_range"]
+        write_json(path, values)
 
 
 def check_weights(path: Path) -> None:
