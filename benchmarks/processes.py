@@ -33,6 +33,7 @@ from attention_transfer.config import DistillConfig
 from attention_transfer.environment import describe_machine, make_accelerator, package_versions
 from attention_transfer.runs import Run
 from attention_transfer.training.monitoring.progress import RunProgress
+from attention_transfer.training.remaining_batches import remaining_batches
 from attention_transfer.training.setup import set_up_run
 from attention_transfer.training.train_step import StepIndex
 from attention_transfer.training.trainer import Trainer
@@ -111,7 +112,8 @@ def measure(steps: int, batch_size: int, folder: Path) -> None:
     step = trainer.train_step
     step.set_train_mode()
     times: dict[str, list[float]] = {"safe": [], "bare": []}
-    batches = iter(islice(trainer._batches(), steps + WARM_UP))
+    everything = remaining_batches(trainer.setup, 0, 0, trainer.processes, accelerator.device)
+    batches = iter(islice(everything, steps + WARM_UP))
     for index, batch in enumerate(batches):
         position = StepIndex(0, index, index / (steps + WARM_UP))
         safe = index % 2 == 0

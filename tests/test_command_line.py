@@ -207,11 +207,11 @@ BAD: dict[str, tuple[str, str]] = {
     # Weights.
     "other width": (
         "distill --teacher wrn-10-2@teacher/model.safetensors --student wrn-10-1",
-        r"does not fit WideResNet: .* is \(.*\), expected \(.*; give weights of the same",
+        r"does not fit WideResNet: missing: .*; of another shape: \S+ \(.*\), expected \(.*; give",
     ),
     "other depth": (
         "train --model wrn-16-1@teacher/model.safetensors",
-        "does not fit WideResNet: group1.1.* is missing.* more; give weights of the same",
+        r"does not fit WideResNet: missing: group1\.1.* more; give weights of the same",
     ),
     "no weights file": ("train --model wrn-10-1@none.pt", r"no weights at none.pt; expected a \.s"),
     "a pickle": (
@@ -220,7 +220,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "a torch file": (
         "distill --teacher wrn-10-1@torch.pt --student wrn-10-1",
-        "not a whole safetensors file.*pickled weights are not loaded.*save_file",
+        r"torch\.pt holds a whole pickled network, .*running code; .* convert it: import torch; ",
     ),
     "cut": ("train --model wrn-10-1@cut.safetensors", "cut.safetensors is not a whole safetensors"),
     "cut header": ("train --model wrn-10-1@cut-header.safetensors", "not a whole safetensors"),
@@ -310,7 +310,9 @@ def test_the_program_does_the_same(case: str, material: Path) -> None:
     shutil.copytree(material, ".", dirs_exist_ok=True)
     before = snapshot()
     done = program(*command.split())
-    check_refusal(done.returncode, done.stdout, done.stderr, expected)
+    lines = done.stderr.splitlines(keepends=True)
+    error = "".join(line for line in lines if not line.endswith(" ...\n"))  # what it waited for
+    check_refusal(done.returncode, done.stdout, error, expected)
     assert snapshot() == before
 
 

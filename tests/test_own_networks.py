@@ -269,7 +269,7 @@ def test_the_last_layer_is_the_one_that_runs_last_not_the_one_defined_last() -> 
 
 def test_a_network_that_teaches_itself_and_a_frozen_student_are_refused() -> None:
     network, images = at.models.build("wrn-10-1", 3), torch.rand(2, 3, 16, 16)
-    with pytest.raises(InputError, match="are one network"):
+    with pytest.raises(InputError, match="are the same network"):
         at.Transfer(network, network, [at.ActivationAttention()])
     other = at.models.build("wrn-10-1", 3).requires_grad_(False)
     with pytest.raises(InputError, match="could not learn"):

@@ -5,14 +5,20 @@ import ctypes
 import os
 import platform
 import sys
+import time
+import uuid
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from attention_transfer.config import Precision
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.torchrun import AGENT
 
 __all__ = [
     "AUTOCAST",
@@ -102,11 +108,58 @@ def make_accelerator() -> Accelerator:
     different precisions.
     """
     has_device = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if AGENT is not None and not dist.is_initialized() and not torch.backends.mps.is_available():
+        _join_processes()
     accelerator = Accelerator(cpu=not has_device, mixed_precision="no")
     if accelerator.num_processes > 1:
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
     return accelerator
+
+
+def _join_processes() -> None:
+    """Join the processes that torchrun has started together with this one.
+
+    Its agents keep one store over all restarts. A name of each start keeps what ended processes
+    have left there, such as their addresses, from the processes of the next start.
+    """
+    store, rank, count = next(rendezvous("env://"))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    named = PrefixStore(_name_of_start(store, rank, count), store)
+    dist.init_process_group(backend, store=named, rank=rank, world_size=count)
+
+
+def _name_of_start(store: Store, rank: int, count: int) -> str:
+    """Return a new name that all processes of this start agree on.
+
+    The agents' counts of restarts would be none: they differ between machines. Each process says
+    hello by a name that no other process had, which the first one answers with its own.
+
+    Raises:
+        TrainingError: a process did not come in time.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"attention-transfer/hello/{rank}", own)
+        start: str = store.get(f"attention-transfer/answer/{own}").decode()
+        store.set(f"attention-transfer/{start}/joined/{rank}", "")
+        return start
+    until = time.monotonic() + default_pg_timeout.total_seconds()
+    missing = list(range(1, count))
+    while missing:
+        if time.monotonic() > until:
+            raise TrainingError(f"process {missing[0]} of {count} did not start; start all again")
+        for other in missing:
+            if store.check([f"attention-transfer/hello/{other}"]):
+                name = store.get(f"attention-transfer/hello/{other}").decode()
+                store.set(f"attention-transfer/answer/{name}", own)
+        time.sleep(0.02)
+        missing = [
+            other
+            for other in missing
+            if not store.check([f"attention-transfer/{own}/joined/{other}"])
+        ]
+    return own
 
 
 def _leave_processes() -> None:

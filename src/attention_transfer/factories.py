@@ -41,7 +41,7 @@ def call_factory(text: str) -> Any:
     try:
         call = ast.parse(f"factory({rest}" if parenthesis else "factory()", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-            raise ValueError("it is no call of the factory alone")
+            raise ValueError("it is not a single call of the factory")
         if any(one.arg is None for one in call.keywords):
             raise ValueError("it has ** arguments")
         arguments = [ast.literal_eval(argument) for argument in call.args]

@@ -13,7 +13,8 @@ from attention_transfer.data import DataSet, WithAugmentation, load_data
 from attention_transfer.errors import InputError, first_line
 from attention_transfer.models import LoadedModel, input_channels
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import evaluating
+from attention_transfer.taps import call_network, evaluating, main_input
+from attention_transfer.transfer import preprocess
 
 __all__ = [
     "augmented",
@@ -51,6 +52,9 @@ def images_of(
         image_size=None if config.image_size is None else height_and_width(config.image_size),
         default_size=default_size,
         masks=masks,
+        columns=config.columns,
+        label_offset=config.label_offset,
+        class_order=config.class_order,
         pixel_range=None if config.pixel_range is None else low_and_high(config.pixel_range),
     )
 
@@ -150,12 +154,14 @@ def try_out(model: LoadedModel, data: DataSet, images: Tensor) -> object:
     Raises:
         InputError: the network does not run on them.
     """
-    inputs = preprocessing_for(model, data)(images)
+    inputs = preprocess(model.network, images, preprocessing_for(model, data))
     try:
         with evaluating(model.network), torch.no_grad():
-            return model.network(inputs)
+            return call_network(model.network, inputs)
+    except InputError:
+        raise
     except Exception as error:
-        height, width = inputs.shape[-2:]
+        height, width = main_input(inputs).shape[-2:]
         raise InputError(
             f"{model.name} does not run on images {height}x{width} ({type(error).__name__}: "
             f"{first_line(error)}); give another --image-size, or another network"

@@ -117,10 +117,16 @@ class Preprocessing(NamedTuple):
         """Return the images (N, C, *size) at the network's size, normalized by channel.
 
         Raises:
-            InputError: the images cannot be brought to the network's channels; there is not one
-                mean and standard deviation for each channel, or one for all.
+            InputError: the images are not of a floating-point dtype, or cannot be brought to the
+                network's channels; there is not one mean and standard deviation for each channel,
+                or one for all.
             ValueError: images of several or of one spatial axis are to be resized.
         """
+        if not images.is_floating_point():
+            raise InputError(
+                f"the images to normalize are {images.dtype}, expected floating-point numbers; "
+                "give images.float() / 255"
+            )
         images = _with_channels(images, self.channels)
         counts = {len(self.mean), len(self.std)}
         if len(counts) > 1 or not counts <= {1, images.shape[1]}:

@@ -18,11 +18,16 @@ def escape_control_characters(text: str) -> str:
     )
 
 
-def print_line(console: Console, text: str) -> None:
+def print_line(console: Console, text: str, style: str = "") -> None:
     """Print one line unchanged: no markup, emoji codes, control characters or wrapping.
+
+    Args:
+        console: to print to.
+        text: of the line.
+        style: of rich, such as "bold yellow", where the console shows styles.
 
     Example:
         >>> print_line(Console(), "[b]:x:")
         [b]:x:
     """
-    console.print(Text(escape_control_characters(text)), soft_wrap=True)
+    console.print(Text(escape_control_characters(text), style), soft_wrap=True)

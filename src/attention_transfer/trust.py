@@ -6,7 +6,6 @@ what is part of this package or of a model zoo, unless the user trusts it by nam
 ``--trust package.module:factory``.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,12 +14,13 @@ from typing import Any
 
 from attention_transfer.errors import UntrustedError
 from attention_transfer.factories import OBJECT
+from attention_transfer.model_names import run_folder, split_models
 
 __all__ = ["check_names", "check_settings", "factories_in", "trust_flags", "trusted", "trusting"]
 
 _BUILT_IN = {
     "network": ("timm", "torchvision"),
-    "data": ("cifar10", "cifar100", "folder", "imagenet", "hf"),
+    "data": ("cifar10", "cifar100", "folder", "imagenet", "csv", "hf"),
     "term": (),
 }
 """By what a name means: the words before its colon with which nothing of a user's is imported."""
@@ -96,9 +96,9 @@ def factories_in(settings: Mapping[str, Any]) -> list[str]:
     for setting, kind in _SETTINGS.items():
         value = settings.get(setting) or ()
         for text in (value,) if isinstance(value, str) else value:
-            several = setting in ("teacher", "pair") and not os.path.isdir(str(text))
-            for name in str(text).split(",") if several else [str(text)]:
-                found += _factories(kind, name.strip())
+            several = setting in ("teacher", "pair")
+            for name in split_models(str(text)) if several else [str(text)]:
+                found += _factories(kind, name)
     return list(dict.fromkeys(found))
 
 
@@ -119,7 +119,7 @@ def _check(source: str | Path, names: Iterable[str]) -> None:
 
 def _factories(kind: str, text: str) -> list[str]:
     """Return the name in a text if it has to be trusted, as a list of one or none."""
-    if kind == "network" and os.path.isdir(text):
+    if kind == "network" and run_folder(text):
         return []  # a run folder, whose own card is checked when it is read
     name = text.partition("(" if kind == "term" else "@")[0].strip() if kind != "data" else text
     source, colon, rest = name.partition(":")

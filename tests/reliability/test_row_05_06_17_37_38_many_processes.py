@@ -163,6 +163,43 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
         assert one["terms"] == pytest.approx(other["terms"], rel=1e-3)
 
 
+RECORDED = """
+import os
+from attention_transfer.training.train_step import TrainStep
+network_inputs.load_data = lambda name, **settings: small_data(images=42)
+recorded = TrainStep._step
+def recording(self, batch, targets, index, wishes):
+    result = recorded(self, batch, targets, index, wishes)
+    with open("samples.txt", "a") as file:
+        file.write("".join(f"{{index.epoch}} {{sample}}\\n" for sample in batch.indices.tolist()))
+    if (index.epoch, index.step) == (0, {signalled}):
+        os.kill(os.getpid(), 15)
+    return result
+TrainStep._step = recording
+"""
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_each_sample_is_used_once_though_an_epoch_has_fewer_steps(
+    tmp_path: Path, steps: int
+) -> None:
+    """42 images are 5 batches of 10 for one process; for three, the last 2 join the fourth."""
+    arguments = ["--batch-size=10", "--epochs=2", "--precision=fp32", "--probes=0", "--no-report"]
+    stopping = RECORDED.format(signalled=steps - 2)  # the next step still ends
+    train = ["train", "--model=wrn-10-1", "--out=run", *arguments]
+    assert run(tmp_path, *train, before=stopping).returncode == 143
+    samples = tmp_path / "samples.txt"
+    assert len(samples.read_text().splitlines()) == 10 * steps
+    resumed = run(tmp_path, "resume", "run", before=RECORDED.format(signalled=-1), processes=3)
+    assert resumed.returncode == 0, resumed.stderr
+    output = resumed.stdout + resumed.stderr
+    assert "an epoch now has 4 steps in place of 5" in output
+    assert f"resumed after step {steps} of epoch 1 of 2" in output
+    assert ("2 images of epoch 1 are left out" in output) == (steps == 4)
+    used = samples.read_text().splitlines()
+    assert len(used) == len(set(used)) == 84 - (2 if steps == 4 else 0)
+
+
 def test_processes_evaluate_the_same_network_though_killed_before_an_evaluation(
     tmp_path: Path,
 ) -> None:

@@ -4,6 +4,8 @@ import errno
 import multiprocessing
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -11,11 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.tracking import TensorBoardTracker
 from torch import Tensor
 
 import attention_transfer as at
 from attention_transfer.cli import main
+from attention_transfer.config import RunConfig
 from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.runs import Run
 from attention_transfer.runs.checkpoints import Checkpoint, load_last_checkpoint, save_checkpoint
 from attention_transfer.runs.lock import locked
 from conftest import SMALL
@@ -68,7 +73,7 @@ def test_weights_that_explode_leave_a_folder_that_can_be_resumed() -> None:
     assert load_last_checkpoint(Path("wild/checkpoints"))[0] is not None
 
 
-@pytest.mark.parametrize("size", [20_000, 300_000])
+@pytest.mark.parametrize("size", [100, 20_000, 300_000])
 def test_a_full_disk_leaves_the_last_checkpoint_and_no_rubbish(
     size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +90,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_rubbish(
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
         with pytest.raises(
-            TrainingError, match=r"cannot write .*: File too large.*(is intact|make room)"
+            (TrainingError, InputError),
+            match=r"cannot write .*: File too large.*(is intact|make room|make it writable)",
         ):
             at.resume("run", terms=[Broken(-1)], allow_changes=True)
     finally:
@@ -94,6 +100,47 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_rubbish(
     assert all(path.read_bytes() == content for path, content in kept.items())
     assert not list(Path("run").rglob(".*.partial"))
     assert at.resume("run", terms=[Broken(-1)], allow_changes=True).is_finished
+
+
+def test_a_run_on_a_disk_that_can_only_be_read_is_one_line(tmp_path: Path) -> None:
+    config = RunConfig.checked({"student": "wrn-10-1", "data": "cluttered-digits"})
+    Run.create(tmp_path / "run", config)
+    resume = [sys.executable, "-m", "attention_transfer", "resume", "run"]
+    only_read = 'mount --bind -o ro run run && mount -o remount,ro,bind run && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", only_read, "sh", *resume],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("no right to mount")
+    assert done.returncode == 2
+    *_, line = done.stderr.splitlines()
+    assert line == (
+        "attention-transfer: cannot write to run: Read-only file system; make it writable, or "
+        "choose another --out"
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_start_that_fails_removes_what_it_wrote_and_nothing_else(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(tracker: TensorBoardTracker) -> None:
+        Path(tracker.logging_dir, "events").mkdir()
+        raise error
+
+    Path("run/.git").mkdir(parents=True)
+    Path("run/.git/config").write_text("[core]")
+    monkeypatch.setattr(TensorBoardTracker, "start", start)
+    for folder in ("run", "another"):
+        with pytest.raises((InputError, KeyboardInterrupt)):
+            at.train("wrn-10-1", out=folder, track="tensorboard", **TINY)
+    assert [str(path) for path in Path("run").rglob("*")] == ["run/.git", "run/.git/config"]
+    assert not Path("another").exists()
 
 
 def test_a_checkpoint_that_reads_back_differently_is_no_checkpoint(

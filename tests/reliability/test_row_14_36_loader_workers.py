@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from attention_transfer.data import AugmentedView, batches
+from attention_transfer.data import AugmentedView, batches, loader_workers
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.folders import folder_data
 from attention_transfer.errors import TrainingError
@@ -156,6 +157,35 @@ def test_batches_are_not_in_the_shared_memory_file_system(tmp_path: Path) -> Non
     for pid in (os.getpid(), *workers):
         assert "/dev/shm/torch" not in Path(f"/proc/{pid}/maps").read_text()
     list(loaded)
+
+
+def test_a_stopped_worker_is_noticed_and_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be asked to end, and would keep this process from ending."""
+    monkeypatch.setattr(loader_workers, "TIMEOUT", 0.1)
+    monkeypatch.setattr(loader_workers, "CHECK_SECONDS", 1)
+    images = folder_data(fill(tmp_path), (16, 16)).train
+    loaded = batches(images, np.arange(len(images)), 4, workers=1)
+    next(loaded)
+    workers = descendants(os.getpid())
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    with pytest.raises(TrainingError, match=r"no loader worker has finished .*; resume the run"):
+        list(loaded)
+    wait_until(lambda: not alive(workers), 10)
+
+
+def test_batches_are_loaded_in_another_thread_too(tmp_path: Path) -> None:
+    images = folder_data(fill(tmp_path), (16, 16)).train
+
+    def all_indices() -> list[int]:
+        loaded = batches(images, np.arange(len(images)), 4, workers=1)
+        return [index for batch in loaded for index in batch.indices.tolist()]
+
+    expected = all_indices()
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(all_indices).result() == expected
 
 
 def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_compressed_checkpoint_is_refused(capsys: pytest.CaptureFixture[str]) 
     assert len(packed.getvalue()) < 200_000
     sealed(checkpoint, packed.getvalue())
     assert main(["resume", "run"]) == 2
-    assert "it is compressed, as no checkpoint is" in capsys.readouterr().err
+    assert "it is compressed, which checkpoints never are" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["attention/epoch-0000.npz", "attention/probes.npz"])

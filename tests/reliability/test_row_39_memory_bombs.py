@@ -17,11 +17,21 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from PIL.TiffImagePlugin import (
+    ROWSPERSTRIP,
+    STRIPBYTECOUNTS,
+    STRIPOFFSETS,
+    TILEBYTECOUNTS,
+    TILELENGTH,
+    TILEOFFSETS,
+    TILEWIDTH,
+    ImageFileDirectory_v2,
+)
 
 import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.data import load_data
-from attention_transfer.data.decoding import MOST_BYTES, decode, image_size
+from attention_transfer.data.decoding import MOST_BYTES, CorruptImageError, decode, image_size
 from attention_transfer.errors import InputError
 from attention_transfer.experiments.demo import packaged_teacher
 
@@ -98,6 +108,25 @@ def test_a_bomb_below_the_limit_of_pixels_is_refused_by_its_header(
     assert all(f"refused: its {SIDE}x{SIDE} pixels" in line for line in said)
     assert "MB to decode, expected at most 537 MB; make it smaller" in said[0]
     assert grown < 20_000_000
+
+
+def test_a_tile_larger_than_its_image_counts(tmp_path: Path) -> None:
+    """A TIFF of 64x64 pixels whose only tile has 20,000 a side."""
+    path = tmp_path / "tiles.tiff"
+    Image.new("RGB", (64, 64)).save(path, compression="tiff_adobe_deflate")
+    decode(path, (8, 8))
+    directory = ImageFileDirectory_v2()
+    with Image.open(path) as image:
+        tags = dict(image.tag_v2)
+    del tags[STRIPOFFSETS], tags[STRIPBYTECOUNTS], tags[ROWSPERSTRIP]
+    tags |= {TILEWIDTH: 20_000, TILELENGTH: 20_000, TILEOFFSETS: 8, TILEBYTECOUNTS: 20}
+    for tag, value in tags.items():
+        directory[tag] = value
+    with path.open("wb") as file:
+        file.write(b"II*\0\x08\0\0\0")
+        directory.save(file)
+    with pytest.raises(CorruptImageError, match=r"its 64x64 pixels .* MB to decode, expected"):
+        decode(path, (8, 8))
 
 
 LARGE: dict[str, Callable[[], bytes]] = {

@@ -14,8 +14,10 @@ import torch
 from attention_transfer.cache.building import check_room_for_rest
 from attention_transfer.cache.source import TargetSource, recommended_points
 from attention_transfer.cache.store import TargetCache
+from attention_transfer.class_alignment import aligned
 from attention_transfer.config import CacheConfig
 from attention_transfer.data import as_input
+from attention_transfer.data.label_values import is_multi_label
 from attention_transfer.environment import resolve_precision
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.models import default_input_size, load, split_models
@@ -26,6 +28,7 @@ from attention_transfer.network_inputs import (
     images_of,
     try_out,
 )
+from attention_transfer.taps import to_channels_last
 from attention_transfer.transfer import TargetField, map_reduction
 from attention_transfer.trust import trusted, trusting
 
@@ -45,13 +48,19 @@ def target_source(config: CacheConfig) -> TargetSource:
     teachers = [
         load(name, classes, trained=True, seed=0, image_size=data.input_size[1:]) for name in names
     ]
+    data = aligned(data, list(zip(names, teachers, strict=True)))
+    if config.gradient and is_multi_label(data.train.labels):
+        raise InputError(
+            f"the images of {data.name} are of several classes each, and the gradient is of the "
+            "loss of one; leave --gradient out"
+        )
     data, teachers = channels_matched(data, teachers)
     data = augmented(decoded_for(data, teachers[0], teachers[1:]), config)
     example = as_input(data.train.pixels(np.arange(1)))
     for teacher in teachers:
         try_out(teacher, data, example)
         if config.channels_last:
-            teacher.network.to(memory_format=torch.channels_last)
+            to_channels_last(teacher.network)
     points = recommended_points(teachers, data)
     if config.points != "auto":
         points = [point.strip() for point in config.points.split(",")]

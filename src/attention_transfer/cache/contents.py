@@ -123,10 +123,10 @@ class Contents:
                 total = size * self.views * self.samples
                 raise InputError(
                     f"{target} takes {size:,} bytes for each view, {total / 1e9:.2g} GB for "
-                    f"{self.views} views of {self.samples} images, which a cache does not keep (at "
-                    f"most {LARGEST_FIELD:,} bytes for each view, and of features only a "
-                    "reduction); leave out the cache, or the term, or have the term declare a "
-                    "smaller teacher_reduction"
+                    f"{self.views} views of {self.samples} images; a cache keeps at most "
+                    f"{LARGEST_FIELD:,} bytes for each view, and only reductions of features: "
+                    "leave out the cache or the term, or have the term declare a smaller "
+                    "teacher_reduction"
                 )
 
     def check_counts(self) -> None:

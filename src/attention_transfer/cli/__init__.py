@@ -9,6 +9,7 @@ from types import ModuleType
 from attention_transfer.cli import (
     benchmark,
     cache,
+    completion,
     demo,
     distill,
     doctor,
@@ -26,12 +27,14 @@ from attention_transfer.errors import (
     Interrupted,
     TrainingError,
     UntrustedError,
+    first_line,
     nearest,
 )
 from attention_transfer.terminal import escape_control_characters
 from attention_transfer.trust import trust_flags, trusting
+from attention_transfer.waiting import announcing
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main", "parser_of"]
 
 COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
@@ -45,6 +48,7 @@ COMMANDS: dict[str, ModuleType] = {
     "report": report,
     "benchmark": benchmark,
     "doctor": doctor,
+    "completion": completion,
 }
 
 
@@ -52,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit code.
 
     Args:
-        arguments: the command and its flags; by default those of the process.
+        arguments: the command and its flags; by default those of the process, which then also
+            says on stderr what it is waiting for.
 
     Returns:
         0 success, 1 failure, 2 bad input, 128 and a signal's number if it ended the command.
@@ -61,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:]
         # The current folder is not on this process's path, nor may it be on that of its children.
         os.environ.setdefault("PYTHONSAFEPATH", "1")
+        with announcing(_announce):
+            return main(arguments)
     arguments = list(arguments)
     with guarded_streams() as (stdout, stderr):
         code = _exit_code(arguments)
@@ -88,6 +95,8 @@ def _exit_code(arguments: list[str]) -> int:
         return _fail(error, 128 + error.signal)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except OSError as error:  # of the system: a full disk, too many open files
+        return _fail(first_line(error), 1)
 
 
 def _run(arguments: list[str]) -> int:
@@ -104,12 +113,17 @@ def _run(arguments: list[str]) -> int:
     name = arguments[0]
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
+    parsed = parser_of(name).parse(arguments[1:])
+    with trusting(vars(parsed).pop("trust", ())):
+        return int(COMMANDS[name].run(parsed))
+
+
+def parser_of(name: str) -> Parser:
+    """Return the parser of a command, with all its arguments."""
     command = COMMANDS[name]
     parser = Parser(name, command.__doc__ or "", command.EXAMPLES)
     command.add_arguments(parser)
-    parsed = parser.parse(arguments[1:])
-    with trusting(vars(parsed).pop("trust", ())):
-        return int(command.run(parsed))
+    return parser
 
 
 def _overview() -> str:
@@ -124,6 +138,13 @@ def _overview() -> str:
         lines.append(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}")
     lines += ["", "start here: attention-transfer demo"]
     return "\n".join(lines)
+
+
+def _announce(what: str) -> None:
+    """Print what is being waited for, in the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        line = f"attention-transfer: {escape_control_characters(what)} ..."
+        print(line, file=sys.stderr, flush=True)
 
 
 def _fail(error: BaseException | str, code: int) -> int:

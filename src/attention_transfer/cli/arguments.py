@@ -14,9 +14,9 @@ from attention_transfer.config.yaml_files import read_config_file
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.trust import check_settings
 
-__all__ = ["Parser", "config_from"]
+__all__ = ["Parser", "choices_of", "config_from"]
 
-NOT_SETTINGS = ("json", "resume_or_start", "allow_changes")
+NOT_SETTINGS = ("json", "resume_or_start", "allow_changes", "dry_run")
 """Flags that say how to run a command, and are no part of what it is to do."""
 
 
@@ -40,6 +40,11 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
         )
+
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """The flags and positional arguments, ``--help`` included."""
+        return list(self._actions)
 
     def error(self, message: str) -> NoReturn:
         """Raise an InputError with argparse's message and where to find help."""
@@ -74,14 +79,14 @@ class Parser(argparse.ArgumentParser):
             field = config.model_fields[name]
             self.add_argument(
                 name,
-                metavar=name.upper().removesuffix("S"),
+                metavar=_choices(field.annotation) or name.upper().removesuffix("S"),
                 nargs="*" if _takes_several(field) else "?",
                 help=_escape_percent(field.description or ""),
             )
         self.add_argument(
             "--config",
             metavar="FILE",
-            help="YAML file of settings, one 'name: value' a line; flags override them",
+            help="YAML file of settings, one 'name: value' per line; flags override them",
         )
         for name, field in config.model_fields.items():
             if name not in positional:
@@ -89,14 +94,21 @@ class Parser(argparse.ArgumentParser):
         self.add_trust()
         self.add_json()
 
-    def add_resuming(self) -> None:
-        """Add ``--resume-or-start`` and ``--allow-changes`` to the parser."""
+    def add_run(self) -> None:
+        """Add the flags that say how to begin a run: ``--dry-run``, ``--resume-or-start``, ..."""
+        self.add_argument(
+            "--dry-run",
+            action="store_true",
+            default=False,
+            help="write nothing: print networks, layer pairs and weights, and the time and memory "
+            "of the run by a few measured steps",
+        )
         self.add_argument(
             "--resume-or-start",
             action="store_true",
             default=False,
-            help="resume the run in --out if one was begun there; return at once if it is "
-            "finished: what a queue calls again and again",
+            help="resume the run in --out, or start it if there is none; return at once if it is "
+            "finished (for job queues, which repeat the same command)",
         )
         self.add_allow_changes()
 
@@ -115,8 +127,8 @@ class Parser(argparse.ArgumentParser):
             "--trust",
             metavar="package.module:factory",
             action="append",
-            help="code that a run folder or a --config file may name: it is imported and run; "
-            "repeatable",
+            help="code that run folders and --config files are allowed to name; it is imported "
+            "and run; repeatable",
         )
 
     def add_json(self) -> None:
@@ -158,6 +170,12 @@ def _with_negative_ranges(arguments: list[str]) -> list[str]:
     return joined
 
 
+def choices_of(action: argparse.Action) -> list[str]:
+    """Return the words that an argument's value may be; an empty list if it may be others."""
+    text = action.metavar if isinstance(action.metavar, str) else ""
+    return text.split("|") if "|" in text else []
+
+
 def config_from(parsed: argparse.Namespace, config: type[AnyConfig]) -> AnyConfig:
     """Return the configuration of ``--config``'s file, if there is one, overridden by flags.
 
@@ -170,15 +188,15 @@ def config_from(parsed: argparse.Namespace, config: type[AnyConfig]) -> AnyConfi
     file = flags.pop("config", None)
     values = read_config_file(Path(file)) if file else {}
     check_settings(str(file), {name: value for name, value in values.items() if name not in flags})
-    for name, value in flags.items():
-        values[name] = (
-            None if value == "none" and _is_optional(config.model_fields[name]) else value
-        )
+    values.update(flags)
+    for name, value in values.items():
+        if value == "none" and _is_optional(config.model_fields.get(name)):
+            values[name] = None
     return config.checked(values)
 
 
-def _is_optional(field: FieldInfo) -> bool:
-    return type(None) in get_args(field.annotation)
+def _is_optional(field: FieldInfo | None) -> bool:
+    return field is not None and type(None) in get_args(field.annotation)
 
 
 def _takes_several(field: FieldInfo) -> bool:
@@ -195,8 +213,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def _metavar(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "|".join(map(str, get_args(annotation)))
+    choices = _choices(annotation)
+    if choices:
+        return choices
     for kind in _types(annotation):
         if get_origin(kind) is Annotated and isinstance(get_args(kind)[-1], str):
             return str(get_args(kind)[-1])
@@ -205,6 +224,15 @@ def _metavar(annotation: Any) -> str:
         (names[kind] for kind in _types(annotation) if isinstance(kind, type) and kind in names),
         "NAME",
     )
+
+
+def _choices(annotation: Any) -> str:
+    """Return the values of a Literal, and none if it is optional; an empty text for others."""
+    for kind in _types(annotation):
+        if get_origin(kind) is Literal:
+            none = ["none"] if type(None) in get_args(annotation) else []
+            return "|".join([*map(str, get_args(kind)), *none])
+    return ""
 
 
 def _types(annotation: Any) -> Iterator[Any]:

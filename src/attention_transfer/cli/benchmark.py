@@ -13,6 +13,7 @@ from attention_transfer.config import BenchmarkConfig
 from attention_transfer.errors import InputError
 from attention_transfer.files import write_text
 from attention_transfer.terminal import escape_control_characters, print_line
+from attention_transfer.waiting import loading
 
 if TYPE_CHECKING:
     from attention_transfer.benchmark import Case, Document, Spread
@@ -35,6 +36,7 @@ def run(arguments: Namespace) -> int:
     """Run the benchmark, write its document, and print it."""
     config = config_from(arguments, BenchmarkConfig)
     _check_writable(config.out)
+    loading("torch", "PyTorch")
     from attention_transfer.benchmark import Document, measure
 
     text = json.dumps(measure(config, _print_progress).as_json(), indent=2)

@@ -10,6 +10,7 @@ from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import CacheConfig
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.terminal import print_line
+from attention_transfer.waiting import loading
 
 if TYPE_CHECKING:
     from attention_transfer.cache import Contents
@@ -47,6 +48,7 @@ def run(arguments: Namespace) -> int:
     settings = set(vars(arguments)) - {"cache", "json"}
     if action == "build" or (action == "info" and settings):
         config = config_from(arguments, CacheConfig)
+        loading("torch", "PyTorch")
         return (
             _build(config, arguments.json) if action == "build" else _plan(config, arguments.json)
         )
@@ -54,6 +56,7 @@ def run(arguments: Namespace) -> int:
         raise InputError(
             f"cache {action} takes only the cache's folder, got --{min(settings).replace('_', '-')}"
         )
+    loading("torch", "PyTorch")
     return {"info": _info, "verify": _verify, "remove": _remove}[action](
         Path(arguments.cache), arguments.json
     )

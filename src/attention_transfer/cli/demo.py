@@ -6,6 +6,7 @@ from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import DemoConfig
 from attention_transfer.terminal import print_line
+from attention_transfer.waiting import loading
 
 EXAMPLES = ("demo", "demo --train-teacher --out runs/my-demo", "demo --epochs 3 --json")
 
@@ -18,6 +19,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Train the networks, then print the table, the summary and the paths of what was written."""
     config = config_from(arguments, DemoConfig)
+    loading("torch", "PyTorch")
     from dataclasses import asdict
 
     from attention_transfer.drawing.demo_figure import draw_demo_figure

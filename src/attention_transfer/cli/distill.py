@@ -9,6 +9,7 @@ from attention_transfer.config import DistillConfig
 EXAMPLES = (
     "distill --teacher runs/teacher --student wrn-16-1",
     "distill --teacher runs/teacher --student wrn-16-1 --kd-alpha 0.9 --out runs/at-kd",
+    "distill --teacher runs/teacher --student wrn-16-1 --dry-run",
     "distill --teacher runs/teacher --student nin-thin --pairs block2:group2,block3:group3",
 )
 
@@ -16,7 +17,7 @@ EXAMPLES = (
 def add_arguments(parser: Parser) -> None:
     """Add the command's flags to the parser."""
     parser.add_config(DistillConfig)
-    parser.add_resuming()
+    parser.add_run()
 
 
 def run(arguments: Namespace) -> int:

@@ -5,6 +5,7 @@ from argparse import Namespace
 from attention_transfer.cli.arguments import Parser
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.terminal import print_line
+from attention_transfer.waiting import loading
 
 EXAMPLES = ("doctor", "doctor --json")
 
@@ -16,6 +17,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Print the versions, the machine and the extras."""
+    loading("torch", "PyTorch")
     from attention_transfer.environment import (
         EXTRAS,
         describe_machine,

@@ -1,12 +1,12 @@
 """evaluate a trained network on a data set: error, top-5 error, calibration, confusion"""
 
-import sys
 from argparse import Namespace
 
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import EvaluateConfig
-from attention_transfer.terminal import escape_control_characters
+from attention_transfer.terminal import print_line
+from attention_transfer.waiting import loading
 
 EXAMPLES = (
     "evaluate runs/student",
@@ -22,6 +22,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Evaluate the network, and print the results."""
     config = config_from(arguments, EvaluateConfig)
+    loading("torch", "PyTorch")
     from dataclasses import asdict
 
     from attention_transfer.training import evaluate_model
@@ -30,8 +31,8 @@ def run(arguments: Namespace) -> int:
     if result is None:  # another process prints
         return 0
     model, data, evaluation = result
-    for notice in data.notices:
-        print(f"attention-transfer: {escape_control_characters(notice)}", file=sys.stderr)
+    for notice in (*data.notices, *model.notices):
+        print_line(console(True), notice)
     if arguments.json:
         named = {"model": model.name, "data": data.name, "split": config.split}
         print_json({**named, **asdict(evaluation)})
@@ -53,7 +54,7 @@ def run(arguments: Namespace) -> int:
         ],
         title=f"{data.name}, {config.split} images",
     )
-    if len(evaluation.confusion) <= 20:
+    if 0 < len(evaluation.confusion) <= 20:
         rows = [
             [name, *map(str, row)]
             for name, row in zip(data.class_names, evaluation.confusion, strict=True)

@@ -8,6 +8,7 @@ from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import MapsConfig
 from attention_transfer.terminal import escape_control_characters, print_line
+from attention_transfer.waiting import loading
 
 if TYPE_CHECKING:
     from attention_transfer.viewing import MapsResult
@@ -29,6 +30,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Compute and draw the maps, then print the predictions and the written files."""
     config = config_from(arguments, MapsConfig)
+    loading("torch", "PyTorch")
     from attention_transfer.viewing import write_maps
 
     result = write_maps(config)
@@ -52,7 +54,7 @@ def run(arguments: Namespace) -> int:
 
 def _notices(result: "MapsResult") -> list[str]:
     """Return the assumptions about networks, and the images that were skipped."""
-    assumptions = [network.notice for network in result.grid.networks if network.notice]
+    assumptions = [notice for network in result.grid.networks for notice in network.notices]
     return [*assumptions, *(f"skipped {path}: {reason}" for path, reason in result.unreadable)]
 
 

@@ -10,6 +10,7 @@ from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import PointsConfig, height_and_width
 from attention_transfer.errors import InputError
 from attention_transfer.terminal import print_line
+from attention_transfer.waiting import loading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +34,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Print the attention points and layer pairs, without loading weights."""
     config = config_from(arguments, PointsConfig)
+    loading("torch", "PyTorch")
     from attention_transfer.models import split_models
     from attention_transfer.transfer.pairing import resolve_pairs
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from attention_transfer.cli.arguments import Parser
 from attention_transfer.cli.output import console, print_json
 from attention_transfer.terminal import print_line
+from attention_transfer.waiting import loading, waiting_for
 
 EXAMPLES = (
     "report runs/student",
@@ -31,9 +32,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Write the page and print its path."""
+    loading("jinja2", "Jinja")
     from attention_transfer.report.page import write_report
 
-    page = write_report(arguments.runs, arguments.out)
+    with waiting_for("reading the runs"):
+        page = write_report(arguments.runs, arguments.out)
     if arguments.json:
         runs = [str(folder) for folder in arguments.runs]
         print_json({"report": str(page), "bytes": page.stat().st_size, "runs": runs})

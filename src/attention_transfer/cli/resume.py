@@ -5,6 +5,7 @@ from pathlib import Path
 
 from attention_transfer.cli.arguments import Parser
 from attention_transfer.cli.runs import report_run
+from attention_transfer.waiting import loading
 
 EXAMPLES = (
     "resume runs/distill-20260101-120000",
@@ -30,6 +31,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Resume the run, and print its results."""
     folder = arguments.folder
+    loading("torch", "PyTorch")
     from attention_transfer import api
 
     return report_run(

@@ -1,22 +1,29 @@
 """The output of train, distill and resume: progress, then the results."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import RunConfig
 from attention_transfer.terminal import print_line
+from attention_transfer.waiting import loading
 
 if TYPE_CHECKING:
+    from attention_transfer.benchmark.dry_run import DryRun
     from attention_transfer.runs import Run
     from attention_transfer.training import RunProgress
 
-__all__ = ["begin_run", "report_run"]
+__all__ = ["begin_run", "report_dry_run", "report_run"]
 
 
 def begin_run(config: RunConfig, arguments: Namespace) -> int:
     """Train what a configuration describes, as the command's other flags say, and report it."""
+    loading("torch", "PyTorch")
+    if arguments.dry_run:
+        return report_dry_run(config, arguments.json)
     from attention_transfer import api
 
     return report_run(
@@ -65,3 +72,58 @@ def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:
     if page is not None:
         print_line(where, f"report: {page}")
     return 0
+
+
+def report_dry_run(config: RunConfig, as_json: bool) -> int:
+    """Measure a few steps of a run, print what the whole run would take, and write nothing.
+
+    Args:
+        config: of the run.
+        as_json: print one JSON document instead of a table.
+    """
+    from attention_transfer.benchmark.dry_run import dry_run
+    from attention_transfer.training import RunProgress
+
+    where = console(as_json)
+    plan = dry_run(config, RunProgress(where))
+    if plan is None:  # another process prints
+        return 0
+    if as_json:
+        print_json({**asdict(plan), "seconds": plan.seconds})
+        return 0
+    rows = [
+        [one["role"], one["name"], f"{one['parameters']:,}", f"{one['flops'] / 1e9:.3g}"]
+        for one in plan.networks
+    ]
+    print_line(where, "")
+    print_table(where, ["", "network", "parameters", "GFLOPs an image"], rows)
+    for line in ("", *_plan_lines(plan)):
+        print_line(where, line)
+    return 0
+
+
+def _plan_lines(plan: "DryRun") -> Iterator[str]:
+    """Yield what a run would take, line by line."""
+    yield (
+        f"a step takes {plan.seconds_a_step:.3g} s (median of {plan.steps_timed}) and at most "
+        f"{plan.peak_megabytes:,.0f} MB of memory in each process"
+    )
+    parts = {
+        "training": plan.seconds_training,
+        "evaluation": plan.seconds_evaluating,
+        "building the cache": plan.seconds_building_cache,
+    }
+    shares = ", ".join(f"{name} {_clock(seconds)}" for name, seconds in parts.items() if seconds)
+    yield f"{plan.steps:,} steps take about {_clock(plan.seconds)}: {shares}"
+    if plan.cache is not None:
+        sizes = {name: plan.cache[f"{name}bytes"] / 1e6 for name in ("", "missing_", "free_")}
+        yield (
+            f"the cache in {plan.cache['folder']} has {plan.cache['views']} views of each image, "
+            f"{sizes['']:,.1f} MB, of which {sizes['missing_']:,.1f} MB are to be built; "
+            f"{sizes['free_']:,.0f} MB are free"
+        )
+    yield "a dry run: nothing was written"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -17,7 +17,7 @@ EXAMPLES = (
 def add_arguments(parser: Parser) -> None:
     """Add the command's flags to the parser."""
     parser.add_config(TrainingConfig)
-    parser.add_resuming()
+    parser.add_run()
 
 
 def run(arguments: Namespace) -> int:

@@ -10,6 +10,9 @@ from attention_transfer.errors import InputError, nearest
 
 __all__ = ["AnyConfig", "Config"]
 
+LONGEST_VALUE = 200
+"""Characters of a wrong value that an error shows."""
+
 
 class Config(BaseModel):
     """A configuration: frozen, without unknown keys, NaN or infinity."""
@@ -45,16 +48,20 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 def _explanations(error: ValidationError, config: type[Config]) -> Iterator[str]:
     for fault in error.errors():
         field = str(fault["loc"][0]) if fault["loc"] else "configuration"
-        got = fault["input"]
+        got = _abridged(repr(fault["input"]))
         if fault["type"] == "extra_forbidden":
             yield f"unknown key {field!r}; {nearest(field, config.model_fields)}"
         elif fault["type"] == "missing":
             yield f"{field} is missing: {config.model_fields[field].description}"
         elif fault["type"] == "literal_error":
             known = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-            yield f"{field} is {got!r}, expected one of {', '.join(known)}"
+            yield f"{field} is {got}, expected one of {', '.join(known)}"
         elif fault["type"] == "string_pattern_mismatch":
-            yield f"{field} is {got!r}, expected: {config.model_fields[field].description}"
+            yield f"{field} is {got}, expected: {config.model_fields[field].description}"
         else:
             message = fault["msg"].removeprefix("Input ")
-            yield f"{field} is {got!r}, it {message}"
+            yield f"{field} is {got}, it {message}"
+
+
+def _abridged(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."

@@ -10,6 +10,7 @@ from attention_transfer.errors import nearest
 
 __all__ = [
     "TRACKERS",
+    "ColumnNames",
     "Interpolation",
     "Positive",
     "NonNegative",
@@ -17,6 +18,7 @@ __all__ = [
     "Count",
     "Workers",
     "Precision",
+    "Names",
     "Several",
     "NetworkPair",
     "ImageSize",
@@ -36,8 +38,15 @@ Workers = Annotated[int, Field(ge=0, le=256)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
+def joined(values: object) -> object:
+    """Return a list of names, as configuration files may have it, as text with commas."""
+    several = isinstance(values, list | tuple) and all(isinstance(one, str) for one in values)
+    return ",".join(values) if several else values  # type: ignore[arg-type]
+
+
 def in_order(attention: object) -> object:
     """Return names in alphabetical order: "gradient,activation" as "activation,gradient"."""
+    attention = joined(attention)
     if not isinstance(attention, str):
         return attention
     return ",".join(sorted(name.strip() for name in attention.split(",")))
@@ -60,13 +69,23 @@ def as_size(size: object) -> object:
     return str(size) if isinstance(size, int) and not isinstance(size, bool) else size
 
 
+def as_columns(columns: object) -> object:
+    """Return names of columns as text: a dictionary as ``image=file,label=class``."""
+    if isinstance(columns, dict):
+        return ",".join(f"{role}={name}" for role, name in columns.items())
+    return columns
+
+
 def as_several(values: object) -> object:
     """Return a single text as a tuple of one, as configuration files have it."""
     return (values,) if isinstance(values, str) else values
 
 
+Names = Annotated[str, BeforeValidator(joined)]
+"""Several names in one text, separated by commas, or a list of them."""
 Several = Annotated[tuple[str, ...], BeforeValidator(as_several), Field(min_length=1)]
 NetworkPair = Annotated[str, Field(pattern=r"^[^:\s]+:[^:\s]+$")]
+ColumnNames = Annotated[str, BeforeValidator(as_columns)]
 ImageSize = Annotated[
     str, BeforeValidator(as_size), Field(pattern=r"^[1-9]\d{0,3}(x[1-9]\d{0,3})?$")
 ]

@@ -15,8 +15,10 @@ from pydantic_core import PydanticCustomError
 
 from attention_transfer.config.checked import Config
 from attention_transfer.config.fields import (
+    ColumnNames,
     Count,
     ImageSize,
+    Names,
     NonNegative,
     Positive,
     Precision,
@@ -37,7 +39,22 @@ class ImagesConfig(Config):
     data: str = Field(
         "cluttered-digits",
         description="data set: cluttered-digits, cifar10[:DIR], cifar100[:DIR], folder:DIR, "
-        "imagenet:DIR, hf:NAME, package.module:factory",
+        "imagenet:DIR, csv:FILE, hf:NAME, package.module:factory",
+    )
+    columns: ColumnNames | None = Field(
+        None,
+        description="columns of csv: and hf: data, such as image=file,label=class,split=set; "
+        "default: usual names",
+    )
+    label_offset: int | None = Field(
+        None,
+        description="label of the first class, where labels are numbers: a class's index is its "
+        "label less this; default: the labels that occur are the classes, in their order",
+    )
+    class_order: str | None = Field(
+        None,
+        description="order of the classes: string (torchvision's), natural (timm's), or a class "
+        "map file (.txt: a name in each line; .json); default: string for folders",
     )
     image_size: ImageSize | None = Field(
         None, description="size of the images in pixels, N or HxW; default: the network's own"
@@ -95,7 +112,7 @@ class TrainingConfig(ImagesConfig):
         "measure how much attention is on the object",
     )
     epochs: Count = Field(15, description="passes over the training images")
-    batch_size: Count = Field(64, description="images a step, over all processes")
+    batch_size: Count = Field(64, description="images in a step, of all processes together")
     accumulate: Count = Field(
         1,
         description="micro-batches that each batch is split into, to save memory; the gradient is "
@@ -108,8 +125,8 @@ class TrainingConfig(ImagesConfig):
     )
     sync_batch_norm: bool = Field(
         False,
-        description="batch norm by the images of all processes, not of each; worth it where a "
-        "process has few images a step",
+        description="batch norm statistics over the images of all processes instead of each "
+        "process's own; worth it where a process has few images a step",
     )
     lr: Positive = Field(
         0.4, description="largest learning rate; with the step schedule the paper's is 0.1"
@@ -122,39 +139,40 @@ class TrainingConfig(ImagesConfig):
     weight_decay: NonNegative = Field(
         5e-4, description="weight decay on all parameters, those of terms included"
     )
-    freeze: str | None = Field(
+    freeze: Names | None = Field(
         None, description="modules whose weights stay fixed, such as conv1,layer[12]"
     )
     backbone_lr: NonNegative = Field(
-        1.0, description="learning rate of all but the last layer, as a share of lr"
+        1.0, description="factor of lr for all layers but the last; 0: they stay as they are"
     )
     clip_gradient: Positive | None = Field(
         None, description="largest l2 norm of the gradient; none: not clipped"
     )
-    seed: Seed = Field(0, description="seed of the initialisation and of the order of the images")
+    seed: Seed = Field(0, description="seed of the initialization and of the order of the images")
     compile: bool = Field(
         False, description="compile the forward passes with torch.compile; pays off in long runs"
     )
     probes: int = Field(
         32,
         ge=0,
-        description="validation images whose attention maps are kept through training; 0: none",
+        description="validation images whose attention maps are saved during training; 0: none",
     )
     probe_every: Count | None = Field(
-        None, description="epochs between two such recordings; default: a twelfth of the run"
+        None, description="epochs between two savings of these maps; default: a twelfth of the run"
     )
-    track: Annotated[str, AfterValidator(known_trackers)] | None = Field(
+    track: Annotated[Names, AfterValidator(known_trackers)] | None = Field(
         None,
         description="experiment trackers, separated by commas: tensorboard, wandb, trackio, mlflow",
     )
     report: bool = Field(True, description="write report.html at the end")
     checkpoint_minutes: Positive = Field(
         5.0,
-        description="most minutes of training that an interruption can lose; also lost at most: a "
-        "hundred times the time that a checkpoint takes",
+        description="minutes between two checkpoints, or a hundred times what a checkpoint takes, "
+        "if that is longer; an interruption such as a power cut loses no more training than this",
     )
     checkpoint_steps: Count | None = Field(
-        None, description="steps between two checkpoints; none: by checkpoint_minutes"
+        None,
+        description="steps between two checkpoints; none: checkpoint_minutes decides",
     )
     timeout: Positive = Field(
         300.0,
@@ -198,27 +216,33 @@ class TrainingConfig(ImagesConfig):
 class RunConfig(TrainingConfig):
     """Settings of a whole run: a student that learns from a teacher or, without one, alone."""
 
-    teacher: str | None = Field(
+    teacher: Names | None = Field(
         None,
-        description="the network to learn from: a run folder, NAME or NAME@FILE.safetensors; "
+        description="the network to learn from: a run folder, NAME or NAME@FILE[#KEY]; "
         "several, separated by commas, are averaged; none: the student learns alone",
+    )
+    trust_teacher: bool = Field(
+        False,
+        description="no warning if the teacher answers the validation images no better than "
+        "chance, has its classes in another order or expects another normalisation; its error is "
+        "printed all the same",
     )
     attention: Annotated[
         Literal["activation", "gradient", "activation,gradient", "none"],
         BeforeValidator(in_order),
     ] = Field("activation", description="kind of attention to transfer")
-    map: Literal["sum", "max"] = Field("sum", description="reduction over channels: F_sum or F_max")
-    power: Positive = Field(2.0, description="power p > 0 in |A|^p")
+    map: Literal["sum", "max"] = Field("sum", description="sum or max over channels of |A|^p")
+    power: Positive = Field(2.0, description="the power p > 0")
     form: Literal["code", "paper", "paper-eq2"] = Field(
         "code",
-        description="code: beta * mean square of the difference (the authors' code); "
-        "paper: beta/2 * its norm; paper-eq2: the same over H*W (the paper's own beta is 1000)",
+        description="code: beta * mean square of the difference of maps (the authors' code); "
+        "paper: beta/2 * its norm; paper-eq2: that divided by H*W (the paper's own beta is 1000)",
     )
     beta: NonNegative = Field(1000.0, description="weight of attention transfer")
     beta_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="beta over the training: constant, or falling to 0"
+        "constant", description="beta during training: constant, or falling to 0"
     )
-    pairs: str = Field(
+    pairs: Names = Field(
         "auto",
         description="layer pairs: auto, auto-N (the last N of them), or "
         "student.layer:teacher.layer,... with * and ?; teacher.a+teacher.b averages two maps",
@@ -227,7 +251,8 @@ class RunConfig(TrainingConfig):
         None,
         ge=0,
         le=1,
-        description="weight of knowledge distillation; labels get 1 - alpha; none: off",
+        description="weight alpha of knowledge distillation; cross-entropy gets 1 - alpha; "
+        "none: off",
     )
     temperature: Positive = Field(4.0, description="temperature of knowledge distillation")
     full_activation_beta: NonNegative | None = Field(
@@ -245,7 +270,9 @@ class RunConfig(TrainingConfig):
         "gradients (paper), or times its square",
     )
     gradient_map: Literal["sum", "max"] | None = Field(
-        None, description="compare attention maps of the gradients; none: the gradients themselves"
+        None,
+        description="compare attention maps of the gradients, with this reduction over channels; "
+        "none: the gradients themselves",
     )
     gradient_normalize: bool = Field(
         False, description="normalize gradients to unit length before they are compared"
@@ -254,9 +281,9 @@ class RunConfig(TrainingConfig):
         None, description="weight of the flip-symmetry term; none: off"
     )
     flip_axis: Literal["horizontal", "vertical"] = Field(
-        "horizontal", description="mirror left and right, or top and bottom"
+        "horizontal", description="flip left and right, or top and bottom"
     )
-    flip_classes: str | None = Field(
+    flip_classes: Names | None = Field(
         None,
         pattern=r"^\d+(,\d+)*$",
         description="indices of the classes that the flip does not change, such as 0,1,3,8; "
@@ -290,7 +317,7 @@ class RunConfig(TrainingConfig):
 class DistillConfig(RunConfig):
     """Settings of a run in which the student learns from a teacher."""
 
-    teacher: str = Field(description=RunConfig.model_fields["teacher"].description)
+    teacher: Names = Field(description=RunConfig.model_fields["teacher"].description)
 
 
 def flag_of(name: str, config: type[Config] = RunConfig) -> str:
@@ -308,6 +335,7 @@ def flag_of(name: str, config: type[Config] = RunConfig) -> str:
 
 
 NEEDS_TEACHER = (
+    "trust_teacher",
     "attention",
     "map",
     "power",
@@ -338,7 +366,7 @@ class DemoConfig(Config):
     )
     epochs: Count = Field(15, description="passes over the training images, for each student")
     beta: NonNegative = Field(1000.0, description="weight of attention transfer")
-    seed: Seed = Field(0, description="seed of the initialisation and of the order of the images")
+    seed: Seed = Field(0, description="seed of the initialization and of the order of the images")
     precision: Precision = Field("auto", description="fp32, bf16, fp16 (GPU only) or auto")
     cache: Path | None = Field(
         None,

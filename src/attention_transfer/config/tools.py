@@ -7,8 +7,10 @@ from pydantic import BeforeValidator, Field
 
 from attention_transfer.config.checked import Config
 from attention_transfer.config.fields import (
+    ColumnNames,
     Count,
     ImageSize,
+    Names,
     NetworkPair,
     Positive,
     Precision,
@@ -27,17 +29,18 @@ class CacheConfig(ImagesConfig):
     """Settings of a cache of teacher targets."""
 
     cache: Path = Field(description="cache folder")
-    teacher: str = Field(
-        description="a run folder, NAME or NAME@FILE.safetensors; several, separated by commas"
+    teacher: Names = Field(
+        description="a run folder, NAME or NAME@FILE[#KEY]; several, separated by commas"
     )
     views: Count = Field(
-        15, description="augmented views of each training image; as many as epochs equal a live run"
+        15,
+        description="augmented views of each training image; best as many as epochs",
     )
-    points: str = Field(
+    points: Names = Field(
         "auto", description="teacher layers whose maps are kept, separated by commas"
     )
-    map: Literal["sum", "max"] = Field("sum", description="reduction over channels: F_sum or F_max")
-    power: Positive = Field(2.0, description="power p > 0 in |A|^p")
+    map: Literal["sum", "max"] = Field("sum", description="sum or max over channels of |A|^p")
+    power: Positive = Field(2.0, description="the power p > 0")
     gradient: bool = Field(
         False, description="also keep the gradient at the image, for gradient attention"
     )
@@ -49,8 +52,21 @@ class CacheConfig(ImagesConfig):
 class EvaluateConfig(Config):
     """Settings of the evaluation of a network on a data set."""
 
-    model: str = Field(description="a run folder, or NAME@FILE.safetensors")
+    model: str = Field(description="a run folder, or NAME@FILE[#KEY]")
     data: str | None = Field(None, description="data set; default: the run's")
+    columns: ColumnNames | None = Field(
+        None,
+        description="columns of csv: and hf: data, such as image=file,label=class; default: the "
+        "run's, for its data set",
+    )
+    label_offset: int | None = Field(
+        None, description="label of the first class; default: the run's, for its data set"
+    )
+    class_order: str | None = Field(
+        None,
+        description="order of the classes: string, natural, or a class map file; default: the "
+        "run's, for its data set",
+    )
     image_size: ImageSize | None = Field(
         None, description="size of the images in pixels, N or HxW; default: the network's own"
     )
@@ -81,7 +97,7 @@ class PointsConfig(Config):
     """Settings of the table of attention points."""
 
     model: str = Field(description="a network, such as timm:resnet34, or a run folder")
-    pair: str | None = Field(
+    pair: Names | None = Field(
         None, description="a teacher to pair the network with, or several, separated by commas"
     )
     image_size: ImageSize | None = Field(
@@ -93,7 +109,7 @@ class MapsConfig(Config):
     """Settings of pictures of attention maps."""
 
     models: Several = Field(
-        description="networks: run folders, NAME@FILE.safetensors, or names such as timm:resnet34, "
+        description="networks: run folders, NAME@FILE[#KEY], or names such as timm:resnet34, "
         "with their pretrained weights"
     )
     images: Several = Field(description="files, folders, or patterns with *, ? and **")
@@ -108,7 +124,7 @@ class MapsConfig(Config):
         description="pixel values that become 0 and 1, of images of more than 8 bits; default: "
         "those that a run was trained with, or one range found from all the images",
     )
-    points: str = Field(
+    points: Names = Field(
         "low,middle,top",
         description="attention points, separated by commas: low, middle, top, all, or names with "
         "* and ?",
@@ -117,10 +133,10 @@ class MapsConfig(Config):
         "activation",
         description="maps of activations at the points, or of the loss's gradient at the image",
     )
-    map: Literal["sum", "max"] = Field("sum", description="reduction over channels: F_sum or F_max")
-    power: Positive = Field(2.0, description="power p > 0 in |A|^p")
+    map: Literal["sum", "max"] = Field("sum", description="sum or max over channels of |A|^p")
+    power: Positive = Field(2.0, description="the power p > 0")
     scale: Literal["shared", "each"] = Field(
-        "shared", description="one colour scale for all maps, or one for each map"
+        "shared", description="one colour scale for all maps, or one for each"
     )
     crop: bool = Field(
         False,
@@ -134,27 +150,27 @@ class BenchmarkConfig(Config):
     """Settings of the benchmark."""
 
     what: Literal["step", "run", "gradient", "data", "import", "fused"] = Field(
-        description="step, run (whole epochs), gradient (attention), data (waiting for it), "
-        "import, or fused (maps and loss)"
+        description="step, run (whole runs), gradient (steps with gradient attention), data "
+        "(waiting for data), import (start-up), or fused (map and loss)"
     )
     pairs: Annotated[tuple[NetworkPair, ...], BeforeValidator(as_several), Field(min_length=1)] = (
         Field(
             ("wrn-16-1:wrn-16-2", "wrn-16-2:wrn-40-2"),
-            description="student:teacher, of step and run",
+            description="pairs student:teacher that step and run measure",
         )
     )
     networks: Several = Field(
         ("wrn-16-1", "wrn-16-1-nobn", "wrn-40-2", "wrn-40-2-nobn"),
-        description="networks of gradient",
+        description="networks that gradient measures",
     )
     batch_size: Annotated[int, Field(ge=2)] = Field(128, description="images in a step")
-    repetitions: Count = Field(20, description="interleaved rounds of steps")
-    runs: Count = Field(3, description="interleaved rounds of whole runs")
+    repetitions: Count = Field(20, description="rounds of all kinds of step in turn")
+    runs: Count = Field(3, description="rounds of all kinds of run in turn")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="fp32, bf16, or auto: bf16 where the hardware has it"
     )
     compile: bool = Field(False, description="also measure compiled networks")
-    data: str = Field("cluttered-digits", description="data set of run")
-    epochs: Count = Field(2, description="epochs of a run; of several, the first is a warm-up")
+    data: str = Field("cluttered-digits", description="data set that run trains on")
+    epochs: Count = Field(2, description="epochs of a whole run; the first of several is a warm-up")
     memory: bool = Field(True, description="also measure peak memory, each in a process of its own")
-    out: Annotated[Path, "FILE"] | None = Field(None, description="also write the JSON document")
+    out: Annotated[Path, "FILE"] | None = Field(None, description="file for the JSON document")

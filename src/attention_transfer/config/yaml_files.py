@@ -1,5 +1,6 @@
 """Configurations in YAML files, read without building or running anything."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,44 @@ LARGEST_FILE = 100_000
 LARGEST_NUMBER = 64
 """Bits of an integer; Python prints none of more than 4,300 digits, not even in an error."""
 
-_REFUSED_TOKENS = (
-    yaml.AliasToken,
-    yaml.AnchorToken,
-    yaml.TagToken,
-    yaml.FlowMappingStartToken,
-)
+_REFUSED_TOKENS = {
+    yaml.AliasToken: "an alias",
+    yaml.AnchorToken: "an alias",
+    yaml.TagToken: "a tag",
+    yaml.FlowMappingStartToken: "a nested value",
+}
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Reads plain values as text, which settings read as they read flags.
+
+    YAML 1.1 has its own ideas: 0010 is 8, 1:30 is 90, 1e-3 is text, no is False, 2026-01-02 a date.
+    """
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping, unless it has a key twice."""
+        keys = [key.value.replace("-", "_") for key, _ in node.value if isinstance(key.value, str)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"it has {twice} twice; leave one of them")
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", ["<"]),
+    ("int", r"[-+]?0x[0-9a-fA-F]+|[-+]?0o[0-7]+", list("-+0")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+):
+    _TextLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
+    )
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Return the values of a YAML file: names with plain values, or lists of text.
+    """Return the values of a YAML file by name: text as a flag has it, None, or lists of text.
 
     Nothing is built and nothing is run by reading it: no tags, no aliases, no deeper nesting.
 
@@ -42,34 +71,46 @@ def read_config_file(path: Path) -> dict[str, Any]:
     values = _parsed(text, path)
     if values is None:
         return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise InputError(f"{path} must hold 'name: value' lines, got a {type(values).__name__}")
     for key, value in values.items():
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            continue
-        if isinstance(value, dict | list):
-            raise InputError(f"{path}: expected plain 'name: value' lines, {key!r} is nested")
-        if isinstance(value, int) and value.bit_length() > LARGEST_NUMBER:
+        _check_value(path, key, value)
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def _check_value(path: Path, key: object, value: object) -> None:
+    """Raise an InputError unless a line is a name with a plain value or a list of them."""
+    if not isinstance(key, str) or not key or key[0].isdecimal():
+        raise InputError(f"{path} must hold 'name: value' lines, got the name {str(key)[:80]!r}")
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, dict | list) for item in items):
+        raise InputError(
+            f"{path}: expected plain 'name: value' lines, {key!r} is nested; give a plain value, "
+            "or a list of them"
+        )
+    if isinstance(value, list) and None in value:
+        raise InputError(f"{path}: the list {key!r} has an empty item; write it out, or remove it")
+    for item in items:
+        if isinstance(item, int) and item.bit_length() > LARGEST_NUMBER:
             raise InputError(
-                f"{path}: {key!r} is a number of {value.bit_length()} bits, "
+                f"{path}: {key!r} is a number of {item.bit_length()} bits, "
                 f"expected at most {LARGEST_NUMBER}"
             )
-    return {key.replace("-", "_"): value for key, value in values.items()}
 
 
 def _parsed(text: str, path: Path) -> Any:
     """Parse YAML text; its tokens are checked first, so that no depth or alias is ever composed."""
     try:
         refused = _refused_token(text)
-        values = None if refused else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: dates, numbers
+        values = None if refused else yaml.load(text, _TextLoader)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last: characters
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise InputError(f"{path} is nested too deeply; expected 'name: value' lines") from None
     if refused:
         raise InputError(
             f"{path} line {refused.start_mark.line + 1}: expected plain 'name: value' lines, "
-            "got a tag, an alias or a nested value"
+            f"got {_REFUSED_TOKENS.get(type(refused), 'a list in a list, a nested value')}"
         )
     return values
 
@@ -79,7 +120,7 @@ def _refused_token(text: str) -> yaml.Token | None:
     depth = 0
     for token in yaml.scan(text, Loader=yaml.SafeLoader):
         depth += isinstance(token, yaml.FlowSequenceStartToken | yaml.BlockSequenceStartToken)
-        if depth > 1 or isinstance(token, _REFUSED_TOKENS):
+        if depth > 1 or type(token) in _REFUSED_TOKENS:
             return token
         if isinstance(token, yaml.FlowSequenceEndToken | yaml.BlockEndToken):
             depth = 0

@@ -137,9 +137,11 @@ class WithAugmentation:
         return torch.from_numpy(mixed.astype(pixels.numpy().dtype))
 
     def shares(self, indices: NDArray[np.int64], view: AugmentedView) -> Tensor:
-        """Return (n, classes) float32: the share of each class in each view; rows sum to 1."""
+        """Return (n, classes) float32: the share of each class in each view; rows sum to 1, unless
+        images are of several classes each.
+        """
         labels, partner_labels = (
-            functional.one_hot(self.labels[torch.from_numpy(chosen)], self.classes)
+            _shares_of(self.labels[torch.from_numpy(chosen)], self.classes)
             for chosen in (indices, self._partners(indices, view))
         )
         weights = torch.from_numpy(
@@ -193,6 +195,11 @@ class WithAugmentation:
         boxes = torch.from_numpy(np.stack([left, top, right, bottom], axis=1))
         inside = box_masks(boxes, self.size).numpy()
         return inside & self._uses_cutmix(indices, view)[:, None, None]
+
+
+def _shares_of(labels: Tensor, classes: int) -> Tensor:
+    """Return labels as shares (n, classes), which those of several classes each are already."""
+    return labels if labels.dim() == 2 else functional.one_hot(labels, classes)
 
 
 @lru_cache

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from attention_transfer.data.columns import Columns
 from attention_transfer.data.decoding import (
     CorruptImageError,
     as_pil,
@@ -20,13 +21,22 @@ from attention_transfer.data.decoding import (
 )
 from attention_transfer.data.deep_images import array_of, is_deep_array
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet, DecodedImages
+from attention_transfer.data.label_values import CodedLabels, as_labels, code_labels
 from attention_transfer.data.pixel_ranges import on_one_scale
 from attention_transfer.data.randomness import AugmentedView
+from attention_transfer.data.samples import (
+    class_names_of,
+    is_map_style,
+    labels_of,
+    reading,
+    sample_columns,
+)
 from attention_transfer.data.splitting import (
-    SPLIT_NAMES,
-    by_split,
     hold_out_test,
     hold_out_validation,
+    named_splits,
+    split_of,
+    with_test_split,
 )
 from attention_transfer.data.views import CropResize, Pixels, Transform, size_and_channels
 from attention_transfer.errors import InputError, TrainingError, nearest
@@ -214,7 +224,15 @@ def from_datasets(
     )
 
 
-def as_data_set(data: Any, name: str, size: tuple[int, int], data_seed: int = 0) -> DataSet:
+def as_data_set(
+    data: Any,
+    name: str,
+    size: tuple[int, int],
+    data_seed: int = 0,
+    *,
+    columns: Columns | None = None,
+    label_offset: int | None = None,
+) -> DataSet:
     """Convert what users give as data to a data set, whose validation split may be empty.
 
     Args:
@@ -223,38 +241,47 @@ def as_data_set(data: Any, name: str, size: tuple[int, int], data_seed: int = 0)
         name: what records and messages call the data.
         size: height and width in pixels to bring images to.
         data_seed: seed of the test split, if there is none: a fifth of each class.
+        columns: the keys of image and label in samples that are dictionaries.
+        label_offset: see :func:`~attention_transfer.data.label_values.code_labels`.
 
     Raises:
         InputError: it is none of these; see :func:`from_datasets`.
     """
     if isinstance(data, DataSet):
+        if columns is not None or label_offset is not None:
+            raise InputError(
+                f"{name} is a DataSet, whose labels are class indices; leave out columns and the "
+                "label offset"
+            )
         return data
     if isinstance(data, tuple) and len(data) == 2:
         data = {"train": data[0], "test": data[1]}
-    elif _is_map_style(data) and not isinstance(data, Mapping | Sequence):
+    elif is_map_style(data) and not isinstance(data, Mapping | Sequence):
         data = {"train": data}
     if not isinstance(data, Mapping):
         raise InputError(
             f"{name}: got a {type(data).__name__}, expected a map-style dataset, a pair of them "
             "(train, test), a dictionary with train and test, or an attention_transfer.data.DataSet"
         )
-    known = [split for names in SPLIT_NAMES.values() for split in names]
-    unknown = [str(split) for split in data if split not in known]
+    unknown = [str(split) for split in data if split_of(split) is None]
     if unknown:
         raise InputError(
             f"{name}: unknown split {unknown[0]!r}, expected train, validation and test; "
-            f"{nearest(unknown[0], known)}"
+            f"{nearest(unknown[0], ['train', 'validation', 'val', 'test'])}"
         )
-    return data_set_of_splits(name, data, size, data_seed)
+    return data_set_of_splits(
+        name, data, size, data_seed, columns=columns, label_offset=label_offset
+    )
 
 
-def factory_data(name: str, size: tuple[int, int], data_seed: int = 0) -> DataSet:
+def factory_data(name: str, size: tuple[int, int], data_seed: int = 0, **reading: Any) -> DataSet:
     """Call a user's factory without arguments, and convert what it returns to a data set.
 
     Args:
         name: ``package.module:factory``; it returns what :func:`as_data_set` takes.
         size: height and width in pixels to bring images to.
         data_seed: seed of the test split, if there is none.
+        reading: further arguments of :func:`as_data_set`.
 
     Raises:
         InputError: the factory cannot be imported, fails, or returns something else.
@@ -264,7 +291,7 @@ def factory_data(name: str, size: tuple[int, int], data_seed: int = 0) -> DataSe
         data = factory()
     except Exception as error:
         raise InputError(f"{name} failed: {type(error).__name__}: {error}") from error
-    return as_data_set(data, name, size, data_seed)
+    return as_data_set(data, name, size, data_seed, **reading)
 
 
 def data_set_of_splits(
@@ -273,127 +300,89 @@ def data_set_of_splits(
     size: tuple[int, int] | None,
     data_seed: int,
     class_names: Sequence[str] | None = None,
+    *,
+    columns: Columns | None = None,
+    label_offset: int | None = None,
 ) -> DataSet:
     """Make a data set from map-style datasets by split; without a test split it is held out.
 
     Args:
         name: what records and messages call the data.
-        datasets: by the names of their splits; others are ignored.
+        datasets: by the names of their splits; others are left out, which is said.
         size: height and width in pixels to bring images to; None: those of the first image.
         data_seed: seed of the test split, if there is none.
-        class_names: by class index; None: the dataset's own, or the numbers.
+        class_names: by class index; None: the dataset's own, or its labels.
+        columns: the keys of image and label in samples that are dictionaries.
+        label_offset: see :func:`~attention_transfer.data.label_values.code_labels`.
 
     Raises:
         InputError: see :func:`from_datasets`.
     """
-    splits = by_split(datasets)
-    if "train" not in splits:
+    named = named_splits(name, datasets)
+    if "train" not in named:
         raise InputError(
             f"{name} has the splits {', '.join(map(str, datasets)) or 'none'}, expected train (and "
             "test and validation, if there are any)"
         )
+    splits = {split: datasets[key] for split, key in named.items()}
+    others = [str(key) for key in datasets if key not in named.values()]
+    notices = [f"{name} also has {', '.join(others)}, left out"] if others else []
+    keys = {
+        split: sample_columns(f"{name} {split}", part, columns) for split, part in splits.items()
+    }
+    names = class_names or class_names_of(splits["train"], keys["train"][1])
+    coded = _coded(name, splits, keys, names, label_offset)
     images: dict[str, DatasetImages] = {}
-    for split, part in splits.items():
-        images[split] = _images(f"{name} {split}", part, size)
+    for split, labels in with_test_split(coded.labels).items():
+        source = "validation" if split == "test" and "test" not in coded.labels else split
+        images[split] = _images(f"{name} {source}", splits[source], keys[source], labels, size)
         size = images[split].size
-    names = tuple(class_names or _class_names(splits["train"], images["train"]))
-    for split, part in images.items():
-        low, high = int(part.labels.min()), int(part.labels.max())
-        if low < 0 or high >= len(names):
-            raise InputError(
-                f"{name} {split} has labels from {low} to {high}, expected class indices from 0 to "
-                f"{len(names) - 1}"
-            )
     if "test" not in images:
-        images["train"], images["test"] = hold_out_test(images["train"], names, data_seed)
+        images["train"], images["test"] = hold_out_test(
+            images["train"], coded.class_names, data_seed
+        )
     return DataSet(
         name=name,
         train=images["train"],
         validation=images.get("validation", images["train"].subset(np.zeros(0, dtype=np.int64))),
         test=images["test"],
-        class_names=names,
+        class_names=coded.class_names,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        notices=(*notices, *coded.notices),
     )
 
 
-def _is_map_style(dataset: Any) -> bool:
-    return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+def _coded(
+    name: str,
+    splits: Mapping[str, Any],
+    keys: Mapping[str, tuple[str | int, str | int]],
+    class_names: Sequence[str] | None,
+    label_offset: int | None,
+) -> CodedLabels:
+    """Read the labels of all splits, as class indices."""
+    raw = {}
+    for split, part in splits.items():
+        with reading(f"{name} {split}"):
+            raw[split] = as_labels(labels_of(part, keys[split][1]))
+    return code_labels(name, raw, class_names, label_offset)
 
 
-def _images(name: str, dataset: Any, size: tuple[int, int] | None) -> DatasetImages:
-    """Check a split's dataset, and read its labels."""
-    if not _is_map_style(dataset):
-        raise InputError(
-            f"{name} is a {type(dataset).__name__}, expected a map-style dataset, with a length "
-            "and samples by index"
-        )
-    if len(dataset) == 0:
-        raise InputError(f"{name} has no samples, expected at least one")
-    try:
-        columns = _columns(name, dataset[0])
-        labels = np.asarray(_labels(dataset, columns[1]))
-        if labels.ndim != 1 or not np.array_equal(labels, labels.astype(np.int64)):
-            raise ValueError(
-                f"an array {labels.shape} of {labels.dtype}, expected whole numbers (N,)"
-            )
+def _images(
+    name: str,
+    dataset: Any,
+    columns: tuple[str | int, str | int],
+    labels: Tensor,
+    size: tuple[int, int] | None,
+) -> DatasetImages:
+    """Return a split's images with their labels."""
+    with reading(name):
         image = dataset[0][columns[0]]
         first_size, channels = size_and_channels(image)
-    except InputError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{name} is no dataset of images and class indices: {reason}") from error
     return DatasetImages(
-        torch.from_numpy(labels.astype(np.int64)),
+        labels,
         CropResize(size or first_size, channels=channels),
         dataset,
         columns,
         np.arange(len(dataset)),
     )
-
-
-def _columns(name: str, sample: Any) -> tuple[str | int, str | int]:
-    """Return the keys of image and label in a sample."""
-    if isinstance(sample, Sequence) and len(sample) >= 2:
-        return 0, 1
-    if isinstance(sample, Mapping):
-        images = [key for key in ("image", "img", "pixel_values") if key in sample]
-        labels = [key for key in ("label", "labels", "fine_label", "target") if key in sample]
-        if images and labels:
-            return images[0], labels[0]
-        got = f"a dictionary with {', '.join(map(str, sample))}"
-    else:
-        got = f"a {type(sample).__name__}"
-    raise InputError(
-        f"a sample of {name} is {got}, expected (image, label), or a dictionary with image and "
-        "label"
-    )
-
-
-def _labels(dataset: Any, column: str | int) -> Any:
-    """Return all labels, without decoding an image where the dataset allows."""
-    for attribute in ("targets", "labels"):
-        known = getattr(dataset, attribute, None)
-        if isinstance(column, int) and isinstance(known, Sequence | np.ndarray | Tensor):
-            if len(known) != len(dataset):
-                continue
-            # Samples may have other labels than the attribute, as a target_transform makes.
-            checked = np.unique(np.linspace(0, len(dataset) - 1, 8).astype(int)).tolist()
-            same = all(int(known[index]) == int(dataset[index][column]) for index in checked)
-            if same and getattr(dataset, "target_transform", None) is None:
-                return known
-    if isinstance(column, str) and column in getattr(dataset, "column_names", ()):
-        return dataset[column]
-    return [dataset[index][column] for index in range(len(dataset))]
-
-
-def _class_names(dataset: Any, images: DatasetImages) -> tuple[str, ...]:
-    """Return the class names that a dataset knows, or else the numbers."""
-    features = getattr(dataset, "features", None) or {}
-    label = images.columns[1]
-    names = getattr(features[label], "names", None) if label in features else None
-    names = names or getattr(dataset, "classes", None)
-    if names:
-        return tuple(map(str, names))
-    return tuple(str(label) for label in range(int(images.labels.max()) + 1))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLESPERPIXEL, TILELENGTH, TILEWIDTH
 from torch import Tensor
 
 from attention_transfer.config import Interpolation
@@ -111,6 +112,7 @@ def open_image(source: bytes | Path) -> Iterator[Image.Image]:
                     )
                 progressive = 6 if "progressive" in image.info else 0
                 needed = width * height * _DECODER_BYTES.get(image.format or "", progressive)
+                needed += _bytes_of_tile(image)
                 _check_bytes(
                     image, needed if image.format in _DRAFTED else needed + _bytes_of_rgb(image)
                 )
@@ -278,6 +280,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         values = np.nan_to_num(values, nan=0.0).clip(0, 255).round()
         result.paste(Image.fromarray(values.astype(np.uint8)), (0, top))
     return result
+
+
+def _bytes_of_tile(image: Image.Image) -> int:
+    """Return the memory of one tile of a TIFF, which can be larger than its image."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(TILEWIDTH, 0), tags.get(TILELENGTH, 0)
+    bits = max(tags.get(BITSPERSAMPLE, (8,)))
+    return int(width * height * tags.get(SAMPLESPERPIXEL, 1) * bits // 8)
 
 
 def _check_bytes(image: Image.Image, needed: int) -> None:

@@ -1,11 +1,26 @@
-"""Folders with lists of their splits: CUB-200 and MIT Scenes, the paper's fine-tuning sets."""
+"""Folders with lists of their splits or classes: CUB-200, MIT Scenes, ImageNet, Tiny-ImageNet."""
 
+import csv
 from pathlib import Path
 from typing import NamedTuple
 
+from attention_transfer.data.splitting import split_of
 from attention_transfer.errors import InputError
 
-__all__ = ["ListedSplits", "listed_splits"]
+__all__ = [
+    "AnnotatedLabels",
+    "ListedSplits",
+    "annotated_labels",
+    "imagenet_folder",
+    "listed_splits",
+]
+
+_KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
+_SOLUTION, _ANNOTATIONS = "LOC_val_solution.csv", "val_annotations.txt"
+_LEVELS = 4
+"""Folders above a validation split in which its solution is looked for: Kaggle's root is the
+fourth.
+"""
 
 
 class ListedSplits(NamedTuple):
@@ -14,6 +29,55 @@ class ListedSplits(NamedTuple):
     folder: Path
     classes: list[str]
     files: dict[str, list[tuple[str, int]]]
+
+
+class AnnotatedLabels(NamedTuple):
+    """The classes of images in one folder, by their names without a suffix."""
+
+    source: Path
+    classes: dict[str, str]
+
+
+def imagenet_folder(folder: Path) -> Path:
+    """Return the folder of ImageNet's splits under the root of Kaggle's archive, or the folder."""
+    for path in _KAGGLE:
+        if (folder / path / "train").is_dir():
+            return folder / path
+    return folder
+
+
+def annotated_labels(folder: Path) -> AnnotatedLabels | None:
+    """Return the classes of a validation split whose images lie in one folder, if a file has them.
+
+    - Tiny-ImageNet: ``val_annotations.txt`` beside ``images/``.
+    - ImageNet of Kaggle: ``LOC_val_solution.csv``, in a folder above.
+
+    Raises:
+        InputError: the file has no classes.
+    """
+    if (folder / _ANNOTATIONS).is_file():
+        rows = [line.split() for line in _lines(folder / _ANNOTATIONS)]
+        return _annotated(folder / _ANNOTATIONS, rows)
+    if split_of(folder.name) != "validation" or any(entry.is_dir() for entry in folder.iterdir()):
+        return None
+    folder = folder.resolve()
+    for place in (folder, *folder.parents[: _LEVELS + 1]):
+        if (place / _SOLUTION).is_file():
+            rows = [[row[0], *row[1].split()] for row in _rows(place / _SOLUTION) if len(row) > 1]
+            return _annotated(place / _SOLUTION, rows[1:])
+    return None
+
+
+def _annotated(source: Path, rows: list[list[str]]) -> AnnotatedLabels:
+    classes = {Path(row[0]).stem: row[1] for row in rows if len(row) > 1}
+    if not classes:
+        raise InputError(f"{source} lists no images with their classes; unpack it again")
+    return AnnotatedLabels(source, classes)
+
+
+def _rows(file: Path) -> list[list[str]]:
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        return list(csv.reader(lines))
 
 
 def listed_splits(folder: Path) -> ListedSplits | None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -146,8 +147,8 @@ class _ShareDataset(Dataset[tuple[tuple[int, ...] | NDArray[Any], NDArray[Any]] 
         name = signal.Signals(-exit_code).name
         if name == "SIGKILL":
             return (
-                f"a loader worker was killed (SIGKILL){at}, as the system does where memory runs "
-                "out; fewer --workers or a smaller --batch-size need less"
+                f"a loader worker was killed (SIGKILL){at}, as happens when memory runs out; "
+                "fewer --workers or a smaller --batch-size need less"
             )
         return f"a loader worker was ended by {name}{at}"
 
@@ -195,7 +196,13 @@ def loaded(
         with _no_child_handler():
             processes = {child.pid or 0: child for child in multiprocessing.active_children()}
             for number in count():
-                loaded = _next(iterator, dataset, processes)
+                try:
+                    loaded = _next(iterator, dataset, processes)
+                except LoaderWorkerError:
+                    # One that hangs or is stopped would keep this process from ending.
+                    for process in processes.values():
+                        process.kill()
+                    raise
                 if loaded is None:
                     return
                 if isinstance(loaded, TrainingError):
@@ -236,7 +243,8 @@ def _next(iterator: Iterator[Any], dataset: _ShareDataset, processes: Mapping[in
             else:
                 at = [sample for _, sample in dataset.current.tolist() if sample >= 0]
                 names = first_problems([dataset.images.name(sample) for sample in at])
-                reason = f"no loader worker has finished a batch in {TIMEOUT} s; at {names}"
+                reason = f"no loader worker has finished a batch in {TIMEOUT} s"
+                reason += f"; at {names}" if at else ""
             raise LoaderWorkerError(
                 f"{reason}; resume the run, with --workers 0 if it happens again"
             ) from None
@@ -246,10 +254,12 @@ def _next(iterator: Iterator[Any], dataset: _ShareDataset, processes: Mapping[in
 def _no_child_handler() -> Iterator[None]:
     """Leave out PyTorch's handler of SIGCHLD, which raises wherever the main process is.
 
-    A worker that has exited is noticed when its batch is waited for.
+    A worker that has exited is noticed when its batch is waited for. Other threads than the main
+    one cannot change handlers.
     """
     handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-    if getattr(handler, "__module__", "") != "torch.utils.data._utils.signal_handling":
+    ours = getattr(handler, "__module__", "") == "torch.utils.data._utils.signal_handling"
+    if not ours or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

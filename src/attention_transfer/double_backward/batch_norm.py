@@ -210,7 +210,7 @@ def _compiled() -> tuple[Kernel, Kernel] | None:
         kernels[0](*torch.ones(3, 2, 3, 5), channels, channels)
     except Exception as error:
         reason = first_line(error)
-        _log.info("batch normalisation's second derivative runs uncompiled: %s", reason)
+        _log.info("batch norm's second derivative runs uncompiled: %s", reason)
         return None
     return kernels[0], kernels[1]
 

@@ -341,7 +341,8 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         raise InputError(
             "this attention map has no second derivative, got a backward pass through its "
-            "gradient; use maps.activation_map and losses.attention_transfer, which have any number"
+            "gradient; use maps.activation_map and losses.attention_transfer, which can be "
+            "differentiated any number of times"
         )
 
 

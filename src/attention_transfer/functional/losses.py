@@ -270,35 +270,47 @@ def _cross_entropy_targets(
         )
     got = f"{labels.dtype} of shape {tuple(labels.shape)}"
     if tuple(labels.shape) == indices:
-        if labels.is_floating_point() or labels.dtype == torch.bool:
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise ValueError(f"{expected}, got {got}; indices are integers: give labels.long()")
         labels = labels.long()
         # Elsewhere than on a CPU, looking at them would make the CPU wait for the device.
         if labels.device.type == "cpu":
             wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= shape[1]))]
             if len(wrong):
+                first, classes = int(wrong[0]), shape[1]
+                hint = "; if they count from 1, give labels - 1" if first == classes else ""
                 raise ValueError(
-                    f"{expected}, got the index {int(wrong[0])}, expected 0 to {shape[1] - 1}, or "
-                    f"{ignore_index} for a label that does not count"
+                    f"{expected}, got the index {first}, expected 0 to {classes - 1}, or "
+                    f"{ignore_index} for a label that does not count{hint}"
                 )
         return labels
     if tuple(labels.shape) != shape:
         raise ValueError(f"{expected}, got {got}; give labels of the logits' batch and positions")
-    sums = labels.sum(dim=1)
-    wrong = (sums - 1).abs() > 1e-3
-    if not labels.is_floating_point() or bool(wrong.any()):
-        first = f" (the first such row to {float(sums[wrong][0]):g})" if wrong.any() else ""
-        raise ValueError(
-            f"{expected}, got {got} that do not sum to 1{first}; give labels.argmax(dim=1) of "
-            "one-hot labels, or use BinaryCrossEntropy for images of several classes each, or of "
-            f"none; class indices of {ignore_index} do not count"
-        )
+    if not labels.is_floating_point() or labels.device.type == "cpu":
+        _check_probabilities(labels, f"{expected}, got {got}", ignore_index)
     if ignore_index != -100:
         raise ValueError(
             f"ignore_index {ignore_index} needs labels of class indices, got probabilities; give "
             "indices, or leave ignore_index out"
         )
     return labels
+
+
+def _check_probabilities(labels: Tensor, got: str, ignore_index: int) -> None:
+    """Raise a ValueError unless labels (N, K, ...) are probabilities."""
+    values = to_float32(labels) if labels.is_floating_point() else labels
+    if labels.is_floating_point() and not bool((values >= 0).all()):
+        raise ValueError(f"{got} with negative values or nan; give probabilities from 0 to 1")
+    sums = values.sum(dim=1)
+    tolerance = 1e-3 if labels.itemsize >= 4 else 1e-2
+    wrong = (sums - 1).abs() > tolerance
+    if not labels.is_floating_point() or bool(wrong.any()):
+        first = f" (the first such row to {float(sums[wrong][0]):g})" if wrong.any() else ""
+        raise ValueError(
+            f"{got} that do not sum to 1{first}; give labels.argmax(dim=1) of one-hot labels, or "
+            "use BinaryCrossEntropy for images of several classes each, or of none; class indices "
+            f"of {ignore_index} do not count"
+        )
 
 
 def knowledge_distillation(

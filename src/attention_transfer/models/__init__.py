@@ -1,5 +1,6 @@
 """Networks: the paper's wide ResNets and NINs, those of model zoos, and loading by name."""
 
+from attention_transfer.model_names import run_folder, split_models, split_name
 from attention_transfer.models.card import ModelCard
 from attention_transfer.models.channels import input_channels
 from attention_transfer.models.heads import logit_layers
@@ -14,10 +15,9 @@ from attention_transfer.models.registry import (
     load_weights,
     model_structure,
     read_card,
-    split_models,
 )
 from attention_transfer.models.wide_resnet import WideResNet
-from attention_transfer.models.zoo import imagenet_classes, timm_preprocessing
+from attention_transfer.models.zoo import imagenet_classes, in_float32, timm_preprocessing
 
 __all__ = [
     "LoadedModel",
@@ -28,6 +28,7 @@ __all__ = [
     "build",
     "default_input_size",
     "imagenet_classes",
+    "in_float32",
     "input_channels",
     "load",
     "load_run",
@@ -35,6 +36,8 @@ __all__ = [
     "logit_layers",
     "model_structure",
     "read_card",
+    "run_folder",
     "split_models",
+    "split_name",
     "timm_preprocessing",
 ]

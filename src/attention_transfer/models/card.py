@@ -120,6 +120,6 @@ def check_weights(path: Path) -> None:
         if hashlib.file_digest(file, "sha256").hexdigest() != expected:
             raise InputError(
                 f"{path} is damaged, or was replaced: its checksum is not that in {card.name}; "
-                "restore it from a copy, or train the run again (weights that are meant to be "
-                "others are given as NAME@FILE.safetensors, from another folder)"
+                "restore it from a copy, or train the run again (to use other weights on purpose, "
+                "give NAME@FILE.safetensors, from another folder)"
             )

@@ -1,29 +1,29 @@
 """Networks by the MODEL names that users write.
 
-MODEL is ``NAME``, ``NAME@random``, ``NAME@pretrained``, ``NAME@FILE.safetensors`` or a run folder.
+MODEL is ``NAME``, ``NAME@random``, ``NAME@pretrained``, ``NAME@FILE``, ``NAME@FILE#KEY`` (one of
+several state dicts) or a run folder. FILE is of safetensors, ``torch.save`` or ``torch.jit.save``.
 NAME is ``wrn-d-k``, ``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no batch norm);
 ``timm:NAME``; ``torchvision:NAME``; or ``package.module:factory``.
 """
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from attention_transfer.errors import InputError, first_problems, nearest
-from attention_transfer.models.card import ModelCard, check_weights
+from attention_transfer.errors import InputError, nearest
+from attention_transfer.model_names import run_folder, split_name, weights_file
+from attention_transfer.models.card import ModelCard
 from attention_transfer.models.channels import input_channels
+from attention_transfer.models.fitting import check_fit, fitted, put
 from attention_transfer.models.heads import logit_layers, replace_head
 from attention_transfer.models.network_in_network import NetworkInNetwork
+from attention_transfer.models.weight_files import StoredWeights, read_weights
 from attention_transfer.models.wide_resnet import WideResNet
 from attention_transfer.models.zoo import (
     Factory,
@@ -34,6 +34,7 @@ from attention_transfer.models.zoo import (
 )
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.trust import check_names, trusting
+from attention_transfer.waiting import waiting_for
 
 __all__ = [
     "LoadedModel",
@@ -45,7 +46,6 @@ __all__ = [
     "load_weights",
     "model_structure",
     "read_card",
-    "split_models",
 ]
 
 EXAMPLES = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "nin-thin", "nin-wide")
@@ -61,6 +61,8 @@ class LoadedModel:
     """The model card of the run that trained it; None: no run did."""
     preprocessing: Preprocessing | None = None
     """The preprocessing that its trained weights expect; None: that of the data set."""
+    notices: tuple[str, ...] = ()
+    """Lines that a user should read about how its weights were loaded."""
 
 
 class ModelStructure(NamedTuple):
@@ -113,6 +115,7 @@ def load(
     trained: bool,
     seed: int = 0,
     image_size: ImageSize | None = None,
+    resize: bool = False,
     trust: Iterable[str] = (),
 ) -> LoadedModel:
     """Load the network that a MODEL names.
@@ -127,26 +130,29 @@ def load(
         seed: seed of the random initialisation.
         image_size: height and width in pixels of the images that a network is to be trained on;
             ``trained`` networks keep those of their weights.
+        resize: build ``trained`` networks for ``image_size`` too; positions are interpolated.
         trust: factories, as ``package.module:factory``, that the card of a run may name.
 
     Raises:
         InputError: an unknown model; no trained weights where they are needed; weights that do
-            not fit, are damaged, or are not safetensors.
+            not fit, are damaged, or can only be read by running code.
         UntrustedError: a run's card names code that is not trusted.
     """
-    if os.path.isdir(model):
-        loaded = load_run(Path(model), trust)
+    folder = run_folder(model)
+    size = image_size if resize or not trained else None
+    if folder is not None:
+        with waiting_for(f"loading the network {model}"):
+            loaded = load_run(folder, trust, image_size=size)
         card = loaded.card
-        if trained or card is None:
-            return loaded
-        if classes is not None and card.classes != classes:
+        if not trained and card is not None and classes is not None and card.classes != classes:
             with _seeded(seed):
-                replace_head(loaded.network, classes, card.input_size)
-        size = image_size or card.preprocessing.size
-        return replace(loaded, preprocessing=card.preprocessing._replace(size=size))
-    name, _, weights = model.partition("@")
-    with _seeded(seed):
-        return _load_named(name, weights, classes, trained, image_size)
+                replace_head(loaded.network, classes, (3, *(image_size or card.input_size[1:])))
+        return loaded
+    name, weights = split_name(model)
+    if weights == "random":
+        size = image_size
+    with _seeded(seed), waiting_for(f"loading the network {model}"):
+        return _load_named(name, weights, classes, trained, size)
 
 
 def _load_named(
@@ -155,37 +161,28 @@ def _load_named(
     """Load ``NAME@WEIGHTS``, where the weights may be empty."""
     zoo_model = _zoo_model(name)
     if isinstance(zoo_model, Factory) and weights in ("", "random"):
-        return LoadedModel(name, zoo_model.build(classes))
+        network = zoo_model.build(classes)
+        return LoadedModel(name, network, notices=tuple(zoo_model.notices))
     if weights == "random" or (not weights and not trained):
         return LoadedModel(name, build(name, classes, image_size))
-    size = None if trained else image_size
     preprocessing = None
     if zoo_model is not None and zoo_model.has_pretrained:
         preprocessing = zoo_model.preprocessing()
-        preprocessing = preprocessing._replace(size=size or preprocessing.size)
+        preprocessing = preprocessing._replace(size=image_size or preprocessing.size)
     if weights not in ("", "pretrained"):
-        network = _with_weights_of_file(name, Path(weights), classes, trained, size)
-        return LoadedModel(name, network, preprocessing=preprocessing)
+        network, notices = _with_weights_of_file(name, weights, classes, trained, image_size)
+        return LoadedModel(name, network, preprocessing=preprocessing, notices=tuple(notices))
     if zoo_model is None:
         with torch.device("meta"):
             build(name, classes)  # refuses an unknown name
     if zoo_model is None or preprocessing is None:
         raise InputError(
             f"{name} has no pretrained weights; give the folder of a run (train one with "
-            f"'attention-transfer train --model {name}'), {name}@FILE.safetensors, "
-            f"or {name}@random if you mean an untrained network"
+            f"'attention-transfer train --model {name}'), {name}@FILE.safetensors "
+            f"(or .pth), or {name}@random if you mean an untrained network"
         )
-    network = zoo_model.build(None if trained else classes, size, pretrained=True)
+    network = zoo_model.build(None if trained else classes, image_size, pretrained=True)
     return LoadedModel(name, network, preprocessing=preprocessing)
-
-
-def split_models(models: str) -> list[str]:
-    """Split MODELs at commas, unless all of it is the path of a folder.
-
-    >>> split_models("wrn-16-2, timm:resnet34")
-    ['wrn-16-2', 'timm:resnet34']
-    """
-    return [models] if os.path.isdir(models) else [name.strip() for name in models.split(",")]
 
 
 def model_structure(
@@ -202,11 +199,12 @@ def model_structure(
     Raises:
         InputError: an unknown model.
     """
-    if os.path.isdir(model):
-        card = read_card(Path(model))
+    folder, classes = run_folder(model), None
+    if folder is not None:
+        card = read_card(folder)
         name, classes = card.name, card.classes
     else:
-        name, classes = model.partition("@")[0], None
+        name, _ = split_name(model)
     channels, *default_size = default_input_size(model)
     height, width = image_size or default_size
     try:
@@ -226,18 +224,22 @@ def default_input_size(model: str) -> tuple[int, int, int]:
     Raises:
         InputError: an unknown model.
     """
-    if os.path.isdir(model):
-        return read_card(Path(model)).input_size
-    zoo_model = _zoo_model(model.partition("@")[0])
+    folder = run_folder(model)
+    if folder is not None:
+        return read_card(folder).input_size
+    zoo_model = _zoo_model(split_name(model)[0])
     return (3, 32, 32) if zoo_model is None else zoo_model.input_size
 
 
-def load_run(folder: str | Path, trust: Iterable[str] = ()) -> LoadedModel:
+def load_run(
+    folder: str | Path, trust: Iterable[str] = (), *, image_size: ImageSize | None = None
+) -> LoadedModel:
     """Load the network that a run trained, with its card.
 
     Args:
         folder: of the run.
         trust: factories, as ``package.module:factory``, that the card may name.
+        image_size: height and width in pixels to build the network for; None: the run's.
 
     Raises:
         InputError: the folder holds no finished run, or its weights are damaged.
@@ -247,13 +249,17 @@ def load_run(folder: str | Path, trust: Iterable[str] = ()) -> LoadedModel:
     with trusting(trust):
         card = read_card(folder)
     path = folder / "model.safetensors"
-    weights = _read_weights(path)
+    weights = read_weights(path).tensors
     if not isinstance(_zoo_model(card.name), Factory):
         # Before it takes memory: a card may name any size of network.
-        _check_fit(model_structure(str(folder)).network, weights, path)
-    network = build(card.name, card.classes, card.input_size[1:])
-    _put(weights, network, path)
-    return LoadedModel(card.name, network, card, card.preprocessing)
+        check_fit(model_structure(str(folder)).network, weights, path)
+    size = image_size or card.input_size[1:]
+    network = build(card.name, card.classes, size)
+    if size != card.input_size[1:]:
+        weights, _, _ = fitted(network, weights)
+    check_fit(network, weights, path)
+    put(weights, network)
+    return LoadedModel(card.name, network, card, card.preprocessing._replace(size=size))
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -263,7 +269,7 @@ def read_card(folder: Path) -> ModelCard:
         InputError: the folder holds no finished run.
         UntrustedError: the card names a network that is no part of this package or of a zoo.
     """
-    if not os.path.isfile(folder / "model.json"):
+    if not (folder / "model.json").is_file():
         raise InputError(
             f"{folder} holds no trained network (no model.json); expected the folder of a "
             "finished run"
@@ -274,83 +280,79 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a network; no code in the file is run.
+    """Load a file of weights into a network; no code in the file is run.
 
     Raises:
-        InputError: the file is missing or damaged, is not safetensors, or does not fit the network.
+        InputError: the file is missing or damaged, cannot be read without running code, or does not
+            fit the network.
     """
-    _put(_read_weights(path), network, path)
-
-
-def _put(weights: dict[str, Tensor], network: nn.Module, path: Path) -> None:
-    """Put weights into a network; the path is for the error message."""
-    _check_fit(network, weights, path)
-    network.load_state_dict(weights)
-
-
-def _check_fit(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    problems = _mismatches(network, weights)
-    if problems:
-        raise InputError(
-            f"{path} does not fit {type(network).__name__}: {first_problems(problems)}; "
-            "give weights of the same architecture, class count and input size"
-        )
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; that of a run has its checksum in the card beside it."""
-    if not os.path.isfile(path):
-        raise InputError(f"no weights at {path}; expected a .safetensors file")
-    try:
-        check_weights(path)
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error}); pickled weights are not loaded, "
-            "because they can run code: save them with safetensors.torch.save_file"
-        ) from None
-
-
-def _mismatches(network: nn.Module, weights: dict[str, Tensor]) -> list[str]:
-    """Return how weights differ from a network's in names and shapes."""
-    expected = network.state_dict()
-    return [
-        *(f"{name} is missing" for name in expected if name not in weights),
-        *(f"{name} is not of this network" for name in weights if name not in expected),
-        *(
-            f"{name} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
-            for name, value in expected.items()
-            if name in weights and not is_lazy(value) and weights[name].shape != value.shape
-        ),
-    ]
+    weights, _, _ = fitted(network, read_weights(path).tensors)
+    check_fit(network, weights, path)
+    put(weights, network)
 
 
 def _with_weights_of_file(
-    name: str, path: Path, classes: int | None, trained: bool, image_size: ImageSize | None
-) -> nn.Module:
-    """Build a network with the weights of a file, which may be for the zoo's default classes."""
-    network, weights = build(name, classes, image_size), _read_weights(path)
-    zoo_model = _zoo_model(name)
-    if classes is None and _mismatches(network, weights):
-        count = _class_count(weights, network, default_input_size(name))
-        network = build(name, count, image_size)
-    elif zoo_model is not None and _mismatches(network, weights):
-        default = build(name, None, image_size)
-        if not _mismatches(default, weights):
-            _put(weights, default, path)
-            if not trained and classes is not None:
-                replace_head(default, classes, (3, *(image_size or zoo_model.input_size[1:])))
-            return default
-    _put(weights, network, path)
-    return network
+    name: str, file: str, classes: int | None, trained: bool, image_size: ImageSize | None
+) -> tuple[nn.Module, list[str]]:
+    """Build a network with the weights of ``FILE#KEY``, which may be for other classes.
+
+    A trained network keeps its last layer; another gets a new one.
+    """
+    path, key = weights_file(file)
+    stored = read_weights(path, key)
+    network = build(name, classes, image_size)
+    weights, differs, undone = fitted(network, stored.tensors)
+    notices = [*stored.notices, *(f"weights of {path}: {line}" for line in undone)]
+    if differs.names:
+        size = (3, *(image_size or default_input_size(name)[1:]))
+        head = _head_names(network, size)
+        count = next((len(weights[one]) for one in head if one in weights), None)
+        if not differs.names <= set(head):
+            _refuse(network, stored, path, weights)
+        elif not trained and classes is not None:
+            has = "has none" if count is None else f"is for {count} classes, not {classes}"
+            notices.append(f"{name} gets a new last layer: that of {path} {has}, and is left out")
+            weights = {one: value for one, value in weights.items() if one not in head}
+        elif count is None:
+            raise InputError(
+                f"{path} holds all of {name} but its last layer ({', '.join(head)}): a teacher "
+                "with a random one teaches nothing; give weights with it, or train it first"
+            )
+        else:
+            network = build(name, count, image_size)
+            weights, differs, _ = fitted(network, stored.tensors)
+            if differs.names:
+                _refuse(network, stored, path, weights)
+    put(weights, network)
+    return network, notices
 
 
-def _class_count(
-    weights: dict[str, Tensor], network: nn.Module, size: tuple[int, int, int]
-) -> int | None:
-    """Return the number of classes that weights have in the network's last layer."""
-    heads = [f"{name}.weight" for name in logit_layers(network, size)]
-    return next((len(weights[head]) for head in heads if head in weights), None)
+def _refuse(
+    network: nn.Module, stored: StoredWeights, path: Path, weights: dict[str, Tensor]
+) -> None:
+    """Raise an InputError that says how weights do not fit."""
+    try:
+        check_fit(network, weights, path)
+    except InputError as error:
+        if not stored.program:
+            raise
+        raise InputError(
+            f"{error}; a TorchScript program can itself only teach distillation: --teacher "
+            f"package.module:factory, which returns torch.jit.load({str(path)!r}), with "
+            "--attention none --kd-alpha 0.9"
+        ) from None
+
+
+def _head_names(network: nn.Module, size: tuple[int, int, int]) -> list[str]:
+    """Return the names of the weights and biases that compute the logits, weights first."""
+    try:
+        heads = logit_layers(network, size)
+    except Exception:  # a network that has none, or does not run on such images
+        return []
+    names = network.state_dict().keys()
+    return [
+        f"{head}.{one}" for one in ("weight", "bias") for head in heads if f"{head}.{one}" in names
+    ]
 
 
 @contextmanager

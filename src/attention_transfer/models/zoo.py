@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import os
 import socket
 import warnings
 from collections.abc import Callable
@@ -17,8 +18,10 @@ from torch import nn
 from attention_transfer.config import Interpolation
 from attention_transfer.errors import InputError, first_line, nearest
 from attention_transfer.factories import import_object
+from attention_transfer.models.fitting import fitted, put
 from attention_transfer.models.heads import replace_head
 from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.taps import as_teacher
 
 __all__ = [
     "Factory",
@@ -26,6 +29,7 @@ __all__ = [
     "TorchvisionModel",
     "ZooModel",
     "imagenet_classes",
+    "in_float32",
     "timm_preprocessing",
 ]
 
@@ -47,6 +51,8 @@ class ZooModel:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.notices: list[str] = []
+        """Lines that a user should read about a network that was built."""
 
     def build(
         self, classes: int | None, image_size: ImageSize | None = None, pretrained: bool = False
@@ -79,7 +85,8 @@ class TimmModel(ZooModel):
     """A network of timm: ``timm:NAME``."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
+        source, colon, path = name.partition(":")
+        super().__init__(f"{source}:{os.path.expanduser(path)}" if colon else name)
         import timm
 
         if ":" not in name and not timm.is_model(name):
@@ -161,32 +168,73 @@ class TorchvisionModel(ZooModel):
         from torchvision import models
 
         builder = models.get_model_builder(self.name)
-        options: dict[str, Any] = {}
-        if self.name in ("inception_v3", "googlenet"):
-            # Auxiliary logits would come with the logits in training. init_weights=True is about to
-            # be torchvision's default, and warns until it is set.
+        options = self._size_option(image_size)
+        if classes is not None and not pretrained:
+            options["num_classes"] = classes
+        if self.name in _AUXILIARY and not pretrained:
+            # init_weights=True is about to be torchvision's default, and warns until it is set.
             options |= {"aux_logits": False, "init_weights": True}
-        if image_size is not None and "vit" in self.name:
-            options["image_size"] = image_size[0]
-        if pretrained:
-            network = _fetched(
-                f"torchvision:{self.name}", lambda: builder(weights="DEFAULT", **options)
-            )
-            if classes is not None:
-                replace_head(network, classes, self.input_size)
-        else:
-            if classes is not None:
-                options["num_classes"] = classes
-            network = _built(f"torchvision:{self.name}", lambda: builder(weights=None, **options))
+        if not pretrained:
+            return _built(f"torchvision:{self.name}", lambda: builder(weights=None, **options))
+        # Its builders refuse options beside weights, even those that the weights fit.
+        network = _fetched(f"torchvision:{self.name}", lambda: builder(weights="DEFAULT"))
+        if self.name in _AUXILIARY:
+            _remove_auxiliary(network)
+        if options and image_size not in (None, self.input_size[1:]):
+            network = self._resized(network, image_size)
+        if classes is not None:
+            replace_head(network, classes, (3, *(image_size or self.input_size[1:])))
         return network
+
+    def _size_option(self, image_size: ImageSize | None) -> dict[str, Any]:
+        """Return the option of a builder whose network is for one input size."""
+        height, width = image_size or self.input_size[1:]
+        if self.name.startswith("maxvit"):
+            return {"input_size": (height, width)}
+        if not self.name.startswith("vit_"):
+            return {}
+        if height != width:
+            raise InputError(
+                f"torchvision:{self.name} could not be built for images {height}x{width}: it takes "
+                f"square ones; give --image-size {height}, or a network of timm"
+            )
+        return {"image_size": height}
+
+    def _resized(self, network: nn.Module, image_size: ImageSize | None) -> nn.Module:
+        """Return a network for another input size with the same weights."""
+        other = self.build(None, image_size)
+        weights, differs, _ = fitted(other, network.state_dict())
+        if differs.names:
+            height, width = self.input_size[1:]
+            raise InputError(
+                f"the weights of torchvision:{self.name} are for images {height}x{width} "
+                f"({differs.describe(other, weights)}); leave out --image-size"
+            )
+        put(weights, other)
+        return other
 
     def preprocessing(self) -> Preprocessing:
         from torchvision import models
 
         transforms = models.get_model_weights(self.name).DEFAULT.transforms()
         (size,) = transforms.crop_size
+        mean, std = transforms.mean, transforms.std
+        if self.name in _AUXILIARY:  # what their transform_input makes of ImageNet's
+            mean, std = [0.5] * 3, [0.5] * 3
         interpolation = _interpolation(transforms.interpolation.value)
-        return Preprocessing(transforms.mean, transforms.std, (size, size), interpolation)
+        return Preprocessing(mean, std, (size, size), interpolation)
+
+
+_AUXILIARY = ("inception_v3", "googlenet")
+"""Networks of torchvision that, in training, return auxiliary logits beside the logits."""
+
+
+def _remove_auxiliary(network: nn.Module) -> None:
+    """Leave out auxiliary logits, and the normalization that is done before the network."""
+    network.aux_logits = network.transform_input = False  # type: ignore[assignment]
+    for name in ("aux1", "aux2", "AuxLogits"):
+        if hasattr(network, name):
+            setattr(network, name, None)
 
 
 class Factory(ZooModel):
@@ -213,10 +261,31 @@ class Factory(ZooModel):
             raise InputError(
                 f"{self.name} returned a {type(network).__name__}, expected a torch.nn.Module"
             )
+        network = as_teacher(network)
+        self.notices = in_float32(network, self.name)
         return network
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing((0.0,) * 3, (1.0,) * 3, (224, 224))
+
+
+def in_float32(network: nn.Module, name: str) -> list[str]:
+    """Keep a network's weights as float32, in which runs compute, and return a line about it.
+
+    >>> in_float32(nn.Linear(2, 2).half(), "own:network")
+    ['own:network has weights of float16, which are kept as float32; --precision sets what is \
+computed in']
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    kinds = {one.dtype for one in tensors if one.is_floating_point()} - {torch.float32}
+    if not kinds:
+        return []
+    network.float()
+    names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+    return [
+        f"{name} has weights of {names}, which are kept as float32; --precision sets what is "
+        "computed in"
+    ]
 
 
 def timm_preprocessing(network: nn.Module) -> Preprocessing | None:
@@ -293,8 +362,8 @@ def _from_hub(create: Callable[[], Any]) -> nn.Module:
     constants.HF_HUB_OFFLINE = True
     try:
         return cast(nn.Module, create())
-    except Exception:
-        if offline:
+    except Exception as error:
+        if offline or not _is_of_network(error):
             raise
     finally:
         constants.HF_HUB_OFFLINE = offline
@@ -310,8 +379,17 @@ def _fetched(name: str, fetch: Callable[[], nn.Module]) -> nn.Module:
         with redirect_stderr(io.StringIO()):
             return _built(name, fetch)
     except InputError as error:
+        if not _is_of_network(error.__cause__):
+            raise
         raise InputError(
             f"the pretrained weights of {name} cannot be fetched and are not on the disk "
             f"({error.__cause__}); give {name}@FILE.safetensors, or {name}@random if you mean an "
             "untrained network"
         ) from error
+
+
+def _is_of_network(error: BaseException | None) -> bool:
+    """Return whether an exception is about reaching a host, or about a file that is not there."""
+    libraries = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "urllib")
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or library in libraries

@@ -103,5 +103,6 @@ def compare_answers(groups: Sequence[Group]) -> Iterator[AnswerChanges]:
 
 
 def _is_right(predictions: Arrays) -> NDArray[np.bool_]:
+    """Return (N,): whether each image's class is predicted, or all of its several classes."""
     right: NDArray[np.bool_] = predictions["labels"] == predictions["predicted"]
-    return right
+    return np.asarray(right.reshape(len(right), -1).all(axis=1))

@@ -9,7 +9,7 @@ from attention_transfer.drawing.scale import Maps, cosine_similarity, downsample
 from attention_transfer.drawing.sprites import coloured_map, encode_image
 from attention_transfer.report.comparison import AnswerChanges
 from attention_transfer.report.groups import Group
-from attention_transfer.report.viewer import softmax
+from attention_transfer.report.viewer import class_text, softmax
 from attention_transfer.runs import RunAttention
 
 __all__ = ["changed_images", "disagreements"]
@@ -117,7 +117,7 @@ def _image(attention: RunAttention, index: int, names: Sequence[str]) -> dict[st
     return {
         "data": encode_image(examples["images"][index]),
         "name": str(examples["names"][index]),
-        "class": names[int(examples["labels"][index])],
+        "class": class_text(examples["labels"][index], names),
     }
 
 
@@ -128,11 +128,19 @@ def _answer(
     logits = None if attention is None else attention.examples.get("student/logits")
     if attention is None or logits is None:
         return {"network": network, "predicted": "?", "probability": "", "right": False}
+    truth = attention.examples["labels"][index]
+    if np.ndim(truth):
+        return {
+            "network": network,
+            "predicted": class_text(logits[index] > 0, names),
+            "probability": "",
+            "right": bool(((logits[index] > 0) == (truth > 0)).all()),
+        }
     probabilities = softmax(logits[index : index + 1])[0]
     predicted = int(probabilities.argmax())
     return {
         "network": network,
         "predicted": names[predicted],
         "probability": f"({100 * probabilities[predicted]:.0f}\N{NO-BREAK SPACE}%)",
-        "right": predicted == int(attention.examples["labels"][index]),
+        "right": predicted == int(truth),
     }

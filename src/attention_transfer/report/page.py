@@ -157,7 +157,11 @@ def _section(number: int, runs: Sequence[Run]) -> _Section:
         disagreements=disagreements(groups, names),
         changes=[(change, changed_images(change, names)) for change in compare_answers(groups)],
         measures=[row for group in groups for row in attention_measures(group)],
-        confusion=[confusion(group, names) for group in groups],
+        confusion=[
+            confusion(group, names)
+            for group in groups
+            if group.representative.record.final.test_confusion
+        ],
         commands=[(run.name, command_line(_resolved_settings(run))) for run in runs],
     )
 

@@ -18,7 +18,7 @@ from attention_transfer.drawing.sprites import encode_image, map_sprite
 from attention_transfer.report.groups import Group
 from attention_transfer.runs import RunAttention
 
-__all__ = ["softmax", "viewer_data"]
+__all__ = ["class_text", "softmax", "viewer_data"]
 
 MOST_BYTES = 2_000_000
 """Of all maps together, before they are compressed."""
@@ -59,20 +59,43 @@ def viewer_data(groups: Sequence[Group], class_names: Sequence[str]) -> dict[str
             skipped.append(group.representative_label)
     view = _fit_into_page([attention for _, attention in shown], len(probes["images"]))
     targets = _teacher_maps([attention for _, attention in shown])
+    classes, labels = _classes_and_labels(probes["labels"], class_names)
     return {
         "colours": colour_table(),
-        "classes": list(class_names),
+        "classes": classes,
         "skipped": skipped,
         "images": [
             {"data": encode_image(pixels), "label": int(label), "name": str(name)}
             for pixels, label, name in zip(
-                probes["images"][: view.images], probes["labels"], probes["names"], strict=False
+                probes["images"][: view.images], labels, probes["names"], strict=False
             )
         ],
         "runs": [
             _run(group.representative_label, attention, targets, view) for group, attention in shown
         ],
     }
+
+
+def class_text(label: NDArray[Any], names: Sequence[str]) -> str:
+    """Return the name of a class, or those of an image's several classes.
+
+    >>> class_text(np.array([True, False, True]), ["cat", "dog", "fox"])
+    'cat, fox'
+    """
+    if np.ndim(label) == 0:
+        return names[int(label)]
+    return ", ".join(names[int(index)] for index in np.flatnonzero(label)) or "none"
+
+
+def _classes_and_labels(
+    labels: NDArray[Any], names: Sequence[str]
+) -> tuple[list[str], Sequence[int]]:
+    """Return the classes to show and each image's index among them: several are one to show."""
+    if labels.ndim == 1:
+        return list(names), labels.tolist()
+    texts = [class_text(label, names) for label in labels]
+    shown = list(dict.fromkeys(texts))
+    return shown, [shown.index(text) for text in texts]
 
 
 def _fit_into_page(runs: Sequence[RunAttention], images: int) -> _View:
@@ -154,7 +177,7 @@ def _point(attention: RunAttention, number: int, targets: _Targets, view: _View)
 def _answers(attention: RunAttention, epoch: int, images: int) -> list[list[float]] | None:
     """Return the class that the student predicts for each image, and its probability."""
     logits = attention.student_logits.get(epoch)
-    if logits is None:
+    if logits is None or attention.probes["labels"].ndim == 2:
         return None
     probabilities = softmax(logits[:images])
     return [

@@ -21,6 +21,13 @@ def run_warnings(groups: Sequence[Group]) -> Iterator[str]:
     for notice, names in notices.items():
         yield notice if len(names) == len(runs) else f"{', '.join(names)}: {notice}"
     for run in runs:
+        if run.record.teacher is not None:
+            yield from (f"{run.name}: {warning}" for warning in run.record.teacher.warnings)
+        for change in run.record.changes:
+            yield (
+                f"{run.name}: {change.name} was {change.before} until step {change.step} of epoch "
+                f"{change.epoch + 1}, then {change.after}"
+            )
         yield from _about_maps(run)
         yield from _about_training(run)
     for group in groups:

@@ -125,7 +125,7 @@ def check_unpacked(paths: Sequence[Path]) -> None:
         if total > MOST_BYTES:
             raise _damaged(
                 path,
-                f"with it the arrays are larger than {MOST_BYTES / 1e9:.1f} GB, which no run's are",
+                f"with it the arrays are larger than {MOST_BYTES / 1e9:.1f} GB, unlike any run's",
             )
 
 

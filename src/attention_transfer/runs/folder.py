@@ -76,13 +76,15 @@ def writing_to(folder: Path) -> Iterator[None]:
         ...     Path("/dev/null/run").mkdir()
         Traceback (most recent call last):
         attention_transfer.errors.InputError: cannot write to /dev/null/run: Not a directory; \
-choose another --out
+make it writable, or choose another --out
     """
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: the path contains a null byte
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot write to {folder}: {reason}; choose another --out") from None
+        raise InputError(
+            f"cannot write to {folder}: {reason}; make it writable, or choose another --out"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,8 @@ class Run:
     def write_metrics(self, metrics: Sequence[EpochMetrics]) -> None:
         """Write the lines of all epochs so far: a resumed run trains later ones again."""
         lines = "".join(metrics_line(row) + "\n" for row in metrics)
-        write_text(self.folder / "metrics.jsonl", lines)
+        with writing_to(self.folder):
+            write_text(self.folder / "metrics.jsonl", lines)
         self.__dict__.pop("metrics", None)
 
     def append_metrics(self, metrics: EpochMetrics) -> None:
@@ -268,8 +271,14 @@ class Run:
         replace(card, weights_sha256=checksum).write(self.folder / "model.json")
 
     def write_predictions(self, logits: "Tensor", labels: "Tensor") -> None:
-        """Write the predicted classes of the test images and their probabilities."""
-        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        """Write the predicted classes of the test images and their probabilities.
+
+        Of images of several classes each, they are (N, classes).
+        """
+        if labels.dim() == 2:
+            confidence, predicted = logits.sigmoid(), logits > 0
+        else:
+            confidence, predicted = logits.softmax(dim=1).max(dim=1)
         arrays = {"labels": labels, "predicted": predicted, "confidence": confidence}
         write_arrays(
             self.folder / "predictions.npz",

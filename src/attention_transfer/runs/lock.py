@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from attention_transfer.errors import InputError
@@ -33,8 +33,9 @@ def locked(folder: Path) -> Iterator[None]:
         raise InputError(f"this process already trains the run in {folder}; wait until it ends")
     descriptor = _taken(path, folder)
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        with suppress(OSError):  # on a full disk the lock holds without its holder's name
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         _held.add(path)
         try:
             yield

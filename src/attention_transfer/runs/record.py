@@ -19,6 +19,7 @@ __all__ = [
     "AttentionRecord",
     "BestEpoch",
     "CacheRecord",
+    "ChangeRecord",
     "CorruptImageRecord",
     "DataRecord",
     "EpochMetrics",
@@ -149,6 +150,12 @@ class TeacherRecord(NetworkRecord):
 
     test_error: float | None
     """In percent; None if the teacher has other classes than the data."""
+    validation_error: float | None = None
+    """In percent, before the first step; None if the teacher has other classes than the data."""
+    validation_images: NonNegativeInt = 0
+    """How many validation images that error is of."""
+    warnings: list[str] = []
+    """What is wrong with those answers, unless ``trust_teacher`` is set."""
 
 
 class PairRecord(_Schema):
@@ -209,12 +216,26 @@ class CacheRecord(_Schema):
     seconds_building: float
 
 
+class ChangeRecord(_Schema):
+    """Something that a run was resumed with instead of what it began with."""
+
+    name: str
+    """Such as "setting lr" or "teacher weights"."""
+    before: str
+    after: str
+    epoch: NonNegativeInt
+    """Whole epochs that were trained before the change."""
+    step: NonNegativeInt
+    """Steps of the next epoch that were trained before the change."""
+
+
 class RunRecord(_Schema):
     """The figures of a finished run and what they depend on: the contents of ``record.json``."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     command: Literal["train", "distill"]
     config: RunConfig
+    """As the run ended; ``changes`` has what differed before."""
     versions: dict[str, str | None]
     machine: MachineRecord
     precision: str
@@ -227,6 +248,8 @@ class RunRecord(_Schema):
     best_on_validation: BestEpoch
     attention: AttentionRecord | None
     cache: CacheRecord | None
+    changes: list[ChangeRecord] = []
+    """In the order in which they were made, with --allow-changes or more processes."""
     seconds: float
     """Training time, without validation, test and building a cache."""
     seconds_waiting_for_data: float

@@ -6,17 +6,28 @@ channels and the spatial axes are in an output.
 """
 
 from attention_transfer.taps.capture import Taps
+from attention_transfer.taps.fused_layers import counting_flops
 from attention_transfer.taps.inputs import (
     Inputs,
     call_network,
+    in_dtype,
     input_tensors,
     main_input,
     map_inputs,
+    own_dtype,
+    own_precision,
     with_main_input,
 )
 from attention_transfer.taps.layout import Layout
-from attention_transfer.taps.modules import declared_points, evaluating, structure_copy, unwrapped
+from attention_transfer.taps.modules import (
+    declared_points,
+    evaluating,
+    structure_copy,
+    to_channels_last,
+    unwrapped,
+)
 from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
+from attention_transfer.taps.programs import as_teacher, is_program, module_hint, refuse_untrainable
 from attention_transfer.taps.survey import attention_points
 
 __all__ = [
@@ -26,14 +37,23 @@ __all__ = [
     "PointTable",
     "Taps",
     "Unreadable",
+    "as_teacher",
     "attention_points",
     "call_network",
+    "counting_flops",
     "declared_points",
     "evaluating",
+    "in_dtype",
     "input_tensors",
+    "is_program",
     "main_input",
     "map_inputs",
+    "module_hint",
+    "own_dtype",
+    "own_precision",
+    "refuse_untrainable",
     "structure_copy",
+    "to_channels_last",
     "unwrapped",
     "with_main_input",
 ]

@@ -4,15 +4,20 @@ A tap is a forward hook that lives as long as a ``with`` block.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from attention_transfer.errors import InputError, nearest
+from attention_transfer.taps.fused_layers import unfused_attention
 from attention_transfer.taps.inputs import Inputs, main_input
 from attention_transfer.taps.layout import Layout, channels_first, surely_channels_first
 from attention_transfer.taps.modules import module_of, outputs_of, unwrapped
+from attention_transfer.taps.programs import refuse_program
+from attention_transfer.taps.sequences import PartsRun, is_sequence, parts_of
 from attention_transfer.taps.survey import attention_points
 
 __all__ = ["Taps"]
@@ -24,13 +29,28 @@ class _AllPointsRead(BaseException):
     """Ends a forward pass after the last point that is needed."""
 
 
+@dataclass
+class _Captured:
+    """What was captured at a point in one pass."""
+
+    output: Tensor
+    """The module's own; another layer may overwrite it."""
+    version: int
+    at_end: bool
+    """Whether it is the output of the sequence's last module, not its own."""
+    detached: bool
+    """Whether gradients were switched off just then, as inside a reentrant checkpoint."""
+    runs: int = 1
+
+
 class Taps:
     """Capture the outputs of named modules while a ``with`` block is open.
 
     A layer that overwrites a tapped feature map in place (an in-place ReLU after it, a residual
     ``+=``) is recognised by the tensor's version. A tap hands out its module's own output: the
     first pass copies every feature map and finds which of them are overwritten later; the following
-    passes copy those alone.
+    passes copy those alone. A sequence that runs module by module, as activation checkpointing
+    runs it, is read at its last module.
 
     Args:
         network: any module, also wrapped by DataParallel, DDP or ``torch.compile``.
@@ -53,6 +73,8 @@ class Taps:
     def __init__(self, network: nn.Module, points: Iterable[str], role: str = "") -> None:
         self.points = list(dict.fromkeys(points))
         self._network = unwrapped(network)
+        if self.points:
+            refuse_program(self._network)
         self._layouts: dict[tuple[int, ...], dict[str, Layout]] = {}
         modules = dict(self._network.named_modules(remove_duplicate=False))
         for point in self.points:
@@ -63,11 +85,21 @@ class Taps:
                     + nearest(point, known)
                 )
         self._modules = {name: modules[name] for name in map(module_of, self.points)}
+        self._ends = {name: _end(module) for name, module in self._modules.items()}
+        packed = [name for name, one in modules.items() if isinstance(one, nn.TransformerEncoder)]
+        self._packed = any(_inside(point, name) for point in self.points for name in packed)
+        """Whether a point is where torch may pack tokens into nested tensors."""
         self._copied: set[str] = set(self.points)
+        self._at_end: dict[str, bool] = {}
+        """Whether each module's output, in the last pass, was that of its last module."""
+        self._settled: set[tuple[bool, bool]] = set()
+        """The modes, and whether with gradients, of passes since it is known where to read."""
         self._features: dict[str, Tensor] = {}
-        self._outputs: dict[str, Tensor] = {}
-        self._versions: dict[str, int] = {}
+        self._captured: dict[str, _Captured] = {}
+        self._parts: dict[str, PartsRun] = {}
         self._handles: list[RemovableHandle] = []
+        self._kernels = ExitStack()
+        self._gradients = False
 
     def knows(self, input_size: tuple[int, ...]) -> bool:
         """Return whether inputs (C, *S) were passed before, which :meth:`reading` needs."""
@@ -93,9 +125,10 @@ class Taps:
             if not left and not to_the_end:
                 raise _AllPointsRead
 
-        handles = self.watch(see)
+        handles = self._watch_known(see, see)
         try:
-            yield
+            with unfused_attention() if self._packed else nullcontext():
+                yield
         except _AllPointsRead:
             pass
         finally:
@@ -103,20 +136,38 @@ class Taps:
                 handle.remove()
         self._refuse_silent(left)
 
-    def watch(self, see: Reader) -> list[RemovableHandle]:
-        """Call a function with every output of a point, as it is, until the hooks are removed."""
+    def watch(self, see: Reader, see_end: Reader) -> list[RemovableHandle]:
+        """Call functions with the outputs of the points, as they are, until the hooks are removed.
 
-        def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-            points = [point for point in self.points if module_of(point) == name]
+        Args:
+            see: called with a point and the output of its module.
+            see_end: called with a point and the output of its last module, if it is a sequence;
+                ``see`` follows if the sequence itself runs.
+        """
+        return self._watch(see, self._modules) + self._watch_ends(see_end, self._modules)
 
-            def show(module: nn.Module, _: object, output: object) -> None:
-                outputs = dict(outputs_of(name, output))
-                for point in points:
-                    see(point, _tensor(point, module, outputs))
+    def _watch_known(self, see: Reader, see_end: Reader) -> list[RemovableHandle]:
+        """Watch each point where the last pass read it."""
+        own = [name for name in self._modules if not self._at_end.get(name)]
+        ends = [name for name in self._modules if self._at_end.get(name)]
+        return self._watch(see, own) + self._watch_ends(see_end, ends)
 
-            return show
+    def _watch(self, see: Reader, names: Iterable[str]) -> list[RemovableHandle]:
+        return [self._modules[name].register_forward_hook(self._hook(name, see)) for name in names]
 
-        return [module.register_forward_hook(hook(name)) for name, module in self._modules.items()]
+    def _watch_ends(self, see: Reader, names: Iterable[str]) -> list[RemovableHandle]:
+        ends = [(name, end) for name in names if (end := self._ends[name]) is not None]
+        return [end.register_forward_hook(self._hook(name, see)) for name, end in ends]
+
+    def _hook(self, name: str, see: Reader) -> Callable[[nn.Module, object, object], None]:
+        points = [point for point in self.points if module_of(point) == name]
+
+        def show(module: nn.Module, _: object, output: object) -> None:
+            outputs = dict(outputs_of(name, output))
+            for point in points:
+                see(point, _tensor(point, module, outputs))
+
+        return show
 
     def overwritten(self, point: str) -> bool:
         """Return whether a point's features must be copied to be kept."""
@@ -157,40 +208,85 @@ class Taps:
         if self._handles:
             raise RuntimeError("these taps are already open")
         self._features = {}
-        self._handles = self.watch(self._capture)
+        self._gradients = torch.is_grad_enabled()
+        if self._state in self._settled:
+            self._handles = self._watch_known(self._capture, self._capture_end)
+        else:
+            self._handles = self.watch(self._capture, self._capture_end)
+        for name in self._modules.keys() - self._at_end.keys():
+            self._parts[name] = PartsRun(self._modules[name])
+            self._handles += self._parts[name].watch()
+        if self._packed:
+            self._kernels.enter_context(unfused_attention())
         return self._features
+
+    @property
+    def _state(self) -> tuple[bool, bool]:
+        """What decides whether a sequence runs itself: checkpointing may depend on it."""
+        return self._network.training, self._gradients
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._packed:
+            self._kernels.close()
         try:
             if error is None:
                 self._check()
         finally:
-            self._outputs.clear()
-            self._versions.clear()
+            self._captured.clear()
+            self._parts.clear()
             self._features = {}  # whoever opened the taps has them
 
     def _capture(self, point: str, output: Tensor) -> None:
-        if point in self._features:
+        before = self._captured.get(point)
+        if before is not None and not before.at_end:
             raise InputError(
                 f"point {point!r} ran more than once in one pass, so its attention is not "
                 "one map; choose a point that runs once"
             )
+        self._keep(point, output, at_end=False)
+
+    def _capture_end(self, point: str, output: Tensor) -> None:
+        before = self._captured.get(point)
+        if before is None:
+            self._keep(point, output, at_end=True)
+        else:
+            before.runs += before.at_end
+
+    def _keep(self, point: str, output: Tensor, at_end: bool) -> None:
+        # Inside a reentrant checkpoint a copy would have no gradient: the output itself may get one
+        # when the checkpoint ends.
+        detached = self._gradients and not torch.is_grad_enabled()
         # Tensors of inference mode have no version that would tell of a change: always copied.
-        copied = point in self._copied or output.is_inference()
+        inference = output.is_inference()
+        copied = (point in self._copied or inference) and not detached
         self._features[point] = output.clone() if copied else output
-        self._outputs[point] = output
-        self._versions[point] = 0 if output.is_inference() else output._version
+        version = 0 if inference else output._version
+        self._captured[point] = _Captured(output, version, at_end, detached)
 
     def _check(self) -> None:
         """Check that every tap fired and that no uncopied output was overwritten."""
-        self._refuse_silent(set(self.points) - set(self._features))
-        for point, output in self._outputs.items():
+        silent = {point for point in self.points if not self._has_run(point)}
+        if silent and self._state in self._settled:
+            self._settled.clear()
+            raise RuntimeError(
+                f"point {min(silent)!r} gave no output where it did before, as when checkpointing "
+                "was switched on or off; run the pass again: it is then read where it runs"
+            )
+        self._refuse_silent(silent)
+        at_end = {module_of(point): captured.at_end for point, captured in self._captured.items()}
+        if at_end != self._at_end:
+            self._at_end, self._settled = at_end, set()
+        self._settled.add(self._state)
+        for point, captured in self._captured.items():
+            output = captured.output
             if output.is_inference():
                 continue
-            overwritten = output._version != self._versions[point]
+            overwritten = output._version != captured.version
+            if captured.detached and (overwritten or not output.requires_grad):
+                raise InputError(_WITHOUT_GRADIENTS.format(point=point))
             if overwritten and point not in self._copied:
                 self._copied.add(point)
                 raise RuntimeError(
@@ -200,15 +296,52 @@ class Taps:
             if not overwritten:
                 self._copied.discard(point)
 
+    def _has_run(self, point: str) -> bool:
+        """Return whether a point's output, or that of its last module in its place, was seen."""
+        captured = self._captured.get(point)
+        if captured is None or not captured.at_end:
+            return captured is not None
+        parts = self._parts.get(module_of(point))
+        return captured.runs == 1 and (parts is None or parts.is_sequence)
+
     def _refuse_silent(self, silent: set[str]) -> None:
         """Raise an InputError if a point's module returned nothing."""
         for point in self.points:
             if point in silent:
-                raise InputError(
-                    f"point {point!r} gave no output: the network did not run it, or was "
-                    "compiled before it was tapped; choose a point that runs, or pass the network "
-                    "as it was before torch.compile"
-                )
+                name = module_of(point)
+                parts = [f"{name}.{part}" for part, _ in parts_of(self._modules[name])]
+                ran = name in self._parts and self._parts[name].any
+                reason = _WITHOUT_ITSELF.format(part=parts[-1]) if ran else _SILENT
+                raise InputError(f"point {point!r} gave no output: {reason}")
+
+
+_SILENT = (
+    "the network did not run it, or activation checkpointing ran its modules without it, or it was "
+    "compiled before it was tapped; choose a point that runs, or pass the network as it was before "
+    "torch.compile"
+)
+_WITHOUT_ITSELF = (
+    "its modules ran without it, as they do in a ModuleList or where activation checkpointing "
+    "calls them, and it is not known how they make its output; choose a point inside, such as "
+    "{part!r}, checkpoint the module itself (checkpoint(module, x), not its forward), or switch "
+    "checkpointing off, in timm by set_grad_checkpointing(False)"
+)
+_WITHOUT_GRADIENTS = (
+    "point {point!r} ran without gradients, under torch.no_grad or in the middle of a part that is "
+    "checkpointed with use_reentrant=True, so nothing could be learned there; use "
+    "use_reentrant=False, in timm by timm.layers.set_reentrant_ckpt(False), or choose the last "
+    "point of a checkpointed part"
+)
+
+
+def _end(module: nn.Module) -> nn.Module | None:
+    """Return the last module of a sequence; None of another module."""
+    return list(parts_of(module))[-1][1] if is_sequence(module) else None
+
+
+def _inside(point: str, outer: str) -> bool:
+    """Return whether a point is a module or inside it."""
+    return not outer or f"{module_of(point)}.".startswith(f"{outer}.")
 
 
 def _tensor(point: str, module: nn.Module, outputs: dict[str, object]) -> Tensor:

@@ -89,13 +89,16 @@ class LayoutReader:
     def __post_init__(self) -> None:
         self.grids = [self.image]
 
-    def layout(self, shape: tuple[int, ...], elementwise: bool = False) -> Layout | str:
+    def layout(
+        self, shape: tuple[int, ...], elementwise: bool = False, channels_first: bool = False
+    ) -> Layout | str:
         """Return the layout of an output, or the reason why it has none.
 
         Args:
             shape: of the output.
             elementwise: whether its module keeps the input's shape (dropout, softmax), so that no
                 new grid can begin there.
+            channels_first: whether its module is one whose axis 1 holds the channels (Conv1d).
         """
         axes = len(self.image)
         if not shape or shape[0] != self.batch:
@@ -105,7 +108,11 @@ class LayoutReader:
         if len(shape) not in (3, axes + 2):
             return f"it has {len(shape)} axes"
         as_map = len(shape) == axes + 2
-        layout = self._map(shape, elementwise) if as_map else self._tokens(shape)
+        layout = (
+            self._map(shape, elementwise)
+            if as_map
+            else self._tokens(shape, elementwise, channels_first)
+        )
         if isinstance(layout, Layout) and math.prod(layout.grid) == 1:
             return "it has one position only"
         return layout
@@ -132,10 +139,12 @@ class LayoutReader:
             and not (elementwise and not self._pooled(layout.grid))
         ]
 
-    def _tokens(self, shape: tuple[int, ...]) -> Layout | str:
+    def _tokens(
+        self, shape: tuple[int, ...], elementwise: bool, channels_first: bool
+    ) -> Layout | str:
         _, first, last = shape
-        for axes, count in (("NLC", first), ("NCL", last)):
-            found = self._grid_of(count)
+        for axes, count in (("NLC", first), ("NCL", last))[channels_first:]:
+            found = self._grid_of(count, halved=not elementwise)
             if found is not None and not (axes == "NCL" and found[1]):
                 grid, self.extra_tokens = found
                 self.token_counts.add(count)
@@ -143,8 +152,13 @@ class LayoutReader:
                 return Layout("NLC" if axes == "NLC" else "NCL", grid, self.extra_tokens)
         return "none of its axes is as long as an earlier grid"
 
-    def _grid_of(self, count: int) -> tuple[Grid, int] | None:
-        """Return the grid of so many tokens, and how many of them are extra."""
+    def _grid_of(self, count: int, halved: bool) -> tuple[Grid, int] | None:
+        """Return the grid of so many tokens, and how many of them are extra.
+
+        Args:
+            count: of the tokens.
+            halved: whether it may be an earlier grid halved, once or more.
+        """
         seen = [grid for grid in reversed(self.grids) if math.prod(grid) > 1]
         for grid in seen:
             if count - math.prod(grid) in (0, self.extra_tokens):
@@ -154,7 +168,7 @@ class LayoutReader:
             extra = count - math.prod(grid)
             if extra in EXTRA_TOKENS and extra <= math.prod(grid) and not square:
                 return grid, extra
-        for grid in seen:
+        for grid in seen if halved else ():
             while math.prod(grid) > 1:
                 grid = tuple((length + 1) // 2 for length in grid)
                 if count - math.prod(grid) in (0, self.extra_tokens):

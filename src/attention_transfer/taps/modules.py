@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "module_of",
     "outputs_of",
     "structure_copy",
+    "to_channels_last",
     "unwrapped",
 ]
 
@@ -38,7 +40,8 @@ def unwrapped(network: nn.Module) -> nn.Module:
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[nn.Module]:
     """Put the network into eval mode inside the block; restore every module's mode after it."""
-    modes = [(module, module.training) for module in network.modules()]
+    # A frozen program of TorchScript has no mode.
+    modes = [(one, one.training) for one in network.modules() if hasattr(one, "training")]
     network.eval()
     try:
         yield network
@@ -111,6 +114,23 @@ def structure_copy(network: nn.Module, *, frozen: bool = True) -> nn.Module:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             hooks.clear()
     return copied
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Put the four-dimensional weights of a network, those of 2d convolutions, in channels_last.
+
+    ``network.to(memory_format=torch.channels_last)`` refuses networks with 3d convolutions.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv3d(4, 4, 3))
+    >>> to_channels_last(network)
+    >>> network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    True
+    """
+
+    def convert(value: Tensor) -> Tensor:
+        return value.to(memory_format=torch.channels_last) if value.dim() == 4 else value
+
+    network._apply(convert)  # type: ignore[no-untyped-call]
 
 
 def _tensors_in(value: object) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 The pass runs on fake tensors, which have shapes and no values.
 """
 
+import copy
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attention_transfer.errors import InputError, first_line
+from attention_transfer.taps.fused_layers import counting_flops
 from attention_transfer.taps.inputs import Inputs, call_network, main_input, map_inputs
 from attention_transfer.taps.layout import Layout, LayoutReader
 from attention_transfer.taps.modules import (
@@ -26,16 +28,18 @@ from attention_transfer.taps.modules import (
     unwrapped,
 )
 from attention_transfer.taps.points import AttentionPoint, PointTable, Unreadable
+from attention_transfer.taps.programs import refuse_program
 from attention_transfer.taps.recommendation import ModuleRun, Tree, named_best, recommended
+from attention_transfer.taps.sequences import PartsRun, is_sequence, parts_of
 
 __all__ = ["attention_points"]
 
 BATCH = 3
 """Images in the pass: a number of windows or heads that few networks have."""
 
+_BY_LAST_AXIS = (nn.Linear, nn.LayerNorm)
 _BY_AXES = (
-    nn.Linear,
-    nn.LayerNorm,
+    *_BY_LAST_AXIS,
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._BatchNorm,
     nn.GroupNorm,
@@ -88,6 +92,7 @@ def attention_points(
             "numbers, say, have no attention map"
         )
     network = unwrapped(model)
+    refuse_program(network)
     try:
         record = _Recorder(structure_copy(network), input_size, inputs).run(fake=True)
     except InputError:
@@ -137,9 +142,6 @@ class _Recorder:
 
     def run(self, fake: bool) -> "_Recorder":
         """Run the forward pass and return this recorder."""
-        # It imports Triton, which takes as long as all of this package.
-        from torch.utils.flop_counter import FlopCounterMode
-
         self.reader = LayoutReader(BATCH, self.input_size[1:])
         like = next(
             (value for value in self.network.parameters() if value.is_floating_point()),
@@ -152,11 +154,12 @@ class _Recorder:
             if fake:
                 stack.enter_context(_quiet("torch._subclasses.fake_tensor"))
                 stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            self.counter = stack.enter_context(FlopCounterMode(display=False))
+            self.counter = stack.enter_context(counting_flops())
             for name, module in self.network.named_modules():
                 if name:
                     stack.callback(module.register_forward_pre_hook(self._before(name)).remove)
                     stack.callback(module.register_forward_hook(self._after(name)).remove)
+            parts_runs = self._watch_sequences(stack)
             inputs = self._example(like, fake)
             try:
                 call_network(self.network, inputs)
@@ -171,7 +174,37 @@ class _Recorder:
                     f"{tuple(main_input(inputs).shape)}: {reason}; give the input size it takes"
                 ) from error
             self.flops = self.counter.get_total_flops()
+        for name, run in parts_runs.items():
+            if name not in self.calls and run.is_sequence:
+                self._add_sequence(name)
         return self
+
+    def _watch_sequences(self, stack: ExitStack) -> dict[str, PartsRun]:
+        """Watch the parts of each sequence, innermost sequences first."""
+        sequences = [
+            (name, module)
+            for name, module in self.network.named_modules()
+            if name and is_sequence(module)
+        ]
+        runs = {name: PartsRun(module) for name, module in reversed(sequences)}
+        for run in runs.values():
+            for handle in run.watch():
+                stack.callback(handle.remove)
+        return runs
+
+    def _add_sequence(self, name: str) -> None:
+        """Record the outputs of a sequence that ran module by module: those of its last module."""
+        names = {module: own for own, module in self.network.named_modules()}
+        parts = [names[part] for _, part in parts_of(self.network.get_submodule(name))]
+        last = parts[-1]
+        if self.calls.get(last) != 1:
+            return
+        self.calls[name] = 1
+        self.shares[name] = sum(self.shares[part] for part in dict.fromkeys(parts))
+        for output in [one for one in self.outputs if module_of(one.name) == last]:
+            own = copy.copy(output)
+            own.name = name + output.name.removeprefix(last)
+            self.outputs.insert(self.outputs.index(output) + 1, own)
 
     def _example(self, like: Tensor, fake: bool) -> Inputs:
         """Return the inputs of the pass: zeros, or the example's first sample three times."""
@@ -202,7 +235,7 @@ class _Recorder:
                 self.reordered = type(module).__name__
             for point, value in outputs_of(name, output) if self.calls[name] == 1 else ():
                 keeps_shape = _keeps_shape(module, given, value)
-                layout = self._layout(value, keeps_shape)
+                layout = self._layout(module, value, keeps_shape)
                 other = None
                 if isinstance(layout, Layout) and layout.kind == "feature map":
                     assert isinstance(value, Tensor)
@@ -212,12 +245,13 @@ class _Recorder:
 
         return hook
 
-    def _layout(self, value: object, keeps_shape: bool) -> Layout | str:
+    def _layout(self, module: nn.Module, value: object, keeps_shape: bool) -> Layout | str:
         if not isinstance(value, Tensor):
             return f"it returns a {type(value).__name__}"
         if not value.is_floating_point():
             return f"it holds {value.dtype} numbers"
-        layout = self.reader.layout(tuple(value.shape), elementwise=keeps_shape)
+        channels_first = isinstance(module, _BY_AXES) and not isinstance(module, _BY_LAST_AXIS)
+        layout = self.reader.layout(tuple(value.shape), keeps_shape, channels_first)
         if self.reordered and isinstance(layout, Layout) and layout.kind == "tokens":
             return f"{self.reordered} put its tokens into an order other than the image's"
         return layout
@@ -300,7 +334,7 @@ def _settle_axes(outputs: list[_Output], modules: dict[str, nn.Module]) -> None:
     for output in outputs:
         module = modules[module_of(output.name)]
         if output.other_layout is not None and isinstance(module, _BY_AXES):
-            if isinstance(module, nn.Linear | nn.LayerNorm):
+            if isinstance(module, _BY_LAST_AXIS):
                 output.layout = output.other_layout
             output.other_layout = None
         if isinstance(output.layout, Layout) and output.other_layout is None:

@@ -66,6 +66,7 @@ class CachedTargets:
             self.source.build(
                 cache, lambda whole, total: say(f"targets: {whole} of {total} shards"), device
             )
+        processes.wait()
         seconds = time.perf_counter() - began
         self._check(cache, set(missing), say, processes)
         return cache, seconds

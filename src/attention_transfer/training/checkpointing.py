@@ -30,6 +30,9 @@ class Checkpointing:
         self.seconds = 60 * config.checkpoint_minutes
         self.cost = 0.0
         """Seconds that the last checkpoint took."""
+        self.number: int | None = None
+        """Of the checkpoint that the run was resumed from or wrote last."""
+        self._saved: tuple[int, int] | None = None
         self._last = time.monotonic()
 
     def due(self, step: int, end_of_epoch: bool = False) -> bool:
@@ -43,16 +46,21 @@ class Checkpointing:
     def save(self, epoch: int, step: int, state: dict[str, Any]) -> None:
         """Save a run's state after some whole epochs and steps, and note what that cost.
 
+        The state that it has saved last is not written a second time, as after an error.
+
         Raises:
             TrainingError: it cannot be written; the last one is intact.
         """
+        if (epoch, step) == self._saved:
+            return
         began = time.monotonic()
         try:
-            save_checkpoint(self.folder, Checkpoint(epoch, step, state))
+            checkpoint = Checkpoint(epoch, step, state)
+            self.number = save_checkpoint(self.folder, checkpoint, after=self.number)
         except OSError as error:
             raise TrainingError(
                 f"cannot write a checkpoint to {self.folder}: {error.strerror or error}; the one "
                 "before is intact. Make room, then resume the run"
             ) from None
-        self._last = time.monotonic()
+        self._saved, self._last = (epoch, step), time.monotonic()
         self.cost = self._last - began

@@ -18,21 +18,25 @@ class Evaluation:
 
     images: int
     error: float
-    """Share of images whose most probable class is wrong."""
+    """Share of images whose most probable class is wrong; of images of several classes each, share
+    of wrong decisions (probability above 1/2: is of the class) over images and classes.
+    """
     top5_error: float | None
     """Share of images whose class is not among the five most probable; None with fewer than six
     classes.
     """
     loss: float
-    """Mean cross-entropy, in nats."""
+    """Mean cross-entropy, in nats; binary where images are of several classes each."""
     calibration_error: float
     """Expected calibration error over 15 bins of confidence, in percent."""
     confusion: list[list[int]]
-    """Images by true class (rows) and predicted class (columns)."""
+    """Images by true class (rows) and predicted class (columns); empty where images are of several
+    classes each.
+    """
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> Evaluation:
-    """Compute the figures of logits (N, K) with labels (N,).
+    """Compute the figures of logits (N, K) with labels (N,), or (N, K) of several classes each.
 
     Raises:
         InputError: a label has no logit.
@@ -42,6 +46,8 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> Evaluation:
         50.0
     """
     classes = logits.shape[1]
+    if labels.dim() == 2:
+        return _multi_label_metrics(logits, labels)
     if int(labels.max()) >= classes:
         raise InputError(
             f"the network has {classes} outputs, the data set at least {int(labels.max()) + 1} "
@@ -61,6 +67,27 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> Evaluation:
         loss=functional.cross_entropy(logits, labels).item(),
         calibration_error=100 * calibration_error(confidences.numpy(), correct.numpy()),
         confusion=confusion_matrix(labels.numpy(), predictions.numpy(), classes).tolist(),
+    )
+
+
+def _multi_label_metrics(logits: Tensor, labels: Tensor) -> Evaluation:
+    """Compute the figures of logits (N, K) with labels (N, K), 1 where an image is of a class."""
+    if logits.shape != labels.shape:
+        raise InputError(
+            f"the network has {logits.shape[1]} outputs, the data set {labels.shape[1]} classes; "
+            "evaluate it on data with the classes it was trained on"
+        )
+    positive = logits.sigmoid()
+    correct = (logits > 0) == (labels > 0.5)
+    confidences = positive.maximum(1 - positive)
+    return Evaluation(
+        images=len(labels),
+        error=100 - 100 * correct.double().mean().item(),
+        top5_error=None,
+        loss=functional.binary_cross_entropy_with_logits(logits, labels).item(),
+        calibration_error=100
+        * calibration_error(confidences.flatten().numpy(), correct.flatten().numpy()),
+        confusion=[],
     )
 
 

@@ -8,16 +8,18 @@ from attention_transfer.errors import InputError, input_errors
 from attention_transfer.factories import OBJECT, call_factory, import_object
 from attention_transfer.transfer import (
     ActivationAttention,
+    BinaryCrossEntropy,
     CrossEntropy,
     FlipSymmetry,
     FullActivation,
     GradientAttention,
     InputGradientNorm,
+    KnowledgeDistillation,
     Term,
     distillation_terms,
 )
 
-__all__ = ["configured_terms"]
+__all__ = ["configured_terms", "for_several_classes"]
 
 
 def configured_terms(config: RunConfig, objects: Sequence[Term] = ()) -> list[Term]:
@@ -37,6 +39,30 @@ def configured_terms(config: RunConfig, objects: Sequence[Term] = ()) -> list[Te
     names = {getattr(term, "name", None) for term in own}
     terms = [term for term in _terms_of_settings(config, bool(own)) if term.name not in names]
     return [*terms, *own]
+
+
+def for_several_classes(terms: Sequence[Term], data: str) -> list[Term]:
+    """Return the terms for images of several classes each: binary cross-entropy of the labels.
+
+    Raises:
+        InputError: a term that is for images of one class each.
+
+    Example:
+        >>> [term.name for term in for_several_classes([CrossEntropy()], "photos")]
+        ['binary_cross_entropy']
+    """
+    for term in terms:
+        if isinstance(term, KnowledgeDistillation) or term.needs_input_gradient:
+            raise InputError(
+                f"the images of {data} are of several classes each, and {term.name} is for images "
+                "of one; leave it out (attention transfer of activations goes with them)"
+            )
+    names = {term.name for term in terms}
+    return [
+        BinaryCrossEntropy(term.weight, term.schedule) if type(term) is CrossEntropy else term
+        for term in terms
+        if type(term) is not CrossEntropy or BinaryCrossEntropy.name not in names
+    ]
 
 
 def _own_terms(config: RunConfig, objects: Sequence[Term]) -> Iterator[Term]:

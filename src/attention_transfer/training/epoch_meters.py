@@ -43,19 +43,27 @@ class EpochMeters:
     last_agreement: dict[str, Tensor] = field(default_factory=dict)
     """The attention agreement when it was last measured."""
 
-    def add(self, out: TransferOutput, labels: Tensor, step: int) -> None:
+    def add(
+        self, out: TransferOutput, labels: Tensor, step: int, multi_label: bool = False
+    ) -> None:
         """Add one step's output for this process's share of the batch.
 
         Args:
             out: of the step; its terms and maps may have any names, and there may be no maps.
             labels: classes (N,), or class probabilities (N, K).
             step: of the epoch, from 0.
+            multi_label: whether images are of several classes each, so that an image counts as
+                wrong by the share of its classes that are.
         """
         count = len(labels)
         self.images += count
-        classes = labels if labels.dim() == 1 else labels.argmax(dim=1)
         assert out.logits is not None  # a whole run's student classifies
-        self.wrong = self.wrong + (out.logits.detach().argmax(dim=1) != classes).sum()
+        logits = out.logits.detach()
+        if multi_label:
+            wrong = ((logits > 0) != (labels > 0.5)).float().mean(dim=1)
+        else:
+            wrong = logits.argmax(dim=1) != (labels if labels.dim() == 1 else labels.argmax(dim=1))
+        self.wrong = self.wrong + wrong.sum()
         self.last_terms = out.terms
         for name, value in out.terms.items():
             _add(self.terms, name, value * count)
@@ -118,6 +126,17 @@ class EpochMeters:
             total.seconds = max(total.seconds, state["seconds"])
             total.seconds_waiting = max(total.seconds_waiting, state["seconds_waiting"])
         return total
+
+    def without_images(self) -> "EpochMeters":
+        """Return sums of no images, with the same names and durations: processes add up theirs,
+        and one whose images another has counted takes part.
+        """
+        return EpochMeters(
+            terms={name: torch.zeros_like(value) for name, value in self.terms.items()},
+            agreement={pair: torch.zeros_like(value) for pair, value in self.agreement.items()},
+            seconds=self.seconds,
+            seconds_waiting=self.seconds_waiting,
+        )
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -10,8 +10,8 @@ from attention_transfer.data import Images, batches
 from attention_transfer.environment import AUTOCAST
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import evaluating
-from attention_transfer.transfer import class_logits
+from attention_transfer.taps import call_network, evaluating
+from attention_transfer.transfer import class_logits, preprocess
 
 __all__ = ["BATCH_SIZE", "predict"]
 
@@ -30,6 +30,7 @@ def predict(
     device: torch.device | None = None,
     workers: int = 0,
     between: Callable[[], None] = lambda: None,
+    finite: bool = True,
 ) -> Tensor:
     """Return a network's logits (N, K) of images, computed in eval mode.
 
@@ -43,6 +44,7 @@ def predict(
         device: where the network is; by default the CPU.
         workers: processes that decode images ahead.
         between: called after each batch; it may raise.
+        finite: whether all logits must be finite.
 
     Raises:
         InputError: there are no images, or the network has another number of outputs.
@@ -60,8 +62,8 @@ def predict(
     ):
         order = np.arange(len(images))
         for batch in batches(images, order, batch_size, workers=workers, device=device):
-            pixels = preprocessing(batch.images) if preprocessing else batch.images
-            parts.append(class_logits(network(pixels)).float().cpu())
+            pixels = preprocess(network, batch.images, preprocessing)
+            parts.append(class_logits(call_network(network, pixels)).float().cpu())
             outputs = parts[-1].shape[1]
             if classes not in (None, outputs):
                 raise InputError(
@@ -70,7 +72,7 @@ def predict(
                 )
             between()
     logits = torch.cat(parts)
-    if not bool(logits.isfinite().all()):
+    if finite and not bool(logits.isfinite().all()):
         raise TrainingError(
             "the network's logits are not finite: its training diverged, or its weights are "
             "damaged; train it again with a lower --lr"

@@ -1,6 +1,6 @@
 """What a run was begun with: a checkpoint holds it, and a run that is resumed must equal it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -11,7 +11,7 @@ from attention_transfer.environment import package_versions
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel
 
-__all__ = ["check_identity", "check_same_settings", "identity_of"]
+__all__ = ["check_identity", "check_same_settings", "differences", "identity_of"]
 
 FREE_SETTINGS = {
     "out",
@@ -22,6 +22,7 @@ FREE_SETTINGS = {
     "checkpoint_steps",
     "checkpoint_minutes",
     "timeout",
+    "trust_teacher",
 }
 """Settings that change no figure of a run, so that a resumed run may have others."""
 
@@ -70,14 +71,24 @@ def check_identity(began: Mapping[str, str], now: Mapping[str, str], folder: str
         now: of the run that is being resumed.
         folder: of the run, quoted for a shell.
     """
+    for name, before, after in differences(began, now):
+        raise InputError(
+            f"the run in {folder} began with {name} {_abridged(before)}, and is resumed with "
+            f"{_abridged(after)}; restore what it began with, or go on with the change: "
+            f"attention-transfer resume {folder} --allow-changes"
+        )
+
+
+def differences(began: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the name of each difference, and both values.
+
+    >>> list(differences({"a": "1", "b": "2"}, {"a": "1", "b": "3"}))
+    [('b', '2', '3')]
+    """
     for name in [*began, *(name for name in now if name not in began)]:
         before, after = began.get(name, "none"), now.get(name, "none")
         if before != after:
-            raise InputError(
-                f"the run in {folder} began with {name} {_abridged(before)}, and is resumed with "
-                f"{_abridged(after)}; restore what it began with, or go on with the change: "
-                f"attention-transfer resume {folder} --allow-changes"
-            )
+            yield name, before, after
 
 
 def check_same_settings(began: RunConfig, now: RunConfig, folder: str) -> None:

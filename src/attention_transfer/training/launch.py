@@ -3,23 +3,26 @@
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from attention_transfer.config import RunConfig
 from attention_transfer.config.yaml_files import write_config_file
 from attention_transfer.environment import make_accelerator
 from attention_transfer.errors import InputError
 from attention_transfer.runs import Run, new_folder, writing_to
-from attention_transfer.runs.checkpoints import load_last_checkpoint
+from attention_transfer.runs.checkpoints import Checkpoint, load_checkpoint, load_last_checkpoint
 from attention_transfer.runs.lock import locked
+from attention_transfer.torchrun import most_restarts, restarts
 from attention_transfer.training.identity import check_identity, check_same_settings
 from attention_transfer.training.monitoring.progress import RunProgress
 from attention_transfer.training.objects import NO_OBJECTS, RunObjects, check_objects
+from attention_transfer.training.processes import Processes
+from attention_transfer.training.run_state import RunState
 from attention_transfer.training.setup import set_up_run
 from attention_transfer.training.trainer import Trainer
 from attention_transfer.trust import check_settings
@@ -53,45 +56,23 @@ def run(
         Interrupted: a signal ended the run; its state is saved.
         TrainingError: training cannot continue, as when the loss is not finite.
     """
-    progress = progress or RunProgress()
+    if config.out is None and resume_or_start:
+        raise InputError("--resume-or-start needs the run's folder; give --out DIR")
+    if config.out is None and most_restarts():
+        raise InputError(
+            f"torchrun may restart this run up to {most_restarts()} times, and a restarted run "
+            "finds its checkpoints by its folder; give --out DIR"
+        )
     accelerator = make_accelerator()
-    if config.out is None:
-        if resume_or_start:
-            raise InputError("--resume-or-start needs the run's folder; give --out DIR")
-        kind = "train" if config.teacher is None else "distill"
-        (folder,) = broadcast_object_list([new_folder(kind)])
-        config = config.replace(out=folder)
-    folder = config.out
-    assert folder is not None
-    if resume_or_start or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        # What the main process sees: it may create the folder while another one looks.
-        (begun,) = broadcast_object_list([os.path.isfile(folder / "config.yaml")])
-        if begun:
-            found = Run(folder)
-            if found.is_finished:
-                return found
-            recorded = found.config
-            if not allow_changes:
-                check_same_settings(recorded, config, shlex.quote(str(folder)))
-            config = config.replace(
-                cache_views=config.cache_views or recorded.cache_views,
-                pixel_range=config.pixel_range or recorded.pixel_range,
-            )
-            return _resume(found, config, accelerator, progress, objects, allow_changes)
-    Run.check_free(folder)
-    setup = set_up_run(config, objects)
-    trainer = Trainer(setup, Run(folder), accelerator, progress)
-    accelerator.wait_for_everyone()
-    with _held(folder, accelerator):
-        if accelerator.is_main_process:
-            Run.create(folder, setup.config)
-        accelerator.wait_for_everyone()
-        try:
-            trainer.tracking.start()
-        except (InputError, KeyboardInterrupt):
-            shutil.rmtree(folder, ignore_errors=True)  # it was empty or absent before
-            raise
-        return trainer.finish()
+    with Processes(accelerator, config.timeout).watched() as processes:
+        if config.out is None:
+            kind = "train" if config.teacher is None else "distill"
+            config = config.replace(out=processes.from_main(new_folder(kind)))
+        launch = _Launch(accelerator, processes, progress or RunProgress(), objects, allow_changes)
+        # torchrun's agents on several machines count differently.
+        if resume_or_start or any(processes.gather_in_all(restarts())):
+            return launch.resume_or_begin(config)
+        return launch.begin(config)
 
 
 def resume(
@@ -127,46 +108,135 @@ def resume(
         config = config.replace(workers=workers)
     check_objects(config, objects, allow_changes)
     accelerator = make_accelerator()
-    return _resume(found, config, accelerator, progress or RunProgress(), objects, allow_changes)
+    with Processes(accelerator, config.timeout).watched() as processes:
+        launch = _Launch(accelerator, processes, progress or RunProgress(), objects, allow_changes)
+        return launch.resume(found, config)
 
 
-def _resume(
-    found: Run,
-    config: RunConfig,
-    accelerator: Accelerator,
-    progress: RunProgress,
-    objects: RunObjects,
-    allow_changes: bool,
-) -> Run:
-    with _held(found.folder, accelerator):
-        checkpoint, damaged = load_last_checkpoint(found.checkpoints_folder)
-        setup = set_up_run(config, objects)
-        trainer = Trainer(setup, found, accelerator, progress)
-        for line in damaged:
-            trainer.progress.write_line(f"{line}; the one before is used")
-        if checkpoint is None:
-            trainer.progress.write_line("there is no checkpoint yet: the run begins again")
-            if accelerator.is_main_process:
-                found.write_metrics([])
-        else:
-            began = checkpoint.state.get("identity")
-            if began is not None and not allow_changes:
-                check_identity(began, trainer.identity, shlex.quote(str(found.folder)))
-            trainer.restore(checkpoint)  # which refuses a state without an identity, too
-        if accelerator.is_main_process and setup.config != found.config:
-            with writing_to(found.folder):
-                write_config_file(setup.config, found.folder / "config.yaml")
-        trainer.tracking.start()
-        return trainer.finish()
+@dataclass(frozen=True)
+class _Launch:
+    """What each way to launch a run needs."""
+
+    accelerator: Accelerator
+    processes: Processes
+    progress: RunProgress
+    objects: RunObjects
+    allow_changes: bool
+
+    def begin(self, config: RunConfig) -> Run:
+        assert config.out is not None
+        folder = config.out
+        Run.check_free(folder)
+        trainer = self._trainer(config, Run(folder))
+        trainer.prepare_targets()
+        self.processes.wait()
+        before = set(os.listdir(folder)) if os.path.isdir(folder) else None
+        with self._held(folder):
+            if self.processes.is_main:
+                Run.create(folder, trainer.config)
+            self.processes.wait()
+            try:
+                trainer.tracking.start()
+            except BaseException:
+                if self.processes.is_main:
+                    _remove_all_but(before, folder)
+                raise
+            return trainer.finish()
+
+    def resume_or_begin(self, config: RunConfig) -> Run:
+        assert config.out is not None
+        found = Run(config.out)
+        # What the main process sees: it may create the folder while another one looks.
+        begun, finished = self.processes.from_main(
+            (os.path.isfile(found.folder / "config.yaml"), found.is_finished)
+        )
+        if not begun:
+            return self.begin(config)
+        if finished:
+            return found
+        recorded = found.config
+        if not self.allow_changes:
+            check_same_settings(recorded, config, shlex.quote(str(found.folder)))
+        config = config.replace(
+            cache_views=config.cache_views or recorded.cache_views,
+            pixel_range=config.pixel_range or recorded.pixel_range,
+        )
+        return self.resume(found, config)
+
+    def resume(self, found: Run, config: RunConfig) -> Run:
+        with self._held(found.folder):
+            checkpoint, damaged = self._checkpoint(found.checkpoints_folder)
+            trainer = self._trainer(config, found)
+            for line in damaged:
+                trainer.progress.write_line(f"{line}; the one before is used")
+            if checkpoint is None:
+                trainer.progress.write_line("there is no checkpoint yet: the run begins again")
+            else:
+                state = RunState.checked(checkpoint.state, found.folder)
+                if not self.allow_changes:
+                    check_identity(state.identity, trainer.identity, shlex.quote(str(found.folder)))
+                trainer.restore(checkpoint, state)
+            # What may write something comes after the checks.
+            trainer.prepare_targets()
+            if self.processes.is_main:
+                found.write_metrics(trainer.rows)
+            if self.processes.is_main and trainer.config != found.config:
+                with writing_to(found.folder):
+                    write_config_file(trainer.config, found.folder / "config.yaml")
+            trainer.tracking.start()
+            return trainer.finish()
+
+    def _trainer(self, config: RunConfig, run: Run) -> Trainer:
+        setup = set_up_run(config, self.objects)
+        return Trainer(setup, run, self.accelerator, self.progress, self.processes)
+
+    def _checkpoint(self, folder: Path) -> tuple[Checkpoint | None, list[str]]:
+        """Load the checkpoint that the main process chooses, which holds the lock.
+
+        Raises:
+            InputError: a process cannot load it.
+        """
+        checkpoint: Checkpoint | None = None
+        damaged: list[str] = []
+        fault = ""
+        if self.processes.is_main:
+            checkpoint, damaged = load_last_checkpoint(folder)
+        chosen = self.processes.from_main(
+            None if checkpoint is None else (checkpoint.number, checkpoint.sha256)
+        )
+        if chosen is not None and not self.processes.is_main:
+            try:
+                checkpoint = load_checkpoint(folder, *chosen)
+            except InputError as error:
+                fault = str(error)
+        for rank, other in enumerate(self.processes.gather_in_all(fault)):
+            if other:
+                raise InputError(
+                    f"process {rank} cannot resume from the checkpoint of process 0: {other}; all "
+                    "processes must see the same run folder, on a disk that their machines share"
+                )
+        return checkpoint, damaged
+
+    @contextmanager
+    def _held(self, folder: Path) -> Iterator[None]:
+        """Hold the lock of a run's folder, which is created if need be, in the main process."""
+        if not self.processes.is_main:
+            yield
+            return
+        with ExitStack() as stack:
+            with writing_to(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(folder))
+            yield
 
 
-@contextmanager
-def _held(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Hold the lock of a run's folder, which is created if need be, in the main process."""
-    if not accelerator.is_main_process:
-        yield
+def _remove_all_but(before: Collection[str] | None, folder: Path) -> None:
+    """Remove what has come into a folder since it held these names; None: since it was absent."""
+    if before is None:
+        shutil.rmtree(folder, ignore_errors=True)
         return
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        yield
+    for name in set(os.listdir(folder)) - set(before):
+        if os.path.isdir(folder / name):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        else:
+            (folder / name).unlink(missing_ok=True)

@@ -1,17 +1,18 @@
 """The evaluation of a MODEL on DATA."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import torch
 
+from attention_transfer.class_alignment import aligned, class_names_of
 from attention_transfer.config import EvaluateConfig, height_and_width, low_and_high
 from attention_transfer.data import DataSet, as_input, load_data
+from attention_transfer.data.classes import normal_form
 from attention_transfer.environment import make_accelerator, resolve_precision
 from attention_transfer.errors import InputError
-from attention_transfer.models import LoadedModel, default_input_size, load, read_card
+from attention_transfer.models import LoadedModel, default_input_size, load, read_card, run_folder
 from attention_transfer.network_inputs import channels_matched, preprocessing_for, try_out
 from attention_transfer.runs import Run
 from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
@@ -31,12 +32,24 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
     Raises:
         InputError: the model or the data set is unknown, or the two do not fit.
     """
+    accelerator = make_accelerator()
+    with Processes(accelerator, advice="start the evaluation again").watched() as processes:
+        return _evaluate(config, processes, accelerator.device)
+
+
+def _evaluate(
+    config: EvaluateConfig, processes: Processes, device: torch.device
+) -> tuple[LoadedModel, DataSet, Evaluation] | None:
     precision = resolve_precision(config.precision)
     data = _load_data(config)
     model = load(config.model, len(data.class_names), trained=True)
-    if model.card is not None and model.card.class_names != data.class_names:
+    data = aligned(data, [(config.model, model)])
+    known = class_names_of(config.model, model)
+    if known is not None and list(map(normal_form, known)) != list(
+        map(normal_form, data.class_names)
+    ):
         raise InputError(
-            f"{config.model} was trained on the classes {_abridged(model.card.class_names)}, "
+            f"{config.model} was trained on the classes {_abridged(known)}, "
             f"{data.name} has {_abridged(data.class_names)}; evaluate it on data with its classes"
         )
     if config.pixel_range is not None and model.preprocessing is not None:
@@ -47,11 +60,9 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
     if model.preprocessing is not None:
         images = images.resized(images.size, model.preprocessing.interpolation)
     try_out(model, data, as_input(images.pixels(np.arange(1))))
-    accelerator = make_accelerator()
-    logits = SharedEvaluation(
-        Processes(accelerator), precision, accelerator.device, config.workers
-    ).logits(
-        model.network.to(accelerator.device),
+    processes.wait()
+    logits = SharedEvaluation(processes, precision, device, config.workers).logits(
+        model.network.to(device),
         images,
         preprocessing_for(model, data),
         len(data.class_names),
@@ -63,8 +74,9 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
 def _load_data(config: EvaluateConfig) -> DataSet:
     """Load the data set to evaluate on; what the user left open is as in the model's run."""
     name, validation, data_seed = config.data, config.validation, config.data_seed
-    folder, trained_range = Path(config.model), None
-    if os.path.isdir(folder):
+    labels = {name: getattr(config, name) for name in ("columns", "label_offset", "class_order")}
+    folder, trained_range = run_folder(config.model), None
+    if folder is not None:
         card = read_card(folder)
         trained_range = card.pixel_range
         if name is None:
@@ -72,6 +84,11 @@ def _load_data(config: EvaluateConfig) -> DataSet:
             name = card.data
         if (folder / "config.yaml").is_file():
             trained = Run(folder).config
+            if name == trained.data:
+                labels = {
+                    setting: getattr(trained, setting) if value is None else value
+                    for setting, value in labels.items()
+                }
             validation = trained.validation if validation is None else validation
             data_seed = trained.data_seed if data_seed is None else data_seed
     if name is None:
@@ -85,6 +102,7 @@ def _load_data(config: EvaluateConfig) -> DataSet:
         default_size=default_input_size(config.model)[1:],
         pixel_range=None if config.pixel_range is None else low_and_high(config.pixel_range),
         default_pixel_range=trained_range,
+        **labels,
     )
 
 

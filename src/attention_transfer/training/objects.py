@@ -11,9 +11,9 @@ from torch import nn
 from attention_transfer.config import RunConfig
 from attention_transfer.errors import InputError
 from attention_transfer.factories import OBJECT, object_name
-from attention_transfer.models import LoadedModel, split_models, timm_preprocessing
+from attention_transfer.models import LoadedModel, in_float32, split_models, timm_preprocessing
 from attention_transfer.runs import Run
-from attention_transfer.taps import unwrapped
+from attention_transfer.taps import module_hint, unwrapped
 from attention_transfer.transfer import Term, check_term
 
 __all__ = ["NO_OBJECTS", "RunObjects", "check_objects", "loaded_object", "named"]
@@ -120,7 +120,9 @@ def check_objects(config: RunConfig, objects: RunObjects, allow_changes: bool = 
 
 def loaded_object(module: nn.Module, name: str) -> LoadedModel:
     """Return a user's network, with the preprocessing that timm's networks declare."""
-    return LoadedModel(name, module, preprocessing=timm_preprocessing(unwrapped(module)))
+    preprocessing = timm_preprocessing(unwrapped(module))
+    notices = tuple(in_float32(module, name))
+    return LoadedModel(name, module, preprocessing=preprocessing, notices=notices)
 
 
 def _network(role: str, network: Any) -> tuple[str, nn.Module | None]:
@@ -132,6 +134,7 @@ def _network(role: str, network: Any) -> tuple[str, nn.Module | None]:
         return object_name(network), network
     raise InputError(
         f"{role} must be a name, a run or a torch.nn.Module, got a {type(network).__name__}"
+        f"{module_hint(network)}"
     )
 
 

@@ -14,6 +14,7 @@ from attention_transfer.runs.record import (
     AttentionRecord,
     BestEpoch,
     CacheRecord,
+    ChangeRecord,
     CorruptImageRecord,
     DataRecord,
     FinalMetrics,
@@ -26,6 +27,7 @@ from attention_transfer.runs.record import (
 )
 from attention_transfer.training.classification_metrics import Evaluation
 from attention_transfer.training.setup import RunSetup, count_flops
+from attention_transfer.training.teacher_check import TeacherCheck
 
 __all__ = ["make_record", "parameter_count"]
 
@@ -39,11 +41,14 @@ def make_record(
     best: BestEpoch,
     evaluations: Mapping[str, Evaluation],
     teacher_test_error: float | None,
+    teacher_check: TeacherCheck,
     attention: AttentionRecord | None,
     seconds: float,
     seconds_building_cache: float,
     seconds_waiting: float,
     processes: int,
+    images: float,
+    changes: Sequence[ChangeRecord],
 ) -> RunRecord:
     """Return the record of a finished run.
 
@@ -52,17 +57,26 @@ def make_record(
         best: the epoch with the lowest validation error.
         evaluations: of the last weights, by split: "validation" and "test".
         teacher_test_error: in percent; None without a teacher with the data's classes.
+        teacher_check: what the teacher answered before the first step.
         attention: the attention maps that were saved.
         seconds: of training.
         seconds_building_cache: of building the cache of teacher targets.
         seconds_waiting: of training, spent waiting for data.
         processes: that trained together.
+        images: that were trained on, in all epochs together.
+        changes: what the run was resumed with instead of what it began with.
     """
     config = setup.config
     teacher = None
     if setup.teachers:
         network = _network_record(setup.teachers, setup)
-        teacher = TeacherRecord(**network.model_dump(), test_error=teacher_test_error)
+        teacher = TeacherRecord(
+            **network.model_dump(),
+            test_error=teacher_test_error,
+            validation_error=teacher_check.error,
+            validation_images=teacher_check.images,
+            warnings=teacher_check.warnings,
+        )
     targets = setup.targets
     return RunRecord(
         command="train" if config.teacher is None else "distill",
@@ -91,9 +105,10 @@ def make_record(
             views=targets.views,
             seconds_building=seconds_building_cache,
         ),
+        changes=list(changes),
         seconds=seconds,
         seconds_waiting_for_data=seconds_waiting,
-        images_per_second=config.epochs * len(setup.data.train) / seconds,
+        images_per_second=images / seconds,
     )
 
 

@@ -2,16 +2,18 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from attention_transfer.class_alignment import aligned
 from attention_transfer.config import RunConfig
 from attention_transfer.data import AugmentedView, DataSet, as_input, batch_bounds, batches
+from attention_transfer.data.label_values import is_multi_label
 from attention_transfer.environment import AUTOCAST, fast_bf16, resolve_precision
 from attention_transfer.errors import InputError
 from attention_transfer.models import (
@@ -32,9 +34,18 @@ from attention_transfer.network_inputs import (
     try_out,
 )
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import evaluating, unwrapped
+from attention_transfer.taps import (
+    as_teacher,
+    counting_flops,
+    evaluating,
+    main_input,
+    own_dtype,
+    structure_copy,
+    to_channels_last,
+    unwrapped,
+)
 from attention_transfer.training.cached_targets import CachedTargets, cached_targets
-from attention_transfer.training.configured_terms import configured_terms
+from attention_transfer.training.configured_terms import configured_terms, for_several_classes
 from attention_transfer.training.fine_tuning import freeze
 from attention_transfer.training.memory.recomputation import Recomputation, plan_recomputation
 from attention_transfer.training.monitoring.tracking import check_installed
@@ -45,8 +56,10 @@ from attention_transfer.transfer import (
     Transfer,
     class_logits,
     compiler_fault,
+    preprocess,
     try_terms,
 )
+from attention_transfer.waiting import waiting_for
 
 __all__ = ["RunSetup", "count_flops", "set_up_run"]
 
@@ -83,6 +96,11 @@ class RunSetup:
         return preprocessing_for(self.student, self.data)
 
     @property
+    def multi_label(self) -> bool:
+        """Whether images are of several classes each."""
+        return is_multi_label(self.data.train.labels)
+
+    @property
     def card(self) -> ModelCard:
         """The model card: how to build the trained student, and the preprocessing it expects."""
         return ModelCard(
@@ -112,7 +130,10 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     terms = configured_terms(config, objects.terms)
     _check_settings(config, terms)
     data = _load_data(config, objects)
+    if is_multi_label(data.train.labels):
+        terms = for_several_classes(terms, data.name)
     student, teachers = _load_networks(config, data, objects)
+    data = _aligned(config, data, student, teachers, terms)
     data, (student, *teachers) = channels_matched(data, [student, *teachers])
     data = augmented(decoded_for(data, student, teachers), config)
     tried = np.arange(min(TRIED, config.batch_size, len(data.train)) if config.terms else 1)
@@ -127,26 +148,28 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
     recomputation = Recomputation({}, share=1.0)
     if config.grad_checkpoint:
-        images = preprocessing_for(student, data)(example)
-        recomputation = plan_recomputation(student.network, images)
+        inputs = preprocess(student.network, example, preprocessing_for(student, data))
+        recomputation = plan_recomputation(student.network, main_input(inputs))
     if config.channels_last:
         for loaded in [student, *teachers]:
-            loaded.network.to(memory_format=torch.channels_last)
+            to_channels_last(loaded.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        transfer = Transfer(
-            student.network,
-            [teacher.network for teacher in teachers] or None,
-            terms,
-            example_input=example,
-            student_normalization=preprocessing_for(student, data),
-            teacher_normalization=[preprocessing_for(teacher, data) for teacher in teachers],
-        )
+        with waiting_for("finding the networks' attention points"):
+            transfer = Transfer(
+                student.network,
+                [teacher.network for teacher in teachers] or None,
+                terms,
+                example_input=example,
+                student_normalization=preprocessing_for(student, data),
+                teacher_normalization=[preprocessing_for(teacher, data) for teacher in teachers],
+            )
         if config.terms:
             view = AugmentedView(config.data_seed, 0)
             batch = next(batches(data.train, tried, len(tried), view=view))
             try_terms(transfer, batch.images, batch.labels)
-    targets = cached_targets(config, data, teachers, transfer, precision)
+    with waiting_for("looking up the cache of teacher targets"):
+        targets = cached_targets(config, data, teachers, transfer, precision)
     if targets is None:
         transfer.optimize_teacher_for_inference(example, AUTOCAST.get(precision))
     else:
@@ -217,12 +240,26 @@ def _load_networks(
     teachers = [
         load(name, classes, trained=True, **settings)
         if module is None
-        else loaded_object(module, name)
+        else loaded_object(as_teacher(module), name)
         for name, module in zip(names, modules, strict=True)
     ]
     if objects.student is not None:
         return loaded_object(objects.student, config.student), teachers
     return load(config.student, classes, trained=False, **settings), teachers
+
+
+def _aligned(
+    config: RunConfig,
+    data: DataSet,
+    student: LoadedModel,
+    teachers: list[LoadedModel],
+    terms: list[Term],
+) -> DataSet:
+    """Return the data set with its classes in the order of the networks that know them."""
+    names = [] if config.teacher is None else split_models(config.teacher)
+    known = list(zip(names, teachers, strict=True))
+    logits = any(term.needs_teacher_logits or term.needs_input_gradient for term in terms)
+    return aligned(data, [*known, (config.student, student)], names if logits else ())
 
 
 def _check_student(student: LoadedModel, data: DataSet, images: Tensor) -> None:
@@ -268,7 +305,8 @@ def _check_smallest_batch(
         return
     try:
         with torch.no_grad():
-            copy.deepcopy(student.network).train()(preprocessing_for(student, data)(images[:1]))
+            network = copy.deepcopy(student.network).train()
+            network(preprocess(network, images[:1], preprocessing_for(student, data)))
     except ValueError as error:
         raise InputError(
             f"{student.name} cannot be trained on one image at a time ({error}); give at least 2 "
@@ -286,8 +324,8 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer, data: DataSe
         )
     if precision == "bf16" and not fast_bf16():
         yield (
-            "this machine has no hardware for bf16, which takes several times as long as fp32; "
-            "--precision auto would take fp32"
+            "this machine has no hardware for bf16, so a step takes several times as long as in "
+            "fp32; --precision auto would choose fp32"
         )
     if config.compile and compiler_fault() is not None:
         yield f"nothing is compiled: no compiler works here ({compiler_fault()})"
@@ -304,8 +342,11 @@ def _notices(config: RunConfig, precision: str, transfer: Transfer, data: DataSe
 
 def count_flops(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the operations of one image's forward pass (a multiply-add counts as two)."""
-    image = torch.zeros(1, *input_size, device=next(network.parameters()).device)
     inner = unwrapped(network)
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluating(inner):
+    with suppress(Exception):  # whatever a module raises that cannot be copied: it runs itself
+        inner = structure_copy(inner)  # frozen, as the counter needs it
+    device = next(network.parameters(), torch.empty(0)).device
+    image = torch.zeros(1, *input_size, dtype=own_dtype(inner), device=device)
+    with counting_flops() as counter, torch.no_grad(), evaluating(inner):
         inner(image)
     return int(counter.get_total_flops())

@@ -47,6 +47,7 @@ class SharedEvaluation:
         preprocessing: Preprocessing | None,
         classes: int | None,
         batch_size: int = BATCH_SIZE,
+        finite: bool = True,
     ) -> Tensor | None:
         """Return the logits (N, K) of all images in the main process, None in the others.
 
@@ -79,11 +80,41 @@ class SharedEvaluation:
             device=self.device,
             workers=resolve_workers(self.workers, part),
             between=between,
+            finite=finite,
         )
         while calls < -(-len(shares[0]) // batch_size):
             between()
         parts = self.processes.gather(logits[: len(share)])
         return torch.cat(parts) if parts else None
+
+    def teacher_logits(
+        self,
+        teacher: LoadedModel,
+        data: DataSet,
+        images: Images,
+        preprocessing: Preprocessing | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        finite: bool = True,
+    ) -> Tensor | None:
+        """Return a teacher's logits of images at its own size, as :meth:`logits` does.
+
+        Args:
+            teacher: the network.
+            data: the data set of the images.
+            images: to evaluate it on.
+            preprocessing: of its input; None: that which its weights expect.
+            batch_size: images of a forward pass.
+            finite: whether all logits must be finite.
+
+        Raises:
+            InputError: it has other classes than the data.
+            TrainingError: logits are not finite.
+        """
+        preprocessing = preprocessing or preprocessing_for(teacher, data)
+        images = images.resized(preprocessing.size or images.size, preprocessing.interpolation)
+        classes = len(data.class_names)
+        return self.logits(teacher.network, images, preprocessing, classes, batch_size, finite)
 
     def teachers_error(self, teachers: Sequence[LoadedModel], data: DataSet) -> float | None:
         """Return the test error of teachers' mean logits, in percent, in the main process.
@@ -92,11 +123,8 @@ class SharedEvaluation:
         """
         logits = []
         for teacher in teachers:
-            preprocessing = preprocessing_for(teacher, data)
-            size = preprocessing.size or data.test.size
-            images = data.test.resized(size, preprocessing.interpolation)
             try:
-                part = self.logits(teacher.network, images, preprocessing, len(data.class_names))
+                part = self.teacher_logits(teacher, data, data.test)
             except InputError:
                 return None
             if part is not None:

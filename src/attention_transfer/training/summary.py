@@ -21,6 +21,8 @@ def run_summary(setup: RunSetup) -> Iterator[str]:
     for teacher in setup.teachers:
         yield f"teacher {teacher.name} ({parameter_count(teacher.network):,} parameters)"
     yield from _student_lines(setup)
+    for network in (student, *setup.teachers):
+        yield from network.notices
     yield from data.notices
     yield from setup.notices
     yield from _pairing_lines(setup)

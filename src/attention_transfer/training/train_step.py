@@ -26,6 +26,14 @@ from attention_transfer.transfer.terms.base import PairedMaps
 
 __all__ = ["NotFiniteError", "StepIndex", "TrainStep"]
 
+LOWEST_SCALE = 2.0**-14
+"""Of the losses in fp16. The scaler halves it after each step without a finite gradient; one that
+overflows even at this scale is no matter of fp16.
+"""
+
+WEIGHT_SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+"""Names in an optimizer's state of what has its parameter's shape, or is one number."""
+
 IMAGES_NAMED = 8
 """Images of a batch that an error names."""
 
@@ -97,7 +105,10 @@ class TrainStep:
         # The state brings back the settings of its groups as well: the configuration has them.
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
-        self.scaler.load_state_dict(state["scaler"])
+        _check_shapes(self.optimizer)
+        # It begins anew where the run stopped because of its scale, or had another precision.
+        if state["scaler"].get("scale", 0.0) >= LOWEST_SCALE:
+            self.scaler.load_state_dict(state["scaler"])
 
     @property
     def lr(self) -> float:
@@ -168,12 +179,26 @@ class TrainStep:
             ):
                 part_targets = targets and targets.part(part)
                 out = self._forward(images[part], labels[part], part_targets, step_index)
+                logits = None if out.logits is None else out.logits.detach()
+                outputs.append(replace(out, loss=out.loss.detach(), logits=logits))
+                if part is last:
+                    output = merge_outputs(outputs)
+                    fault = _fault_of_terms(output) or self._fault_of_scale()
+                    # Behind the backward pass, so that agreeing costs no time of its own.
+                    agreeing = self.processes.agreeing(bool(fault), *wishes)
                 self._backward(out.loss, len(labels[part]), batch.total)
-            logits = None if out.logits is None else out.logits.detach()
-            outputs.append(replace(out, loss=out.loss.detach(), logits=logits))
-        output = merge_outputs(outputs)
-        agreed = self._update_weights(output, batch, step_index, wishes)
-        return output, agreed
+        norm = self._gradient_norm()
+        faulty, *agreed = agreeing()
+        # All processes have the same gradient. In fp16 the scaler itself skips a step without a
+        # finite one and lowers its scale.
+        if not faulty and not self.scaler.is_enabled() and not bool(norm.isfinite()):
+            faulty, fault = True, "the gradient"
+        if faulty:
+            raise self._not_finite(fault, batch, step_index)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return output, tuple(agreed)
 
     def _forward(
         self, images: Tensor, labels: Tensor, targets: Targets | None, step_index: StepIndex
@@ -192,29 +217,17 @@ class TrainStep:
         share = images * self.accelerator.num_processes / total
         self.scaler.scale(loss * share).backward()
 
-    def _update_weights(
-        self, out: TransferOutput, batch: Batch, step_index: StepIndex, wishes: tuple[int, ...]
-    ) -> tuple[int, ...]:
-        """Take the optimizer's step along the accumulated gradient, if all processes can."""
+    def _gradient_norm(self) -> Tensor:
+        """Bound the accumulated gradient and return the norm that it had."""
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_gradient or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
-        faults = [
-            name + _points_at_fault(out.maps.get(name, {}))
-            for name, value in out.terms.items()
-            if not bool(value.isfinite())
-        ]
-        fault = f"the loss ({', '.join(faults)})" if faults else ""
-        # In fp16 the scaler itself skips a step without a finite gradient and lowers its scale.
-        if not fault and not self.scaler.is_enabled() and not bool(norm.isfinite()):
-            fault = "the gradient"
-        faulty, *agreed = self.processes.agree(bool(fault), *wishes)
-        if faulty:
-            raise self._not_finite(fault, batch, step_index)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return tuple(agreed)
+        return torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
+
+    def _fault_of_scale(self) -> str:
+        """Name the gradient if the scaler has skipped so many steps that it never gets finite."""
+        if not self.scaler.is_enabled() or self.scaler.get_scale() >= LOWEST_SCALE:
+            return ""
+        return f"the gradient, in fp16 with the loss scaled by {self.scaler.get_scale():g},"
 
     def _not_finite(self, fault: str, batch: Batch, step_index: StepIndex) -> NotFiniteError:
         """Return the error of all processes, which names the images of those with a fault."""
@@ -230,6 +243,25 @@ class TrainStep:
             f"{self.config.lr:g}) or the weight of a term, or bound the gradient with "
             "--clip-gradient, in a new run, or in config.yaml and with resume --allow-changes"
         )
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Raise a ValueError if a loaded state has other shapes than its parameters: torch does not."""
+    for parameter, values in optimizer.state.items():
+        for name in WEIGHT_SHAPED:
+            value = values.get(name)
+            if value is not None and value.shape not in (parameter.shape, ()):
+                raise ValueError(f"{name} has shape {tuple(value.shape)}")
+
+
+def _fault_of_terms(out: TransferOutput) -> str:
+    """Name the terms that are not finite, with the points where their features are not."""
+    faults = [
+        name + _points_at_fault(out.maps.get(name, {}))
+        for name, value in out.terms.items()
+        if not bool(value.isfinite())
+    ]
+    return f"the loss ({', '.join(faults)})" if faults else ""
 
 
 def _points_at_fault(maps: Mapping[str, PairedMaps]) -> str:

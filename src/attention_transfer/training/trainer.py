@@ -4,7 +4,7 @@ import errno
 import math
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import cached_property
 from itertools import islice
@@ -14,23 +14,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from attention_transfer.cache import TargetCache
-from attention_transfer.data import (
-    AugmentedView,
-    Batch,
-    EpochPass,
-    Images,
-    batch_bounds,
-    epoch_order,
-    resolve_workers,
-    stream,
-)
+from attention_transfer.data import Batch, Images, batch_bounds
 from attention_transfer.data.loader_workers import LoaderWorkerError
 from attention_transfer.environment import keep_freed_memory
 from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.runs import EpochMetrics, Run
 from attention_transfer.runs.checkpoints import Checkpoint
 from attention_transfer.runs.folder import resume_command
-from attention_transfer.runs.record import BestEpoch
+from attention_transfer.runs.record import BestEpoch, ChangeRecord
 from attention_transfer.training.checkpointing import Checkpointing
 from attention_transfer.training.classification_metrics import compute_metrics
 from attention_transfer.training.epoch_meters import EpochMeters
@@ -40,10 +31,17 @@ from attention_transfer.training.monitoring.progress import RunProgress, StepFig
 from attention_transfer.training.monitoring.tracking import Tracking
 from attention_transfer.training.processes import Processes
 from attention_transfer.training.record import make_record
+from attention_transfer.training.remaining_batches import remaining_batches
+from attention_transfer.training.run_state import (
+    RunState,
+    changes_since,
+    position_lines,
+    resumed_step,
+)
 from attention_transfer.training.setup import RunSetup
 from attention_transfer.training.shared_evaluation import SharedEvaluation
-from attention_transfer.training.signals import StopRequest
 from attention_transfer.training.summary import run_summary
+from attention_transfer.training.teacher_check import check_teachers
 from attention_transfer.training.train_step import NotFiniteError, StepIndex, TrainStep
 
 __all__ = ["Trainer"]
@@ -67,16 +65,22 @@ class Trainer:
         run: its folder, which may be created later.
         accelerator: of this process.
         progress: shows lines and a live view, in the main process.
+        processes: that train the run; None: those of the accelerator.
     """
 
     def __init__(
-        self, setup: RunSetup, run: Run, accelerator: Accelerator, progress: RunProgress
+        self,
+        setup: RunSetup,
+        run: Run,
+        accelerator: Accelerator,
+        progress: RunProgress,
+        processes: Processes | None = None,
     ) -> None:
         keep_freed_memory()
         self.setup, self.run, self.accelerator = setup, run, accelerator
         self.config, self.data = setup.config, setup.data
-        self.stop = StopRequest()
-        self.processes = Processes(accelerator, self.config.timeout, self.stop.receive)
+        self.processes = processes or Processes(accelerator, self.config.timeout)
+        self.stop = self.processes.stop
         self.progress = progress if self.processes.is_main else RunProgress()
         self.train_step = TrainStep(setup, accelerator, self.processes)
         self.checkpointing = Checkpointing(run.checkpoints_folder, self.config)
@@ -87,12 +91,14 @@ class Trainer:
             self.config.workers,
             self._stop_if_agreed,
         )
-        bounds = batch_bounds(len(self.data.train), self.config.batch_size, self.processes.count)
-        self.steps_per_epoch = len(bounds)
-        self.epoch, self.step = 0, 0
+        self.bounds = batch_bounds(
+            len(self.data.train), self.config.batch_size, self.processes.count
+        )
+        self.steps_per_epoch = len(self.bounds)
+        self.epoch, self.step, self.steps_taken, self.seconds = 0, 0, 0, 0.0
+        self.changes: list[ChangeRecord] = []
         self.meters = EpochMeters()
         self.rows: list[EpochMetrics] = []
-        self.seconds = 0.0
         self.best = BestEpoch(epoch=0, validation_error=math.inf)
         self.probes: Probes | None = None
         if self.config.probes and self.processes.is_main:
@@ -100,10 +106,6 @@ class Trainer:
         self.probed_epochs = probed_epochs(self.config.epochs, self.config.probe_every)
         self.cache: TargetCache | None = None
         self.seconds_building_cache = 0.0
-        if setup.targets is not None:
-            self.cache, self.seconds_building_cache = setup.targets.whole(
-                self.progress.write_line, accelerator.device, self.processes
-            )
         self.tracking = Tracking(
             self.config, run.folder, self.progress.write_line, active=self.processes.is_main
         )
@@ -115,11 +117,11 @@ class Trainer:
             Interrupted: a signal asked the run to stop; its state is saved.
             TrainingError: training cannot continue.
         """
-        with self.tracking, self.stop.caught(), self.processes.watched():
+        with self.tracking, self.stop.caught():
             try:
-                with self.processes.reporting_lost_processes():
-                    self._train()
-                    self._write_results()
+                self.processes.wait()
+                self._train()
+                self._write_results()
             except _StopAgreedError as stopped:
                 self._save_checkpoint()
                 raise Interrupted(self._stopped_message(stopped.signal), stopped.signal) from None
@@ -139,59 +141,58 @@ class Trainer:
                         f"resume the run: {resume_command(self.run.folder, self.config)}"
                     ) from None
                 raise
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         return self.run
 
     @cached_property
     def identity(self) -> dict[str, str]:
         """What decides the run's figures, by name."""
-        return identity_of(
-            self.config,
-            self.data,
-            self.setup.teachers,
-            self.setup.precision,
-            self.accelerator.device.type,
-        )
+        setup, device = self.setup, self.accelerator.device
+        return identity_of(self.config, self.data, setup.teachers, setup.precision, device.type)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Load the state of the run that a checkpoint holds.
+    def prepare_targets(self) -> None:
+        """Build the cache of teacher targets, if the run has one and it is not whole."""
+        if self.setup.targets is not None:
+            self.cache, self.seconds_building_cache = self.setup.targets.whole(
+                self.progress.write_line, self.accelerator.device, self.processes
+            )
+
+    def restore(self, checkpoint: Checkpoint, state: RunState) -> None:
+        """Load the state of the run that a checkpoint holds; nothing is written.
+
+        Args:
+            checkpoint: with weights and optimizer.
+            state: the rest of it, checked.
 
         Raises:
             InputError: the state does not fit the configuration.
         """
-        state = checkpoint.state
+        state.check_epochs(self.config.epochs, self.run.folder)
+        meters = checkpoint.state["meters"]
+        shared = len(meters) == self.processes.count
+        own = meters[self.processes.index :][:1] if shared else meters
         try:
-            self.train_step.restore(state)
-            self.epoch, self.seconds = checkpoint.epoch, state["seconds"]
-            self.best = BestEpoch.model_validate(state["best"])
-            self.rows = [EpochMetrics.model_validate(row) for row in state["metrics"]]
-            # Equal but after --allow-changes.
-            share = checkpoint.step / state["steps_per_epoch"]
-            self.step = round(share * self.steps_per_epoch)
-            meters, processes = state["meters"], state["processes"]
-            _ = state["identity"]
-            if len(meters) == self.processes.count:
-                meters = meters[self.processes.index :][:1]
-            elif not self.processes.is_main:
-                meters = []
-            self.meters = EpochMeters.restored(meters, self.accelerator.device)
+            self.train_step.restore(checkpoint.state)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             raise InputError(
                 f"the checkpoint in {self.run.folder} does not fit its config.yaml; restore the "
                 "configuration that the run began with, or start a new run"
             ) from None
-        if processes != self.processes.count:
-            self.progress.write_line(
-                f"begun by {processes} and resumed by {self.processes.count} processes: images "
-                "and order go on exactly; rounding, and the statistics of batch norm, which are "
-                "those of a process, do not"
-            )
-        if self.processes.is_main:
-            self.run.write_metrics(self.rows)
+        self.meters = EpochMeters.restored(own, self.accelerator.device)
+        if not (shared or self.processes.is_main):  # which counts the images of all
+            self.meters = self.meters.without_images()
+        self.epoch, self.steps_taken, self.seconds = state.epoch, state.steps_taken, state.seconds
+        self.best, self.rows = state.best, list(state.metrics)
+        self.step, passed = resumed_step(state, self.bounds)
+        self.changes = [*state.changes, *changes_since(state, self.identity, self.processes.count)]
+        self.checkpointing.number = checkpoint.number
+        for line in position_lines(state, self.processes.count, self.bounds, passed):
+            self.progress.write_line(line)
 
     def _train(self) -> None:
         for line in run_summary(self.setup):
             self.progress.write_line(line)
+        self.teacher_check = check_teachers(self.setup, self.evaluation, self.progress)
         if self.epoch or self.step:
             self.progress.write_line(f"resumed {self._place}")
         steps = (self.config.epochs - self.epoch) * self.steps_per_epoch - self.step
@@ -202,7 +203,10 @@ class Trainer:
                 self.probes.begin()
             if self.epoch == self.step == 0:
                 self.tracking.add({"epoch": 0, "step": 0, "probes": self._probe(0)})
-            with closing(self._batches()) as batches:
+            batches = remaining_batches(
+                self.setup, self.epoch, self.step, self.processes, self.accelerator.device
+            )
+            with closing(batches):
                 while self.epoch < self.config.epochs:
                     self._train_epoch(islice(batches, self.steps_per_epoch - self.step))
         finally:
@@ -221,12 +225,13 @@ class Trainer:
             position = StepIndex(
                 self.epoch, self.step, steps / (self.config.epochs * self.steps_per_epoch)
             )
-            due = self.processes.is_main and self.checkpointing.due(steps + 1)
+            due = self.processes.is_main and self.checkpointing.due(self.steps_taken + 1)
             out, (stop, save) = self.train_step.step(
                 batch, targets, position, self.stop.signal, int(due)
             )
             self.step += 1
-            self.meters.add(out, batch.labels, position.step)
+            self.steps_taken += 1
+            self.meters.add(out, batch.labels, position.step, self.setup.multi_label)
             self.meters.seconds_waiting += waited
             self.meters.seconds += time.perf_counter() - began
             if stop:
@@ -266,7 +271,11 @@ class Trainer:
             "metrics": [row.model_dump(mode="json") for row in self.rows],
             "best": self.best.model_dump(),
             "seconds": self.seconds,
+            "steps_taken": self.steps_taken,
             "steps_per_epoch": self.steps_per_epoch,
+            "batch_size": self.config.batch_size,
+            "training_images": len(self.data.train),
+            "changes": [change.model_dump() for change in self.changes],
             "processes": self.processes.count,
             "identity": self.identity,
         }
@@ -288,7 +297,7 @@ class Trainer:
         """Evaluate the last weights, write predictions, network and record."""
         self.setup.transfer.remove_compiled_passes()
         validation, test = self._logits(self.data.validation), self._logits(self.data.test)
-        teacher_test_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
+        teacher_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
         if validation is None or test is None:
             return
         if self.probes:
@@ -303,16 +312,18 @@ class Trainer:
             self.setup,
             best=self.best,
             evaluations=evaluations,
-            teacher_test_error=teacher_test_error,
+            teacher_test_error=teacher_error,
+            teacher_check=self.teacher_check,
             attention=self.probes.record() if self.probes else None,
             seconds=self.seconds,
             seconds_building_cache=self.seconds_building_cache,
             seconds_waiting=sum(row.seconds_waiting_for_data for row in self.rows),
             processes=self.processes.count,
+            images=sum(row.images_per_second * row.seconds for row in self.rows),
+            changes=self.changes,
         )
         self.run.write_record(record)
-        step = self.epoch * self.steps_per_epoch
-        self.tracking.add({"step": step, "test_error": evaluations["test"].error})
+        self.tracking.add({"step": self.steps_taken, "test_error": evaluations["test"].error})
 
     def _probe(self, epoch: int) -> dict[str, dict[str, float]]:
         """Save and measure attention maps of the probe images, after the epochs chosen for it."""
@@ -329,34 +340,6 @@ class Trainer:
         if self.epoch == self.config.epochs:
             return f"after the last of {self.epoch} epochs"
         return f"after step {self.step} of epoch {self.epoch + 1} of {self.config.epochs}"
-
-    def _view(self, epoch: int) -> AugmentedView:
-        """Return an epoch's augmented view; with a cache, epochs cycle through its views."""
-        targets = self.setup.targets
-        return AugmentedView(
-            self.config.data_seed, epoch if targets is None else epoch % targets.views
-        )
-
-    def _batches(self) -> Generator[Batch]:
-        """Yield the batches of all remaining steps; the next epoch's load during validation."""
-        count, config = len(self.data.train), self.config
-        first_batches = {self.epoch: self.step}
-        return stream(
-            self.data.train,
-            (
-                EpochPass(
-                    epoch_order(count, config.seed, epoch),
-                    self._view(epoch),
-                    first_batches.get(epoch, 0),
-                )
-                for epoch in range(self.epoch, config.epochs)
-            ),
-            config.batch_size,
-            process=self.processes.index,
-            processes=self.processes.count,
-            workers=resolve_workers(config.workers, self.data.train),
-            device=self.accelerator.device,
-        )
 
     def _step_figures(self) -> StepFigures:
         meters = self.meters
@@ -383,7 +366,7 @@ class Trainer:
         epoch = self.epoch + 1
         return EpochMetrics(
             epoch=epoch,
-            step=epoch * self.steps_per_epoch,
+            step=self.steps_taken,
             lr=self.train_step.lr,
             **means,
             validation_error=validation.error,
@@ -395,5 +378,5 @@ class Trainer:
     def _logits(self, images: Images) -> Tensor | None:
         """Return the student's logits of a split in the main process, None in the others."""
         classes = len(self.data.class_names)
-        student, preprocessing = self.setup.student.network, self.setup.preprocessing
-        return self.evaluation.logits(student, images, preprocessing, classes)
+        student = self.setup.student.network
+        return self.evaluation.logits(student, images, self.setup.preprocessing, classes)

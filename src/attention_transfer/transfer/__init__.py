@@ -2,7 +2,7 @@
 
 from attention_transfer.transfer.attention_maps import Attention, attention_maps, attention_of
 from attention_transfer.transfer.compiled_forward import compiler_fault
-from attention_transfer.transfer.forward import class_logits, find_logits
+from attention_transfer.transfer.forward import class_logits, find_logits, preprocess
 from attention_transfer.transfer.objective import Transfer
 from attention_transfer.transfer.output import PairDescription, TransferOutput
 from attention_transfer.transfer.pairing import Pair, PairingSide
@@ -67,6 +67,7 @@ __all__ = [
     "find_logits",
     "frozen_teacher",
     "map_reduction",
+    "preprocess",
     "reduction_named",
     "try_terms",
 ]

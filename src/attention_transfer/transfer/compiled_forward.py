@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from attention_transfer.errors import InputError, first_line
-from attention_transfer.taps import Inputs, Taps
+from attention_transfer.taps import Inputs, Taps, own_precision
 
 __all__ = ["CompiledForward", "compiler_fault"]
 
@@ -72,7 +72,8 @@ class CompiledForward:
         Raises:
             InputError: a tap did not fire.
         """
-        return self._compiled(inputs)
+        with own_precision(self._tapped.network, inputs):
+            return self._compiled(inputs)
 
     def remove(self) -> None:
         """Remove the hooks from the network."""
@@ -93,7 +94,7 @@ class _Tapped(nn.Module):
         super().__init__()
         self.network, self.taps, self.finish = network, taps, finish
         self.outputs: dict[str, Tensor] | None = None
-        self._handles: list[RemovableHandle] = taps.watch(self._keep)
+        self._handles: list[RemovableHandle] = taps.watch(self._keep, self._keep_end)
 
     def forward(self, inputs: Inputs) -> Any:
         """Run the network and finish its output and features."""
@@ -122,3 +123,7 @@ class _Tapped(nn.Module):
     def _keep(self, point: str, output: Tensor) -> None:
         if self.outputs is not None:
             self.outputs[point] = output.clone() if self.taps.overwritten(point) else output
+
+    def _keep_end(self, point: str, output: Tensor) -> None:
+        if self.outputs is not None and point not in self.outputs:
+            self._keep(point, output)

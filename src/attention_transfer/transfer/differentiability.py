@@ -16,6 +16,7 @@ from attention_transfer.taps import (
     evaluating,
     main_input,
     map_inputs,
+    own_precision,
     unwrapped,
     with_main_input,
 )
@@ -114,8 +115,10 @@ class _Attempt:
         """Run it on copies of the weights; return the block, the images as a leaf, the output."""
         leaf = main_input(self.inputs).detach().clone().requires_grad_()
         with DoubleBackward() as double:
-            own_inputs = preprocess(with_main_input(self.inputs, leaf), self.preprocessing)
-            output = call_with_cloned_state(self.network, own_inputs)
+            inputs = with_main_input(self.inputs, leaf)
+            own_inputs = preprocess(self.network, inputs, self.preprocessing)
+            with own_precision(self.network, own_inputs):
+                output = call_with_cloned_state(self.network, own_inputs)
         return double, leaf, output
 
 

@@ -15,9 +15,12 @@ from attention_transfer.taps import (
     Taps,
     call_network,
     evaluating,
+    in_dtype,
     input_tensors,
+    is_program,
     main_input,
     map_inputs,
+    own_dtype,
     structure_copy,
     unwrapped,
     with_main_input,
@@ -26,7 +29,9 @@ from attention_transfer.taps import (
 __all__ = [
     "FindLogits",
     "ForwardResult",
+    "check_result_learns",
     "check_student_learns",
+    "check_trainable",
     "class_logits",
     "describe_output",
     "find_logits",
@@ -136,13 +141,20 @@ def class_logits(output: object, find: FindLogits = find_logits) -> Tensor:
     )
 
 
-def preprocess(inputs: Inputs, preprocessing: Preprocessing | None) -> Inputs:
-    """Return the inputs with the main one preprocessed."""
+def preprocess(network: nn.Module, inputs: Inputs, preprocessing: Preprocessing | None) -> Inputs:
+    """Return the inputs as a network takes them: the main one preprocessed, in its own dtype.
+
+    Raises:
+        InputError: the main input is to be preprocessed and holds integers.
+    """
+    dtype = own_dtype(network)
     if preprocessing is None:
-        return inputs
-    if isinstance(inputs, Tensor):
-        return preprocessing(inputs)
-    return with_main_input(inputs, preprocessing(main_input(inputs)))
+        return in_dtype(inputs, dtype)
+    images = main_input(inputs)
+    if dtype is not None and dtype.itemsize > images.dtype.itemsize:
+        inputs = in_dtype(inputs, dtype)  # first, so as not to lose digits
+        images = main_input(inputs)
+    return in_dtype(with_main_input(inputs, preprocessing(images)), dtype)
 
 
 def input_size(inputs: Inputs, preprocessing: Preprocessing | None) -> tuple[int, ...]:
@@ -165,7 +177,7 @@ def tapped_forward(
     if main_input(inputs).shape[:1] == (0,):
         raise InputError("the batch is empty, expected at least one sample; leave it out")
     before = _versions(inputs)
-    own_inputs = preprocess(inputs, preprocessing)
+    own_inputs = preprocess(network, inputs, preprocessing)
     with taps as outputs:
         output = call_network(network, own_inputs)
     if _versions(inputs) != before:
@@ -188,31 +200,45 @@ def check_student_learns(
     preprocessing: Preprocessing | None,
     logits: FindLogits,
 ) -> None:
-    """Check that gradients reach the student from its points and, where it has any, its logits.
+    """Try on an example whether gradients reach the student, as :func:`check_result_learns`."""
+    copied = unwrapped(network)
+    with suppress(Exception):  # whatever a module raises that cannot be copied: it runs itself
+        if not is_program(copied):
+            copied = structure_copy(copied, frozen=False)
+    one = map_inputs(lambda value: value[:1], example)
+    with evaluating(copied), torch.enable_grad():
+        result = tapped_forward(copied, Taps(copied, taps.points), one, preprocessing)
+    check_result_learns(copied, result, logits_in(result.output, logits))
 
-    Raises:
-        InputError: a point or the logits depend on no parameter that is trained.
-    """
-    learns = {parameter.requires_grad for parameter in network.parameters()}
-    if learns == {False}:
+
+def check_trainable(network: nn.Module) -> None:
+    """Raise an InputError if all of a student's parameters are frozen."""
+    if {parameter.requires_grad for parameter in network.parameters()} == {False}:
         raise InputError(
             "no parameter of the student requires a gradient, so it could not learn; "
             "student.requires_grad_() lets it"
         )
-    copied = unwrapped(network)
-    with suppress(Exception):  # whatever a module raises that cannot be copied: it runs itself
-        copied = structure_copy(copied, frozen=False)
-    one = map_inputs(lambda value: value[:1], example)
-    with evaluating(copied), torch.enable_grad():
-        result = tapped_forward(copied, Taps(copied, taps.points), one, preprocessing)
+
+
+def check_result_learns(network: nn.Module, result: ForwardResult, logits: Tensor | None) -> None:
+    """Check that gradients reach the student from its points and, where it has any, its logits.
+
+    Args:
+        network: the student.
+        result: of a forward pass with gradients.
+        logits: found in the result.
+
+    Raises:
+        InputError: a point or the logits depend on no parameter that is trained.
+    """
+    frozen = not all(parameter.requires_grad for parameter in network.parameters())
     fixed = [name for name, feature in result.features.items() if not feature.requires_grad]
-    if fixed and False in learns:
+    if fixed and frozen:
         raise InputError(
             f"the student's point {fixed[0]!r} is in a part that is frozen, so its attention "
             "cannot change; choose later points (pairs='auto-2'), or freeze less"
         )
-    found = logits_in(result.output, logits)
-    if found is not None and not found.requires_grad:
+    if logits is not None and not logits.requires_grad:
         fixed.append("logits")
     if fixed:
         raise InputError(

@@ -17,7 +17,15 @@ from attention_transfer.double_backward import DoubleBackward
 from attention_transfer.errors import InputError
 from attention_transfer.functional.losses import summed_cross_entropy
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import Inputs, Taps, main_input, map_inputs, unwrapped, with_main_input
+from attention_transfer.taps import (
+    Inputs,
+    Taps,
+    main_input,
+    map_inputs,
+    own_precision,
+    unwrapped,
+    with_main_input,
+)
 from attention_transfer.transfer.cloned_state import call_with_cloned_state
 from attention_transfer.transfer.forward import (
     FindLogits,
@@ -138,8 +146,8 @@ class InputGradients:
         inputs = with_main_input(inputs, flipped)
         double = DoubleBackward()
         with torch.enable_grad(), self._autocast, _replayed(self._random_state, images.device):
-            own_inputs = preprocess(inputs, self.preprocessing)
-            with double:
+            own_inputs = preprocess(self.network, inputs, self.preprocessing)
+            with double, own_precision(self.network, own_inputs):
                 output = call_with_cloned_state(
                     unwrapped(self.network), own_inputs, parameters=False
                 )

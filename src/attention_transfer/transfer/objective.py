@@ -9,12 +9,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from attention_transfer.errors import InputError, input_errors
-from attention_transfer.taps import (
-    Inputs,
-    Taps,
-    evaluating,
-    main_input,
-)
+from attention_transfer.taps import Inputs, Taps, evaluating, main_input
 from attention_transfer.transfer.compiled_forward import CompiledForward
 from attention_transfer.transfer.differentiability import (
     check_twice_differentiable,
@@ -24,7 +19,9 @@ from attention_transfer.transfer.differentiability import (
 from attention_transfer.transfer.forward import (
     FindLogits,
     ForwardResult,
+    check_result_learns,
     check_student_learns,
+    check_trainable,
     find_logits,
     logits_in,
     preprocess,
@@ -44,10 +41,12 @@ from attention_transfer.transfer.teacher_ensemble import (
 from attention_transfer.transfer.term_inputs import (
     build_modules,
     check_built,
+    check_devices,
     check_inputs,
     check_teacher,
     claim_modules,
     gradient_labels,
+    modules_dtype,
     named_terms,
     needed_of_teacher,
     pairings_of,
@@ -87,10 +86,10 @@ class Transfer(nn.Module):
             ``"out"``.
 
     Raises:
-        InputError: networks that are none; no terms, a term without a name, or two of one name; a
-            term that needs a teacher without one; unknown points; pairs that do not fit or whose
-            term could only be zero. Without ``example_input`` the last two are raised by the first
-            call.
+        InputError: networks that are none; a frozen student; no terms, a term without a name, or
+            two of one name; a term that needs a teacher without one; unknown points; pairs that do
+            not fit or whose term could only be zero. Without ``example_input`` the last two are
+            raised by the first call.
 
     Example:
         >>> def network(width):
@@ -118,6 +117,7 @@ class Transfer(nn.Module):
     ) -> None:
         super().__init__()
         check_network("student", student)
+        check_trainable(student)
         self.student = student
         self.student_normalization = as_preprocessing(student_normalization)
         self.terms = nn.ModuleDict(named_terms(terms))
@@ -138,7 +138,7 @@ class Transfer(nn.Module):
         self.teacher = frozen_teacher(teachers, points, logits)
         self.target_spec = needed_of_teacher(self.named_terms, self.pairings)
         self.pair_descriptions: list[PairDescription] = []
-        self._twice_differentiable, self._built = False, False
+        self._twice_differentiable, self._built, self._learns = False, False, False
         self._checked: set[object] = set()
         """The shapes of features and logits that the terms have checked."""
         self._compiled: CompiledForward | None = None
@@ -155,9 +155,9 @@ class Transfer(nn.Module):
         """Return the terms of one batch.
 
         Args:
-            inputs: what both networks are called with, each after its preprocessing if it has one:
-                a tensor, a tuple of tensors (positional arguments) or a dictionary of tensors
-                (keyword arguments), each with the batch first.
+            inputs: what both networks are called with, preprocessed and in the dtype of each one's
+                weights: a tensor, a tuple of tensors (positional arguments) or a dictionary of
+                tensors (keyword arguments), each with the batch first.
             labels: class indices (N,) or whatever the terms take.
             progress: the share of training that is done, 0 to 1, for weights with a schedule.
             targets: the teacher's answers for these inputs, if they are known: of :meth:`targets`,
@@ -250,7 +250,8 @@ class Transfer(nn.Module):
         compiled = self._compiled
         if compiled is None or not torch.is_grad_enabled() or not compiled.takes(inputs):
             return tapped_forward(self.student, self._taps, inputs, self.student_normalization)
-        return ForwardResult(*compiled(preprocess(inputs, self.student_normalization)))
+        own_inputs = preprocess(self.student, inputs, self.student_normalization)
+        return ForwardResult(*compiled(own_inputs))
 
     # torch.compiler.disable, except that the compiler is imported at the first call only.
     @_disable_dynamo
@@ -295,6 +296,9 @@ class Transfer(nn.Module):
         progress: float,
     ) -> TransferOutput:
         logits = logits_in(student.output, self.find_logits)
+        if torch.is_grad_enabled() and not self._learns:
+            check_result_learns(self.student, student, logits)
+            self._learns = True
         shapes = tuple(features.shape[1:] for features in student.features.values())
         checked = shapes, logits is None or logits.shape[1:], labels is None
         raw: dict[str, Tensor] = {}
@@ -308,6 +312,7 @@ class Transfer(nn.Module):
             try:
                 value: object = term(inputs)
             except Exception as error:
+                check_devices(name, inputs, error)
                 error.add_note(f"in the term {name}")
                 raise
             raw[name] = scalar_value(name, value)
@@ -377,8 +382,7 @@ class Transfer(nn.Module):
             check_inputs(term, inputs)
             pairs = inputs.pairs if name in self.pairings else ()
             build_modules(term, pairs)
-            images = main_input(example)
-            term.to(images.device, torch.float64 if images.dtype == torch.float64 else None)
+            term.to(main_input(example).device, modules_dtype(student, logits))
             if pairs:
                 try_losses(term, inputs)
             self.pair_descriptions += [

@@ -168,7 +168,8 @@ def resolve_pairs(pairs: Pairs, student: PairingSide, *teachers: PairingSide) ->
         if len(ours) != len(theirs):
             raise InputError(
                 f"the pair {':'.join(pair)} means {len(ours)} student points ({', '.join(ours)}) "
-                f"and {len(theirs)} teacher points ({', '.join(theirs)}), expected as many"
+                f"and {len(theirs)} teacher points ({', '.join(theirs)}), expected the same "
+                "number of both"
             )
         resolved += [Pair(*both) for both in zip(ours, theirs, strict=True)]
     repeated = [pair for pair, count in Counter(resolved).items() if count > 1]
@@ -185,7 +186,7 @@ def _teacher_points(pattern: str, teachers: Sequence[PairingSide]) -> list[str]:
     if len({len(names) for names in ends}) > 1:
         raise InputError(
             f"the parts of {pattern} mean {' and '.join(str(len(names)) for names in ends)} "
-            "teacher points, expected as many of each"
+            "teacher points, expected the same number of each"
         )
     return ["+".join(names) for names in zip(*ends, strict=True)]
 

@@ -12,6 +12,7 @@ from attention_transfer.taps import (
     Taps,
     call_network,
     main_input,
+    own_dtype,
     with_main_input,
 )
 from attention_transfer.transfer.compiled_forward import CompiledForward
@@ -73,12 +74,14 @@ class FrozenTeacher:
             example: inputs to compare both on.
             dtype: to keep the weights in; they then run under autocast of that dtype alone.
         """
-        own_inputs = preprocess(example, self.preprocessing)
         network, compiled = self.network, self._compiled is not None
+        own_inputs = preprocess(network, example, self.preprocessing)
         self.remove_compiled_passes()
         self.network = inference_copy(network, self._taps.points, own_inputs, self.find_logits)
         self._taps = Taps(self.network, self._taps.points)
-        if dtype is not None and self.network is not network:
+        # A network in another dtype runs in that, and not under autocast.
+        lowered = self.network is not network and own_dtype(network) == torch.float32
+        if dtype is not None and lowered:
             lower_weights(self.network, dtype)
         device = main_input(example).device.type
         with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype is not None):
@@ -140,7 +143,7 @@ class FrozenTeacher:
     def read(self, inputs: Inputs, spec: TargetSpec) -> tuple[dict[TargetField, Tensor], object]:
         """Return the fields, detached, and the output, or None of a pass that ended before it."""
         self.network.eval()
-        own_inputs = preprocess(inputs, self.preprocessing)
+        own_inputs = preprocess(self.network, inputs, self.preprocessing)
         fields: dict[TargetField, Tensor] = {}
         output: object = None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import to_float32
 from attention_transfer.preprocessing import Preprocessing
-from attention_transfer.taps import Inputs
+from attention_transfer.taps import Inputs, as_teacher, module_hint, refuse_untrainable
 from attention_transfer.transfer.forward import FindLogits, ForwardResult, find_logits, logits_in
 from attention_transfer.transfer.targets import TargetField, TargetSpec
 from attention_transfer.transfer.teacher import FrozenTeacher
@@ -60,7 +60,7 @@ def teachers_with_preprocessing(
             "expected one for all or one for each"
         )
     return [
-        (network, as_preprocessing(own))
+        (as_teacher(network), as_preprocessing(own))
         for network, own in zip(networks, preprocessing, strict=True)
     ]
 
@@ -69,9 +69,11 @@ def check_network(role: str, network: object) -> None:
     """Raise an InputError unless a student or teacher is a module."""
     if not isinstance(network, nn.Module):
         raise InputError(
-            f"{role} must be a torch.nn.Module, got {network!r}; at.models.build(name) builds a "
-            "network by its name"
+            f"{role} must be a torch.nn.Module, got {network!r}"
+            + (module_hint(network) or "; at.models.build(name) builds a network by its name")
         )
+    if role == "student":
+        refuse_untrainable(network)
 
 
 def check_separate(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
@@ -80,8 +82,8 @@ def check_separate(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
     for teacher in teachers:
         if teacher is student:
             raise InputError(
-                "student and teacher are one network, which could only stay as it is; give two, "
-                "such as copy.deepcopy(student)"
+                "student and teacher are the same network, which could not learn, as a teacher "
+                "is frozen; give two, such as copy.deepcopy(student)"
             )
         shared = [names[id(one)] for one in teacher.parameters() if id(one) in names]
         if shared:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import InputError, input_errors
@@ -24,11 +25,13 @@ from attention_transfer.transfer.terms.base import PairedMaps, PairInputs, Term,
 __all__ = [
     "build_modules",
     "check_built",
+    "check_devices",
     "check_inputs",
     "check_teacher",
     "check_term",
     "claim_modules",
     "gradient_labels",
+    "modules_dtype",
     "named_terms",
     "needed_of_teacher",
     "pairings_of",
@@ -287,6 +290,13 @@ def build_modules(term: Term, pairs: Sequence[PairInputs]) -> None:
         term.build(pairs)
 
 
+def modules_dtype(student: ForwardResult, logits: Tensor | None) -> torch.dtype | None:
+    """Return the dtype of a term's modules: float64 if the student computes in it; None: as is."""
+    values = (*student.features.values(), logits)
+    double = any(value is not None and value.dtype == torch.float64 for value in values)
+    return torch.float64 if double else None
+
+
 def claim_modules(terms: Mapping[str, Term]) -> None:
     """Record that the terms have modules of a Transfer, which no other one may have."""
     for term in terms.values():
@@ -301,3 +311,26 @@ def check_built(term: Term, built: bool) -> None:
             f"the term {term.name} makes its modules from an example; pass "
             "example_input=images[:1] to Transfer"
         )
+
+
+def check_devices(name: str, inputs: TermInputs, error: Exception) -> None:
+    """Raise an InputError if a term failed on tensors that are on several devices."""
+    devices: dict[str, str] = {}
+
+    def see(what: str, value: object) -> None:
+        if isinstance(value, Tensor):
+            devices.setdefault(str(value.device), what)
+
+    see("the student's logits", inputs.declared.get("logits"))
+    see("the teacher's logits", inputs.declared.get("teacher_logits"))
+    for pair in inputs.declared.get("pairs", ()):
+        see("the student's features", pair.raw_student_features)
+        for value in (*(pair.whole_features or ()), *pair.teacher_targets):
+            see("the teacher's targets", value)
+    see("the labels", inputs.labels)
+    if len(devices) > 1 and isinstance(error, RuntimeError):
+        places = " and ".join(f"{what} on {device}" for device, what in devices.items())
+        raise InputError(
+            f"the term {name} got {places}; put all on one device: transfer.to(device) moves both "
+            "networks, labels.to(device) the labels"
+        ) from error

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from attention_transfer.runs import new_folder, writing_to
 from attention_transfer.viewing.images import FileImage, find_image_files
 from attention_transfer.viewing.inference import MapRequest
 from attention_transfer.viewing.layout import MapGrid, compute_grid, on_one_scale
-from attention_transfer.viewing.networks import NamedModel, named_models
+from attention_transfer.viewing.networks import named_models
 
 __all__ = ["MapsResult", "write_maps"]
 
@@ -58,7 +58,8 @@ def write_maps(config: MapsConfig) -> MapsResult:
     folder = config.out or new_folder("maps")
     _check_free(folder)
     paths = find_image_files(config.images)
-    networks = [_resized(network, config) for network in named_models(list(config.models))]
+    size = None if config.image_size is None else height_and_width(config.image_size)
+    networks = named_models(list(config.models), size)
     sources = _named_images(paths)
     given = None if config.pixel_range is None else PixelRange(*low_and_high(config.pixel_range))
     networks = on_one_scale(networks, sources, given)
@@ -89,14 +90,6 @@ def _check_free(folder: Path) -> None:
         existing = sorted(folder.glob("maps*")) if os.path.isdir(folder) else []
     if existing:
         raise InputError(f"{folder} already holds maps ({existing[0].name}); choose another --out")
-
-
-def _resized(network: NamedModel, config: MapsConfig) -> NamedModel:
-    """Return a network with the configured input size, if there is one."""
-    if config.image_size is None or network.preprocessing is None:
-        return network
-    size = height_and_width(config.image_size)
-    return replace(network, preprocessing=network.preprocessing._replace(size=size))
 
 
 def _named_images(paths: list[Path]) -> list[FileImage]:

@@ -159,7 +159,7 @@ class MapRequest:
         try:
             return attention_of(
                 network.network,
-                images.to(like.device, like.dtype),
+                images.to(like.device),
                 names,
                 self.attention,
                 self.map,

@@ -1,6 +1,5 @@
 """Networks in any form that users have them, with distinct names and their preprocessing."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,8 @@ from attention_transfer.models import (
     imagenet_classes,
     input_channels,
     load,
+    run_folder,
+    split_name,
     timm_preprocessing,
 )
 from attention_transfer.preprocessing import Preprocessing
@@ -44,8 +45,8 @@ class NamedModel:
     class_names: tuple[str, ...] | None = None
     model: str = ""
     """The MODEL that the user wrote; empty for a module."""
-    notice: str = ""
-    """An assumption about the network that the user should know."""
+    notices: tuple[str, ...] = ()
+    """What the user should know of how the network was loaded, and of what is assumed about it."""
     declares_preprocessing: bool = False
     """Whether the network itself says how its images are preprocessed."""
     channels: int = 3
@@ -69,18 +70,24 @@ class NamedModel:
         return names[label] if names and len(names) == classes else f"class {label}"
 
 
-def named_models(networks: Networks) -> list[NamedModel]:
+def named_models(networks: Networks, image_size: tuple[int, int] | None = None) -> list[NamedModel]:
     """Load one network or several, and give each a name of its own.
+
+    Args:
+        networks: in any form.
+        image_size: height and width of the images that networks with a name are built for; None:
+            each network's own.
 
     Raises:
         InputError: there are no networks, or one cannot be loaded.
     """
     if isinstance(networks, Mapping):
-        models = [replace(_named(network), name=str(name)) for name, network in networks.items()]
+        loaded = {str(name): _named(one, image_size) for name, one in networks.items()}
+        models = [replace(model, name=name) for name, model in loaded.items()]
     elif isinstance(networks, list | tuple):
-        models = [_named(network) for network in networks]
+        models = [_named(network, image_size) for network in networks]
     else:
-        models = [_named(networks)]  # type: ignore[arg-type]
+        models = [_named(networks, image_size)]  # type: ignore[arg-type]
     if not models:
         raise InputError("got no networks, expected at least one")
     models = [_with_channels(model) for model in models]
@@ -95,13 +102,17 @@ def _with_channels(model: NamedModel) -> NamedModel:
     return replace(model, channels=channels).with_preprocessing(model.preprocessing)
 
 
-def _named(network: Network) -> NamedModel:
+def _named(network: Network, image_size: tuple[int, int] | None) -> NamedModel:
     """Load one network in any of its forms."""
     if isinstance(network, Run):
         network = network.folder
     if isinstance(network, str | Path):
         model = str(network)
-        return replace(_from_loaded(load(model, None, trained=True), model), model=model)
+        loaded = load(model, None, trained=True, image_size=image_size, resize=True)
+        named = replace(_from_loaded(loaded, model), model=model)
+        if image_size is None or named.preprocessing is None:
+            return named
+        return replace(named, preprocessing=named.preprocessing._replace(size=image_size))
     if isinstance(network, LoadedModel):
         return _from_loaded(network, network.name)
     if not isinstance(network, nn.Module):
@@ -119,11 +130,11 @@ def _from_loaded(loaded: LoadedModel, model: str) -> NamedModel:
     preprocessing = loaded.preprocessing or timm_preprocessing(unwrapped(loaded.network))
     if preprocessing is None:
         preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, default_input_size(model)[1:])
-    notice = ""
+    notices = loaded.notices
     if loaded.preprocessing is None and not model.endswith("@random"):
-        notice = (
+        notices += (
             f"{model} does not declare how its images are normalized; using ImageNet's mean and "
-            "standard deviation"
+            "standard deviation",
         )
     names = None
     if loaded.card is not None:
@@ -135,7 +146,7 @@ def _from_loaded(loaded: LoadedModel, model: str) -> NamedModel:
         loaded.network,
         preprocessing,
         names,
-        notice=notice,
+        notices=notices,
         declares_preprocessing=loaded.preprocessing is not None,
     )
 
@@ -146,9 +157,10 @@ def _short_name(model: str) -> str:
     >>> _short_name("timm:resnet18@runs/a/weights.safetensors"), _short_name("wrn-16-1@random")
     ('resnet18', 'wrn-16-1@random')
     """
-    if os.path.isdir(model):
-        return Path(model).resolve().name or model
-    name, _, weights = model.partition("@")
+    folder = run_folder(model)
+    if folder is not None:
+        return folder.resolve().name or model
+    name, weights = split_name(model)
     source, _, rest = name.partition(":")
     short = rest if source in ("timm", "torchvision") else name
     return f"{short}@random" if weights == "random" else short

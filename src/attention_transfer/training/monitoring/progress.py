@@ -1,5 +1,7 @@
 """The progress of a run: a live view on a terminal, plain lines everywhere."""
 
+import warnings
+
 from rich.console import Console
 
 from attention_transfer.runs.record import EpochMetrics
@@ -25,6 +27,14 @@ class RunProgress:
         """Print a line of text."""
         if self._console is not None:
             print_line(self._console, text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning that stands out; without a console, also warn as Python does."""
+        if self._console is None:
+            warnings.warn(text, stacklevel=2)
+            self.write_line(f"WARNING: {text}")
+        else:
+            print_line(self._console, f"WARNING: {text}", style="bold yellow")
 
     def begin(self, network: str, images: int) -> None:
         """Show that a run begins.

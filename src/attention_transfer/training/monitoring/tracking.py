@@ -29,6 +29,7 @@ from attention_transfer.config import RunConfig
 from attention_transfer.drawing.contact_sheet import contact_sheet
 from attention_transfer.errors import InputError
 from attention_transfer.files import read_json, write_text
+from attention_transfer.runs import writing_to
 from attention_transfer.runs.attention import Arrays, read_arrays
 
 LARGEST_IDENTITIES = 100_000
@@ -125,7 +126,8 @@ class Tracking:
         """Start the experiment trackers of the run.
 
         Raises:
-            InputError: one does not start; the others are closed.
+            InputError: one does not start, or the run's folder cannot be written; the others are
+                closed.
         """
         path = self.folder / "trackers.json"
         identities: dict[str, str] = {}
@@ -135,11 +137,12 @@ class Tracking:
         try:
             for name in self.names:
                 self._start(name, identities)
+            if self.names:
+                with writing_to(self.folder):
+                    write_text(path, json.dumps(identities) + "\n")
         except BaseException:
             self._close(failed=True)
             raise
-        if self.names:
-            write_text(path, json.dumps(identities) + "\n")
 
     def __enter__(self) -> Self:
         return self

@@ -84,7 +84,7 @@ class PairInputs:
         if self.whole_features is None:
             raise InputError(
                 f"the term {self.term} reads the teacher's whole features, but declares that it "
-                "needs a reduction of them alone; read pair.teacher_target, or set "
+                "needs a reduction of them only; read pair.teacher_target, or set "
                 "teacher_reduction = None"
             )
         return maps.to_float32(self._only(self.whole_features))

@@ -49,6 +49,7 @@ class CrossEntropy(Term):
         name: str | None = None,
     ) -> None:
         super().__init__(weight, schedule, name)
+        _check_index(ignore_index)
         self.ignore_index = ignore_index
 
     def forward(self, inputs: TermInputs) -> Tensor:
@@ -85,6 +86,13 @@ class BinaryCrossEntropy(Term):
             raise InputError(
                 f"BinaryCrossEntropy takes labels like the logits, {tuple(logits.shape)}, got "
                 f"{_shape(labels)}; for class indices (N,), use CrossEntropy"
+            )
+        # Elsewhere than on a CPU, looking at them would make the CPU wait for the device.
+        if labels.device.type == "cpu" and not bool(((labels >= 0) & (labels <= 1)).all()):
+            raise InputError(
+                "BinaryCrossEntropy takes labels from 0 to 1, got values from "
+                f"{float(labels.min()):g} to {float(labels.max()):g}; give 1 where an image is of "
+                "the class and 0 where not"
             )
         return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
@@ -127,6 +135,8 @@ class KnowledgeDistillation(Term):
             raise InputError(
                 f"temperature must be a finite number above 0, got {temperature}; the paper used 4"
             )
+        if ignore_index is not None:
+            _check_index(ignore_index)
         self.temperature, self.class_mean = temperature, class_mean
         self.ignore_index, self.resize = ignore_index, resize
 
@@ -148,10 +158,11 @@ class KnowledgeDistillation(Term):
             return None
         labels, logits = _labels(self, inputs), inputs.logits
         shape = (logits.shape[0], *logits.shape[2:])
-        if tuple(labels.shape) != shape:
+        integers = not (labels.is_floating_point() or labels.is_complex())
+        if tuple(labels.shape) != shape or not integers:
             raise InputError(
                 f"ignore_index needs labels {shape}, one class index for each position, got "
-                f"{_shape(labels)}; give such labels, or ignore_index=None"
+                f"{labels.dtype} of shape {_shape(labels)}; give such labels, or ignore_index=None"
             )
         return labels.long() != self.ignore_index
 
@@ -223,6 +234,12 @@ def _labels(term: Term, inputs: TermInputs) -> Tensor:
             "transfer(images, labels)"
         )
     return labels
+
+
+def _check_index(ignore_index: object) -> None:
+    """Raise an InputError unless the label that does not count is an integer."""
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
+        raise InputError(f"ignore_index must be an integer, such as 255, got {ignore_index!r}")
 
 
 def _shape(labels: Any) -> str:
