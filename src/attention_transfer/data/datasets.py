@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from attention_transfer.data.arrays import as_pil
 from attention_transfer.data.columns import Columns
 from attention_transfer.data.decoding import (
     CorruptImageError,
-    as_pil,
     file_content,
     open_image,
 )

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from attention_transfer.data.arrays import check_unit_values
 from attention_transfer.data.decoding import (
-    check_unit_values,
     file_content,
     open_image,
     opened_bands,

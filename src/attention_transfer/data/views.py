@@ -12,12 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from attention_transfer.config import Interpolation
+from attention_transfer.data.arrays import as_pil, check_unit_values
 from attention_transfer.data.decoding import (
     Bands,
     Box,
     CorruptImageError,
-    as_pil,
-    check_unit_values,
     file_content,
     image_size,
     opened_bands,
