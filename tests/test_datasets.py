@@ -13,8 +13,8 @@ from PIL import Image
 import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.data import AugmentedView, batches, load_data
+from attention_transfer.data.arrays import as_pil
 from attention_transfer.data.datasets import DatasetImages
-from attention_transfer.data.decoding import as_pil
 from attention_transfer.data.views import CropResize
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.factories import import_object

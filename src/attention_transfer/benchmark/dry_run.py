@@ -25,11 +25,12 @@ from attention_transfer.data import (
 )
 from attention_transfer.environment import keep_freed_memory, make_accelerator
 from attention_transfer.errors import InputError
+from attention_transfer.network_inputs import network_input_size
 from attention_transfer.runs import Run
 from attention_transfer.training import RunProgress
 from attention_transfer.training.evaluation import BATCH_SIZE
 from attention_transfer.training.processes import Processes
-from attention_transfer.training.record import input_size_of, parameter_count
+from attention_transfer.training.record import parameter_count
 from attention_transfer.training.setup import RunSetup, count_flops, set_up_run
 from attention_transfer.training.shared_evaluation import SharedEvaluation
 from attention_transfer.training.summary import run_summary
@@ -243,7 +244,7 @@ def _networks(setup: RunSetup) -> Iterator[dict[str, Any]]:
             "role": role,
             "name": model.name,
             "parameters": parameter_count(model.network),
-            "flops": count_flops(model.network, input_size_of(model, setup)),
+            "flops": count_flops(model.network, network_input_size(model, setup.data)),
         }
 
 

@@ -21,7 +21,13 @@ from attention_transfer.data.label_values import is_multi_label
 from attention_transfer.environment import resolve_precision
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.models import default_input_size, load, split_models
-from attention_transfer.network_inputs import augmented, decoded_for, images_of, try_out
+from attention_transfer.network_inputs import (
+    augmented,
+    channels_matched,
+    decoded_for,
+    images_of,
+    try_out,
+)
 from attention_transfer.taps import to_channels_last
 from attention_transfer.transfer import TargetField, map_reduction
 from attention_transfer.trust import trusted, trusting
@@ -48,6 +54,7 @@ def target_source(config: CacheConfig) -> TargetSource:
             f"the images of {data.name} are of several classes each, and the gradient is of the "
             "loss of one; leave --gradient out"
         )
+    data, teachers = channels_matched(data, teachers)
     data = augmented(decoded_for(data, teachers[0], teachers[1:]), config)
     example = as_input(data.train.pixels(np.arange(1)))
     for teacher in teachers:

@@ -306,7 +306,7 @@ def contents_of(
         spec,
         {target: tuple(answer.read(target).shape[1:]) for target in spec.fields},
         logit_shape,
-        (3, *images.size),
+        (images.channels, *images.size),
         len(images),
         views,
         example,
@@ -375,7 +375,10 @@ def _text(preprocessing: Preprocessing | None) -> str:
     if preprocessing is None:
         return "none"
     numbers = [[f"{value:.6g}" for value in part] for part in preprocessing[:2]]
-    return f"{numbers} {preprocessing.size} {preprocessing.interpolation}".replace("'", "")
+    channels = "" if preprocessing.channels is None else f" {preprocessing.channels} channels"
+    return f"{numbers} {preprocessing.size} {preprocessing.interpolation}{channels}".replace(
+        "'", ""
+    )
 
 
 def _tensor(values: NDArray[Any], dtype: str = "<f4") -> Tensor:

@@ -14,7 +14,7 @@ from attention_transfer.data import DataSet, Images, as_input, resolve_workers
 from attention_transfer.environment import AUTOCAST
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel
-from attention_transfer.network_inputs import preprocessing_for
+from attention_transfer.network_inputs import network_input_size, preprocessing_for
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.transfer import (
     FrozenTeacher,
@@ -152,7 +152,7 @@ def recommended_points(teachers: Sequence[LoadedModel], data: DataSet) -> list[s
     """
     points = []
     for number, model in enumerate(teachers):
-        size = preprocessing_for(model, data).size or data.train.size
+        size = network_input_size(model, data)
         prefix = f"{number}." if len(teachers) > 1 else ""
-        points += [f"{prefix}{name}" for name in PairingSide(model.network, (3, *size)).recommended]
+        points += [f"{prefix}{name}" for name in PairingSide(model.network, size).recommended]
     return points

@@ -1,6 +1,7 @@
 """Flags generated from a configuration's fields, which describe and check each setting once."""
 
 import argparse
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
@@ -56,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: a flag or an argument is unknown, or a value is missing.
         """
-        parsed, unknown = self.parse_known_args(arguments)
+        parsed, unknown = self.parse_known_args(_with_negative_ranges(arguments))
         if unknown:
             flag = unknown[0].partition("=")[0]
             if not flag.startswith("-"):
@@ -154,6 +155,21 @@ class Parser(argparse.ArgumentParser):
             )
         else:
             self.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=description)
+
+
+def _with_negative_ranges(arguments: list[str]) -> list[str]:
+    """Join flags and ranges such as ``-1000:3000``, which argparse would take for flags.
+
+    >>> _with_negative_ranges(["--pixel-range", "-1000:3000", "--json"])
+    ['--pixel-range=-1000:3000', '--json']
+    """
+    joined: list[str] = []
+    for argument in arguments:
+        if re.match(r"-[\d.]\S*:", argument) and joined and re.match(r"--[^=]+$", joined[-1]):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def choices_of(action: argparse.Action) -> list[str]:

@@ -11,6 +11,7 @@ from attention_transfer.config.fields import (
     Positive,
     Precision,
     height_and_width,
+    low_and_high,
 )
 from attention_transfer.config.runs import (
     DemoConfig,
@@ -47,4 +48,5 @@ __all__ = [
     "TrainingConfig",
     "flag_of",
     "height_and_width",
+    "low_and_high",
 ]

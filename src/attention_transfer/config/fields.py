@@ -1,5 +1,6 @@
 """Types of settings that several configurations share."""
 
+from math import isfinite
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -21,7 +22,9 @@ __all__ = [
     "Several",
     "NetworkPair",
     "ImageSize",
+    "ValueRange",
     "height_and_width",
+    "low_and_high",
 ]
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
@@ -86,6 +89,35 @@ ColumnNames = Annotated[str, BeforeValidator(as_columns)]
 ImageSize = Annotated[
     str, BeforeValidator(as_size), Field(pattern=r"^[1-9]\d{0,3}(x[1-9]\d{0,3})?$")
 ]
+
+
+def as_range(values: object) -> str:
+    """Return a range as text, checked; two numbers as ``LOW:HIGH``."""
+    if isinstance(values, list | tuple) and len(values) == 2:
+        values = ":".join(map(str, values))
+    try:
+        low, high = low_and_high(str(values))
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not (isfinite(low) and isfinite(high) and low < high):
+        raise PydanticCustomError(
+            "range",
+            "should be LOW:HIGH, two numbers of which the second is larger",
+        )
+    return str(values)
+
+
+ValueRange = Annotated[str, BeforeValidator(as_range), "LOW:HIGH"]
+
+
+def low_and_high(text: str) -> tuple[float, float]:
+    """Return the two numbers of a range written ``LOW:HIGH``.
+
+    >>> low_and_high("-1000:3000")
+    (-1000.0, 3000.0)
+    """
+    low, high = map(float, text.split(":"))
+    return low, high
 
 
 def height_and_width(size: str) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from attention_transfer.config.fields import (
     Positive,
     Precision,
     Seed,
+    ValueRange,
     Workers,
     as_several,
     in_order,
@@ -58,6 +59,11 @@ class ImagesConfig(Config):
     )
     image_size: ImageSize | None = Field(
         None, description="size of the images in pixels, N or HxW; default: the network's own"
+    )
+    pixel_range: ValueRange | None = Field(
+        None,
+        description="pixel values that become 0 and 1, of images of more than 8 bits, such as "
+        "0:4095 or -1000:3000; default: one range for all, found from the images",
     )
     workers: Workers | None = Field(
         None, description="processes that decode image files; default: by the number of cores"

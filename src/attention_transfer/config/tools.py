@@ -16,6 +16,7 @@ from attention_transfer.config.fields import (
     Precision,
     Seed,
     Several,
+    ValueRange,
     Workers,
     as_several,
 )
@@ -69,6 +70,11 @@ class EvaluateConfig(Config):
     image_size: ImageSize | None = Field(
         None, description="size of the images in pixels, N or HxW; default: the network's own"
     )
+    pixel_range: ValueRange | None = Field(
+        None,
+        description="pixel values that become 0 and 1, of images of more than 8 bits; default: "
+        "those that the run was trained with, or found from the images",
+    )
     workers: Workers | None = Field(
         None, description="processes that decode image files; default: by the number of cores"
     )
@@ -112,6 +118,11 @@ class MapsConfig(Config):
     )
     image_size: ImageSize | None = Field(
         None, description="size of the images in pixels, N or HxW; default: each network's own"
+    )
+    pixel_range: ValueRange | None = Field(
+        None,
+        description="pixel values that become 0 and 1, of images of more than 8 bits; default: "
+        "those that a run was trained with, or one range found from all the images",
     )
     points: Names = Field(
         "low,middle,top",

@@ -21,10 +21,12 @@ from attention_transfer.data.loading import (
     stream,
 )
 from attention_transfer.data.names import loader
+from attention_transfer.data.pixel_ranges import on_one_scale
 from attention_transfer.data.randomness import AugmentedView
 from attention_transfer.data.splitting import hold_out_test, hold_out_validation
 from attention_transfer.data.views import Augmentation, Transform
 from attention_transfer.errors import InputError
+from attention_transfer.preprocessing import PixelRange
 from attention_transfer.waiting import waiting_for
 
 __all__ = [
@@ -62,6 +64,8 @@ def load_data(
     columns: str | Mapping[str, str] | None = None,
     label_offset: int | None = None,
     class_order: str | None = None,
+    pixel_range: tuple[float, float] | None = None,
+    default_pixel_range: tuple[float, float] | None = None,
 ) -> DataSet:
     """Load the images that DATA names, and hold a validation split out of the training images.
 
@@ -87,6 +91,9 @@ def load_data(
         class_order: ``string``, ``natural`` or a class map file; see
             :func:`~attention_transfer.data.classes.with_class_order`; None: the data set's own
             order, for folders that of their names as text.
+        pixel_range: the values that become 0 and 1, of images of more than 8 bits; None: the
+            default, or one range for the whole set, found from its images.
+        default_pixel_range: that of a network that was trained with it.
 
     Raises:
         InputError: an unknown name, images that cannot be read, or a split without any.
@@ -113,6 +120,11 @@ def load_data(
         from attention_transfer.data.masks import with_masks
 
         result = with_masks(result, folder, masks)
+    result = on_one_scale(
+        result,
+        pixel_range and PixelRange(*pixel_range),
+        default_pixel_range and PixelRange(*default_pixel_range),
+    )
     if len(result.validation):
         return result
     return hold_out_validation(result, validation, data_seed)

@@ -82,6 +82,16 @@ class WithAugmentation:
         return self.images.size
 
     @property
+    def channels(self) -> int:
+        """The number of channels of the images."""
+        return self.images.channels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the images' pixels."""
+        return self.images.dtype
+
+    @property
     def mixes(self) -> bool:
         """Whether images are mixed, and so have shares of classes instead of one label."""
         return self.mixup > 0 or self.cutmix > 0
@@ -107,8 +117,8 @@ class WithAugmentation:
         return self.images.name(index)
 
     def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
-        """Return (n, H, W, 3) uint8: an augmented view of each image; without one, the image as it
-        is evaluated.
+        """Return (n, H, W, C): an augmented view of each image; without one, the image as it is
+        evaluated.
         """
         if view is None:
             return self.images.pixels(indices)
@@ -122,7 +132,9 @@ class WithAugmentation:
             self._lambdas(indices, view)[:, None, None],
         )[..., None]
         mixed = weights * pixels.numpy() + (1 - weights) * partners.numpy()
-        return torch.from_numpy(np.rint(mixed).astype(np.uint8))
+        if pixels.dtype == torch.uint8:
+            mixed = np.rint(mixed)
+        return torch.from_numpy(mixed.astype(pixels.numpy().dtype))
 
     def shares(self, indices: NDArray[np.int64], view: AugmentedView) -> Tensor:
         """Return (n, classes) float32: the share of each class in each view; rows sum to 1, unless
@@ -146,7 +158,8 @@ class WithAugmentation:
         pixels = self.images.pixels(indices, view)
         if self.randaugment is None and not self.random_erasing:
             return pixels
-        transform = _transform(self.randaugment, self.random_erasing)
+        grey = GREY if pixels.dtype == torch.uint8 else GREY / 255
+        transform = _transform(self.randaugment, self.random_erasing, grey, self.channels)
         images = []
         for image, seed in zip(
             pixels.permute(0, 3, 1, 2), sample_seeds("transforms", view, indices), strict=True
@@ -190,15 +203,15 @@ def _shares_of(labels: Tensor, classes: int) -> Tensor:
 
 
 @lru_cache
-def _transform(magnitude: int | None, erasing: float) -> Any:
+def _transform(magnitude: int | None, erasing: float, grey: float, channels: int) -> Any:
     """Return torchvision's RandAugment and random erasing, each if it is on."""
     from torchvision.transforms import v2
 
     transforms: list[Any] = []
     if magnitude is not None:
-        transforms.append(v2.RandAugment(2, magnitude, fill=[GREY] * 3))
+        transforms.append(v2.RandAugment(2, magnitude, fill=[grey] * channels))
     if erasing:
-        transforms.append(v2.RandomErasing(erasing, value=GREY))
+        transforms.append(v2.RandomErasing(erasing, value=grey))
     return v2.Compose(transforms)
 
 

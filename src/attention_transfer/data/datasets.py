@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from attention_transfer.data.arrays import as_pil
 from attention_transfer.data.columns import Columns
 from attention_transfer.data.decoding import (
     CorruptImageError,
-    as_pil,
     file_content,
-    image_size,
     open_image,
-    upright_size,
 )
+from attention_transfer.data.deep_images import array_of, is_deep_array
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet, DecodedImages
 from attention_transfer.data.label_values import CodedLabels, as_labels, code_labels
+from attention_transfer.data.pixel_ranges import on_one_scale
 from attention_transfer.data.randomness import AugmentedView
 from attention_transfer.data.samples import (
     class_names_of,
@@ -37,9 +38,10 @@ from attention_transfer.data.splitting import (
     split_of,
     with_test_split,
 )
-from attention_transfer.data.views import CropResize, Transform
+from attention_transfer.data.views import CropResize, Pixels, Transform, size_and_channels
 from attention_transfer.errors import InputError, TrainingError, nearest
 from attention_transfer.factories import import_object
+from attention_transfer.preprocessing import PixelRange
 
 __all__ = ["DatasetImages", "as_data_set", "data_set_of_splits", "factory_data", "from_datasets"]
 
@@ -126,12 +128,16 @@ class DatasetImages(DecodedImages):
             content = self._decoded(index, None).tobytes()
         return hashlib.sha256(content).digest()
 
-    def _decoded(self, index: int, view: AugmentedView | None) -> NDArray[np.uint8]:
+    def source(self, index: int) -> Any:
+        """Return what the dataset holds as an image."""
+        return self._image(index)
+
+    def _decoded(self, index: int, view: AugmentedView | None) -> Pixels:
         try:
             image = self._image(index)
             content = file_content(image)
             if content is None:
-                pixels = self.crop_resize.decode(as_pil(image), view, index, draft=False)
+                pixels = self.crop_resize.decode(self._opened(image), view, index, draft=False)
             else:
                 with open_image(content) as opened:
                     pixels = self.crop_resize.decode(opened, view, index, draft=True)
@@ -140,6 +146,15 @@ class DatasetImages(DecodedImages):
                 f"{self.name(index)} cannot be read: {type(error).__name__}: {error}"
             ) from error
         return self.crop_resize.finish(pixels, view, index)
+
+    def _opened(self, image: Any) -> Image.Image | NDArray[Any]:
+        """Return a decoded image as PIL's; or, of other channels or more than 8 bits, its array."""
+        array = array_of(image)
+        if array is None:
+            return as_pil(image)
+        if self.channels == 3 and (self.dtype == torch.uint8 or not is_deep_array(array)):
+            return as_pil(array)
+        return array
 
     def _image(self, index: int) -> Any:
         return self.dataset[int(self.indices[index])][self.columns[0]]
@@ -155,9 +170,10 @@ def from_datasets(
     transform: Transform | None = None,
     validation_share: float = 0.1,
     data_seed: int = 0,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
     name: str = "data",
+    pixel_range: tuple[float, float] | None = None,
 ) -> DataSet:
     """Make a data set from map-style datasets, such as torchvision's or your own.
 
@@ -165,6 +181,8 @@ def from_datasets(
     with ``image`` and ``label``. An image is one of PIL, an array (H, W, 3), (H, W) or (3, H, W), a
     tensor (3, H, W), each uint8 or floating-point from 0 to 1, or the bytes of an encoded file;
     before augmentation and normalization, and of any size. A label is a class index, from 0.
+    Arrays and tensors may have other channels than grey and colour images, as (C, H, W) or
+    (H, W, C), and integers of more than 8 bits, which have one scale for all images.
 
     Evaluation takes the middle of each image, 7/8 of its sides. Training takes a random crop of 8
     to 100 % of the area and flips half of them, or what ``transform`` makes of the image.
@@ -181,6 +199,8 @@ def from_datasets(
         mean: by channel, on a scale of 0 to 1, for normalization; ImageNet's by default.
         std: standard deviation by channel.
         name: what records and messages call the data.
+        pixel_range: the values that become 0 and 1, of images of more than 8 bits; None: found from
+            the images.
 
     Raises:
         InputError: a dataset is not map-style, holds no images and class indices, is empty or has
@@ -192,10 +212,11 @@ def from_datasets(
         >>> len(data.train), len(data.validation), len(data.test), data.input_size
         (28, 4, 8, (3, 32, 32))
     """
-    given = {"train": train, "test": test, "validation": validation}
-    splits = {split: part for split, part in given.items() if part is not None}
+    datasets = {"train": train, "test": test, "validation": validation}
+    splits = {split: part for split, part in datasets.items() if part is not None}
     data = data_set_of_splits(name, splits, size, data_seed, class_names)
-    data = replace(data, mean=mean, std=std)
+    given = None if pixel_range is None else PixelRange(*pixel_range)
+    data = on_one_scale(replace(data, mean=mean, std=std), given)
     if transform is not None:
         data = data.with_transform(transform)
     return (
@@ -357,8 +378,11 @@ def _images(
     """Return a split's images with their labels."""
     with reading(name):
         image = dataset[0][columns[0]]
-        content = file_content(image)
-        first_size = upright_size(as_pil(image)) if content is None else image_size(content)
+        first_size, channels = size_and_channels(image)
     return DatasetImages(
-        labels, CropResize(size or first_size), dataset, columns, np.arange(len(dataset))
+        labels,
+        CropResize(size or first_size, channels=channels),
+        dataset,
+        columns,
+        np.arange(len(dataset)),
     )

@@ -14,21 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLESPERPIXEL, TILELENGTH, TILEWIDTH
-from torch import Tensor
 
 from attention_transfer.config import Interpolation
+from attention_transfer.data.deep_images import (
+    bands_of_image,
+    describe_tiff,
+    scaled_bands,
+    sixteen_bit_colours,
+)
 from attention_transfer.errors import first_line
+from attention_transfer.preprocessing import PixelRange
 
 __all__ = [
     "MOST_BYTES",
     "MOST_PIXELS",
+    "Bands",
     "Box",
     "CorruptImageError",
-    "as_pil",
     "decode",
     "file_content",
     "image_size",
     "open_image",
+    "opened_bands",
+    "resized_bands",
     "resized_part",
     "upright_rgb",
     "upright_size",
@@ -57,6 +65,10 @@ FORMATS = tuple(
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _EXIF_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+
+
+Bands = list[Image.Image]
+"""The channels of an image, each an image of one channel, in full precision."""
 
 
 class CorruptImageError(Exception):
@@ -105,7 +117,13 @@ def open_image(source: bytes | Path) -> Iterator[Image.Image]:
     except CorruptImageError:
         raise
     except UnidentifiedImageError:
-        raise CorruptImageError("it is not an image") from None
+        layout = describe_tiff(source)
+        if layout is None:
+            raise CorruptImageError("it is not an image") from None
+        raise CorruptImageError(
+            f"it is {layout}, expected 1 band, or 3 or 4 of 8 or 16 bits; load such files by a "
+            "function of your own that gives arrays (C, H, W): --data package.module:factory"
+        ) from None
     except Exception as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise CorruptImageError(reason or type(error).__name__) from None
@@ -180,6 +198,41 @@ def resized_part(
     return np.asarray(pixels.resize((size[1], size[0]), resample, part, reducing_gap=3.0))
 
 
+def opened_bands(image: Image.Image) -> Bands:
+    """Return the channels of an opened image, turned as its EXIF data say, in full precision.
+
+    Raises:
+        CorruptImageError: they would take more than MOST_BYTES of memory.
+    """
+    _check_bytes(image, _bytes_of_rgb(image))
+    return bands_of_image(image)
+
+
+def resized_bands(
+    bands: Bands,
+    size: tuple[int, int],
+    box: Box | None = None,
+    interpolation: Interpolation = "bilinear",
+    pixel_range: PixelRange | None = None,
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return a part of bands as pixels (H, W, C) at a size.
+
+    Args:
+        bands: the channels.
+        size: height and width of the result.
+        box: the part to take, in pixels; None: all of it.
+        interpolation: the filter of resizing.
+        pixel_range: the values that become 0 and 1, of bands of more than 8 bits; the result is
+            float32 then. None: all bands are of 8 bits, and the result is uint8.
+    """
+    resample = _FILTERS[interpolation]
+    if pixel_range is not None:
+        return scaled_bands(bands, pixel_range, size, box, resample)
+    height, width = size
+    layers = [band.resize((width, height), resample, box, reducing_gap=3.0) for band in bands]
+    return np.stack([np.asarray(layer) for layer in layers], axis=2)
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return height and width of an opened image after it is turned as its EXIF data say."""
     width, height = image.size
@@ -244,7 +297,9 @@ def _check_bytes(image: Image.Image, needed: int) -> None:
 
 
 def _bytes_of_rgb(image: Image.Image) -> int:
-    """Return the memory that an opened image and its copies on the way to RGB take."""
+    """Return the memory that an opened image and its copies on the way to RGB or bands take."""
+    if sixteen_bit_colours(image):  # two images for their bytes, and bands; or opacity in float32
+        return (28 if image.mode == "RGBA" else 16) * image.width * image.height
     stored = _BYTES_A_PIXEL.get(image.mode, 4)
     count = stored
     # PIL decodes a PNG to look for EXIF data behind its pixels; those do not count here.
@@ -279,60 +334,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CorruptImageError(str(error.strerror)) from None
-
-
-def as_pil(image: Any) -> Image.Image:
-    """Convert a decoded image of any kind that data sets give to PIL's.
-
-    Args:
-        image: PIL's; an array (H, W), (H, W, 3) or (3, H, W) or a tensor of such a shape, with 1, 3
-            or 4 channels; integers from 0 to 255 (of 16 bits to 65535) or floating-point numbers
-            from 0 to 1.
-
-    Raises:
-        TypeError: it is none of these.
-        ValueError: its values lie outside the range.
-
-    Example:
-        >>> as_pil(torch.ones(3, 4, 6)).size
-        (6, 4)
-    """
-    if isinstance(image, Image.Image):
-        return image
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
-        raise TypeError(
-            f"got a {type(image).__name__}, expected an image of PIL, an array (H, W, 3), a tensor "
-            "(3, H, W) or the bytes of a file"
-        )
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    if array.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise TypeError(f"got an array {array.shape}, expected (H, W), (H, W, 3) or (3, H, W)")
-    pixels = _as_bytes(array)
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
-
-
-def _remedy(array: NDArray[Any]) -> str:
-    """Return what to do about an image whose values are out of their range."""
-    if float(array.min()) >= 0 and float(array.max()) <= 255:
-        return "divide them by 255, or give them as uint8"
-    return "give images before they are normalized"
-
-
-def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale an image's values to 0 to 255."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    largest = 65535 if array.dtype == np.uint16 else 255
-    if np.issubdtype(array.dtype, np.floating):
-        largest = 1
-    low, high = float(array.min(initial=0)), float(array.max(initial=0))
-    if not (low >= 0 and high <= largest):
-        raise ValueError(
-            f"its {array.dtype} values go from {low:.4g} to {high:.4g}, expected 0 to {largest}; "
-            f"{_remedy(array)}"
-        )
-    return np.rint(array.astype(np.float64) * (255 / largest)).astype(np.uint8)

@@ -19,7 +19,7 @@ from attention_transfer.data.decoding import (
 )
 from attention_transfer.data.images import DecodedImages
 from attention_transfer.data.randomness import AugmentedView
-from attention_transfer.data.views import centre
+from attention_transfer.data.views import Pixels, centre
 from attention_transfer.errors import TrainingError
 
 __all__ = ["FileImages"]
@@ -134,7 +134,11 @@ class FileImages(DecodedImages):
                 f"{self.root / path} can no longer be read: {error.strerror}; repair or remove it"
             ) from None
 
-    def _decoded(self, index: int, view: AugmentedView | None) -> NDArray[np.uint8]:
+    def source(self, index: int) -> Path:
+        """Return the image's path."""
+        return self.root / self.paths[index]
+
+    def _decoded(self, index: int, view: AugmentedView | None) -> Pixels:
         path = self.root / self.paths[index]
         try:
             with open_image(path) as image:

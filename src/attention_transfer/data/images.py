@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -12,10 +12,16 @@ from torch import Tensor
 
 from attention_transfer.config import Interpolation
 from attention_transfer.data.randomness import AugmentedView
-from attention_transfer.data.views import Augmentation, CropResize, Transform, TransformImages
+from attention_transfer.data.views import (
+    Augmentation,
+    CropResize,
+    Pixels,
+    Transform,
+    TransformImages,
+)
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.functional.measures import box_masks
-from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.preprocessing import PixelRange, Preprocessing
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -57,6 +63,14 @@ class Images(Protocol):
     def size(self) -> tuple[int, int]:
         """Height and width of what :meth:`pixels` returns."""
 
+    @property
+    def channels(self) -> int:
+        """The number of channels of what :meth:`pixels` returns."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of what :meth:`pixels` returns: uint8, or float32 from 0 to 1."""
+
     def __len__(self) -> int: ...
 
     def subset(self, indices: NDArray[np.int64]) -> Self:
@@ -72,8 +86,8 @@ class Images(Protocol):
         """Return what messages call a sample."""
 
     def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
-        """Return (n, H, W, 3) uint8: an augmented view of each image; without one, the image as it
-        is evaluated.
+        """Return (n, H, W, C), uint8 or float32 from 0 to 1: an augmented view of each image;
+        without one, the image as it is evaluated.
         """
 
     def masks(self, indices: NDArray[np.int64]) -> Tensor | None:
@@ -87,7 +101,7 @@ class ImageSet:
     """Labelled images in memory."""
 
     images: Tensor
-    """(N, H, W, 3) uint8."""
+    """(N, H, W, C), uint8 or float32 from 0 to 1."""
     labels: Tensor
     """The class index of each image, (N,)."""
     boxes: Tensor | None = None
@@ -108,6 +122,16 @@ class ImageSet:
         height, width = self.images.shape[1:3]
         return height, width
 
+    @property
+    def channels(self) -> int:
+        """The number of channels of the images."""
+        return self.images.shape[3]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the images."""
+        return self.images.dtype
+
     def subset(self, indices: NDArray[np.int64]) -> "ImageSet":
         """Return the images at some indices, in that order."""
         chosen = torch.from_numpy(indices)
@@ -127,7 +151,7 @@ class ImageSet:
         return f"sample {index}"
 
     def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
-        """Return (n, H, W, 3) uint8: an augmented view of each image, or the image itself."""
+        """Return (n, H, W, C): an augmented view of each image, or the image itself."""
         chosen = self.images.index_select(0, torch.from_numpy(indices))
         return chosen if view is None else self.augmentation(chosen, indices, view)
 
@@ -173,6 +197,16 @@ class DecodedImages(ABC):
         """Height and width that images are brought to."""
         return self.crop_resize.size
 
+    @property
+    def channels(self) -> int:
+        """The number of channels that images are brought to."""
+        return self.crop_resize.channels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """uint8, or float32 where images have more than 8 bits."""
+        return torch.uint8 if self.crop_resize.pixel_range is None else torch.float32
+
     def resized(self, size: tuple[int, int], interpolation: Interpolation) -> Self:
         """Return the same images, brought to another height and width."""
         crop_resize = replace(self.crop_resize, size=size, interpolation=interpolation)
@@ -183,7 +217,7 @@ class DecodedImages(ABC):
         return replace(self, crop_resize=replace(self.crop_resize, transform=transform))
 
     def pixels(self, indices: NDArray[np.int64], view: AugmentedView | None = None) -> Tensor:
-        """Return (n, H, W, 3) uint8: an augmented view of each image, or its centre crop.
+        """Return (n, H, W, C): an augmented view of each image, or its centre crop.
 
         Raises:
             TrainingError: an image cannot be decoded or transformed.
@@ -191,8 +225,20 @@ class DecodedImages(ABC):
         return torch.from_numpy(np.stack([self._decoded(int(index), view) for index in indices]))
 
     @abstractmethod
-    def _decoded(self, index: int, view: AugmentedView | None) -> NDArray[np.uint8]:
-        """Return one image (H, W, 3)."""
+    def name(self, index: int) -> str:
+        """Return what messages call a sample."""
+
+    @abstractmethod
+    def source(self, index: int) -> Any:
+        """Return one image: the bytes of a file, its path, or what a user's data set holds.
+
+        Raises:
+            CorruptImageError: it cannot be read.
+        """
+
+    @abstractmethod
+    def _decoded(self, index: int, view: AugmentedView | None) -> Pixels:
+        """Return one image (H, W, C)."""
 
 
 @dataclass(frozen=True)
@@ -207,23 +253,56 @@ class DataSet:
     validation: Images
     test: Images
     class_names: tuple[str, ...]
-    mean: tuple[float, float, float]
+    mean: tuple[float, ...]
     """By channel, on a scale of 0 to 1."""
-    std: tuple[float, float, float]
+    std: tuple[float, ...]
     notices: tuple[str, ...] = ()
     """Messages for the user on how the images were read, such as which were skipped."""
     corrupt: tuple[tuple[str, str], ...] = ()
     """The images that were skipped because they cannot be decoded: the name of each, and why."""
+    pixel_range: PixelRange | None = None
+    """The values that become 0 and 1, of images of more than 8 bits; None: there are none."""
 
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height and width of an image as it is evaluated."""
-        return 3, *self.test.size
+        return self.channels, *self.test.size
 
     @property
     def preprocessing(self) -> Preprocessing:
         """The images' size and normalization, for networks whose weights expect no other."""
-        return Preprocessing(self.mean, self.std, self.test.size)
+        expected = Preprocessing(self.mean, self.std, self.test.size, pixel_range=self.pixel_range)
+        return (
+            expected
+            if 3 == self.channels == len(self.mean)
+            else expected.for_channels(self.channels)
+        )
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the images."""
+        return self.test.channels
+
+    def with_channels(self, channels: int) -> "DataSet":
+        """Return the same data with a number of channels, which all images have.
+
+        Raises:
+            InputError: the first training image has others, or the images are in memory.
+        """
+        if channels == self.channels:
+            return self
+        parts: dict[str, Any] = {}
+        for split in ("train", "validation", "test"):
+            images = getattr(self, split)
+            if not isinstance(images, DecodedImages):
+                raise InputError(f"the images of {self.name} have {self.channels} channels")
+            crop_resize = replace(images.crop_resize, channels=channels)
+            parts[split] = replace(images, crop_resize=crop_resize)
+        try:
+            parts["train"].pixels(np.zeros(1, dtype=np.int64))
+        except TrainingError as error:
+            raise InputError(str(error)) from error
+        return replace(self, **parts)
 
     def resized(self, size: tuple[int, int], interpolation: Interpolation) -> "DataSet":
         """Return the same data at another height and width; images in memory keep theirs."""
@@ -245,8 +324,9 @@ class DataSet:
         Args:
             transform: called with each whole RGB image of PIL; returns an image of PIL, an array
                 (H, W, 3) or a tensor (3, H, W), uint8 or floating-point from 0 to 1, before
-                normalization. Give a class of your own a ``__repr__`` that shows its settings: a
-                cache of teacher targets is refused when it changes.
+                normalization. Images of more than 8 bits or other channels come as tensors
+                (C, H, W), floating-point from 0 to 1. Give a class of your own a ``__repr__`` that
+                shows its settings: a cache of teacher targets is refused when it changes.
 
         Raises:
             InputError: the transform fails on the first training image.

@@ -56,7 +56,7 @@ class Share(NamedTuple):
 
 
 _Loaded = tuple[Tensor, NDArray[Any]]
-"""Pixels (n, H, W, 3) uint8, and labels (n,) or (n, classes). A worker sends arrays, which are in
+"""Pixels (n, H, W, C), and labels (n,) or (n, classes). A worker sends arrays, which are in
 the message itself; a tensor would come by way of a file descriptor.
 """
 
@@ -101,7 +101,8 @@ class _ShareDataset(Dataset[tuple[tuple[int, ...] | NDArray[Any], NDArray[Any]] 
     def __init__(self, images: Images, workers: int, samples: int) -> None:
         self.images = images
         self.slot_count = workers * PREFETCHED + 1
-        size = samples * math.prod(images.size) * 3
+        self.dtype = images.dtype
+        size = samples * math.prod(images.size) * images.channels * self.dtype.itemsize
         self.slots = _shared_bytes(self.slot_count * size).view(self.slot_count, size)
         self.current = _shared_bytes(workers * 16).view(torch.int64).view(workers, 2)
 
@@ -120,9 +121,9 @@ class _ShareDataset(Dataset[tuple[tuple[int, ...] | NDArray[Any], NDArray[Any]] 
         finally:
             current[1] = -1
         slot = self.slots[number % self.slot_count]
-        if pixels.dtype != torch.uint8 or pixels.numel() > len(slot):
+        if pixels.dtype != self.dtype or pixels.nbytes > len(slot):
             return pixels.numpy(), labels
-        slot[: pixels.numel()].copy_(pixels.flatten())
+        slot[: pixels.nbytes].copy_(pixels.flatten().view(torch.uint8))
         return tuple(pixels.shape), labels
 
     def read(self, number: int, pixels: tuple[int, ...] | NDArray[Any]) -> Tensor:
@@ -134,7 +135,8 @@ class _ShareDataset(Dataset[tuple[tuple[int, ...] | NDArray[Any], NDArray[Any]] 
         """
         if isinstance(pixels, np.ndarray):
             return torch.from_numpy(pixels)
-        return self.slots[number % self.slot_count][: math.prod(pixels)].view(pixels)
+        size = math.prod(pixels) * self.dtype.itemsize
+        return self.slots[number % self.slot_count][:size].view(self.dtype).view(pixels)
 
     def fault(self, number: int, exit_code: int | None) -> str:
         """Describe how a worker with a process id ended."""

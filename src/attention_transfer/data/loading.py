@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     """One process's share of a batch."""
 
     images: Tensor
-    """(N, 3, H, W) float32 in [0, 1], in channels_last memory format."""
+    """(N, C, H, W) float32 in [0, 1], in channels_last memory format."""
     labels: Tensor
     """(N,) class indices; of mixed images (N, classes), their shares of the classes."""
     indices: NDArray[np.int64]
@@ -154,8 +154,16 @@ def stream(
 
 
 def as_input(pixels: Tensor) -> Tensor:
-    """Convert (N, H, W, 3) uint8 to (N, 3, H, W) float32 in [0, 1], channels_last in memory."""
-    return pixels.permute(0, 3, 1, 2).float().div_(255)
+    """Convert pixels to float32 in [0, 1], channels_last in memory.
+
+    Args:
+        pixels: (N, H, W, C), uint8 or floating-point from 0 to 1.
+
+    Returns:
+        (N, C, H, W), a copy.
+    """
+    images = pixels.permute(0, 3, 1, 2).to(torch.float32, copy=True)
+    return images.div_(255) if pixels.dtype == torch.uint8 else images
 
 
 def resolve_workers(workers: int | None, images: Images) -> int:

@@ -12,12 +12,25 @@ from PIL import Image
 from torch import Tensor
 
 from attention_transfer.config import Interpolation
+from attention_transfer.data.arrays import as_pil, check_unit_values
 from attention_transfer.data.decoding import (
+    Bands,
     Box,
-    as_pil,
+    CorruptImageError,
+    file_content,
+    image_size,
+    opened_bands,
+    resized_bands,
     resized_part,
     upright_rgb,
     upright_size,
+)
+from attention_transfer.data.deep_images import (
+    array_of,
+    bands_of_array,
+    is_deep,
+    on_white,
+    scaled_bands,
 )
 from attention_transfer.data.randomness import (
     AugmentedView,
@@ -28,21 +41,28 @@ from attention_transfer.data.randomness import (
     uniform,
 )
 from attention_transfer.errors import TrainingError
+from attention_transfer.preprocessing import EIGHT_BITS, PixelRange
 
 __all__ = [
     "Augmentation",
     "CropResize",
+    "Pixels",
     "Transform",
     "TransformImages",
     "centre",
     "random_crop_and_flip",
+    "size_and_channels",
 ]
 
-Transform = Callable[[Image.Image], Any]
+Transform = Callable[[Any], Any]
 """A user's augmentation: an RGB image of PIL to an image of PIL, an array (H, W, 3) or a tensor
-(3, H, W), uint8 or floating-point from 0 to 1. It runs with the generators of torch, numpy and
-Python seeded for the sample. A cache of teacher targets recognises it by its ``repr``.
+(3, H, W), uint8 or floating-point from 0 to 1. Where images have more than 8 bits or other channels
+it is given a tensor (C, H, W), floating-point from 0 to 1. It runs with the generators of torch,
+numpy and Python seeded for the sample. A cache of teacher targets recognises it by its ``repr``.
 """
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+"""Pixels (H, W, C): of 8 bits, or floating-point from 0 to 1."""
 
 CROP_AREA = 0.08, 1.0
 """Least and largest share of an image that a random crop takes."""
@@ -106,6 +126,12 @@ class CropResize:
     interpolation: Interpolation = "bilinear"
     transform: Transform | None = None
     """Makes augmented views from whole images; None: a random crop, and half of them flipped."""
+    pixel_range: PixelRange | None = None
+    """Of images of more than 8 bits; None: there are none, and pixels stay uint8."""
+    channels: int = 3
+    """Of the result: 3, to which grey images and those with opacity are brought; or as many as all
+    images have.
+    """
 
     def __str__(self) -> str:
         height, width = self.size
@@ -114,34 +140,51 @@ class CropResize:
             if self.transform is None
             else _stable_repr(self.transform)
         )
-        return f"{augmentation}, {self.interpolation} to {height}x{width}"
+        values = "" if self.pixel_range is None else f", values {self.pixel_range}"
+        channels = "" if self.channels == 3 else f", {self.channels} channels"
+        return f"{augmentation}, {self.interpolation} to {height}x{width}{values}{channels}"
 
     def decode(
-        self, image: Image.Image, view: AugmentedView | None, index: int, *, draft: bool
-    ) -> NDArray[np.uint8]:
+        self,
+        image: Image.Image | NDArray[Any],
+        view: AugmentedView | None,
+        index: int,
+        *,
+        draft: bool,
+    ) -> Pixels:
         """Return the pixels that :meth:`finish` takes: those of the crop, or all for a transform.
 
         Args:
-            image: opened.
+            image: opened, or an array of it.
             view: the augmented view; None: the centre crop.
             index: of the sample in its set.
             draft: see :func:`~attention_transfer.data.decoding.resized_part`.
+
+        Raises:
+            CorruptImageError: it has other channels than the set, or takes too much memory.
         """
+        if isinstance(image, Image.Image) and self._is_converted(image):
+            return self._typed(self._eight_bits(image, view, index, draft))
+        bands, pixel_range = self._bands(image)
         if view is not None and self.transform is not None:
-            return np.asarray(upright_rgb(image))
-        whole, flip = upright_size(image), False
-        if view is None:
-            box = centre(whole, self.size)
-        else:
-            (seed,) = sample_seeds("crop and flip", view, np.array([index]))
-            box, flip = random_crop_and_flip(whole, self.size, seed)
-        pixels = resized_part(image, self.size, box, self.interpolation, draft=draft)
+            return self._with_channels(scaled_bands(bands, pixel_range or EIGHT_BITS))
+        box, flip = self._box((bands[0].height, bands[0].width), view, index)
+        pixels = self._part_of_bands(bands, pixel_range, box)
         return pixels[:, ::-1] if flip else pixels
 
-    def finish(
-        self, pixels: NDArray[np.uint8], view: AugmentedView | None, index: int
-    ) -> NDArray[np.uint8]:
-        """Return the final pixels (H, W, 3): those decoded, or what the transform makes of them.
+    def part(self, image: Image.Image | NDArray[Any], box: Box, *, draft: bool = False) -> Pixels:
+        """Return any part of an image, in pixels of the upright one, as :meth:`decode` does.
+
+        Raises:
+            CorruptImageError: as of :meth:`decode`.
+        """
+        if isinstance(image, Image.Image) and self._is_converted(image):
+            pixels = resized_part(image, self.size, box, self.interpolation, draft=draft)
+            return self._typed(pixels)
+        return self._part_of_bands(*self._bands(image), box)
+
+    def finish(self, pixels: Pixels, view: AugmentedView | None, index: int) -> Pixels:
+        """Return the final pixels (H, W, C): those decoded, or what the transform makes of them.
 
         Raises:
             TrainingError: the transform fails, or does not return an image.
@@ -150,6 +193,56 @@ class CropResize:
             return pixels
         (seed,) = sample_seeds("transform", view, np.array([index]))
         return _transformed(self.transform, pixels, self.size, self.interpolation, seed)
+
+    def _is_converted(self, image: Image.Image) -> bool:
+        """Return whether PIL brings the image to colours of 8 bits."""
+        return self.channels == 3 and (self.pixel_range is None or not is_deep(image))
+
+    def _eight_bits(
+        self, image: Image.Image, view: AugmentedView | None, index: int, draft: bool
+    ) -> NDArray[np.uint8]:
+        """Return the pixels (H, W, 3) of an image that PIL brings to colours of 8 bits."""
+        if view is not None and self.transform is not None:
+            return np.asarray(upright_rgb(image))
+        box, flip = self._box(upright_size(image), view, index)
+        pixels = resized_part(image, self.size, box, self.interpolation, draft=draft)
+        return pixels[:, ::-1] if flip else pixels
+
+    def _box(
+        self, whole: tuple[int, int], view: AugmentedView | None, index: int
+    ) -> tuple[Box, bool]:
+        """Return the part of an image to take, and whether to flip it."""
+        if view is None:
+            return centre(whole, self.size), False
+        (seed,) = sample_seeds("crop and flip", view, np.array([index]))
+        return random_crop_and_flip(whole, self.size, seed)
+
+    def _bands(self, image: Image.Image | NDArray[Any]) -> tuple[Bands, PixelRange | None]:
+        """Return the channels of an image, and the range of their values."""
+        if isinstance(image, Image.Image):
+            bands = opened_bands(image)
+        else:
+            bands = bands_of_array(image, None if self.channels == 3 else self.channels)
+        if self.channels == 3 and len(bands) in (2, 4):
+            return on_white(bands, self.pixel_range or EIGHT_BITS), PixelRange(0, 1)
+        if len(bands) != self.channels and not (self.channels == 3 and len(bands) == 1):
+            raise CorruptImageError(
+                f"it has {len(bands)} channels, expected {self.channels}, as the others have"
+            )
+        return bands, self.pixel_range
+
+    def _part_of_bands(self, bands: Bands, pixel_range: PixelRange | None, box: Box) -> Pixels:
+        pixels = resized_bands(bands, self.size, box, self.interpolation, pixel_range)
+        return self._with_channels(self._typed(pixels))
+
+    def _typed(self, pixels: Pixels) -> Pixels:
+        """Return the pixels as the whole set has them: uint8, or from 0 to 1."""
+        if self.pixel_range is None or pixels.dtype != np.uint8:
+            return pixels
+        return pixels.astype(np.float32) / np.float32(255)
+
+    def _with_channels(self, pixels: Pixels) -> Pixels:
+        return pixels.repeat(self.channels, axis=2) if pixels.shape[2] == 1 else pixels
 
 
 @dataclass(frozen=True)
@@ -163,7 +256,7 @@ class Augmentation:
         """Return one augmented view of each image.
 
         Args:
-            images: (N, H, W, C) uint8.
+            images: (N, H, W, C).
             indices: (N,) the samples' indices in their set.
             view: the augmented view.
         """
@@ -178,10 +271,10 @@ class Augmentation:
             columns[flipped] = columns[flipped, ::-1]
         whole = images.contiguous().numpy()
         # One element holds all channels of a pixel, so that one take moves whole pixels.
-        pixels = whole.view(f"V{whole.shape[3]}").reshape(-1)
+        pixels = whole.view(f"V{whole.shape[3] * whole.itemsize}").reshape(-1)
         lines = height * np.arange(len(whole))[:, None] + rows
         positions = width * lines[:, :, None] + columns[:, None, :]
-        return torch.from_numpy(pixels.take(positions).view(np.uint8).reshape(whole.shape))
+        return torch.from_numpy(pixels.take(positions).view(whole.dtype).reshape(whole.shape))
 
 
 @dataclass(frozen=True)
@@ -194,7 +287,7 @@ class TransformImages:
         return _stable_repr(self.transform)
 
     def __call__(self, images: Tensor, indices: NDArray[np.int64], view: AugmentedView) -> Tensor:
-        """Return one augmented view of each image (N, H, W, 3) uint8.
+        """Return one augmented view of each image (N, H, W, C).
 
         Raises:
             TrainingError: the transform fails, or does not return an image.
@@ -211,25 +304,46 @@ class TransformImages:
 
 def _transformed(
     transform: Transform,
-    pixels: NDArray[np.uint8],
+    pixels: Pixels,
     size: tuple[int, int],
     interpolation: Interpolation,
     seed: int,
-) -> NDArray[np.uint8]:
-    """Return what a transform makes of an image (h, w, 3), resized to a height and width."""
+) -> Pixels:
+    """Return what a transform makes of an image (h, w, C), resized to a height and width."""
+    colours = pixels.dtype == np.uint8 and pixels.shape[2] == 3
     try:
         with seeded_generators(seed):
-            result = as_pil(transform(Image.fromarray(pixels)))
+            if colours:
+                result = as_pil(transform(Image.fromarray(pixels)))
+            else:
+                tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+                bands = _bands_of_result(transform(tensor), pixels.shape[2])
     except Exception as error:
         height, width = pixels.shape[:2]
+        taken = "an RGB image of PIL" if colours else f"a tensor ({pixels.shape[2]}, H, W)"
         raise TrainingError(
             f"the transform {_stable_repr(transform)} failed on an image {height}x{width} "
-            f"({type(error).__name__}: {error}); it must take an RGB image of PIL and return one, "
-            "or a tensor (3, H, W)"
+            f"({type(error).__name__}: {error}); it must take {taken} and return one, "
+            f"or a tensor ({pixels.shape[2]}, H, W)"
         ) from error
+    if not colours:
+        values = resized_bands(bands, size, None, interpolation, PixelRange(0, 1))
+        return values if pixels.dtype != np.uint8 else np.rint(255 * values).astype(np.uint8)
     if (result.height, result.width) == size:
         return np.asarray(upright_rgb(result))
     return resized_part(result, size, interpolation=interpolation)
+
+
+def _bands_of_result(result: Any, channels: int) -> Bands:
+    """Return the channels of what a transform made of a tensor (C, H, W)."""
+    array = array_of(result)
+    if array is None:
+        raise TypeError(f"it returned a {type(result).__name__}")
+    check_unit_values(array)
+    bands = bands_of_array(array, channels)
+    if len(bands) != channels:
+        raise ValueError(f"it returned {array.shape}")
+    return bands
 
 
 def _stable_repr(transform: Transform) -> str:
@@ -241,3 +355,18 @@ def _reflected(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     """Mirror positions outside 0 .. length - 1 at the first and the last one."""
     mirrored = np.abs(positions)
     return np.where(mirrored >= length, 2 * (length - 1) - mirrored, mirrored)
+
+
+def size_and_channels(image: Any) -> tuple[tuple[int, int], int]:
+    """Return height and width of an image, and the channels that it is brought to.
+
+    Arrays of another number of channels than grey and colour images have keep theirs.
+    """
+    content, array = file_content(image), array_of(image)
+    if content is not None:
+        return image_size(content), 3
+    if array is None:
+        return upright_size(as_pil(image)), 3
+    bands = bands_of_array(array)
+    size = bands[0].height, bands[0].width
+    return size, 3 if len(bands) in (1, 3, 4) else len(bands)

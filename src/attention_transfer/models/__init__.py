@@ -2,6 +2,7 @@
 
 from attention_transfer.model_names import run_folder, split_models, split_name
 from attention_transfer.models.card import ModelCard
+from attention_transfer.models.channels import input_channels
 from attention_transfer.models.heads import logit_layers
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.registry import (
@@ -28,6 +29,7 @@ __all__ = [
     "default_input_size",
     "imagenet_classes",
     "in_float32",
+    "input_channels",
     "load",
     "load_run",
     "load_weights",

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from attention_transfer.config import Interpolation, Positive
 from attention_transfer.errors import InputError, first_problems
 from attention_transfer.files import read_bytes, write_json
-from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.preprocessing import PixelRange, Preprocessing
 
 __all__ = ["ModelCard", "check_weights"]
 
@@ -31,11 +31,14 @@ class ModelCard:
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     input_size: tuple[_Side, _Side, _Side]
     """Channels, height and width."""
-    mean: Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
-    std: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
+    mean: Annotated[tuple[float, ...], Field(min_length=1)]
+    """One for each channel."""
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)]
     data: str
     """The name of the data set that it was trained on."""
     interpolation: Interpolation = "bilinear"
+    pixel_range: tuple[float, float] | None = None
+    """The pixel values that became 0 and 1 in training; None: 0 and 255, of 8 bits."""
     weights_sha256: str | None = None
     """The SHA-256 of ``model.safetensors``; None in cards of earlier versions."""
     schema_version: Literal[1] = 1
@@ -48,7 +51,15 @@ class ModelCard:
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing that the network's weights expect."""
-        return Preprocessing(self.mean, self.std, self.input_size[1:], self.interpolation)
+        channels, *size = self.input_size
+        return Preprocessing(
+            self.mean,
+            self.std,
+            (size[0], size[1]),
+            self.interpolation,
+            None if channels == 3 else channels,
+            self.pixel_range and PixelRange(*self.pixel_range),
+        )
 
     @classmethod
     def read(cls, path: Path) -> "ModelCard":
@@ -67,13 +78,27 @@ class ModelCard:
                 for fault in error.errors()
             ]
             raise InputError(f"{path} is not a model card: {first_problems(problems)}") from None
+        channels = card.input_size[0]
+        if not len(card.mean) == len(card.std) == channels:
+            raise InputError(
+                f"{path} is not a model card: mean and std have {len(card.mean)} and "
+                f"{len(card.std)} numbers, expected one for each of {channels} channels"
+            )
+        if card.pixel_range is not None and card.pixel_range[0] >= card.pixel_range[1]:
+            raise InputError(
+                f"{path} is not a model card: pixel_range is {list(card.pixel_range)}, expected "
+                "the second number to be larger"
+            )
         if any("\0" in text for text in (card.name, card.data, *card.class_names)):
             raise InputError(f"{path} is not a model card: it has a name with a null byte")
         return card
 
     def write(self, path: Path) -> None:
         """Write the card as JSON."""
-        write_json(path, asdict(self))
+        values = asdict(self)
+        if self.pixel_range is None:  # earlier versions do not know it
+            del values["pixel_range"]
+        write_json(path, values)
 
 
 def check_weights(path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import InputError
+from attention_transfer.models.channels import input_channels
 from attention_transfer.taps import evaluating
 
 __all__ = ["logit_layers", "replace_head"]
@@ -62,7 +63,8 @@ def _last_to_run(
         outputs.append((layer, output))
 
     weight = next(network.parameters())
-    images = torch.zeros(2, *input_size, dtype=weight.dtype, device=weight.device)
+    channels = input_channels(network, input_size[1:], input_size[0])
+    images = torch.zeros(2, channels, *input_size[1:], dtype=weight.dtype, device=weight.device)
     with ExitStack() as stack:
         for layer in layers.values():
             stack.callback(layer.register_forward_hook(hook).remove)

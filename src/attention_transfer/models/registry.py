@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.model_names import run_folder, split_name, weights_file
 from attention_transfer.models.card import ModelCard
+from attention_transfer.models.channels import input_channels
 from attention_transfer.models.fitting import check_fit, fitted, put
 from attention_transfer.models.heads import logit_layers, replace_head
 from attention_transfer.models.network_in_network import NetworkInNetwork
@@ -213,6 +214,7 @@ def model_structure(
         if error.__cause__ is None:
             raise
         network = build(name, classes, (height, width))  # its constructor needs real values
+    channels = input_channels(network, (height, width), channels)
     return ModelStructure(name, network, (channels, height, width))
 
 

@@ -111,7 +111,10 @@ def as_recorded(now: RunConfig, began: RunConfig) -> RunConfig:
         now: given again.
         began: recorded in the run's folder.
     """
-    chosen: dict[str, Any] = {"cache_views": now.cache_views or began.cache_views}
+    chosen: dict[str, Any] = {
+        "cache_views": now.cache_views or began.cache_views,
+        "pixel_range": now.pixel_range or began.pixel_range,
+    }
     if "optimizer" not in now.model_fields_set or now.optimizer == began.optimizer:
         names = set(CHOSEN_BY_THE_RUN) - now.model_fields_set
         chosen |= {name: getattr(began, name) for name in names}

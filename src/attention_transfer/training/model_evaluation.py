@@ -1,18 +1,19 @@
 """The evaluation of a MODEL on DATA."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from attention_transfer.class_alignment import aligned, class_names_of
-from attention_transfer.config import EvaluateConfig, height_and_width
+from attention_transfer.config import EvaluateConfig, height_and_width, low_and_high
 from attention_transfer.data import DataSet, as_input, load_data
 from attention_transfer.data.classes import normal_form
 from attention_transfer.environment import make_accelerator, resolve_precision
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, default_input_size, load, read_card, run_folder
-from attention_transfer.network_inputs import preprocessing_for, try_out
+from attention_transfer.network_inputs import channels_matched, preprocessing_for, try_out
 from attention_transfer.runs import Run
 from attention_transfer.runs.folder import AVERAGED
 from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
@@ -52,6 +53,10 @@ def _evaluate(
             f"{config.model} was trained on the classes {_abridged(known)}, "
             f"{data.name} has {_abridged(data.class_names)}; evaluate it on data with its classes"
         )
+    if config.pixel_range is not None and model.preprocessing is not None:
+        # The user's range takes the place of that in training.
+        model = replace(model, preprocessing=model.preprocessing._replace(pixel_range=None))
+    data, (model,) = channels_matched(data, [model])
     images = data.validation if config.split == "validation" else data.test
     if model.preprocessing is not None:
         images = images.resized(images.size, model.preprocessing.interpolation)
@@ -71,9 +76,10 @@ def _load_data(config: EvaluateConfig) -> DataSet:
     """Load the data set to evaluate on; what the user left open is as in the model's run."""
     name, validation, data_seed = config.data, config.validation, config.data_seed
     labels = {name: getattr(config, name) for name in ("columns", "label_offset", "class_order")}
-    folder = run_folder(config.model)
+    folder, trained_range = run_folder(config.model), None
     if folder is not None:
         card = read_card(folder)
+        trained_range = card.pixel_range
         if name is None:
             check_names(folder / "model.json", data=card.data)
             name = card.data
@@ -96,6 +102,8 @@ def _load_data(config: EvaluateConfig) -> DataSet:
         download=config.download,
         image_size=None if config.image_size is None else height_and_width(config.image_size),
         default_size=default_input_size(config.model)[1:],
+        pixel_range=None if config.pixel_range is None else low_and_high(config.pixel_range),
+        default_pixel_range=trained_range,
         **labels,
     )
 

@@ -9,6 +9,7 @@ from attention_transfer.cache import weights_fingerprint
 from attention_transfer.data import DataSet, Images
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.models import LoadedModel
+from attention_transfer.network_inputs import network_input_size
 from attention_transfer.runs.record import (
     AttentionRecord,
     AverageRecord,
@@ -30,7 +31,7 @@ from attention_transfer.training.history import best_epoch, best_epoch_of_averag
 from attention_transfer.training.setup import RunSetup, count_flops
 from attention_transfer.training.teacher_check import TeacherCheck
 
-__all__ = ["input_size_of", "make_record", "parameter_count"]
+__all__ = ["make_record", "parameter_count"]
 
 MOST_SKIPPED = 1000
 """Corrupt images that a record lists."""
@@ -160,13 +161,8 @@ def _network_record(models: Sequence[LoadedModel], setup: RunSetup) -> NetworkRe
     return NetworkRecord(
         name=",".join(model.name for model in models),
         parameters=sum(parameter_count(model.network) for model in models),
-        flops=sum(count_flops(model.network, input_size_of(model, setup)) for model in models),
+        flops=sum(
+            count_flops(model.network, network_input_size(model, setup.data)) for model in models
+        ),
         weights_fingerprint=weights_fingerprint([model.network for model in models]),
     )
-
-
-def input_size_of(model: LoadedModel, setup: RunSetup) -> tuple[int, int, int]:
-    """Return the size (C, H, W) of the images that a network gets in this run."""
-    if model.preprocessing and model.preprocessing.size:
-        return (3, *model.preprocessing.size)
-    return setup.data.input_size

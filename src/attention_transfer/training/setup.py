@@ -26,8 +26,10 @@ from attention_transfer.models import (
 )
 from attention_transfer.network_inputs import (
     augmented,
+    channels_matched,
     decoded_for,
     images_of,
+    network_input_size,
     preprocessing_for,
     try_out,
 )
@@ -106,11 +108,12 @@ class RunSetup:
         return ModelCard(
             name=self.student.name,
             class_names=self.data.class_names,
-            input_size=self.data.input_size,
+            input_size=network_input_size(self.student, self.data),
             mean=tuple(self.preprocessing.mean),
             std=tuple(self.preprocessing.std),
             data=self.config.data,
             interpolation=self.preprocessing.interpolation,
+            pixel_range=self.preprocessing.pixel_range,
         )
 
 
@@ -134,6 +137,7 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
         terms = for_several_classes(terms, data.name)
     student, teachers = _load_networks(config, data, objects)
     data = _aligned(config, data, student, teachers, terms)
+    data, (student, *teachers) = channels_matched(data, [student, *teachers])
     data = augmented(decoded_for(data, student, teachers), config)
     tried = np.arange(min(TRIED, config.batch_size, len(data.train)) if config.terms else 1)
     example = as_input(data.train.pixels(tried))
@@ -146,7 +150,7 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     )
     heads = []
     if config.backbone_lr != 1:
-        heads = list(logit_layers(student.network, data.input_size).values())
+        heads = list(logit_layers(student.network, network_input_size(student, data)).values())
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
     recomputation = Recomputation({}, share=1.0)
     if config.grad_checkpoint:
@@ -176,6 +180,8 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
         transfer.optimize_teacher_for_inference(example, AUTOCAST.get(precision))
     else:
         config = config.replace(cache_views=targets.views)  # for when the run is resumed
+    if data.pixel_range is not None:
+        config = config.replace(pixel_range=str(data.pixel_range))  # as above
     compiled = config.compile and compiler_fault() is None
     if compiled:
         transfer.compile_passes()
@@ -191,7 +197,7 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
         heads,
         recomputation,
         targets,
-        [*optimization_notices, *_notices(config, precision, transfer)],
+        [*optimization_notices, *_notices(config, precision, transfer, data)],
     )
 
 
@@ -329,8 +335,13 @@ def _check_smallest_batch(
         ) from error
 
 
-def _notices(config: RunConfig, precision: str, transfer: Transfer) -> Iterator[str]:
+def _notices(config: RunConfig, precision: str, transfer: Transfer, data: DataSet) -> Iterator[str]:
     """Yield what differs from what was configured, or is slow on this machine."""
+    if precision == "bf16" and data.pixel_range is not None:
+        yield (
+            "bf16 rounds what a network gets to 8 significant bits, and these images have more; "
+            "--precision fp32 keeps them"
+        )
     if precision == "bf16" and not fast_bf16():
         yield (
             "this machine has no hardware for bf16, so a step takes several times as long as in "

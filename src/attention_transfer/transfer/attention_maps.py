@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
 from attention_transfer.functional.maps import MapKind, activation_map
 from attention_transfer.taps import Inputs, Taps, evaluating, main_input, with_main_input
 from attention_transfer.transfer.forward import (
@@ -15,7 +15,7 @@ from attention_transfer.transfer.forward import (
     input_size,
     tapped_forward,
 )
-from attention_transfer.transfer.input_gradients import check_images
+from attention_transfer.transfer.input_gradients import as_floats, check_images
 from attention_transfer.transfer.pairing import PairingSide
 from attention_transfer.transfer.teacher_ensemble import MeanAndDeviation, as_preprocessing
 
@@ -106,8 +106,17 @@ def attention_of(
         inputs = None if isinstance(images, Tensor) else images
         points = PairingSide(model, input_size(images, preprocessing), inputs).recommended
     taps = Taps(model, points)
-    with evaluating(model), torch.no_grad():
-        result = tapped_forward(model, taps, images, preprocessing)
+    try:
+        with evaluating(model), torch.no_grad():
+            result = tapped_forward(model, taps, images, preprocessing)
+    except RuntimeError as error:
+        kind = main_input(images).dtype
+        if kind.is_floating_point:
+            raise
+        raise InputError(
+            f"{type(model).__name__} does not run on {kind} ({first_line(error)}); images are "
+            f"floating-point numbers, such as {as_floats(kind)}"
+        ) from error
     maps = {point: activation_map(result.features[point], map, power) for point in taps.points}
     return Attention(maps, result.output)
 

@@ -160,7 +160,9 @@ def preprocess(network: nn.Module, inputs: Inputs, preprocessing: Preprocessing 
 def input_size(inputs: Inputs, preprocessing: Preprocessing | None) -> tuple[int, ...]:
     """Return channels and spatial axes of a network's main input, after preprocessing."""
     channels, *size = main_input(inputs).shape[1:]
-    return channels, *((preprocessing and preprocessing.size) or size)
+    if preprocessing is None:
+        return channels, *size
+    return preprocessing.channels or channels, *(preprocessing.size or size)
 
 
 def tapped_forward(

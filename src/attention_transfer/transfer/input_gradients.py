@@ -36,7 +36,17 @@ from attention_transfer.transfer.forward import (
     tapped_forward,
 )
 
-__all__ = ["InputGradients", "check_images"]
+__all__ = ["InputGradients", "as_floats", "check_images"]
+
+
+def as_floats(dtype: torch.dtype) -> str:
+    """Return the code that makes floating-point images from 0 to 1 of integers.
+
+    >>> as_floats(torch.uint16)
+    'images.float() / 65535'
+    """
+    unsigned = dtype in (torch.uint8, torch.uint16)
+    return f"images.float() / {torch.iinfo(dtype).max if unsigned else 'the largest value'}"
 
 
 def check_images(images: Tensor) -> None:
@@ -44,7 +54,7 @@ def check_images(images: Tensor) -> None:
     if not images.is_floating_point():
         raise InputError(
             f"gradient attention differentiates the loss at the images, got {images.dtype}; "
-            "give floating-point images, such as images.float() / 255"
+            f"give floating-point images, such as {as_floats(images.dtype)}"
         )
     if torch.is_inference_mode_enabled() or images.is_inference():
         raise InputError(

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attention_transfer.config import MapsConfig, height_and_width
+from attention_transfer.config import MapsConfig, height_and_width, low_and_high
 from attention_transfer.drawing.maps import MapsFigure, count_lines, draw_maps
 from attention_transfer.errors import InputError
 from attention_transfer.files import replacing, write_arrays
+from attention_transfer.preprocessing import PixelRange
 from attention_transfer.runs import new_folder, writing_to
 from attention_transfer.viewing.images import FileImage, find_image_files
 from attention_transfer.viewing.inference import MapRequest
-from attention_transfer.viewing.layout import MapGrid, compute_grid
+from attention_transfer.viewing.layout import MapGrid, compute_grid, on_one_scale
 from attention_transfer.viewing.networks import named_models
 
 __all__ = ["MapsResult", "write_maps"]
@@ -59,8 +60,11 @@ def write_maps(config: MapsConfig) -> MapsResult:
     paths = find_image_files(config.images)
     size = None if config.image_size is None else height_and_width(config.image_size)
     networks = named_models(list(config.models), size)
+    sources = _named_images(paths)
+    given = None if config.pixel_range is None else PixelRange(*low_and_high(config.pixel_range))
+    networks = on_one_scale(networks, sources, given)
     request = MapRequest(config.points, config.attention, config.map, config.power, config.crop)
-    grid, reasons = compute_grid(networks, _named_images(paths), request)
+    grid, reasons = compute_grid(networks, sources, request)
     unreadable = [(paths[index], reason) for index, reason in reasons.items()]
     if not grid.images:
         path, reason = unreadable[0]

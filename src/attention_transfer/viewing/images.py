@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,17 +14,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from attention_transfer.config import Interpolation
-from attention_transfer.data.decoding import (
-    Box,
-    decode,
-    image_size,
-    resized_part,
-    upright_size,
-)
+from attention_transfer.data.decoding import Box, image_size, open_image, upright_size
 from attention_transfer.data.folders import SUFFIXES, files_under
+from attention_transfer.data.pixel_ranges import range_of
+from attention_transfer.data.views import CropResize, Pixels
 from attention_transfer.errors import InputError
+from attention_transfer.preprocessing import PixelRange
 
-__all__ = ["FileImage", "Images", "SourceImage", "find_image_files", "source_images"]
+__all__ = [
+    "FileImage",
+    "Images",
+    "SourceImage",
+    "find_image_files",
+    "put_on_one_scale",
+    "source_images",
+]
 
 MOST_FILES = 1_000
 """Image files in one call; more are refused, since pictures are for people."""
@@ -37,6 +41,12 @@ class SourceImage(Protocol):
     """An image that maps are computed on."""
 
     name: str
+    pixel_range: PixelRange | None
+    """The values that become 0 and 1, of an image of more than 8 bits."""
+
+    @property
+    def content(self) -> Any:
+        """The path, image of PIL or array; None: values on a scale of 0 to 1."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -46,13 +56,16 @@ class SourceImage(Protocol):
             CorruptImageError: it is not an image.
         """
 
-    def crop(self, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Tensor:
-        """Return a part of the image at a size, (3, H, W) from 0 to 1.
+    def crop(
+        self, size: tuple[int, int], box: Box, interpolation: Interpolation, channels: int = 3
+    ) -> Tensor:
+        """Return a part of the image at a size, (C, H, W) from 0 to 1.
 
         Args:
             size: height and width of the result in pixels.
             box: the part, in the image's pixels.
             interpolation: how pixels are interpolated.
+            channels: 3 for colours; another number for all channels, which must be as many.
 
         Raises:
             CorruptImageError: it is damaged.
@@ -62,40 +75,74 @@ class SourceImage(Protocol):
 class FileImage:
     """An image file, decoded when its pixels are needed."""
 
+    pixel_range: PixelRange | None = None
+
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
+
+    @property
+    def content(self) -> Path:
+        """The path."""
+        return self.path
 
     @property
     def size(self) -> tuple[int, int]:
         """Return height and width in pixels."""
         return image_size(self.path)
 
-    def crop(self, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Tensor:
+    def crop(
+        self, size: tuple[int, int], box: Box, interpolation: Interpolation, channels: int = 3
+    ) -> Tensor:
         """Return a part of the image at a size."""
-        return _to_tensor(decode(self.path, size, box, interpolation))
+        cropping = CropResize(size, interpolation, None, self.pixel_range, channels)
+        with open_image(self.path) as image:
+            return _to_tensor(cropping.part(image, box, draft=True))
 
 
 class DecodedImage:
     """An image that PIL has opened."""
 
+    pixel_range: PixelRange | None = None
+
     def __init__(self, image: Image.Image, name: str) -> None:
         self.image, self.name = image, name
+
+    @property
+    def content(self) -> Image.Image:
+        """The image."""
+        return self.image
 
     @property
     def size(self) -> tuple[int, int]:
         """Return height and width in pixels."""
         return upright_size(self.image)
 
-    def crop(self, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Tensor:
+    def crop(
+        self, size: tuple[int, int], box: Box, interpolation: Interpolation, channels: int = 3
+    ) -> Tensor:
         """Return a part of the image at a size."""
-        return _to_tensor(resized_part(self.image, size, box, interpolation))
+        cropping = CropResize(size, interpolation, None, self.pixel_range, channels)
+        return _to_tensor(cropping.part(self.image, box))
 
 
 class TensorImage:
-    """Values (3, H, W), which stay exact where the size does not change."""
+    """Values (C, H, W), which stay exact where the size does not change.
 
-    def __init__(self, values: Tensor, name: str) -> None:
-        self.values, self.name = values, name
+    Args:
+        values: from 0 to 1, or those of more than 8 bits.
+        name: of the image.
+        scaled: whether they are from 0 to 1.
+    """
+
+    pixel_range: PixelRange | None = None
+
+    def __init__(self, values: Tensor, name: str, scaled: bool) -> None:
+        self.values, self.name, self.scaled = values, name, scaled
+
+    @property
+    def content(self) -> NDArray[Any] | None:
+        """The values, unless they are on a scale of 0 to 1."""
+        return None if self.scaled else self.values.numpy()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -103,13 +150,42 @@ class TensorImage:
         height, width = self.values.shape[1:]
         return height, width
 
-    def crop(self, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Tensor:
-        """Return a part of the image at a size."""
+    def crop(
+        self, size: tuple[int, int], box: Box, interpolation: Interpolation, channels: int = 3
+    ) -> Tensor:
+        """Return a part of the image at a size, with all its channels; grey ones get three."""
         left, top, right, bottom = (round(edge) for edge in box)
         part = self.values[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+        if not self.scaled:
+            low, span = 0.0, 1.0
+            if self.pixel_range is not None:
+                low, span = self.pixel_range.low, self.pixel_range.span
+            part = ((part.double() - low) / span).nan_to_num(0.0).clamp(0, 1).float()
+        if len(part) == 1:
+            part = part.expand(3, -1, -1)
         if tuple(part.shape[1:]) == size:
             return part
         return functional.interpolate(part[None], size, mode=interpolation, antialias=True)[0]
+
+
+def put_on_one_scale(
+    images: Sequence[SourceImage], given: PixelRange | None, default: PixelRange | None
+) -> PixelRange | None:
+    """Give images of more than 8 bits one pixel range, and return it; None: there are none.
+
+    Args:
+        images: the images.
+        given: by the user; None: the default, or the range that is found from the images.
+        default: of a network that was trained with it.
+
+    Raises:
+        InputError: a range is given, and all images have 8 bits.
+    """
+    contents = [image.content for image in images]
+    pixel_range = range_of([one for one in contents if one is not None], given, default)
+    for image in images:
+        image.pixel_range = pixel_range
+    return pixel_range
 
 
 def find_image_files(patterns: Sequence[str]) -> list[Path]:
@@ -153,13 +229,22 @@ def _matching_files(pattern: str) -> Iterator[Path]:
         raise InputError(f"there is no image {pattern}; expected a file, a folder or a pattern")
 
 
-def source_images(images: Images, names: Sequence[str] | None = None) -> list[SourceImage]:
+def source_images(
+    images: Images,
+    names: Sequence[str] | None = None,
+    *,
+    channels: Sequence[int] = (3,),
+    raw: bool = False,
+) -> list[SourceImage]:
     """Return images in any form as a list, each with a name.
 
     Args:
-        images: a tensor (N, 3, H, W) or (3, H, W), or an array (H, W, 3), (H, W) or (N, H, W, 3),
-            each uint8 or from 0 to 1; a PIL image; a path, folder or pattern; or a list of these.
+        images: a tensor (N, C, H, W) or (C, H, W), or an array (H, W, C), (H, W) or (N, H, W, C),
+            each uint8, from 0 to 1 or of integers of more than 8 bits; a PIL image; a path, folder
+            or pattern; or a list of these.
         names: one for each image; by default file names, or numbers.
+        channels: that each network takes. Grey and colour images suit 1 and 3.
+        raw: whether floating-point values may lie outside 0 to 1, for a pixel range.
 
     Raises:
         InputError: an unsupported type or shape, no images, or not one name for each image.
@@ -168,7 +253,7 @@ def source_images(images: Images, names: Sequence[str] | None = None) -> list[So
         >>> [image.name for image in source_images(torch.rand(2, 3, 8, 8))]
         ['image 1', 'image 2']
     """
-    sources = list(_sources(images))
+    sources = list(_sources(images, _Expected(tuple(channels), raw)))
     if not sources:
         raise InputError("got no images, expected at least one")
     if names is not None and len(names) != len(sources):
@@ -181,19 +266,41 @@ def source_images(images: Images, names: Sequence[str] | None = None) -> list[So
     return sources
 
 
-def _sources(images: Images) -> Iterator[SourceImage]:
+class _Expected(NamedTuple):
+    """What tensors and arrays of images may be."""
+
+    channels: tuple[int, ...]
+    """That each network takes."""
+    raw: bool
+    """Whether floating-point values are not checked."""
+
+    def takes(self, channels: int) -> bool:
+        """Return whether all networks take images of a number of channels."""
+        return all(channels == count or {channels, count} <= {1, 3} for count in self.channels)
+
+    @property
+    def stack(self) -> int | None:
+        """The number of channels other than those of grey and colour images, if there is one."""
+        return next((count for count in self.channels if count not in (1, 3)), None)
+
+    def __str__(self) -> str:
+        counts = sorted({3 if count == 1 else count for count in self.channels})
+        return " and ".join(f"(N, {count}, H, W)" for count in counts)
+
+
+def _sources(images: Images, expected: _Expected) -> Iterator[SourceImage]:
     """Yield the images of any supported type."""
     if isinstance(images, str | Path):
         yield from map(FileImage, find_image_files([str(images)]))
     elif isinstance(images, Image.Image):
         yield _from_pil(images)
     elif isinstance(images, Tensor):
-        yield from _from_tensor(images)
+        yield from _from_tensor(images, expected)
     elif isinstance(images, np.ndarray):
-        yield from _from_array(images)
+        yield from _from_array(images, expected)
     elif isinstance(images, list | tuple):
         for image in images:
-            yield from _sources(image)
+            yield from _sources(image, expected)
     else:
         raise InputError(
             f"got a {type(images).__name__}, expected images: a tensor (N, 3, H, W), an array "
@@ -210,33 +317,41 @@ def _from_pil(image: Image.Image) -> SourceImage:
     return DecodedImage(image, os.path.basename(path) if isinstance(path, str) else "")
 
 
-def _from_array(pixels: NDArray[Any]) -> Iterator[SourceImage]:
-    if pixels.dtype == np.uint16 and pixels.ndim == 2:
-        yield DecodedImage(Image.fromarray(pixels), "")
-        return
+def _from_array(pixels: NDArray[Any], expected: _Expected) -> Iterator[SourceImage]:
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    if pixels.ndim not in (3, 4) or pixels.shape[-1] not in (1, 3):
-        raise InputError(f"got an array {pixels.shape}, expected pixels (H, W, 3)")
+    stack = expected.stack
+    channels_first = (
+        pixels.ndim in (3, 4) and pixels.shape[-3] == stack and pixels.shape[-1] != stack
+    )
+    if not channels_first and (pixels.ndim not in (3, 4) or not expected.takes(pixels.shape[-1])):
+        raise InputError(f"got an array {pixels.shape}, expected pixels (H, W, {stack or 3})")
     values = torch.from_numpy(np.array(pixels))
-    yield from _from_tensor(values.movedim(-1, -3))
+    yield from _from_tensor(values if channels_first else values.movedim(-1, -3), expected)
 
 
-def _from_tensor(values: Tensor) -> Iterator[SourceImage]:
-    if values.dim() not in (3, 4) or values.shape[-3] not in (1, 3) or 0 in values.shape:
-        raise InputError(f"got images {tuple(values.shape)}, expected (N, 3, H, W)")
+def _from_tensor(values: Tensor, expected: _Expected) -> Iterator[SourceImage]:
+    if values.dim() not in (3, 4) or not expected.takes(values.shape[-3]) or 0 in values.shape:
+        raise InputError(f"got images {tuple(values.shape)}, expected {expected}")
     values = values.detach().cpu()
-    scaled = values.float() / 255 if values.dtype == torch.uint8 else values.float()
-    low, high = float(scaled.min()), float(scaled.max())
-    if not (low >= 0 and high <= 1):
-        raise InputError(
-            f"got images with values from {low:.3g} to {high:.3g}, expected 0 to 1 or uint8; give "
-            "them before normalization, and normalization=(means, standard deviations)"
-        )
-    for image in scaled.reshape(-1, *scaled.shape[-3:]):
-        yield TensorImage(image.expand(3, -1, -1), "")
+    scaled = values.is_floating_point() or values.dtype in (torch.uint8, torch.bool)
+    if values.dtype == torch.uint8:
+        values = values.float() / 255
+    elif scaled:
+        values = values.float()
+        low, high = float(values.min()), float(values.max())
+        if expected.raw:
+            scaled = False
+        elif not (low >= 0 and high <= 1):
+            raise InputError(
+                f"got images with values from {low:.3g} to {high:.3g}, expected 0 to 1 or uint8; "
+                "give them before normalization, and normalization=(means, standard deviations)"
+            )
+    for image in values.reshape(-1, *values.shape[-3:]):
+        yield TensorImage(image, "", scaled)
 
 
-def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """Turn pixels (H, W, 3) into values (3, H, W) from 0 to 1."""
-    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)
+def _to_tensor(pixels: Pixels) -> Tensor:
+    """Turn pixels (H, W, C) into values (C, H, W) from 0 to 1."""
+    values = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)
+    return values / 255 if pixels.dtype == np.uint8 else values

@@ -97,7 +97,7 @@ class MapRequest:
                 )
             return [[GRADIENT] for _ in networks]
         sides = [
-            PairingSide(network.network, (3, *self._input_size(network, images[0])))
+            PairingSide(network.network, (network.channels, *self._input_size(network, images[0])))
             for network in networks
         ]
         return select_points([network.name for network in networks], sides, self.points)
@@ -141,7 +141,7 @@ class MapRequest:
         for image in images:
             try:
                 boxes.append(self.box(network, image))
-                crops.append(image.crop(size, boxes[-1], interpolation))
+                crops.append(image.crop(size, boxes[-1], interpolation, network.image_channels))
             except CorruptImageError as error:
                 raise InputError(f"{image.name} can no longer be read: {error}") from None
         result = self._attention(network, points, torch.stack(crops))

@@ -1,12 +1,14 @@
 """Arrange the maps of several networks on several images as columns and rows of a picture."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attention_transfer.data.decoding import Box, CorruptImageError
 from attention_transfer.drawing.maps import Cell, Column, ImagePart, Row
+from attention_transfer.drawing.rgb import to_rgb
 from attention_transfer.drawing.scale import Pixels, shared_limit, to_unit_mean
-from attention_transfer.viewing.images import SourceImage
+from attention_transfer.preprocessing import PixelRange
+from attention_transfer.viewing.images import SourceImage, put_on_one_scale
 from attention_transfer.viewing.inference import MapRequest, NetworkMaps
 from attention_transfer.viewing.levels import GRADIENT, MapPoint
 from attention_transfer.viewing.networks import NamedModel
@@ -114,6 +116,30 @@ class MapGrid:
         return Row(image.name, image.pixels, size, answers, cells)
 
 
+def on_one_scale(
+    networks: Sequence[NamedModel], images: Sequence[SourceImage], given: PixelRange | None
+) -> list[NamedModel]:
+    """Put images of more than 8 bits on one scale, and return the networks that expect it.
+
+    Args:
+        networks: the networks; a run's pixel range is the default.
+        images: the images.
+        given: by the user, for all networks, whatever range they were trained with.
+
+    Raises:
+        InputError: a range is given, and all images have 8 bits.
+    """
+    expected = [network.preprocessing for network in networks if network.preprocessing is not None]
+    trained = next((one.pixel_range for one in expected if one.pixel_range is not None), None)
+    pixel_range = put_on_one_scale(images, given, trained)
+    return [
+        network
+        if network.preprocessing is None or given is not None
+        else replace(network, preprocessing=network.preprocessing.on_scale(pixel_range))
+        for network in networks
+    ]
+
+
 def compute_grid(
     networks: list[NamedModel], images: Sequence[SourceImage], request: MapRequest
 ) -> tuple[MapGrid, dict[int, str]]:
@@ -155,8 +181,7 @@ def _display_image(
     scale = min(1, LONGEST_SIDE / max(height, width))
     size = (max(1, round(scale * height)), max(1, round(scale * width)))
     values = image.crop(size, box, "bilinear").clamp(0, 1)
-    pixels = (255 * values).round().byte().permute(1, 2, 0).numpy()
-    return DisplayImage(image.name, box, pixels)
+    return DisplayImage(image.name, box, to_rgb(values.permute(1, 2, 0).numpy()))
 
 
 def _relative(box: Box, whole: Box) -> ImagePart:

@@ -13,6 +13,7 @@ from attention_transfer.models import (
     LoadedModel,
     default_input_size,
     imagenet_classes,
+    input_channels,
     load,
     run_folder,
     split_name,
@@ -26,6 +27,9 @@ __all__ = ["NamedModel", "Network", "Networks", "distinct_names", "named_models"
 
 Network = nn.Module | LoadedModel | Run | str | Path
 """A module, the result of ``at.models.load``, a run or its folder, or a MODEL as users write it."""
+
+PROBE_SIZE = (64, 64)
+"""Height and width of an image that tells how many channels a network of any input size takes."""
 
 Networks = Network | Sequence[Network] | Mapping[str, Network]
 
@@ -45,6 +49,20 @@ class NamedModel:
     """What the user should know of how the network was loaded, and of what is assumed about it."""
     declares_preprocessing: bool = False
     """Whether the network itself says how its images are preprocessed."""
+    channels: int = 3
+    """That the network takes."""
+
+    @property
+    def image_channels(self) -> int:
+        """The channels that images are read with: colours for networks of 1 and 3 channels."""
+        return 3 if self.channels in (1, 3) else self.channels
+
+    def with_preprocessing(self, preprocessing: Preprocessing | None) -> "NamedModel":
+        """Return the network with another preprocessing, brought to its channels."""
+        if self.channels != 3:
+            plain = Preprocessing((0.0,) * self.channels, (1.0,) * self.channels)
+            preprocessing = (preprocessing or plain).for_channels(self.channels)
+        return replace(self, preprocessing=preprocessing)
 
     def class_name(self, label: int, classes: int) -> str:
         """Return the name of a class, or its number if the names do not fit so many classes."""
@@ -72,8 +90,16 @@ def named_models(networks: Networks, image_size: tuple[int, int] | None = None) 
         models = [_named(networks, image_size)]  # type: ignore[arg-type]
     if not models:
         raise InputError("got no networks, expected at least one")
+    models = [_with_channels(model) for model in models]
     names = distinct_names([model.name for model in models], [model.model for model in models])
     return [replace(model, name=name) for model, name in zip(models, names, strict=True)]
+
+
+def _with_channels(model: NamedModel) -> NamedModel:
+    """Return the network with the number of channels that it takes."""
+    size = (model.preprocessing.size if model.preprocessing else None) or PROBE_SIZE
+    channels = input_channels(unwrapped(model.network), size)
+    return replace(model, channels=channels).with_preprocessing(model.preprocessing)
 
 
 def _named(network: Network, image_size: tuple[int, int] | None) -> NamedModel:

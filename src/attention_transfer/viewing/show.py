@@ -7,12 +7,12 @@ from typing import Literal
 from attention_transfer.drawing.maps import MapsFigure, draw_maps
 from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import MapKind
-from attention_transfer.preprocessing import Preprocessing
+from attention_transfer.preprocessing import PixelRange, Preprocessing
 from attention_transfer.transfer.terms.base import check_choice
 from attention_transfer.trust import trusting
 from attention_transfer.viewing.images import Images, source_images
 from attention_transfer.viewing.inference import MapRequest
-from attention_transfer.viewing.layout import compute_grid
+from attention_transfer.viewing.layout import compute_grid, on_one_scale
 from attention_transfer.viewing.networks import NamedModel, Networks, named_models
 
 __all__ = ["show"]
@@ -32,6 +32,7 @@ def show(
     crop: bool = False,
     scale: Literal["shared", "each"] = "shared",
     trust: Sequence[str] = (),
+    pixel_range: tuple[float, float] | None = None,
 ) -> MapsFigure:
     """Draw attention maps as a matplotlib figure, which a notebook displays by itself.
 
@@ -42,9 +43,10 @@ def show(
     Args:
         networks: one or several: a module, a run, the result of ``at.models.load``, or a MODEL
             such as ``"timm:resnet18"``; or a dictionary from the names to display to networks.
-        images: a tensor (N, 3, H, W) or an array (H, W, 3), uint8 or from 0 to 1; a PIL image; a
-            path, folder or pattern; or a list of these. Each network receives them at its own size
-            and normalization, where it declares one.
+        images: a tensor (N, 3, H, W) or an array (H, W, 3), uint8, from 0 to 1 or of integers of
+            more than 8 bits; a PIL image; a path, folder or pattern; or a list of these. Grey
+            images have one channel; networks of 4 and more take as many. Each network receives them
+            at its own size and normalization, where it declares one.
         points: a list or comma-separated text of ``low``, ``middle``, ``top``, ``all``, and module
             names with ``*`` and ``?``; each network shows the points that it has. Gradient
             attention is read at the images and takes no points.
@@ -59,6 +61,8 @@ def show(
         crop: show networks the centre of each image, as evaluation does, instead of all of it.
         scale: ``"shared"`` by all maps, or ``"each"`` map from zero to its own largest value.
         trust: factories, as ``"package.module:factory"``, that the folders of runs may name.
+        pixel_range: the pixel values that become 0 and 1, of images of more than 8 bits; by default
+            those that a run was trained with, or one range found from all the images.
 
     Returns:
         The figure.
@@ -77,7 +81,11 @@ def show(
     with trusting(trust):
         models = [_completed(model, preprocessing, class_names) for model in named_models(networks)]
     request = MapRequest(points, attention, map, power, crop)
-    sources = source_images(images, names)
+    given = None if pixel_range is None else PixelRange(*pixel_range)
+    sources = source_images(
+        images, names, channels=[model.channels for model in models], raw=given is not None
+    )
+    models = on_one_scale(models, sources, given)
     grid, unreadable = compute_grid(models, sources, request)
     for index, reason in unreadable.items():
         raise InputError(f"{sources[index].name} cannot be read: {reason}; leave it out")
@@ -92,7 +100,7 @@ def _completed(
     if model.declares_preprocessing:
         return model
     if preprocessing is not None:
-        model = replace(model, preprocessing=preprocessing)
+        model = model.with_preprocessing(preprocessing)
     if class_names is not None:
         model = replace(model, class_names=tuple(class_names))
     return model

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attention_transfer.data import Images, as_input
+from attention_transfer.drawing.rgb import to_rgb
 from attention_transfer.errors import InputError
 from attention_transfer.files import write_arrays
 from attention_transfer.functional import measures
@@ -85,7 +86,7 @@ class _TappedNetwork(NamedTuple):
     points: list[str]
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], object]:
-        """Return the features by point, and the network's output, of images (N, 3, H, W)."""
+        """Return the features by point, and the network's output, of images (N, C, H, W)."""
         device = next(self.network.parameters()).device
         taps = Taps(self.network, list(dict.fromkeys(self.points)))
         with evaluating(self.network), torch.no_grad():
@@ -212,9 +213,9 @@ class Probes:
 
     def _image_arrays(self, images: Images, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return the arrays to save of some images: small pixels, labels, names and masks."""
-        size = _saved_size(images.size)
+        size, colours = _saved_size(images.size), to_rgb(images.pixels(indices).numpy())
         arrays = {
-            "images": np.stack([_resized(image, size) for image in images.pixels(indices).numpy()]),
+            "images": np.stack([_resized(image, size) for image in colours]),
             "labels": images.labels[torch.from_numpy(indices)].numpy(),
             "names": np.array([images.name(int(index)) for index in indices]),
             "indices": indices,
@@ -246,7 +247,7 @@ def _probe_maps(
     Args:
         networks: run on the images.
         points: for each map the points to average.
-        pixels: images (N, 3, H, W).
+        pixels: images (N, C, H, W).
         attention_map: from features (N, C, h, w) to maps (N, h, w) on the CPU.
     """
     maps: list[list[Tensor]] = [[] for _ in points]
