@@ -45,7 +45,8 @@ def merge_outputs(outputs: Sequence[TransferOutput]) -> TransferOutput:
         outputs: of the micro-batches, in order.
 
     Example:
-        >>> transfer = at.Transfer(nn.Flatten(), terms=[at.CrossEntropy()])
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(5, 5))
+        >>> transfer = at.Transfer(network, terms=[at.CrossEntropy()])
         >>> images, labels = torch.eye(5).view(5, 5, 1, 1), torch.zeros(5, dtype=torch.long)
         >>> parts = [transfer(images[part], labels[part]) for part in micro_batches(5, 2)]
         >>> merge_outputs(parts).loss.allclose(transfer(images, labels).loss)

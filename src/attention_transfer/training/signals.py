@@ -29,8 +29,8 @@ class StopRequest:
     Example:
         >>> request = StopRequest()
         >>> with request.caught():
-        ...     signal.raise_signal(signal.SIGINT)
-        >>> request.signal == signal.SIGINT
+        ...     signal.raise_signal(signal.SIGTERM)
+        >>> request.signal == signal.SIGTERM
         True
     """
 
