@@ -227,9 +227,11 @@ def check_result_learns(network: nn.Module, result: ForwardResult, logits: Tenso
     Raises:
         InputError: a point or the logits depend on no parameter that is trained.
     """
-    frozen = not all(parameter.requires_grad for parameter in network.parameters())
+    learns = [parameter.requires_grad for parameter in network.parameters()]
+    if not learns:
+        return  # a network without parameters is not meant to learn
     fixed = [name for name, feature in result.features.items() if not feature.requires_grad]
-    if fixed and frozen:
+    if fixed and not all(learns):
         raise InputError(
             f"the student's point {fixed[0]!r} is in a part that is frozen, so its attention "
             "cannot change; choose later points (pairs='auto-2'), or freeze less"
