@@ -216,8 +216,8 @@ def check_trainable(network: nn.Module) -> None:
         )
 
 
-def check_result_learns(network: nn.Module, result: ForwardResult, logits: Tensor | None) -> None:
-    """Check that gradients reach the student from its points and, where it has any, its logits.
+def check_result_learns(network: nn.Module, result: ForwardResult, logits: Tensor | None) -> bool:
+    """Return True if gradients reach the student from its points and, where it has any, its logits.
 
     Args:
         network: the student.
@@ -227,11 +227,9 @@ def check_result_learns(network: nn.Module, result: ForwardResult, logits: Tenso
     Raises:
         InputError: a point or the logits depend on no parameter that is trained.
     """
-    learns = [parameter.requires_grad for parameter in network.parameters()]
-    if not learns:
-        return  # a network without parameters is not meant to learn
+    frozen = not all(parameter.requires_grad for parameter in network.parameters())
     fixed = [name for name, feature in result.features.items() if not feature.requires_grad]
-    if fixed and not all(learns):
+    if fixed and frozen:
         raise InputError(
             f"the student's point {fixed[0]!r} is in a part that is frozen, so its attention "
             "cannot change; choose later points (pairs='auto-2'), or freeze less"
@@ -243,6 +241,7 @@ def check_result_learns(network: nn.Module, result: ForwardResult, logits: Tenso
             f"the student's {fixed[0]!r} depends on no parameter that is trained, so it could not "
             "learn; compute it from the student's parameters, without torch.no_grad or detach"
         )
+    return True
 
 
 def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Tensor:
