@@ -239,7 +239,14 @@ def checkpointed(num_classes: int = 3) -> nn.Module:
 
 def test_a_checkpointed_student_on_the_command_line(small_runs: None) -> None:
     command = ["distill", "--teacher", "wrn-10-1@random", "--no-report", "--no-compile"]
-    command += ["--student", "test_checkpointed_students:checkpointed", "--epochs", "1"]
+    command += [
+        "--student",
+        "test_checkpointed_students:checkpointed",
+        "--epochs",
+        "1",
+        "--lr",
+        "0.01",
+    ]
     assert (
         main(
             [
