@@ -142,7 +142,7 @@ def test_gradients_of_ones_own_checkpoints_are_unchanged(how: str, example: bool
 @pytest.mark.parametrize("example", [True, False])
 @pytest.mark.parametrize("how", ["reentrant", "whole, reentrant"])
 def test_inside_a_reentrant_checkpoint_there_are_no_gradients(how: str, example: bool) -> None:
-    with pytest.raises(InputError, match=r"'body\.0' ran without gradients.*use_reentrant=False"):
+    with pytest.raises(InputError, match=r"'body\.0' .* without gradients.*use_reentrant=False"):
         gradients(Own(how), "body.0:group1", example=example)
 
 
@@ -238,19 +238,10 @@ def checkpointed(num_classes: int = 3) -> nn.Module:
 
 
 def test_a_checkpointed_student_on_the_command_line(small_runs: None) -> None:
-    command = ["distill", "--teacher", "wrn-10-1@random", "--no-report", "--no-compile"]
-    command += ["--student", "test_checkpointed_students:checkpointed", "--epochs", "1"]
-    assert (
-        main(
-            [
-                *command,
-                "--batch-size",
-                "24",
-                "--out",
-                "run",
-                "--pairs",
-                "layer1:group1,layer2:group3",
-            ]
-        )
-        == 0
+    # In fp32: on a CPU the gradient of a 1x1 map's convolution in bf16 is at times not finite.
+    flags = (
+        "--student test_checkpointed_students:checkpointed --teacher wrn-10-1@random "
+        "--pairs layer1:group1,layer2:group3 --epochs 1 --batch-size 24 --lr 0.01 "
+        "--precision fp32 --no-compile --no-report --out run"
     )
+    assert main(["distill", *flags.split()]) == 0

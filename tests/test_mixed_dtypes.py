@@ -147,6 +147,7 @@ def test_factories_of_networks_in_any_dtype(pair: str, precision: str, small_run
         student=f"test_mixed_dtypes:in_{student}",
         epochs=1,
         batch_size=10,
+        lr=0.01,
         precision=precision,
         report=False,
         pairs="1:1",
@@ -160,6 +161,15 @@ def test_factories_of_networks_in_any_dtype(pair: str, precision: str, small_run
 
 def test_the_command_line_distils_a_half_precision_teacher(small_runs: None) -> None:
     command = ["distill", "--teacher", "test_mixed_dtypes:in_bfloat16@random", "--no-report"]
-    command += ["--student", "conftest:rectified", "--pairs", "1:1", "--epochs", "1"]
+    command += [
+        "--student",
+        "conftest:rectified",
+        "--pairs",
+        "1:1",
+        "--epochs",
+        "1",
+        "--lr",
+        "0.01",
+    ]
     assert main([*command, "--batch-size", "10", "--cache", "cache", "--out", "run"]) == 0
     assert Path("run/model.safetensors").is_file()

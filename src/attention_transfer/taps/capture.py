@@ -327,8 +327,8 @@ _WITHOUT_ITSELF = (
     "checkpointing off, in timm by set_grad_checkpointing(False)"
 )
 _WITHOUT_GRADIENTS = (
-    "point {point!r} ran without gradients, under torch.no_grad or in the middle of a part that is "
-    "checkpointed with use_reentrant=True, so nothing could be learned there; use "
+    "point {point!r} depends on no parameter that is trained, as it ran without gradients: under "
+    "torch.no_grad, or in the middle of a part that is checkpointed with use_reentrant=True; use "
     "use_reentrant=False, in timm by timm.layers.set_reentrant_ckpt(False), or choose the last "
     "point of a checkpointed part"
 )

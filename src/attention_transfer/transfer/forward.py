@@ -220,8 +220,8 @@ def check_trainable(network: nn.Module) -> None:
         )
 
 
-def check_result_learns(network: nn.Module, result: ForwardResult, logits: Tensor | None) -> None:
-    """Check that gradients reach the student from its points and, where it has any, its logits.
+def check_result_learns(network: nn.Module, result: ForwardResult, logits: Tensor | None) -> bool:
+    """Return True if gradients reach the student from its points and, where it has any, its logits.
 
     Args:
         network: the student.
@@ -245,6 +245,7 @@ def check_result_learns(network: nn.Module, result: ForwardResult, logits: Tenso
             f"the student's {fixed[0]!r} depends on no parameter that is trained, so it could not "
             "learn; compute it from the student's parameters, without torch.no_grad or detach"
         )
+    return True
 
 
 def input_gradient(logits: Tensor, labels: Tensor | None, images: Tensor) -> Tensor:

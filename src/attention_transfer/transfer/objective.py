@@ -138,7 +138,8 @@ class Transfer(nn.Module):
         self.teacher = frozen_teacher(teachers, points, logits)
         self.target_spec = needed_of_teacher(self.named_terms, self.pairings)
         self.pair_descriptions: list[PairDescription] = []
-        self._twice_differentiable, self._built, self._learns = False, False, False
+        self._twice_differentiable = self._built = False
+        self._learns = not list(student.parameters())  # without any it is not meant to
         self._checked: set[object] = set()
         """The shapes of features and logits that the terms have checked."""
         self._compiled: CompiledForward | None = None
@@ -297,8 +298,7 @@ class Transfer(nn.Module):
     ) -> TransferOutput:
         logits = logits_in(student.output, self.find_logits)
         if torch.is_grad_enabled() and not self._learns:
-            check_result_learns(self.student, student, logits)
-            self._learns = True
+            self._learns = check_result_learns(self.student, student, logits)
         shapes = tuple(features.shape[1:] for features in student.features.values())
         checked = shapes, logits is None or logits.shape[1:], labels is None
         raw: dict[str, Tensor] = {}
