@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,10 +64,14 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
 def _load_data(config: EvaluateConfig) -> DataSet:
     """Load the data set to evaluate on; what the user left open is as in the model's run."""
     name, validation, data_seed = config.data, config.validation, config.data_seed
-    folder, trained_range = Path(config.model), None
+    folder = Path(config.model)
+    ranges: dict[str, Any] = {}
+    if config.pixel_range is not None:
+        ranges["pixel_range"] = low_and_high(config.pixel_range)
     if os.path.isdir(folder):
         card = read_card(folder)
-        trained_range = card.pixel_range
+        if card.pixel_range is not None:
+            ranges["default_pixel_range"] = card.pixel_range
         if name is None:
             check_names(folder / "model.json", data=card.data)
             name = card.data
@@ -83,8 +88,7 @@ def _load_data(config: EvaluateConfig) -> DataSet:
         download=config.download,
         image_size=None if config.image_size is None else height_and_width(config.image_size),
         default_size=default_input_size(config.model)[1:],
-        pixel_range=None if config.pixel_range is None else low_and_high(config.pixel_range),
-        default_pixel_range=trained_range,
+        **ranges,
     )
 
 
