@@ -148,6 +148,23 @@ def test_the_channels_of_networks_are_found_without_changing_them() -> None:
     assert input_channels(Mean(), (32, 32)) == 3
 
 
+def test_grey_images_in_memory_are_colours_to_a_colour_network() -> None:
+    pixels = torch.randint(0, 256, (6, 16, 16, 1), dtype=torch.uint8)
+    part = at.data.ImageSet(pixels, torch.arange(6) % 2)
+    data = at.data.DataSet("memory", part, part, part, ("a", "b"), (0.5,) * 3, (0.2,) * 3)
+    assert data.input_size == (1, 16, 16)
+    own = Preprocessing((0.1, 0.2, 0.3), (1.0, 1.0, 1.0), size=(16, 16))
+    models = [
+        LoadedModel("colour", nn.Conv2d(3, 2, 1), preprocessing=own),
+        LoadedModel("grey", nn.Conv2d(1, 2, 1)),
+    ]
+    data, (colour, grey) = channels_matched(data, models)
+    images = as_input(data.train.pixels(np.arange(2)))
+    shown = preprocessing_for(colour, data)(images)
+    torch.testing.assert_close(shown, images - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1))
+    assert preprocessing_for(grey, data)(images).shape == (2, 1, 16, 16)
+
+
 def test_a_grey_network_of_timm_learns_from_a_colour_one_as_objects() -> None:
     write_folder("L")
     student = timm.create_model("resnet10t", in_chans=1, num_classes=2)

@@ -88,7 +88,7 @@ def channels_matched(
         if channels != data.channels and not {channels, data.channels} <= {1, 3}:
             raise _other_channels(model.name, channels, data)
         expected = preprocessing_for(model, data)
-        if channels != 3 or len(expected.mean) != 3:
+        if not channels == data.channels == len(expected.mean) == 3:
             model = replace(model, preprocessing=expected.for_channels(channels))
         matched.append(model)
     return data, matched

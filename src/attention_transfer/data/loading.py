@@ -162,8 +162,8 @@ def as_input(pixels: Tensor) -> Tensor:
     Returns:
         (N, C, H, W), a copy.
     """
-    images = pixels.permute(0, 3, 1, 2).to(torch.float32, copy=True)
-    return images.div_(255) if pixels.dtype == torch.uint8 else images
+    images = pixels.permute(0, 3, 1, 2).float()
+    return images.div_(255) if pixels.dtype == torch.uint8 else images.clone()
 
 
 def resolve_workers(workers: int | None, images: Images) -> int:
