@@ -9,6 +9,7 @@ from attention_transfer.taps.capture import Taps
 from attention_transfer.taps.fused_layers import counting_flops
 from attention_transfer.taps.inputs import (
     Inputs,
+    as_floats,
     call_network,
     in_dtype,
     input_tensors,
@@ -49,6 +50,7 @@ __all__ = [
     "main_input",
     "map_inputs",
     "module_hint",
+    "as_floats",
     "own_dtype",
     "own_precision",
     "refuse_untrainable",

@@ -13,6 +13,7 @@ from attention_transfer.taps.modules import unwrapped
 
 __all__ = [
     "Inputs",
+    "as_floats",
     "call_network",
     "in_dtype",
     "input_tensors",
@@ -30,6 +31,16 @@ with the batch as its first axis.
 
 
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)
+
+
+def as_floats(dtype: torch.dtype) -> str:
+    """Return the code that makes floating-point images from 0 to 1 of integers.
+
+    >>> as_floats(torch.uint16)
+    'images.float() / 65535'
+    """
+    unsigned = dtype in (torch.uint8, torch.uint16)
+    return f"images.float() / {torch.iinfo(dtype).max if unsigned else 'the largest value'}"
 
 
 def call_network(network: nn.Module, inputs: Inputs) -> Any:
@@ -233,7 +244,7 @@ def _misfit(network: nn.Module, images: Tensor) -> str | None:
     if not images.is_floating_point() and weights:
         return (
             f"{name} failed on {images.dtype} images, expected floating-point ones; give "
-            "images.float() / 255, normalized as its weights expect"
+            f"{as_floats(images.dtype)}, normalized as its weights expect"
         )
     devices = {str(weight.device): weight_name for weight_name, weight in weights.items()}
     if devices.keys() - {str(images.device)}:

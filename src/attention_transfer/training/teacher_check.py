@@ -232,7 +232,9 @@ def _better_input(
     for name, (mean, std) in {**INPUT_RANGES, **of_data}.items():
         if _alike(mean, usual.mean) and _alike(std, usual.std):
             continue
-        other = Preprocessing(mean, std, usual.size, usual.interpolation)
+        other = usual._replace(mean=mean, std=std)
+        if usual.channels is not None:
+            other = other.for_channels(usual.channels)
         logits = logits_with(other)
         if logits is not None:
             found.append((agreement(_predicted(logits), images.labels).error, name))

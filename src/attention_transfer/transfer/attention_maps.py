@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import InputError, first_line
 from attention_transfer.functional.maps import MapKind, activation_map
-from attention_transfer.taps import Inputs, Taps, evaluating, main_input, with_main_input
+from attention_transfer.taps import Inputs, Taps, as_floats, evaluating, main_input, with_main_input
 from attention_transfer.transfer.forward import (
     class_logits,
     input_gradient,
     input_size,
     tapped_forward,
 )
-from attention_transfer.transfer.input_gradients import as_floats, check_images
+from attention_transfer.transfer.input_gradients import check_images
 from attention_transfer.transfer.pairing import PairingSide
 from attention_transfer.transfer.teacher_ensemble import MeanAndDeviation, as_preprocessing
 

@@ -20,6 +20,7 @@ from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import (
     Inputs,
     Taps,
+    as_floats,
     main_input,
     map_inputs,
     own_precision,
@@ -36,17 +37,7 @@ from attention_transfer.transfer.forward import (
     tapped_forward,
 )
 
-__all__ = ["InputGradients", "as_floats", "check_images"]
-
-
-def as_floats(dtype: torch.dtype) -> str:
-    """Return the code that makes floating-point images from 0 to 1 of integers.
-
-    >>> as_floats(torch.uint16)
-    'images.float() / 65535'
-    """
-    unsigned = dtype in (torch.uint8, torch.uint16)
-    return f"images.float() / {torch.iinfo(dtype).max if unsigned else 'the largest value'}"
+__all__ = ["InputGradients", "check_images"]
 
 
 def check_images(images: Tensor) -> None:
