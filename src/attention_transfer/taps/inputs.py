@@ -65,7 +65,7 @@ def call_network(network: nn.Module, inputs: Inputs) -> Any:
             return network(*inputs)
     except (RuntimeError, TypeError) as error:
         misfit = _misfit(unwrapped(network), main_input(inputs))
-        if misfit is None:
+        if misfit is None or isinstance(error, torch.OutOfMemoryError):
             raise
         raise InputError(f"{misfit} ({first_line(error)})") from error
 
