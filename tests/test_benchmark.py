@@ -364,7 +364,7 @@ def test_the_command_prints_a_table_for_people(
     [
         ([], "what is missing"),
         (["stpe"], "what is 'stpe', expected one of step, run"),
-        (["step", "--pairs", "wrn-16-1"], "expected: student:teacher"),
+        (["step", "--pairs", "wrn-16-1"], "expected: pairs student:teacher"),
         (["step", "--pairs", "wrn-16-1:wnr-16-2"], "unknown model 'wnr-16-2'"),
         (["run", "--pairs", "wrn-16-1:nin-thin"], "do not declare the same attention points"),
         (["run", "--data", "cifar11"], "did you mean cifar10"),

@@ -277,7 +277,9 @@ def test_schedules_are_their_formulas() -> None:
 def test_label_smoothing_is_its_formula_for_classes_and_for_probabilities() -> None:
     logits, labels = torch.randn(5, 4).double(), torch.tensor([0, 3, 1, 1, -100])
     term = at.CrossEntropy(label_smoothing=0.1)
-    transfer = at.Transfer(nn.Identity(), terms=[term])
+    network = nn.Linear(4, 4, bias=False, dtype=torch.float64)
+    nn.init.eye_(network.weight)
+    transfer = at.Transfer(network, terms=[term])
     log_probabilities = logits[:4].log_softmax(1).numpy()
     targets = np.eye(4)[[0, 3, 1, 1]] * 0.9 + 0.1 / 4
     expected = -(targets * log_probabilities).sum(1).mean()
