@@ -156,7 +156,8 @@ def test_factories_of_networks_in_any_dtype(pair: str, precision: str, small_run
     )
     assert run.record.student.flops > 0
     loaded = run.load(trust=[f"test_mixed_dtypes:in_{student}"]).network
-    assert {weight.dtype for weight in loaded.parameters()} == {getattr(torch, student)}
+    # A run trains in float32, and says so.
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
 
 
 def test_the_command_line_distils_a_half_precision_teacher(small_runs: None) -> None:
