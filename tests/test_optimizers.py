@@ -18,6 +18,7 @@ from torch.nn import functional
 import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.config import RunConfig
+from attention_transfer.config.optimization import CHOSEN_BY_THE_RUN
 from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError, Interrupted
 from attention_transfer.report.command_line import command_line
@@ -41,16 +42,6 @@ def vit(num_classes=3):
         num_classes=num_classes,
     )
 """
-
-RESOLVED = (
-    "optimizer",
-    "lr",
-    "schedule",
-    "warmup",
-    "weight_decay",
-    "weight_decay_exclude",
-    "clip_gradient",
-)
 
 
 @pytest.fixture
@@ -88,7 +79,7 @@ def small_network() -> nn.Module:
 def settings_of(network: nn.Module, trained: bool = False, **settings: Any) -> tuple[Any, ...]:
     config = RunConfig.checked({"student": "network", "epochs": 20, **settings})
     resolved, _ = resolve_optimization(config, network, trained)
-    return tuple(getattr(resolved, name) for name in RESOLVED)
+    return tuple(getattr(resolved, name) for name in CHOSEN_BY_THE_RUN)
 
 
 def test_each_optimizer_goes_on_exactly_from_a_checkpoint() -> None:

@@ -63,7 +63,7 @@ class Preprocessing(NamedTuple):
     interpolation: "Interpolation" = "bilinear"
     channels: int | None = None
     """Of the network's input. Colour images become grey for 1, grey ones get three equal channels
-    for 3; None: images keep theirs.
+    for 3; None: the channels of the images.
     """
     pixel_range: PixelRange | None = None
     """The pixel values that the images' 0 and 1 stand for; None: those of 8 bits, 0 and 255."""

@@ -1,4 +1,4 @@
-"""What a command is waiting for: told where it takes long, to whoever listens."""
+"""Announcing what a command is waiting for, where that takes long."""
 
 import sys
 import threading
@@ -9,14 +9,16 @@ from contextvars import ContextVar
 __all__ = ["announcing", "loading", "waiting_for"]
 
 PATIENCE = 1.0
-"""Seconds after which a wait is told."""
+"""Seconds after which a wait is announced."""
 
 _announce: ContextVar[Callable[[str], None] | None] = ContextVar("announce", default=None)
 
 
 @contextmanager
 def announcing(write: Callable[[str], None]) -> Iterator[None]:
-    """Call a function with what is being waited for inside the block; by default no one is told.
+    """Announce through a function what is being waited for inside the block.
+
+    Outside such a block nothing is announced.
 
     Args:
         write: called with texts such as "loading PyTorch", perhaps from another thread.
@@ -30,7 +32,7 @@ def announcing(write: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def waiting_for(what: str) -> Iterator[None]:
-    """Tell what is being waited for, if the block takes longer than a second.
+    """Announce what is being waited for, if the block takes longer than a second.
 
     Example:
         >>> with announcing(print), waiting_for("something quick"):
@@ -50,9 +52,9 @@ def waiting_for(what: str) -> Iterator[None]:
 
 
 def loading(package: str, name: str) -> None:
-    """Tell at once that a package is about to be imported, unless it has been.
+    """Announce at once that a package is about to be imported, unless it has been.
 
-    Its import may hold Python's lock for long, so that no thread could tell it later.
+    Its import may hold Python's lock for long, so that no thread could announce it later.
 
     Args:
         package: such as "torch".

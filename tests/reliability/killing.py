@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,16 @@ def timeless(folder: Path) -> list[dict[str, Any]]:
     clocks = {"images_per_second", "seconds", "seconds_waiting_for_data", "seconds_left"}
     rows = [json.loads(line) for line in lines]
     return [{name: row[name] for name in row if name not in clocks} for row in rows]
+
+
+@cache
+def can_mount() -> bool:
+    """Return whether this user may mount file systems, in a namespace of its own."""
+    mount = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /dev/shm"]
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    )
 
 
 def descendants(pid: int) -> list[int]:

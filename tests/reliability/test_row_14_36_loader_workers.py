@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from attention_transfer.errors import TrainingError
 from reliability.killing import (
     SLOW_STEPS,
     alive,
+    can_mount,
     descendants,
     environment,
     kill_all,
@@ -202,18 +202,7 @@ def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def _can_mount() -> bool:
-    unshare = shutil.which("unshare")
-    mount = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
-    return (
-        bool(unshare)
-        and not subprocess.run(
-            ["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False
-        ).returncode
-    )
-
-
-@pytest.mark.skipif(not _can_mount(), reason="no right to mount a small /dev/shm")
+@pytest.mark.skipif(not can_mount(), reason="no right to mount a small /dev/shm")
 @pytest.mark.parametrize("size", ["256k", "64k"])
 def test_a_small_shared_memory_file_system(tmp_path: Path, size: str) -> None:
     """Batches (here of 221 kB) are not in /dev/shm; where locks have no room, a line says so."""

@@ -48,7 +48,7 @@ LONGEST = 10.0
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would do and take; times in seconds, memory in megabytes."""
+    """The networks, layer pairs and cost of a run; times in seconds, memory in megabytes."""
 
     networks: list[dict[str, Any]]
     """Role, name, parameters and FLOPs of an image's forward pass."""
@@ -78,7 +78,7 @@ class DryRun:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, without its start."""
+        """The duration of the whole run, without its start."""
         return self.seconds_training + self.seconds_evaluating + self.seconds_building_cache
 
 

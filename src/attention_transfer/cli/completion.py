@@ -22,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Print the script."""
+    """Print the completion script of a shell."""
     shell = vars(arguments).get("shell")
     if shell is None:
         raise InputError(f"completion needs a shell: {', '.join(SHELLS)}")

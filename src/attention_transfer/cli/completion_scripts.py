@@ -18,7 +18,7 @@ NUMBERS = ("N", "X")
 
 
 class _Values(NamedTuple):
-    """What a flag or the positional arguments may be: one of some words, or a file."""
+    """The values of a flag or of positional arguments: one of some words, or a file."""
 
     words: list[str]
     files: bool

@@ -109,13 +109,8 @@ def load_data(
     elif not isinstance(data, DataSet):
         notices = (*result.notices, *order_notices(result.class_names))
         result = replace(result, notices=notices)
-    if image_size is not None and image_size != result.train.size:
-        result = result.resized(image_size, "bilinear")
-        if result.train.size != image_size:
-            height, width = result.train.size
-            raise InputError(
-                f"{result.name} images are {height}x{width} and in memory; leave out the image size"
-            )
+    if image_size is not None:
+        result = _resized(result, image_size)
     if masks is not None:
         from attention_transfer.data.masks import with_masks
 
@@ -128,3 +123,20 @@ def load_data(
     if len(result.validation):
         return result
     return hold_out_validation(result, validation, data_seed)
+
+
+def _resized(data: DataSet, size: tuple[int, int]) -> DataSet:
+    """Return a data set whose images are decoded at a size.
+
+    Raises:
+        InputError: its images are in memory, at another size.
+    """
+    if data.train.size == size:
+        return data
+    result = data.resized(size, "bilinear")
+    if result.train.size != size:
+        height, width = result.train.size
+        raise InputError(
+            f"{result.name} images are {height}x{width} and in memory; leave out the image size"
+        )
+    return result

@@ -58,7 +58,7 @@ class Columns(NamedTuple):
         """Return the name of the image's, label's or split's column; None if there is none.
 
         Raises:
-            InputError: the column that was asked for is not there.
+            InputError: there is no column of that name.
         """
         names = list(names)
         wanted = getattr(self, role)

@@ -308,7 +308,7 @@ def data_set_of_splits(
 
     Args:
         name: what records and messages call the data.
-        datasets: by the names of their splits; others are left out, which is said.
+        datasets: by the names of their splits; others are left out, with a notice.
         size: height and width in pixels to bring images to; None: those of the first image.
         data_seed: seed of the test split, if there is none.
         class_names: by class index; None: the dataset's own, or its labels.

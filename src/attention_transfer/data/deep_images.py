@@ -120,8 +120,8 @@ def _raw_mode(tile: Any) -> str:
 def _with_low_bytes(image: Image.Image) -> Image.Image:
     """Open an image again, such that PIL keeps the lower byte of each 16-bit value.
 
-    PIL takes the first or the second byte by the byte order of the file. Told that it is the other
-    one, it takes the other byte.
+    PIL takes the first or the second byte by the byte order of the file. With the other byte order
+    it takes the other byte.
     """
     name, file = getattr(image, "filename", ""), getattr(image, "fp", None)
     if name:

@@ -26,7 +26,7 @@ def folder_data(folder: Path, size: tuple[int, int], data_seed: int = 0) -> Data
     for classes and with ``labels.csv`` is read by that table.
 
     Every image is decoded once before training. Corrupt ones are skipped and named, up to 1 % of
-    the set, and always up to 5. Whatever else is left out is said.
+    the set, and always up to 5. A notice names whatever else is left out.
 
     Args:
         folder: the folder.

@@ -127,7 +127,7 @@ def _of_splits(root: Path, entries: Sequence[Path], with_classes: Sequence[Path]
 def _files_of_split(
     path: Path, split: str, train: Path, labels: Mapping[str, int], found: FolderSplits
 ) -> SplitFiles | None:
-    """Return the files of one split's folder; None: it has none, which is said.
+    """Return the files of one split's folder, or None and a notice if it has none.
 
     Raises:
         InputError: it has images that no class is known of, or classes that train has not.

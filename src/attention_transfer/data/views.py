@@ -360,7 +360,7 @@ def _reflected(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
 def size_and_channels(image: Any) -> tuple[tuple[int, int], int]:
     """Return height and width of an image, and the channels that it is brought to.
 
-    Arrays of another number of channels than grey and colour images have keep theirs.
+    Arrays of other numbers of channels than those of grey and colour images stay as they are.
     """
     content, array = file_content(image), array_of(image)
     if content is not None:

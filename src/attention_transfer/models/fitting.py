@@ -33,7 +33,7 @@ class Misfit(NamedTuple):
 
     @property
     def names(self) -> set[str]:
-        """All names."""
+        """The names of all weights that differ."""
         return {name for names in self for name in names}
 
     def describe(self, network: nn.Module, weights: Mapping[str, Tensor]) -> str:
@@ -95,7 +95,7 @@ def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> Misfit:
 def fitted(
     network: nn.Module, weights: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], Misfit, list[str]]:
-    """Return weights under the network's names, how they still differ, and what was undone.
+    """Return weights under the network's names, how they still differ, and lines of what changed.
 
     Wrappers' names (``module.``, ``_orig_mod.``, ``backbone.``, ...) are taken off, and networks of
     timm convert weights of other sizes and of their authors' own code.
@@ -174,9 +174,11 @@ def _without_wrappers(
         for before, name in names.items()
         if name.startswith(prefix)
     }
-    undone = [f"{wrapper}." for wrapper in WRAPPERS if any(f"{wrapper}." in one for one in weights)]
-    undone += [prefix] if prefix else []
-    notices = [f"took {' and '.join(undone)} off the names"] if undone else []
+    removed = [
+        f"{wrapper}." for wrapper in WRAPPERS if any(f"{wrapper}." in one for one in weights)
+    ]
+    removed += [prefix] if prefix else []
+    notices = [f"took {' and '.join(removed)} off the names"] if removed else []
     left = [name for name in names.values() if not name.startswith(prefix)]
     if left:
         start = left[0].partition(".")[0]

@@ -301,8 +301,8 @@ def _with_weights_of_file(
     path, key = weights_file(file)
     stored = read_weights(path, key)
     network = build(name, classes, image_size)
-    weights, differs, undone = fitted(network, stored.tensors)
-    notices = [*stored.notices, *(f"weights of {path}: {line}" for line in undone)]
+    weights, differs, changes = fitted(network, stored.tensors)
+    notices = [*stored.notices, *(f"weights of {path}: {line}" for line in changes)]
     if differs.names:
         size = (3, *(image_size or default_input_size(name)[1:]))
         head = _head_names(network, size)

@@ -131,8 +131,8 @@ def _is_pickle(path: Path) -> bool:
 def _reason(error: Exception) -> str:
     """Return what torch says about a pickle, without the advice around it."""
     paragraphs = str(error).split("\n\n")
-    told = paragraphs[1] if len(paragraphs) > 1 else paragraphs[0]
-    _, _, reason = told.rpartition("WeightsUnpickler error: ")
+    cause = paragraphs[1] if len(paragraphs) > 1 else paragraphs[0]
+    _, _, reason = cause.rpartition("WeightsUnpickler error: ")
     return first_line(ValueError(reason.strip() or type(error).__name__))[:200]
 
 
@@ -198,7 +198,7 @@ def _named_globals(file: IO[bytes], pickles: int) -> set[str]:
 
 
 class _Inert:
-    """What stands for every class and function that a file names; it has no code."""
+    """A stand-in, without code, for every class and function that a file names."""
 
     state: object = None
 

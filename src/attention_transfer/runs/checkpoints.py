@@ -151,7 +151,7 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _read(path: Path) -> Checkpoint:
-    """Read one checkpoint; whatever this raises is told by :func:`load_last_checkpoint`."""
+    """Read one checkpoint; :func:`load_last_checkpoint` turns what this raises into an error."""
     expected = read_bytes(path / "sha256", most=100).decode("ascii").strip()
     if _checksum(path / "state.pt") != expected:
         raise ValueError("its checksum is wrong")

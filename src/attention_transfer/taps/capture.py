@@ -222,7 +222,7 @@ class Taps:
 
     @property
     def _state(self) -> tuple[bool, bool]:
-        """What decides whether a sequence runs itself: checkpointing may depend on it."""
+        """Training mode, and whether gradients are recorded: checkpointing may depend on both."""
         return self._network.training, self._gradients
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -297,7 +297,7 @@ class Taps:
                 self._copied.discard(point)
 
     def _has_run(self, point: str) -> bool:
-        """Return whether a point's output, or that of its last module in its place, was seen."""
+        """Return whether the output of a point, or of its last module instead, was captured."""
         captured = self._captured.get(point)
         if captured is None or not captured.at_end:
             return captured is not None

@@ -159,16 +159,16 @@ class LayoutReader:
             count: of the tokens.
             halved: whether it may be an earlier grid halved, once or more.
         """
-        seen = [grid for grid in reversed(self.grids) if math.prod(grid) > 1]
-        for grid in seen:
+        earlier = [grid for grid in reversed(self.grids) if math.prod(grid) > 1]
+        for grid in earlier:
             if count - math.prod(grid) in (0, self.extra_tokens):
                 return grid, count - math.prod(grid)
         square = len(set(self.image)) == 1 and math.isqrt(count) ** 2 == count
-        for grid in seen:
+        for grid in earlier:
             extra = count - math.prod(grid)
             if extra in EXTRA_TOKENS and extra <= math.prod(grid) and not square:
                 return grid, extra
-        for grid in seen if halved else ():
+        for grid in earlier if halved else ():
             while math.prod(grid) > 1:
                 grid = tuple((length + 1) // 2 for length in grid)
                 if count - math.prod(grid) in (0, self.extra_tokens):

@@ -44,7 +44,7 @@ def agreement(predicted: Tensor, labels: Tensor) -> Agreement:
     classes = int(max(answers.max(), truth.max())) + 1
     answered = np.bincount(answers[answers >= 0], minlength=classes) / count
     expected = float(answered @ np.bincount(truth, minlength=classes)) / count
-    if expected == 1:  # a single class, always right: nothing can be told
+    if expected == 1:  # a single class, always right: chance is as good
         return Agreement(0.0, 0.0, at_chance=False, weak=False)
     spread = np.sqrt(expected * (1 - expected) / count)
     doubt = 2 * np.sqrt(right * (1 - right) / count)

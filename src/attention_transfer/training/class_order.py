@@ -33,7 +33,7 @@ class ClassOrder(NamedTuple):
 def find_class_order(
     predicted: Tensor, labels: Tensor, class_names: Sequence[str]
 ) -> ClassOrder | None:
-    """Return the order of a classifier's outputs; None if it is the data's, or cannot be told.
+    """Return the order of a classifier's outputs; None if it is the data's, or unknown.
 
     Orders that are common mistakes are tried, and the one with the most right answers. For that,
     outputs are matched to classes on one half of the images and judged on the other, so that the
@@ -72,7 +72,7 @@ def match_outputs(predicted: Indices, labels: Indices, classes: int) -> Indices:
 
     A maximum-weight matching of the bipartite graph of classes and outputs (Galil, ACM Computing
     Surveys 1986). Of equal matchings it is the one that keeps more classes at their own output, and
-    classes without images keep theirs if it is free.
+    classes without images keep their output if it is free.
 
     >>> match_outputs(np.array([1, 1, 0]), np.array([0, 0, 1]), 3).tolist()
     [1, 0, 2]

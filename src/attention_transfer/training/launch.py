@@ -120,7 +120,7 @@ def resume(
 
 @dataclass(frozen=True)
 class _Launch:
-    """What each way to launch a run needs."""
+    """Begins or resumes a run, with the processes, progress and objects that both need."""
 
     accelerator: Accelerator
     processes: Processes

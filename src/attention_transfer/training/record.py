@@ -69,17 +69,6 @@ def make_record(
         changes: what the run was resumed with instead of what it began with.
     """
     config = setup.config
-    teacher = None
-    if setup.teachers:
-        network = _network_record(setup.teachers, setup)
-        teacher = TeacherRecord(
-            **network.model_dump(),
-            test_error=teacher_test_error,
-            validation_error=teacher_check.error,
-            validation_images=teacher_check.images,
-            warnings=teacher_check.warnings,
-        )
-    targets = setup.targets
     return RunRecord(
         command="train" if config.teacher is None else "distill",
         config=config,
@@ -89,30 +78,53 @@ def make_record(
         compiled=setup.compiled,
         data=_data_record(setup),
         student=_network_record([setup.student], setup),
-        teacher=teacher,
+        teacher=_teacher_record(setup, teacher_test_error, teacher_check),
         pairs=[PairRecord(**asdict(pair)) for pair in setup.transfer.pair_descriptions],
         final=_final_metrics(logits, setup.data),
         best_on_validation=best_epoch(rows),
-        ema=None
-        if config.ema is None
-        else AverageRecord(
-            decay=config.ema,
-            final=_final_metrics(logits_of_average, setup.data),
-            best_on_validation=best_epoch_of_average(rows),
-        ),
+        ema=_average_record(setup, rows, logits_of_average),
         epochs_trained=len(rows),
         attention=attention,
-        cache=None
-        if targets is None
-        else CacheRecord(
-            folder=str(targets.folder),
-            views=targets.views,
-            seconds_building=seconds_building_cache,
-        ),
+        cache=_cache_record(setup, seconds_building_cache),
         changes=list(changes),
         seconds=seconds,
         seconds_waiting_for_data=sum(row.seconds_waiting_for_data for row in rows),
         images_per_second=images / seconds,
+    )
+
+
+def _teacher_record(
+    setup: RunSetup, test_error: float | None, check: TeacherCheck
+) -> TeacherRecord | None:
+    if not setup.teachers:
+        return None
+    return TeacherRecord(
+        **_network_record(setup.teachers, setup).model_dump(),
+        test_error=test_error,
+        validation_error=check.error,
+        validation_images=check.images,
+        warnings=check.warnings,
+    )
+
+
+def _average_record(
+    setup: RunSetup, rows: Sequence[EpochMetrics], logits: Mapping[str, Tensor | None]
+) -> AverageRecord | None:
+    if setup.config.ema is None:
+        return None
+    return AverageRecord(
+        decay=setup.config.ema,
+        final=_final_metrics(logits, setup.data),
+        best_on_validation=best_epoch_of_average(rows),
+    )
+
+
+def _cache_record(setup: RunSetup, seconds_building: float) -> CacheRecord | None:
+    targets = setup.targets
+    if targets is None:
+        return None
+    return CacheRecord(
+        folder=str(targets.folder), views=targets.views, seconds_building=seconds_building
     )
 
 

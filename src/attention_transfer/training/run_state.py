@@ -42,7 +42,7 @@ class _Schema(BaseModel):
 
 
 class _MetersState(_Schema):
-    """What ``EpochMeters.state`` returns."""
+    """The sums of an unfinished epoch in a checkpoint, as ``EpochMeters.state`` returns them."""
 
     images: PositiveInt
     wrong: _Scalar
@@ -60,7 +60,7 @@ class _MetersState(_Schema):
 
 
 class _AverageState(_Schema):
-    """What ``WeightAverage.state`` returns."""
+    """The moving average of weights in a checkpoint, as ``WeightAverage.state`` returns it."""
 
     updates: NonNegativeInt
     values: dict[str, Tensor]

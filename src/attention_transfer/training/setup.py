@@ -132,13 +132,7 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     check_optimizer(config)
     terms = configured_terms(config, objects.terms)
     _check_settings(config, terms)
-    data = _load_data(config, objects)
-    if is_multi_label(data.train.labels):
-        terms = for_several_classes(terms, data.name)
-    student, teachers = _load_networks(config, data, objects)
-    data = _aligned(config, data, student, teachers, terms)
-    data, (student, *teachers) = channels_matched(data, [student, *teachers])
-    data = augmented(decoded_for(data, student, teachers), config)
+    data, student, teachers, terms = _load(config, objects, terms)
     tried = np.arange(min(TRIED, config.batch_size, len(data.train)) if config.terms else 1)
     example = as_input(data.train.pixels(tried))
     for teacher in teachers:
@@ -152,24 +146,13 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
     if config.backbone_lr != 1:
         heads = list(logit_layers(student.network, network_input_size(student, data)).values())
     frozen = [] if config.freeze is None else freeze(student.network, config.freeze)
-    recomputation = Recomputation({}, share=1.0)
-    if config.grad_checkpoint:
-        inputs = preprocess(student.network, example, preprocessing_for(student, data))
-        recomputation = plan_recomputation(student.network, main_input(inputs))
+    recomputation = _plan_recomputation(config, data, student, example)
     if config.channels_last:
         for loaded in [student, *teachers]:
             to_channels_last(loaded.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        with waiting_for("finding the networks' attention points"):
-            transfer = Transfer(
-                student.network,
-                [teacher.network for teacher in teachers] or None,
-                terms,
-                example_input=example,
-                student_normalization=preprocessing_for(student, data),
-                teacher_normalization=[preprocessing_for(teacher, data) for teacher in teachers],
-            )
+        transfer = _make_transfer(data, student, teachers, terms, example)
         if config.terms:
             view = AugmentedView(config.data_seed, 0)
             batch = next(batches(data.train, tried, len(tried), view=view))
@@ -199,6 +182,48 @@ def set_up_run(config: RunConfig, objects: RunObjects = NO_OBJECTS) -> RunSetup:
         targets,
         [*optimization_notices, *_notices(config, precision, transfer, data)],
     )
+
+
+def _load(
+    config: RunConfig, objects: RunObjects, terms: list[Term]
+) -> tuple[DataSet, LoadedModel, list[LoadedModel], list[Term]]:
+    """Return data, student, teachers and terms, each as the others need them."""
+    size = (224, 224) if objects.student is not None else default_input_size(config.student)[1:]
+    data = images_of(config, size, masks=config.masks, data=objects.data)
+    if is_multi_label(data.train.labels):
+        terms = for_several_classes(terms, data.name)
+    student, teachers = _load_networks(config, data, objects)
+    data = _aligned(config, data, student, teachers, terms)
+    data, (student, *teachers) = channels_matched(data, [student, *teachers])
+    return augmented(decoded_for(data, student, teachers), config), student, teachers, terms
+
+
+def _plan_recomputation(
+    config: RunConfig, data: DataSet, student: LoadedModel, images: Tensor
+) -> Recomputation:
+    """Return the parts of the student to recompute in the backward pass, if the run asks for it."""
+    if not config.grad_checkpoint:
+        return Recomputation({}, share=1.0)
+    inputs = preprocess(student.network, images, preprocessing_for(student, data))
+    return plan_recomputation(student.network, main_input(inputs))
+
+
+def _make_transfer(
+    data: DataSet,
+    student: LoadedModel,
+    teachers: list[LoadedModel],
+    terms: list[Term],
+    images: Tensor,
+) -> Transfer:
+    with waiting_for("finding the networks' attention points"):
+        return Transfer(
+            student.network,
+            [teacher.network for teacher in teachers] or None,
+            terms,
+            example_input=images,
+            student_normalization=preprocessing_for(student, data),
+            teacher_normalization=[preprocessing_for(teacher, data) for teacher in teachers],
+        )
 
 
 def _check_settings(config: RunConfig, terms: list[Term]) -> None:
@@ -235,12 +260,6 @@ def _check_settings(config: RunConfig, terms: list[Term]) -> None:
             "flip_classes chooses images by class, and mixed images have several; leave out mixup "
             "and cutmix, or flip_classes"
         )
-
-
-def _load_data(config: RunConfig, objects: RunObjects) -> DataSet:
-    """Return the run's data set, of the name or of the object."""
-    size = (224, 224) if objects.student is not None else default_input_size(config.student)[1:]
-    return images_of(config, size, masks=config.masks, data=objects.data)
 
 
 def _load_networks(

@@ -69,7 +69,7 @@ class Watch:
         self._threads = [threading.Thread(target=one, daemon=True) for one in threads]
 
     def start(self) -> None:
-        """Start to watch."""
+        """Start the threads that watch the other processes."""
         for thread in self._threads:
             thread.start()
 

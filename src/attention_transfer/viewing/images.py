@@ -82,7 +82,7 @@ class FileImage:
 
     @property
     def content(self) -> Path:
-        """The path."""
+        """The path of the image file."""
         return self.path
 
     @property
@@ -109,7 +109,7 @@ class DecodedImage:
 
     @property
     def content(self) -> Image.Image:
-        """The image."""
+        """The image in memory."""
         return self.image
 
     @property
@@ -267,10 +267,10 @@ def source_images(
 
 
 class _Expected(NamedTuple):
-    """What tensors and arrays of images may be."""
+    """The channels and values that tensors and arrays of images may have."""
 
     channels: tuple[int, ...]
-    """That each network takes."""
+    """Numbers of channels, one for each network."""
     raw: bool
     """Whether floating-point values are not checked."""
 
