@@ -1,6 +1,5 @@
 """The order of a classifier's outputs, where it is another than that of the data's classes."""
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,7 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["ClassOrder", "find_class_order", "match_outputs"]
+from attention_transfer.data.classes import natural_order
+
+__all__ = ["AS_NUMBERS", "AS_TEXT", "ClassOrder", "find_class_order", "match_outputs"]
+
+AS_NUMBERS, AS_TEXT = "sorted as numbers", "sorted as text"
+"""Reasons of an order, which --class-order natural and --class-order string give."""
 
 Indices = NDArray[np.int64]
 
@@ -110,17 +114,14 @@ def _common_orders(class_names: Sequence[str]) -> Iterator[tuple[str, Indices]]:
     """Yield orders that networks are often trained with, other than that of the names."""
     classes = len(class_names)
     own = np.arange(classes)
-    for reason, key in (("sorted as numbers", _natural), ("sorted as text", str)):
-        order = np.empty(classes, dtype=np.int64)
-        order[sorted(range(classes), key=[key(name) for name in class_names].__getitem__)] = own
+    for reason, names in (
+        (AS_NUMBERS, natural_order(class_names)),
+        (AS_TEXT, sorted(class_names)),
+    ):
+        outputs = {name: index for index, name in enumerate(names)}
+        order = np.array([outputs[name] for name in class_names])
         if not np.array_equal(order, own):
             yield reason, order
     if classes > 1:
         yield "one further", (own + 1) % classes
         yield "one back", (own - 1) % classes
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return the key by which "2" is before "10"."""
-    parts = re.findall(r"\d+|\D+", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

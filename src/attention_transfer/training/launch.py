@@ -106,8 +106,7 @@ def resume(
     found = Run(Path(folder))
     if found.is_finished:
         raise InputError(f"the run in {folder} is finished; there is nothing to resume")
-    # What the file lacks, which an earlier version wrote, is as it was then.
-    config = found.config.replace(**found.config.model_dump())
+    config = found.config
     check_settings(found.folder / "config.yaml", config.model_dump())
     if workers is not None:
         config = config.replace(workers=workers)

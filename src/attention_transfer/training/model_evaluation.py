@@ -1,6 +1,5 @@
 """The evaluation of a MODEL on DATA."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from attention_transfer.class_alignment import aligned, class_names_of
 from attention_transfer.config import EvaluateConfig, height_and_width, low_and_high
 from attention_transfer.data import DataSet, as_input, load_data
-from attention_transfer.data.classes import normal_form
+from attention_transfer.data.classes import abridged, normal_form
 from attention_transfer.environment import make_accelerator, resolve_precision
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel, default_input_size, load, read_card, run_folder
@@ -50,8 +49,8 @@ def _evaluate(
         map(normal_form, data.class_names)
     ):
         raise InputError(
-            f"{config.model} was trained on the classes {_abridged(known)}, "
-            f"{data.name} has {_abridged(data.class_names)}; evaluate it on data with its classes"
+            f"{config.model} was trained on the classes {abridged(known)}, "
+            f"{data.name} has {abridged(data.class_names)}; evaluate it on data with its classes"
         )
     if config.pixel_range is not None and model.preprocessing is not None:
         # The user's range takes the place of that in training.
@@ -106,8 +105,3 @@ def _load_data(config: EvaluateConfig) -> DataSet:
         default_pixel_range=trained_range,
         **labels,
     )
-
-
-def _abridged(names: Sequence[str]) -> str:
-    """Return the first three names and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

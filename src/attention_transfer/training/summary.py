@@ -1,7 +1,8 @@
 """The lines that a run prints before its first step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from attention_transfer.data.classes import abridged
 from attention_transfer.training.optimization import describe_optimization
 from attention_transfer.training.record import parameter_count
 from attention_transfer.training.setup import RunSetup
@@ -50,7 +51,7 @@ def _student_lines(setup: RunSetup) -> Iterator[str]:
     if parts:
         yield (
             f"{student.name} recomputes the activations inside {len(parts)} modules "
-            f"({_abridged(list(parts))}) in the backward pass and holds about "
+            f"({abridged(list(parts), 3)}) in the backward pass and holds about "
             f"{setup.recomputation.share:.0%} of its activations at once"
         )
 
@@ -93,12 +94,3 @@ def _weight_lines(setup: RunSetup) -> Iterator[str]:
     if config.teacher is not None and "activation" in config.attention:
         weight = f"beta {config.beta:g}, {config.beta_schedule}"
         yield f"activation attention: {weight}, form {config.form}"
-
-
-def _abridged(names: Sequence[str]) -> str:
-    """Join names; of five or more the first two and the last.
-
-    >>> _abridged(["a", "b", "c"]), _abridged(["a", "b", "c", "d", "e"])
-    ('a, b, c', 'a, b, ..., e')
-    """
-    return ", ".join(names) if len(names) < 5 else f"{names[0]}, {names[1]}, ..., {names[-1]}"

@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 
 from attention_transfer.data import DataSet, Images
+from attention_transfer.data.classes import abridged
 from attention_transfer.data.randomness import permutation, seeded_generators
 from attention_transfer.errors import InputError, first_problems
 from attention_transfer.models import LoadedModel
 from attention_transfer.network_inputs import preprocessing_for
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.training.agreement import Agreement, agreement
-from attention_transfer.training.class_order import ClassOrder, find_class_order
+from attention_transfer.training.class_order import (
+    AS_NUMBERS,
+    AS_TEXT,
+    ClassOrder,
+    find_class_order,
+)
 from attention_transfer.training.evaluation import BATCH_SIZE
 from attention_transfer.training.monitoring.progress import RunProgress
 from attention_transfer.training.setup import RunSetup
@@ -191,7 +197,7 @@ class _Answers:
             f"tells the classes apart no better than chance: error {self.agreement.error:.1f} % on "
             f"{len(self.images)} validation images, chance {self.agreement.chance_error:.1f} %; "
             "check that it is trained, that its classes are the data's and in their order "
-            f"({_abridged(self.data.class_names)}), and that it was trained on inputs as it gets "
+            f"({abridged(self.data.class_names)}), and that it was trained on inputs as it gets "
             f"here: {height}x{width} images of pixels 0 to 1, less the mean {mean}, over the "
             f"standard deviation {std} (not pixels 0 to 255, another normalisation, or another "
             "size)"
@@ -212,11 +218,14 @@ class _Answers:
         ]
         reason = f", {order.reason}" if order.reason else ""
         rows = f" into the order {order.outputs}" if len(names) <= LISTED_CLASSES else ""
+        flag = {AS_NUMBERS: "natural", AS_TEXT: "string"}.get(
+            order.reason, "FILE, a text file with their names in the teacher's order"
+        )
         return (
             f"has the classes in another order{reason}: error {self.agreement.error:.1f} % on "
             f"{len(self.images)} validation images, and {order.error:.1f} % with its outputs "
-            f"matched to the classes ({first_problems(moved)}); name the data's classes so that "
-            "they come in the teacher's order, or give the teacher as a package.module:factory "
+            f"matched to the classes ({first_problems(moved)}); bring the data's classes into "
+            f"that order (--class-order {flag}), or give the teacher as a package.module:factory "
             f"that brings the rows of its last layer{rows}"
             f"{'' if rows else ' into the order of the classes'}"
         )
@@ -263,8 +272,3 @@ def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
     first, second = np.atleast_1d(one), np.atleast_1d(other)
     comparable = len(first) == len(second) or 1 in (len(first), len(second))
     return comparable and bool(np.allclose(first, second, atol=1e-3))
-
-
-def _abridged(names: Sequence[str]) -> str:
-    """Return the first five names and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

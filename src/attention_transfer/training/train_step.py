@@ -1,7 +1,7 @@
 """One training step: learning rate, micro-batches, gradient and the optimizer's step."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -186,16 +186,32 @@ class TrainStep:
         wishes: tuple[int, ...],
     ) -> tuple[TransferOutput, tuple[int, ...]]:
         self.processes.passed()  # from here on it may wait for the others
-        images, labels = batch.images, batch.labels
         if not self.config.channels_last:
-            images = images.contiguous()
+            batch = batch._replace(images=batch.images.contiguous())
         rate = self.config.lr * self._learning_rate_factor(step_index.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         # Dropout too is a function of the seed and the step, as all randomness is.
         torch.manual_seed(step_seed(self.config.seed, step_index.epoch, step_index.step))
         if targets is not None:
-            targets = targets.to(images.device)
+            targets = targets.to(batch.images.device)
+        output, fault, agreeing = self._add_gradients(batch, targets, step_index, wishes)
+        return output, self._update_weights(batch, step_index, fault, agreeing)
+
+    def _add_gradients(
+        self,
+        batch: Batch,
+        targets: Targets | None,
+        step_index: StepIndex,
+        wishes: tuple[int, ...],
+    ) -> tuple[TransferOutput, str, Callable[[], tuple[int, ...]]]:
+        """Add the gradients of a batch, micro-batch by micro-batch.
+
+        Returns:
+            The output; what is not finite in this process's losses; and what waits until all
+            processes know whether one has such a fault, and their largest wishes.
+        """
+        images, labels = batch.images, batch.labels
         *others, last = micro_batches(len(labels), self.config.accumulate)
         outputs = []
         for part in (*others, last):
@@ -214,7 +230,19 @@ class TrainStep:
                     # Behind the backward pass, so that agreeing costs no time of its own.
                     agreeing = self.processes.agreeing(bool(fault), *wishes)
                 self._backward(out.loss, len(labels[part]), batch.total)
-        norm = self._gradient_norm()
+        return output, fault, agreeing
+
+    def _update_weights(
+        self,
+        batch: Batch,
+        step_index: StepIndex,
+        fault: str,
+        agreeing: Callable[[], tuple[int, ...]],
+    ) -> tuple[int, ...]:
+        """Take the optimizer's step along the accumulated gradient, if all processes can."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.clip_gradient or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
         faulty, *agreed = agreeing()
         # All processes have the same gradient. In fp16 the scaler itself skips a step without a
         # finite one and lowers its scale.
@@ -227,7 +255,7 @@ class TrainStep:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update()
-        return output, tuple(agreed)
+        return tuple(agreed)
 
     def _learning_rate_factor(self, progress: float) -> float:
         config = self.config
@@ -250,12 +278,6 @@ class TrainStep:
         # Processes average their gradients; their shares of a batch can differ by one image.
         share = images * self.accelerator.num_processes / total
         self.scaler.scale(loss * share).backward()
-
-    def _gradient_norm(self) -> Tensor:
-        """Bound the accumulated gradient and return the norm that it had."""
-        self.scaler.unscale_(self.optimizer)
-        limit = self.config.clip_gradient or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.transfer.parameters(), limit)
 
     def _fault_of_scale(self) -> str:
         """Name the gradient if the scaler has skipped so many steps that it never gets finite."""
