@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,15 +14,7 @@ from accelerate import Accelerator
 from attention_transfer.benchmark.memory import peak_memory, reset_peak_memory
 from attention_transfer.cache import free_bytes
 from attention_transfer.config import RunConfig
-from attention_transfer.data import (
-    AugmentedView,
-    Batch,
-    EpochPass,
-    batch_bounds,
-    epoch_order,
-    resolve_workers,
-    stream,
-)
+from attention_transfer.data import batch_bounds
 from attention_transfer.environment import keep_freed_memory, make_accelerator
 from attention_transfer.errors import InputError
 from attention_transfer.network_inputs import network_input_size
@@ -31,6 +23,7 @@ from attention_transfer.training import RunProgress
 from attention_transfer.training.evaluation import BATCH_SIZE
 from attention_transfer.training.processes import Processes
 from attention_transfer.training.record import parameter_count
+from attention_transfer.training.remaining_batches import remaining_batches
 from attention_transfer.training.setup import RunSetup, count_flops, set_up_run
 from attention_transfer.training.shared_evaluation import SharedEvaluation
 from attention_transfer.training.summary import run_summary
@@ -144,7 +137,8 @@ def _measure(setup: RunSetup, train_step: TrainStep, processes: Processes) -> _M
     train_step.set_train_mode()
     began = time.perf_counter()
     seconds, peaks, teacher = [], [], []
-    with closing(_batches(setup, train_step, processes)) as batches:
+    device = train_step.accelerator.device
+    with closing(remaining_batches(setup, 0, 0, processes, device)) as batches:
         for number in range(MOST_STEPS):
             start = time.perf_counter()
             batch = next(batches, None)
@@ -169,26 +163,6 @@ def _measure(setup: RunSetup, train_step: TrainStep, processes: Processes) -> _M
                 break
     timed = seconds[WARM_UP:] or seconds[-1:]
     return _Measured(timed, max(peaks), statistics.median(teacher) if teacher else 0.0)
-
-
-def _batches(setup: RunSetup, train_step: TrainStep, processes: Processes) -> Generator[Batch]:
-    """Yield the run's own batches, from its first step on."""
-    config, images = setup.config, setup.data.train
-    return stream(
-        images,
-        (
-            EpochPass(
-                epoch_order(len(images), config.seed, epoch),
-                AugmentedView(config.data_seed, epoch),
-            )
-            for epoch in range(config.epochs)
-        ),
-        config.batch_size,
-        process=processes.index,
-        processes=processes.count,
-        workers=resolve_workers(config.workers, images),
-        device=train_step.accelerator.device,
-    )
 
 
 def _seconds_to_evaluate(setup: RunSetup, evaluation: SharedEvaluation) -> float:
