@@ -1,5 +1,6 @@
 """Loader workers that are killed, raise, crash or have no shared memory."""
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -168,12 +169,13 @@ def test_a_stopped_worker_is_noticed_and_killed(
     images = folder_data(fill(tmp_path), (16, 16)).train
     loaded = batches(images, np.arange(len(images)), 4, workers=1)
     next(loaded)
-    workers = descendants(os.getpid())
+    workers = [child.pid or 0 for child in multiprocessing.active_children()]
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)
     with pytest.raises(TrainingError, match=r"no loader worker has finished .*; resume the run"):
         list(loaded)
-    wait_until(lambda: not alive(workers), 10)
+    assert len(workers) == 1
+    assert not alive(workers)
 
 
 def test_batches_are_loaded_in_another_thread_too(tmp_path: Path) -> None:

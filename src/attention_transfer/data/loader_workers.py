@@ -199,9 +199,11 @@ def loaded(
                 try:
                     loaded = _next(iterator, dataset, processes)
                 except LoaderWorkerError:
-                    # One that hangs or is stopped would keep this process from ending.
+                    # One that hangs or is stopped would keep this process from ending. Its end is
+                    # waited for here, where PyTorch's handler of it is off.
                     for process in processes.values():
                         process.kill()
+                        process.join(CHECK_SECONDS)
                     raise
                 if loaded is None:
                     return
