@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -122,24 +123,18 @@ def load_last_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, []
 
 
-def load_checkpoint(folder: Path, number: int, sha256: str) -> Checkpoint:
+def load_checkpoint(folder: Path, epoch: int, step: int, sha256: str) -> Checkpoint:
     """Return one checkpoint, which another process has chosen.
 
     Raises:
-        InputError: it is missing, damaged, or another file than that process has read.
+        InputError: it is missing or damaged here, or another file than that process has read.
     """
-    for path in _checkpoints(folder):
-        if _number(path) == number:
-            try:
-                checkpoint = _read(path)
-            except Exception as error:  # a damaged pickle can raise anything
-                raise InputError(f"{path} cannot be read ({first_line(error)})") from None
-            if checkpoint.sha256 != sha256:
-                raise InputError(
-                    f"{path} has the checksum {checkpoint.sha256[:16]}, expected {sha256[:16]}"
-                )
-            return checkpoint
-    raise InputError(f"{folder} has no checkpoint of number {number}")
+    for path in reversed(_checkpoints(folder)):
+        with suppress(Exception):  # a damaged pickle can raise anything
+            checkpoint = _read(path)
+            if checkpoint.sha256 == sha256:
+                return checkpoint
+    raise InputError(f"{folder / _name(epoch, step)} is missing, damaged or another file here")
 
 
 def _is_damage(error: Exception) -> bool:

@@ -203,7 +203,7 @@ class _Launch:
         if self.processes.is_main:
             checkpoint, damaged = load_last_checkpoint(folder)
         chosen = self.processes.from_main(
-            None if checkpoint is None else (checkpoint.number, checkpoint.sha256)
+            None if checkpoint is None else (checkpoint.epoch, checkpoint.step, checkpoint.sha256)
         )
         if chosen is not None and not self.processes.is_main:
             try:
