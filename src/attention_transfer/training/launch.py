@@ -106,7 +106,8 @@ def resume(
     found = Run(Path(folder))
     if found.is_finished:
         raise InputError(f"the run in {folder} is finished; there is nothing to resume")
-    config = found.config
+    # All settings count as given, those too that the file lacks: none is chosen anew.
+    config = found.config.replace(**found.config.model_dump())
     check_settings(found.folder / "config.yaml", config.model_dump())
     if workers is not None:
         config = config.replace(workers=workers)

@@ -51,7 +51,7 @@ def _student_lines(setup: RunSetup) -> Iterator[str]:
     if parts:
         yield (
             f"{student.name} recomputes the activations inside {len(parts)} modules "
-            f"({abridged(list(parts), 3)}) in the backward pass and holds about "
+            f"({abridged(list(parts), 2)}) in the backward pass and holds about "
             f"{setup.recomputation.share:.0%} of its activations at once"
         )
 
