@@ -10,6 +10,7 @@ from attention_transfer.errors import nearest
 
 __all__ = [
     "TRACKERS",
+    "Beta",
     "ColumnNames",
     "Interpolation",
     "Positive",
@@ -32,6 +33,7 @@ TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 Interpolation = Literal["bilinear", "bicubic"]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[NonNegative | Literal["auto"], "FLOAT or auto"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1)]
 Workers = Annotated[int, Field(ge=0, le=256)]

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from attention_transfer.config.checked import Config
 from attention_transfer.config.fields import (
+    Beta,
     ColumnNames,
     Count,
     ImageSize,
@@ -221,9 +222,15 @@ class RunConfig(TrainingConfig):
         description="code: beta * mean square of the difference of maps (the authors' code); "
         "paper: beta/2 * its norm; paper-eq2: that divided by H*W (the paper's own beta is 1000)",
     )
-    beta: NonNegative = Field(1000.0, description="weight of attention transfer")
-    beta_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="beta during training: constant, or falling to 0"
+    beta: Beta = Field(
+        1000.0,
+        description="weight of attention transfer; auto: one for each layer pair, from the norms "
+        "of gradients, so that attention is never stronger than what else the student learns from",
+    )
+    beta_schedule: Literal["constant", "linear", "cosine"] | None = Field(
+        None,
+        description="beta during training: constant, or falling to 0; default: constant, but "
+        "linear where beta is auto and there is distillation",
     )
     pairs: Names = Field(
         "auto",
@@ -238,8 +245,8 @@ class RunConfig(TrainingConfig):
         "none: off",
     )
     temperature: Positive = Field(4.0, description="temperature of knowledge distillation")
-    full_activation_beta: NonNegative | None = Field(
-        None, description="weight of full-activation transfer, a baseline; none: off"
+    full_activation_beta: Beta | None = Field(
+        None, description="weight of full-activation transfer, a baseline, or auto; none: off"
     )
 
     gradient_beta: NonNegative | None = Field(
@@ -284,6 +291,13 @@ class RunConfig(TrainingConfig):
         description="augmented views of each image in the cache, which epochs cycle through; "
         "default: those of an existing cache, or as many as epochs",
     )
+
+    @property
+    def schedule_of_beta(self) -> Literal["constant", "linear", "cosine"]:
+        """The schedule of the attention's weight, chosen where it is not given."""
+        if self.beta_schedule is not None:
+            return self.beta_schedule
+        return "linear" if self.beta == "auto" and self.kd_alpha is not None else "constant"
 
     @model_validator(mode="after")
     def _transfer_needs_a_teacher(self) -> Self:
@@ -348,7 +362,7 @@ class DemoConfig(Config):
         False, description="train the teacher again instead of using the packaged one"
     )
     epochs: Count = Field(15, description="passes over the training images, for each student")
-    beta: NonNegative = Field(1000.0, description="weight of attention transfer")
+    beta: Beta = Field(1000.0, description="weight of attention transfer, or auto")
     seed: Seed = Field(0, description="seed of the initialization and of the order of the images")
     precision: Precision = Field("auto", description="fp32, bf16, fp16 (GPU only) or auto")
     cache: Path | None = Field(

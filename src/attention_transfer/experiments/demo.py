@@ -168,8 +168,8 @@ def _sentence(arms: list[Arm]) -> str:
 
 def _settings(at: RunConfig, both: RunConfig) -> str:
     return (
-        f"at: beta {at.beta:g} ({at.beta_schedule}, form {at.form}); "
-        f"at+kd: beta {both.beta:g} ({both.beta_schedule}, form {both.form}), alpha "
+        f"at: beta {at.beta} ({at.schedule_of_beta}, form {at.form}); "
+        f"at+kd: beta {both.beta} ({both.schedule_of_beta}, form {both.form}), alpha "
         f"{both.kd_alpha:g}, temperature {both.temperature:g}; all students: {at.epochs} epochs at "
         f"batch {at.batch_size}, {at.schedule} to lr {at.lr:g}, seed {at.seed}"
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from attention_transfer.report.groups import Group, find_baseline
 from attention_transfer.runs import Run
+from attention_transfer.runs.gradient_ratios import overpowering_terms
 
 __all__ = ["run_warnings"]
 
@@ -28,6 +29,7 @@ def run_warnings(groups: Sequence[Group]) -> Iterator[str]:
                 f"{run.name}: {change.name} was {change.before} until step {change.step} of epoch "
                 f"{change.epoch + 1}, then {change.after}"
             )
+        yield from (f"{run.name}: {warning}" for warning in overpowering_terms(run.metrics))
         yield from _about_maps(run)
         yield from _about_training(run)
     for group in groups:

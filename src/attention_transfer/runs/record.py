@@ -80,6 +80,14 @@ class EpochMetrics(_Schema):
     lr: float
     terms: dict[str, float]
     """Term name -> its weighted value, the mean over the epoch's training images."""
+    betas: dict[str, dict[str, float]] = {}
+    """Term whose beta is "auto" -> layer pair -> its weight, schedule included, the mean over the
+    epoch's training images.
+    """
+    gradient_ratios: dict[str, dict[str, float]] = {}
+    """Term -> layer pair -> norm of its gradient at the student's point over that of everything
+    else there, at the end of the epoch.
+    """
     train_error: float
     attention_agreement: dict[str, float]
     """Layer pair -> cosine similarity of both attention maps on training images; may be empty."""

@@ -23,6 +23,7 @@ from attention_transfer.taps.survey import attention_points
 __all__ = ["Taps"]
 
 Reader = Callable[[str, Tensor], None]
+Watcher = Callable[[str, Tensor, Tensor], None]
 
 
 class _AllPointsRead(BaseException):
@@ -100,6 +101,10 @@ class Taps:
         self._handles: list[RemovableHandle] = []
         self._kernels = ExitStack()
         self._gradients = False
+        self.watcher: Watcher | None = None
+        """Called with a point, its module's output, and a tensor of the same values from which the
+        point's features are read, so that gradients of both can be told apart.
+        """
 
     def knows(self, input_size: tuple[int, ...]) -> bool:
         """Return whether inputs (C, *S) were passed before, which :meth:`reading` needs."""
@@ -262,7 +267,11 @@ class Taps:
         # Tensors of inference mode have no version that would tell of a change: always copied.
         inference = output.is_inference()
         copied = (point in self._copied or inference) and not detached
-        self._features[point] = output.clone() if copied else output
+        features = output.clone() if copied else output
+        if self.watcher is not None and output.requires_grad and not detached:
+            features = features if copied else output.view_as(output)
+            self.watcher(point, output, features)
+        self._features[point] = features
         version = 0 if inference else output._version
         self._captured[point] = _Captured(output, version, at_end, detached)
 

@@ -112,7 +112,7 @@ def _terms_of_settings(config: RunConfig, has_own_terms: bool) -> list[Term]:
                 power=config.power,
                 form=config.form,
                 pairs=config.pairs,
-                schedule=config.beta_schedule,
+                schedule=config.schedule_of_beta,
             )
         )
     if config.full_activation_beta is not None:

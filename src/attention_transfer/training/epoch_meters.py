@@ -34,6 +34,8 @@ class EpochMeters:
     """Images on which attention agreement was measured."""
     agreement: dict[str, Tensor] = field(default_factory=dict)
     """Layer pair -> sum over images of the cosine similarity of both attention maps."""
+    betas: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Term -> layer pair -> sum over images of the weight that gradient norms gave it."""
     seconds: float = 0.0
     """Duration of the steps."""
     seconds_waiting: float = 0.0
@@ -67,6 +69,9 @@ class EpochMeters:
         self.last_terms = out.terms
         for name, value in out.terms.items():
             _add(self.terms, name, value * count)
+        for name, betas in out.betas.items():
+            for pair, beta in betas.items():
+                _add(self.betas.setdefault(name, {}), pair, beta * count)
         if step % AGREEMENT_EVERY == 0:
             self.agreement_images += count
             self.last_agreement = {
@@ -85,14 +90,21 @@ class EpochMeters:
             accelerator: adds up the sums of all processes.
         """
         sums = [self.images, self.agreement_images, self.wrong]
-        sums += [*self.terms.values(), *self.agreement.values()]
+        betas = [beta for pairs in self.betas.values() for beta in pairs.values()]
+        sums += [*betas, *self.terms.values(), *self.agreement.values()]
         device = accelerator.device
         local = torch.stack([torch.as_tensor(value, device=device).float() for value in sums])
         images, agreement_images, wrong, *totals = accelerator.reduce(local, "sum").tolist()
+        betas_now, totals = totals[: len(betas)], totals[len(betas) :]
+        each_beta = iter(betas_now)
         terms = zip(self.terms, totals, strict=False)
         agreement = zip(self.agreement, totals[len(self.terms) :], strict=True)
         return {
             "terms": {name: total / images for name, total in terms},
+            "betas": {
+                name: {pair: next(each_beta) / images for pair in pairs}
+                for name, pairs in self.betas.items()
+            },
             "train_error": 100 * wrong / images,
             "attention_agreement": {pair: total / agreement_images for pair, total in agreement},
             "images_per_second": images / self.seconds,
@@ -106,6 +118,10 @@ class EpochMeters:
             "images": self.images,
             "wrong": torch.as_tensor(self.wrong).cpu(),
             "terms": {name: value.cpu() for name, value in self.terms.items()},
+            "betas": {
+                name: {pair: value.cpu() for pair, value in pairs.items()}
+                for name, pairs in self.betas.items()
+            },
             "agreement_images": self.agreement_images,
             "agreement": {pair: value.cpu() for pair, value in self.agreement.items()},
             "seconds": self.seconds,
@@ -123,6 +139,9 @@ class EpochMeters:
             for sums, added in ((total.terms, "terms"), (total.agreement, "agreement")):
                 for name, value in state[added].items():
                     _add(sums, name, value.to(device))
+            for name, pairs in state["betas"].items():
+                for pair, value in pairs.items():
+                    _add(total.betas.setdefault(name, {}), pair, value.to(device))
             total.seconds = max(total.seconds, state["seconds"])
             total.seconds_waiting = max(total.seconds_waiting, state["seconds_waiting"])
         return total
@@ -134,6 +153,10 @@ class EpochMeters:
         return EpochMeters(
             terms={name: torch.zeros_like(value) for name, value in self.terms.items()},
             agreement={pair: torch.zeros_like(value) for pair, value in self.agreement.items()},
+            betas={
+                name: {pair: torch.zeros_like(value) for pair, value in pairs.items()}
+                for name, pairs in self.betas.items()
+            },
             seconds=self.seconds,
             seconds_waiting=self.seconds_waiting,
         )

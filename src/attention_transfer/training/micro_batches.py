@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_transfer.transfer import TransferOutput
-from attention_transfer.transfer.terms.base import PairedMaps
+from attention_transfer.transfer.terms.inputs import PairedMaps
 
 __all__ = ["merge_outputs", "micro_batches"]
 
@@ -68,6 +68,7 @@ def merge_outputs(outputs: Sequence[TransferOutput]) -> TransferOutput:
             for term, pairs in outputs[0].maps.items()
         },
         teacher_logits=torch.cat(teacher_logits) if teacher_logits else None,
+        betas=outputs[0].betas,  # found before the step
     )
 
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from torch import nn
@@ -126,8 +127,8 @@ def loaded_object(module: nn.Module, name: str) -> LoadedModel:
 
 
 def _network(role: str, network: Any) -> tuple[str, nn.Module | None]:
-    if isinstance(network, str):
-        return network, None
+    if isinstance(network, str | PurePath):
+        return str(network), None
     if isinstance(network, Run):
         return str(network.folder), None
     if isinstance(network, nn.Module):

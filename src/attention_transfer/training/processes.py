@@ -1,6 +1,7 @@
 """The processes of one run: what they agree on, and whether all of them answer."""
 
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,19 +11,25 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from attention_transfer.errors import TrainingError, first_line
 from attention_transfer.torchrun import AGENT
 from attention_transfer.training.signals import StopRequest
 from attention_transfer.training.watch import Watch
 
-__all__ = ["Processes"]
+__all__ = ["Processes", "StepAgreement"]
 
 T = TypeVar("T")
 
 LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|socket", re.IGNORECASE)
 """Errors of a collective operation whose other side has ended."""
+
+SECONDS_TO_ANSWER = 0.25
+"""Within which the processes agree on what one of them wishes, such as to stop."""
+
+MOST_STEPS_ALONE = 16
+"""Between two agreements."""
 
 
 class Processes:
@@ -97,6 +104,12 @@ class Processes:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of all processes' tensors."""
+        if self._group is not None:
+            dist.all_reduce(values)
+        return values
+
     def from_main(self, value: T) -> T:
         """Return the main process's value."""
         if self._group is None:
@@ -157,3 +170,47 @@ class Processes:
             raise TrainingError(
                 f"another process of the run has ended ({first_line(error)[:80]}); {self.advice}"
             ) from None
+
+
+class StepAgreement:
+    """Lets the processes agree after a step, as often as their wishes need it.
+
+    Agreeing costs a hundredth of a short step. Nobody notices whether a signal is answered at once
+    or a quarter of a second later, so short steps have one agreement in several; the processes
+    agree on how many as well.
+
+    Args:
+        processes: that train together.
+        every_step: whether to agree after each step nevertheless.
+    """
+
+    def __init__(self, processes: Processes, every_step: bool) -> None:
+        self.processes = processes
+        self._most = 1 if every_step or processes.count == 1 else MOST_STEPS_ALONE
+        self._gap = self._left = 1
+        self._last = time.perf_counter()
+
+    def beginning(self, *wishes: int) -> Callable[[], tuple[int, ...]]:
+        """Begin to agree in the background, if it is time to.
+
+        Args:
+            wishes: of this process.
+
+        Returns:
+            What waits for the largest wishes of all processes, place by place: zeros if it is not
+            time to agree, so that a wish must last until it is.
+        """
+        self._left -= 1
+        if self._left:
+            return lambda: (0,) * len(wishes)
+        now = time.perf_counter()
+        seconds_a_step, self._last = (now - self._last) / self._gap, now
+        gap = max(1, min(self._most, int(SECONDS_TO_ANSWER / max(seconds_a_step, 1e-9))))
+        agreeing = self.processes.agreeing(*wishes, -gap)
+
+        def agreed() -> tuple[int, ...]:
+            *values, least = agreeing()
+            self._gap = self._left = -least
+            return tuple(values)
+
+        return agreed

@@ -49,6 +49,7 @@ class _MetersState(_Schema):
     terms: dict[str, _Scalar]
     agreement_images: NonNegativeInt
     agreement: dict[str, _Scalar]
+    betas: dict[str, dict[str, _Scalar]]
     seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     seconds_waiting: _Seconds
 

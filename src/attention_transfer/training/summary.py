@@ -92,5 +92,5 @@ def _weight_lines(setup: RunSetup) -> Iterator[str]:
         if beta is not None:
             yield f"{name}: weight {beta / 2:g} on ||{quantity}||{square} of input gradients"
     if config.teacher is not None and "activation" in config.attention:
-        weight = f"beta {config.beta:g}, {config.beta_schedule}"
-        yield f"activation attention: {weight}, form {config.form}"
+        weight = config.beta if config.beta == "auto" else f"{config.beta:g}"
+        yield f"activation attention: beta {weight}, {config.schedule_of_beta}, form {config.form}"

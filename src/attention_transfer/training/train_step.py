@@ -19,12 +19,12 @@ from attention_transfer.training.fine_tuning import parameter_groups
 from attention_transfer.training.memory.recomputation import recomputing
 from attention_transfer.training.micro_batches import merge_outputs, micro_batches
 from attention_transfer.training.optimizers import make_optimizer
-from attention_transfer.training.processes import Processes
+from attention_transfer.training.processes import Processes, StepAgreement
 from attention_transfer.training.schedule import learning_rate_factor
 from attention_transfer.training.setup import RunSetup
 from attention_transfer.training.weight_average import WeightAverage
 from attention_transfer.transfer import Targets, Transfer, TransferOutput
-from attention_transfer.transfer.terms.base import PairedMaps
+from attention_transfer.transfer.terms.inputs import PairedMaps
 
 __all__ = ["NotFiniteError", "StepIndex", "TrainStep"]
 
@@ -86,12 +86,20 @@ class TrainStep:
         self.average: WeightAverage | None = None
         if self.config.ema is not None:
             self.average = WeightAverage(self.transfer.student, self.config.ema)
+        self._progress = 0.0
         self.scaler = torch.amp.GradScaler(
             accelerator.device.type, enabled=setup.precision == "fp16"
         )
+        self.transfer.measure_gradients()
+        balance = self.transfer.gradient_balance
+        if balance is not None:
+            balance.to(accelerator.device).steps_by_hand = True
         # The whole objective is wrapped, so that the terms' own parameters are synchronised too.
         self.objective: nn.Module = accelerator.prepare_model(self.transfer)
         self._synchronized = self.config.sync_batch_norm and processes.count > 1
+        # In fp16 a gradient that is not finite is no fault: one process's loss is told in words.
+        every_step = self.scaler.is_enabled() or self.config.checkpoint_steps is not None
+        self._agreement = StepAgreement(processes, every_step)
         self._settings = [
             {name: group[name] for name in GROUP_SETTINGS if name in group}
             for group in self.optimizer.param_groups
@@ -142,6 +150,14 @@ class TrainStep:
         fastest = max(self.optimizer.param_groups, key=lambda group: float(group["scale"]))
         return float(fastest["lr"])
 
+    def gradient_ratios(self) -> dict[str, dict[str, float]]:
+        """Return the gradient of each layer pair over that of everything else at its point."""
+        balance = self.transfer.gradient_balance
+        if balance is None:
+            return {}
+        terms = self.transfer.named_terms.items()
+        return balance.ratios({name: term.weight_at(self._progress) for name, term in terms})
+
     def set_train_mode(self) -> None:
         """Put the student into training mode, except for its frozen modules."""
         self.transfer.student.train()
@@ -157,11 +173,11 @@ class TrainStep:
             batch: training images and labels.
             targets: the teacher's targets for these images, if they come from a cache.
             step_index: the position in the run.
-            wishes: what this process would do after the step.
+            wishes: what this process would do after the step, or after one of the next ones.
 
         Returns:
             The output for this process's share of the batch, detached; and the largest of all
-            processes' wishes, place by place.
+            processes' wishes, place by place, or zeros if they agree at a later step only.
 
         Raises:
             NotFiniteError: the loss or the gradient is not finite; the state is that before the
@@ -185,6 +201,7 @@ class TrainStep:
         step_index: StepIndex,
         wishes: tuple[int, ...],
     ) -> tuple[TransferOutput, tuple[int, ...]]:
+        self._progress = step_index.progress
         self.processes.passed()  # from here on it may wait for the others
         if not self.config.channels_last:
             batch = batch._replace(images=batch.images.contiguous())
@@ -228,7 +245,10 @@ class TrainStep:
                     output = merge_outputs(outputs)
                     fault = _fault_of_terms(output) or self._fault_of_scale()
                     # Behind the backward pass, so that agreeing costs no time of its own.
-                    agreeing = self.processes.agreeing(bool(fault), *wishes)
+                    agreeing = self._agreement.beginning(bool(fault), *wishes)
+                    if fault and not self.scaler.is_enabled():
+                        # The others learn of it by the gradient, which all have in common.
+                        out = replace(out, loss=out.loss * math.nan)
                 self._backward(out.loss, len(labels[part]), batch.total)
         return output, fault, agreeing
 
@@ -246,10 +266,10 @@ class TrainStep:
         faulty, *agreed = agreeing()
         # All processes have the same gradient. In fp16 the scaler itself skips a step without a
         # finite one and lowers its scale.
-        if not faulty and not self.scaler.is_enabled() and not bool(norm.isfinite()):
-            faulty, fault = True, "the gradient"
-        if faulty:
+        if faulty or not (self.scaler.is_enabled() or bool(norm.isfinite())):
             raise self._not_finite(fault, batch, step_index)
+        if self.transfer.gradient_balance is not None:
+            self.transfer.gradient_balance.end_step(self.processes.total)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -286,12 +306,15 @@ class TrainStep:
         return f"the gradient, in fp16 with the loss scaled by {self.scaler.get_scale():g},"
 
     def _not_finite(self, fault: str, batch: Batch, step_index: StepIndex) -> NotFiniteError:
-        """Return the error of all processes, which names the images of those with a fault."""
+        """Return the error of all processes, which names the images of those whose loss has a
+        fault; if none has, it is the gradient's, and all images are named.
+        """
         images = self.setup.data.train
-        names = [images.name(int(index)) for index in batch.indices] if fault else []
+        names = [images.name(int(index)) for index in batch.indices]
         gathered = self.processes.gather((fault, names))
-        faults = dict.fromkeys(one for one, _ in gathered if one) or {fault or "the loss": None}
-        batch_names = [name for _, part in gathered for name in part]
+        faults = dict.fromkeys(one for one, _ in gathered if one)
+        batch_names = [name for one, part in gathered if one or not faults for name in part]
+        faults = faults or {"the gradient": None}
         return NotFiniteError(
             f"{' and '.join(faults)} is not finite in epoch {step_index.epoch + 1}, step "
             f"{step_index.step + 1}, with the images {first_problems(batch_names, IMAGES_NAMED)}; "

@@ -20,6 +20,7 @@ from attention_transfer.errors import InputError, Interrupted, TrainingError
 from attention_transfer.runs import EpochMetrics, Run
 from attention_transfer.runs.checkpoints import Checkpoint
 from attention_transfer.runs.folder import resume_command
+from attention_transfer.runs.gradient_ratios import overpowering_terms
 from attention_transfer.runs.record import ChangeRecord
 from attention_transfer.training.checkpointing import Checkpointing
 from attention_transfer.training.classification_metrics import validation_figures
@@ -213,6 +214,8 @@ class Trainer:
             self.progress.end()
         if self.epoch < self.config.epochs and self.processes.is_main:
             self.progress.write_line(stopped_early(self.rows, self.config))
+        for line in overpowering_terms(self.rows):  # there are rows in the main process alone
+            self.progress.write_line(f"warning: {line}")
 
     def _is_over(self) -> bool:
         """Return whether no step is left; all processes must call this."""
@@ -370,9 +373,9 @@ class Trainer:
     def _epoch_metrics(self) -> EpochMetrics | None:
         """Return the figures of the epoch in the main process, None in the others."""
         means = self.meters.means(self.accelerator)
-        images, averaged = self.data.validation, self.train_step.average is not None
+        images = self.data.validation
         logits = self._logits(images)
-        average = self._logits(images, averaged=True) if averaged else None
+        average = self._logits(images, averaged=True) if self.train_step.average else None
         if logits is None:
             return None
         epoch = self.epoch + 1
@@ -380,6 +383,7 @@ class Trainer:
             epoch=epoch,
             step=self.steps_taken,
             lr=self.train_step.lr,
+            gradient_ratios=self.train_step.gradient_ratios(),
             **(means | validation_figures(logits, images.labels)),
             ema={} if average is None else validation_figures(average, images.labels),
             seconds_left=(self.config.epochs - epoch) * self.meters.seconds,

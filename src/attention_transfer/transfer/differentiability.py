@@ -1,5 +1,6 @@
 """Find, before training starts, what keeps a network from being differentiated twice."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from attention_transfer.transfer.cloned_state import call_with_cloned_state
 from attention_transfer.transfer.forward import FindLogits, class_logits, find_logits, preprocess
 from attention_transfer.transfer.input_gradients import check_images
 
-__all__ = ["check_twice_differentiable", "is_compiled", "refuse_sharded"]
+__all__ = ["check_twice_differentiable", "refuse_sharded", "warn_if_compiled"]
 
 
 def is_compiled(network: nn.Module) -> bool:
@@ -37,6 +38,21 @@ def is_compiled(network: nn.Module) -> bool:
         hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
         for module in network.modules()
     )
+
+
+def warn_if_compiled(student: nn.Module, compiling: bool = False) -> None:
+    """Warn that a compiled student runs eagerly with gradient terms.
+
+    Args:
+        student: the network.
+        compiling: whether it is being compiled now.
+    """
+    if compiling or is_compiled(student):
+        warnings.warn(
+            "the student is compiled, and a compiled graph has no second derivative: with "
+            "gradient terms it runs eagerly",
+            stacklevel=2,
+        )
 
 
 def refuse_sharded(network: nn.Module) -> None:

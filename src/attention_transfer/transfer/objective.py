@@ -1,6 +1,5 @@
 """The objective: the weighted sum of terms, over taps of student and frozen teacher."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +12,8 @@ from attention_transfer.taps import Inputs, Taps, evaluating, main_input
 from attention_transfer.transfer.compiled_forward import CompiledForward
 from attention_transfer.transfer.differentiability import (
     check_twice_differentiable,
-    is_compiled,
     refuse_sharded,
+    warn_if_compiled,
 )
 from attention_transfer.transfer.forward import (
     FindLogits,
@@ -27,8 +26,10 @@ from attention_transfer.transfer.forward import (
     preprocess,
     tapped_forward,
 )
+from attention_transfer.transfer.gradient_balance import GradientBalance, Measurement
 from attention_transfer.transfer.input_gradients import InputGradients
 from attention_transfer.transfer.output import PairDescription, TransferOutput, describe_pair
+from attention_transfer.transfer.pairing import Pair
 from attention_transfer.transfer.targets import Targets
 from attention_transfer.transfer.teacher_ensemble import (
     MeanAndDeviation,
@@ -41,7 +42,6 @@ from attention_transfer.transfer.teacher_ensemble import (
 from attention_transfer.transfer.term_inputs import (
     build_modules,
     check_built,
-    check_devices,
     check_inputs,
     check_teacher,
     claim_modules,
@@ -51,10 +51,11 @@ from attention_transfer.transfer.term_inputs import (
     needed_of_teacher,
     pairings_of,
     read_fields,
-    scalar_value,
     term_inputs,
 )
-from attention_transfer.transfer.terms.base import PairedMaps, Term, TermInputs
+from attention_transfer.transfer.term_values import TermValue, balance_of, term_value
+from attention_transfer.transfer.terms.base import Term
+from attention_transfer.transfer.terms.inputs import PairedMaps
 from attention_transfer.transfer.trial import try_losses
 
 __all__ = ["Transfer"]
@@ -136,6 +137,9 @@ class Transfer(nn.Module):
         self._taps = Taps(student, [pair.student for pair in pairs], "the student")
         points = [point for pair in pairs for point in pair.teacher_points]
         self.teacher = frozen_teacher(teachers, points, logits)
+        self.gradient_balance: GradientBalance | None = balance_of(
+            self.named_terms, self.pairings, constant=False
+        )
         self.target_spec = needed_of_teacher(self.named_terms, self.pairings)
         self.pair_descriptions: list[PairDescription] = []
         self._twice_differentiable = self._built = False
@@ -168,13 +172,16 @@ class Transfer(nn.Module):
             targets = self.targets(inputs, labels)
         else:
             targets.check_samples(len(main_input(inputs)))
-        if self._needs_gradients:
+        measurement = self._measurement(inputs)
+        if self._needs_gradients or measurement is not None:
             compiling = torch.compiler.is_compiling()
-            out: TransferOutput = self._with_gradients(inputs, labels, progress, targets, compiling)
+            out: TransferOutput = self._eagerly(
+                inputs, labels, progress, targets, measurement, compiling
+            )
             return out
         student = self._run_student(inputs)
         with torch.autocast(main_input(inputs).device.type, enabled=False):
-            return self._sum(student, targets, labels, None, progress)
+            return self._sum(student, targets, labels, progress)
 
     def optimize_teacher_for_inference(
         self, example: Inputs, dtype: torch.dtype | None = None
@@ -243,6 +250,9 @@ class Transfer(nn.Module):
         """The terms by name."""
         return dict(self.terms.items())  # type: ignore[arg-type]
 
+    def _pairs(self, name: str) -> list[Pair]:
+        return self.pairings[name].pairs if name in self.pairings else []
+
     @property
     def _needs_gradients(self) -> bool:
         return any(term.needs_input_gradient for term in self.named_terms.values())
@@ -250,108 +260,110 @@ class Transfer(nn.Module):
     def _run_student(self, inputs: Inputs) -> ForwardResult:
         compiled = self._compiled
         if compiled is None or not torch.is_grad_enabled() or not compiled.takes(inputs):
-            return tapped_forward(self.student, self._taps, inputs, self.student_normalization)
+            return self._run_tapped(inputs)
         own_inputs = preprocess(self.student, inputs, self.student_normalization)
         return ForwardResult(*compiled(own_inputs))
 
+    def _run_tapped(self, inputs: Inputs) -> ForwardResult:
+        return tapped_forward(self.student, self._taps, inputs, self.student_normalization)
+
+    def measure_gradients(self) -> None:
+        """Measure the gradients at the layer pairs of terms of constant weight as well.
+
+        ``gradient_balance`` then has them, as it does for terms with ``beta="auto"``.
+        """
+        self.gradient_balance = balance_of(self.named_terms, self.pairings, constant=True)
+
     # torch.compiler.disable, except that the compiler is imported at the first call only.
     @_disable_dynamo
-    def _with_gradients(
-        self, inputs: Inputs, labels: Any, progress: float, targets: Targets, compiling: bool
+    def _measurement(self, inputs: Inputs) -> Measurement | None:
+        """Return what measures the gradients of this pass, if it is time to."""
+        if self.gradient_balance is None or not torch.is_grad_enabled():
+            return None
+        return self.gradient_balance.begin(len(main_input(inputs)))
+
+    @_disable_dynamo
+    def _eagerly(
+        self,
+        inputs: Inputs,
+        labels: Any,
+        progress: float,
+        targets: Targets,
+        measurement: Measurement | None,
+        compiling: bool,
     ) -> TransferOutput:
-        """Return the terms with input gradients, eagerly: compiled graphs have no second one."""
-        self._check_gradients(inputs, compiling)
-        gradients = InputGradients(
-            self.student,
-            self.student_normalization,
-            inputs,
-            gradient_labels(labels, self.named_terms),
-            self.find_logits,
-        )
-        student = gradients.forward(self._taps)
+        """Return the terms by a pass that is not compiled.
+
+        Compiled graphs have no second gradient, and do not show those inside them.
+        """
+        gradients = None
+        if measurement is not None:
+            self._taps.watcher = measurement.watch_point
+        try:
+            if self._needs_gradients:
+                self._check_gradients(inputs, compiling)
+                labels_left = gradient_labels(labels, self.named_terms)
+                gradients = InputGradients(
+                    self.student, self.student_normalization, inputs, labels_left, self.find_logits
+                )
+                student = gradients.forward(self._taps)
+            else:
+                student = self._run_tapped(inputs)
+        finally:
+            self._taps.watcher = None
         with torch.autocast(main_input(inputs).device.type, enabled=False):
-            return self._sum(student, targets, labels, gradients, progress)
+            return self._sum(student, targets, labels, progress, gradients, measurement)
 
     def _check_gradients(self, inputs: Inputs, compiling: bool = False) -> None:
         """Check, once, that the student can be differentiated twice."""
-        if self._twice_differentiable:
-            return
-        refuse_sharded(self)
-        check_twice_differentiable(
-            self.student, inputs, self.student_normalization, self.find_logits
-        )
-        if compiling or is_compiled(self.student):
-            warnings.warn(
-                "the student is compiled, and a compiled graph has no second derivative: with "
-                "gradient terms it runs eagerly",
-                stacklevel=2,
+        if not self._twice_differentiable:
+            refuse_sharded(self)
+            check_twice_differentiable(
+                self.student, inputs, self.student_normalization, self.find_logits
             )
-        self._twice_differentiable = True
+            warn_if_compiled(self.student, compiling)
+            self._twice_differentiable = True
 
     def _sum(
         self,
         student: ForwardResult,
         targets: Targets,
         labels: Any,
-        gradients: InputGradients | None,
         progress: float,
+        gradients: InputGradients | None = None,
+        measurement: Measurement | None = None,
     ) -> TransferOutput:
         logits = logits_in(student.output, self.find_logits)
         if torch.is_grad_enabled() and not self._learns:
             self._learns = check_result_learns(self.student, student, logits)
         shapes = tuple(features.shape[1:] for features in student.features.values())
         checked = shapes, logits is None or logits.shape[1:], labels is None
-        raw: dict[str, Tensor] = {}
-        weighted: dict[str, Tensor] = {}
+        values: dict[str, TermValue] = {}
         maps: dict[str, dict[str, PairedMaps]] = {}
         for name, term in self.named_terms.items():
-            inputs = self._term_inputs(name, student, logits, targets, labels, progress, gradients)
+            inputs = term_inputs(
+                term, student, logits, targets, self._pairs(name), labels, progress, gradients
+            )
             check_built(term, self._built)
             if checked not in self._checked:
                 check_inputs(term, inputs)
-            try:
-                value: object = term(inputs)
-            except Exception as error:
-                check_devices(name, inputs, error)
-                error.add_note(f"in the term {name}")
-                raise
-            raw[name] = scalar_value(name, value)
-            weighted[name] = raw[name] * term.weight_at(progress)
+            values[name] = term_value(name, term, inputs, self.gradient_balance, measurement)
             if inputs.maps:
                 maps[name] = inputs.maps
         self._checked.add(checked)
-        first = next(iter(weighted.values()))
+        weighted = [value.weighted for value in values.values()]
+        loss = sum(weighted, start=weighted[0].new_zeros((), dtype=torch.float32))
+        if measurement is not None:
+            measurement.watch_loss(loss)
         return TransferOutput(
-            loss=sum(weighted.values(), start=first.new_zeros((), dtype=torch.float32)),
-            terms={name: value.detach() for name, value in weighted.items()},
-            raw_terms={name: value.detach() for name, value in raw.items()},
+            loss=loss,
+            terms={name: value.weighted.detach() for name, value in values.items()},
+            raw_terms={name: value.raw.detach() for name, value in values.items()},
+            betas={name: value.betas for name, value in values.items() if value.betas},
             output=student.output,
             logits=logits,
             maps=maps,
             teacher_logits=targets.logits,
-        )
-
-    def _term_inputs(
-        self,
-        name: str,
-        student: ForwardResult,
-        logits: Tensor | None,
-        targets: Targets,
-        labels: Any = None,
-        progress: float = 0.0,
-        gradients: InputGradients | None = None,
-    ) -> TermInputs:
-        """Return what a term sees of a batch: what it declares, and no more."""
-        pairs = self.pairings[name].pairs if name in self.pairings else []
-        return term_inputs(
-            self.named_terms[name],
-            student,
-            logits,
-            targets,
-            pairs,
-            labels=labels,
-            progress=progress,
-            gradients=gradients,
         )
 
     @torch.no_grad()
@@ -361,7 +373,7 @@ class Transfer(nn.Module):
             self._check_gradients(example)
         shape = tuple(main_input(example).shape)
         with input_errors(f"the student fails on {shape}"), evaluating(self.student):
-            student = tapped_forward(self.student, self._taps, example, self.student_normalization)
+            student = self._run_tapped(example)
         check_student_learns(
             self.student, self._taps, example, self.student_normalization, self.find_logits
         )
@@ -378,7 +390,7 @@ class Transfer(nn.Module):
         self._built = True
         logits = logits_in(student.output, self.find_logits)
         for name, term in self.named_terms.items():
-            inputs = self._term_inputs(name, student, logits, targets)
+            inputs = term_inputs(term, student, logits, targets, self._pairs(name))
             check_inputs(term, inputs)
             pairs = inputs.pairs if name in self.pairings else ()
             build_modules(term, pairs)
@@ -386,10 +398,7 @@ class Transfer(nn.Module):
             if pairs:
                 try_losses(term, inputs)
             self.pair_descriptions += [
-                describe_pair(
-                    term, pair, [teacher_features[point] for point in pair.pair.teacher_points]
-                )
-                for pair in pairs
+                describe_pair(term, pair, teacher_features) for pair in pairs
             ]
         claim_modules(self.named_terms)
 

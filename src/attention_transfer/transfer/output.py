@@ -1,13 +1,15 @@
 """The output of a Transfer for one batch, and the description of its layer pairs."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from numbers import Real
 
 from torch import Tensor
 
 from attention_transfer.errors import InputError, input_errors
 from attention_transfer.functional.maps import common_size
-from attention_transfer.transfer.terms.base import PairedMaps, PairInputs, Term
+from attention_transfer.transfer.terms.base import Term
+from attention_transfer.transfer.terms.inputs import PairedMaps, PairInputs
 
 __all__ = ["PairDescription", "TransferOutput", "describe_pair"]
 
@@ -30,6 +32,10 @@ class TransferOutput:
     """Term -> "student point:teacher point" -> both attention maps, (N, *S), detached."""
     teacher_logits: Tensor | None
     """The teacher's logits, where a term needs them."""
+    betas: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Term -> "student point:teacher point" -> the weight of that layer pair in this batch, where
+    the term's beta is "auto".
+    """
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,12 @@ class PairDescription:
     unit: str | None
 
 
-def describe_pair(term: Term, pair: PairInputs, teacher_features: list[Tensor]) -> PairDescription:
+def describe_pair(
+    term: Term, pair: PairInputs, teacher_features: Mapping[str, Tensor]
+) -> PairDescription:
     """Describe a layer pair, from the features of an example."""
-    shapes = [
-        tuple(features.shape[1:]) for features in (pair.raw_student_features, *teacher_features)
-    ]
+    of_teacher = [teacher_features[point] for point in pair.pair.teacher_points]
+    shapes = [tuple(features.shape[1:]) for features in (pair.raw_student_features, *of_teacher)]
     weight: tuple[float, str] | None = None
     if len({len(shape) for shape in shapes}) == 1:
         weight = _effective_weight(term, common_size(*(shape[1:] for shape in shapes)))

@@ -20,7 +20,8 @@ from attention_transfer.transfer.targets import (
     TargetSpec,
     same_reduction,
 )
-from attention_transfer.transfer.terms.base import PairedMaps, PairInputs, Term, TermInputs
+from attention_transfer.transfer.terms.base import Term
+from attention_transfer.transfer.terms.inputs import PairedMaps, PairInputs, TermInputs
 
 __all__ = [
     "build_modules",
@@ -205,10 +206,9 @@ def term_inputs(
     logits: Tensor | None,
     targets: Targets,
     pairs: Sequence[Pair],
-    *,
-    labels: Any,
-    progress: float,
-    gradients: InputGradients | None,
+    labels: Any = None,
+    progress: float = 0.0,
+    gradients: InputGradients | None = None,
 ) -> TermInputs:
     """Return what a term sees of a batch: what it declares, and no more.
 

@@ -10,7 +10,8 @@ from torch import nn
 from attention_transfer.errors import input_errors
 from attention_transfer.taps import Inputs, evaluating
 from attention_transfer.transfer.term_inputs import scalar_value
-from attention_transfer.transfer.terms.base import PairTerm, Term, TermInputs
+from attention_transfer.transfer.terms.base import PairTerm, Term
+from attention_transfer.transfer.terms.inputs import TermInputs
 
 if TYPE_CHECKING:
     from attention_transfer.transfer.objective import Transfer

@@ -61,10 +61,14 @@ class RunProgress:
         if metrics.ema:
             averaged = f" (averaged weights {metrics.ema['validation_error']:.1f} %)"
         terms = " ".join(f"{name} {value:.4f}" for name, value in metrics.terms.items())
+        betas = "".join(
+            f" | beta of {name} {', '.join(f'{beta:.3g}' for beta in pairs.values())}"
+            for name, pairs in metrics.betas.items()
+        )
         self.write_line(
             f"{self._network} epoch {metrics.epoch}/{epochs}: {terms} | "
             f"train error {metrics.train_error:.1f} % validation error "
-            f"{metrics.validation_error:.1f} %{averaged} | lr {_rate(metrics.lr)} "
+            f"{metrics.validation_error:.1f} %{averaged}{betas} | lr {_rate(metrics.lr)} "
             f"{metrics.images_per_second:.0f} images/s, {metrics.seconds_left:.0f} s left"
         )
 

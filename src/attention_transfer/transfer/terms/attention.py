@@ -10,14 +10,14 @@ from attention_transfer.transfer.pairing import Pairs
 from attention_transfer.transfer.schedule import Schedule
 from attention_transfer.transfer.targets import Reduction, map_reduction
 from attention_transfer.transfer.terms.base import (
-    PairInputs,
     PairTerm,
-    TermInputs,
+    Weight,
     check_choice,
     check_power,
     check_weight,
 )
 from attention_transfer.transfer.terms.beta import WeightNamedBeta
+from attention_transfer.transfer.terms.inputs import PairInputs, TermInputs
 
 __all__ = ["ActivationAttention"]
 
@@ -30,7 +30,11 @@ class ActivationAttention(WeightNamedBeta, PairTerm):
     are average-pooled to the smaller size.
 
     Args:
-        beta: the weight; what it means depends on ``form``.
+        beta: the weight; what it means depends on ``form``. Or ``"auto"``: for layer pair j of J,
+            min(1000, N_j / (sqrt(J) * A_j)), where N_j is the norm of the gradient that everything
+            else sends to the student's point, and A_j that of the pair's own loss without a
+            weight, both as running means over the steps before: attention is then never stronger
+            than what the student learns from otherwise. The first step measures only.
         map: ``"sum"`` or ``"max"`` over channels: F_sum^p or F_max^p.
         power: p > 0 in |A|^p.
         form: ``"code"``, ``"paper"`` or ``"paper-eq2"``: see
@@ -50,10 +54,12 @@ class ActivationAttention(WeightNamedBeta, PairTerm):
     """
 
     name = "activation_attention"
+    largest_beta = 1000.0
+    """The paper's own beta."""
 
     def __init__(
         self,
-        beta: float = 1000.0,
+        beta: Weight = 1000.0,
         map: maps.MapKind = "sum",
         power: float = 2.0,
         form: losses.TransferForm = "code",
@@ -62,7 +68,7 @@ class ActivationAttention(WeightNamedBeta, PairTerm):
         schedule: Schedule = "constant",
         name: str | None = None,
     ) -> None:
-        check_weight("beta", beta)
+        check_weight("beta", beta, auto=True)
         super().__init__(beta, pairs, schedule, name)
         check_choice("map", map, get_args(maps.MapKind))
         check_choice("form", form, get_args(losses.TransferForm))
@@ -101,5 +107,7 @@ class ActivationAttention(WeightNamedBeta, PairTerm):
         pair.record_maps(student, teacher)
         return loss
 
-    def effective_weight(self, size: tuple[int, ...]) -> tuple[float, str]:
+    def effective_weight(self, size: tuple[int, ...]) -> tuple[float, str] | None:
+        if isinstance(self.weight, str):
+            return None
         return losses.effective_weight(self.weight, self.form, size)

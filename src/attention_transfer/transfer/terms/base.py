@@ -7,17 +7,15 @@ calls a pure function; the objective (:class:`attention_transfer.Transfer`) trea
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.functional import maps
-from attention_transfer.transfer.input_gradients import InputGradients
-from attention_transfer.transfer.pairing import Pair, Pairs
+from attention_transfer.transfer.pairing import Pairs
 from attention_transfer.transfer.schedule import (
     Schedule,
     check_schedule,
@@ -25,177 +23,22 @@ from attention_transfer.transfer.schedule import (
     schedule_factor,
 )
 from attention_transfer.transfer.targets import Reduction
+from attention_transfer.transfer.terms.inputs import PairInputs, TermInputs
 
 __all__ = [
-    "PairInputs",
+    "AUTO",
     "PairTerm",
-    "PairedMaps",
     "Term",
-    "TermInputs",
+    "Weight",
     "check_choice",
     "check_power",
     "check_weight",
 ]
 
+AUTO: Literal["auto"] = "auto"
+"""The weight of a term whose layer pairs are weighed by their gradients."""
 
-class PairedMaps(NamedTuple):
-    """Attention maps (N, *S) of a layer pair, detached, each at its own size and scale."""
-
-    student: Tensor
-    teacher: Tensor
-
-
-@dataclass(frozen=True)
-class PairInputs:
-    """The inputs of a term for one layer pair."""
-
-    term: str
-    """The term's name, for errors."""
-    pair: Pair
-    """The names of the two points."""
-    raw_student_features: Tensor
-    """(N, C, *S), in the graph, in the precision that the network computed them in."""
-    whole_features: tuple[Tensor, ...] | None
-    """The teacher's features (N, C', *S') at each of the pair's teacher points, where the term
-    declares no reduction; constants, in the teacher's precision."""
-    teacher_targets: tuple[Tensor, ...]
-    """The reductions of the teacher's features by ``teacher_reduction``, one a point; constants."""
-    maps: dict[str, PairedMaps] = field(default_factory=dict, repr=False)
-    """The maps recorded by the term, by pair."""
-
-    @property
-    def key(self) -> str:
-        """The pair's name without dots, for a ``ModuleDict`` with a module for each pair."""
-        return str(self.pair).replace(".", "/")
-
-    @property
-    def student_features(self) -> Tensor:
-        """The student's features (N, C, *S), in the graph, in at least float32."""
-        return maps.to_float32(self.raw_student_features)
-
-    @property
-    def teacher_features(self) -> Tensor:
-        """The teacher's features (N, C', *S') at the pair's only teacher point, in at least
-        float32; a constant.
-
-        Raises:
-            InputError: the term declares a reduction of them, or the pair has several.
-        """
-        if self.whole_features is None:
-            raise InputError(
-                f"the term {self.term} reads the teacher's whole features, but declares that it "
-                "needs a reduction of them only; read pair.teacher_target, or set "
-                "teacher_reduction = None"
-            )
-        return maps.to_float32(self._only(self.whole_features))
-
-    @property
-    def teacher_target(self) -> Tensor:
-        """The reduced features (N, ...) at the pair's only teacher point.
-
-        Raises:
-            InputError: the term declares no reduction, or the pair has several teacher points.
-        """
-        return self._only(self._reduced())
-
-    @property
-    def teacher_map(self) -> Tensor:
-        """The teacher's attention map (N, *S'), of several teacher points the mean of their
-        normalized maps; for terms whose ``teacher_reduction`` is a
-        :func:`attention_transfer.map_reduction`.
-
-        Raises:
-            InputError: the term declares no reduction.
-        """
-        return maps.mean_map(self._reduced())
-
-    def record_maps(self, student: Tensor, teacher: Tensor) -> None:
-        """Hand the pair's attention maps (N, *S) out to ``TransferOutput.maps``."""
-        self.maps[str(self.pair)] = PairedMaps(student.detach(), teacher.detach())
-
-    def _reduced(self) -> tuple[Tensor, ...]:
-        if self.whole_features is not None:
-            raise InputError(
-                f"the term {self.term} reads a reduction of the teacher's features, but declares "
-                "none; set teacher_reduction, such as at.map_reduction(), or read "
-                "pair.teacher_features"
-            )
-        return self.teacher_targets
-
-    def _only(self, values: tuple[Tensor, ...]) -> Tensor:
-        if len(values) != 1:
-            raise InputError(
-                f"pair {self.pair} has {len(values)} teacher points, and only attention "
-                "maps can be averaged; give this term pairs with one teacher point each"
-            )
-        return values[0]
-
-
-@dataclass(frozen=True)
-class TermInputs:
-    """The inputs of a term for one batch: what it declares that it needs, and no more."""
-
-    term: str
-    """The term's name, for errors."""
-    output: object
-    """The student's output, as it is."""
-    labels: Any
-    """As they were given to the Transfer; None without labels."""
-    progress: float = 0.0
-    """The share of the training that is done, 0 to 1."""
-    declared: dict[str, Any] = field(default_factory=dict)
-    """What the term declares that it needs, by the names of the properties below."""
-    maps: dict[str, PairedMaps] = field(default_factory=dict)
-    """Maps that a term hands out: name of the pair -> its maps."""
-
-    @property
-    def logits(self) -> Tensor:
-        """The student's logits (N, K) or (N, K, ...), in at least float32; needs
-        ``needs_logits``.
-        """
-        logits: Tensor = self._declared("logits", "needs_logits = True")
-        return logits
-
-    @property
-    def teacher_logits(self) -> Tensor:
-        """The teacher's logits, a constant, in at least float32; needs
-        ``needs_teacher_logits``.
-        """
-        teacher_logits: Tensor = self._declared("teacher_logits", "needs_teacher_logits = True")
-        return teacher_logits
-
-    @property
-    def pairs(self) -> tuple[PairInputs, ...]:
-        """The layer pairs of a term whose attribute ``pairs`` asks for them."""
-        pairs: tuple[PairInputs, ...] = self._declared("pairs", "pairs = 'auto'")
-        return pairs
-
-    @property
-    def input_gradients(self) -> InputGradients:
-        """The student's gradients at the input; needs ``needs_input_gradient``."""
-        gradients: InputGradients = self._declared("input_gradients", "needs_input_gradient = True")
-        return gradients
-
-    @property
-    def teacher_gradient(self) -> Tensor:
-        """The teacher's gradient at the input; needs ``needs_teacher_gradient``."""
-        teacher_gradient: Tensor = self._declared(
-            "teacher_gradient", "needs_teacher_gradient = True"
-        )
-        return teacher_gradient
-
-    def _declared(self, what: str, how: str) -> Any:
-        if what not in self.declared:
-            raise InputError(
-                f"the term {self.term} reads {what}, which it does not declare; set {how} in its "
-                "class"
-            )
-        if self.declared[what] is None:
-            raise InputError(
-                f"the term {self.term} reads {what} while the Transfer tries its example_input, "
-                "and there are no gradients without labels; read them in forward, not in check"
-            )
-        return self.declared[what]
+Weight = float | Literal["auto"]
 
 
 class Term(nn.Module, ABC):
@@ -226,6 +69,8 @@ class Term(nn.Module, ABC):
         0.25
     """
 
+    weight: Weight
+    """Finite, at least 0; ``"auto"`` of a term that compares layers."""
     name: str
     """The term's key in ``TransferOutput.terms``: an identifier."""
     needs_logits: bool = False
@@ -242,7 +87,7 @@ class Term(nn.Module, ABC):
     """What it keeps of the teacher's features at its pairs; None: all of them."""
 
     def __init__(
-        self, weight: float = 1.0, schedule: Schedule = "constant", name: str | None = None
+        self, weight: Weight = 1.0, schedule: Schedule = "constant", name: str | None = None
     ) -> None:
         super().__init__()
         self.weight = weight
@@ -253,8 +98,8 @@ class Term(nn.Module, ABC):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a weight is checked whenever it is set."""
         if name == "weight":
-            check_weight("weight", value)
-            value = value if isinstance(value, int) else float(value)
+            check_weight("weight", value, auto=isinstance(self, PairTerm))
+            value = value if isinstance(value, int | str) else float(value)
         if name == "schedule":
             check_schedule(value)
         super().__setattr__(name, value)
@@ -281,10 +126,13 @@ class Term(nn.Module, ABC):
     def weight_at(self, progress: float) -> float:
         """Return the term's weight when ``progress`` (0 to 1) of the training is done.
 
+        Where the weight is ``"auto"``, it is the schedule's factor of each layer pair's.
+
         Raises:
             InputError: the schedule's function returned no finite factor of at least 0.
         """
-        return self.weight * schedule_factor(self.schedule, progress)
+        factor = schedule_factor(self.schedule, progress)
+        return factor if isinstance(self.weight, str) else self.weight * factor
 
     def check(self, inputs: TermInputs) -> None:
         """Raise an InputError if shapes do not fit, or the term could only be zero.
@@ -322,7 +170,9 @@ class PairTerm(Term):
     teacher than whole features, it declares a ``teacher_reduction``.
 
     Args:
-        weight: finite, at least 0.
+        weight: finite, at least 0; or ``"auto"``: one for each layer pair, by the norms of the
+            gradients at the student's point, as of
+            :class:`attention_transfer.ActivationAttention`.
         pairs: the layer pairs, as of :class:`attention_transfer.ActivationAttention`; None: those
             of the class, ``"auto"`` unless it sets others.
         schedule: of the weight, as of :class:`Term`.
@@ -338,10 +188,14 @@ class PairTerm(Term):
     """
 
     pairs: Pairs | None = "auto"
+    largest_beta: float = 1e6
+    """The largest weight of a layer pair where they are found by "auto": it bounds them where the
+    loss has almost no gradient.
+    """
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         pairs: Pairs | None = None,
         schedule: Schedule = "constant",
         name: str | None = None,
@@ -356,29 +210,44 @@ class PairTerm(Term):
 
     def forward(self, inputs: TermInputs) -> Tensor:
         """Return the sum of the pairs' losses."""
+        return sum(map(self.pair_loss, inputs.pairs), start=self.zero(inputs))
+
+    def pair_loss(self, pair: PairInputs) -> Tensor:
+        """Return :meth:`loss`, checked.
+
+        Raises:
+            InputError: it is no scalar.
+        """
+        try:
+            loss: object = self.loss(pair)
+        except Exception as error:
+            error.add_note(f"in the loss of the pair {pair.pair}")
+            raise
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(
+                f"the term {self.name} returned {got} for pair {pair.pair}, expected a scalar "
+                "tensor, a batch mean"
+            )
+        return loss
+
+    def zero(self, inputs: TermInputs) -> Tensor:
+        """Return the sum of no losses, on the features' device."""
         first = inputs.pairs[0].raw_student_features
-        total = torch.zeros((), dtype=maps.to_float32(first[:0]).dtype, device=first.device)
-        for pair in inputs.pairs:
-            try:
-                loss: object = self.loss(pair)
-            except Exception as error:
-                error.add_note(f"in the loss of the pair {pair.pair}")
-                raise
-            if not isinstance(loss, Tensor) or loss.dim() != 0:
-                got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-                raise InputError(
-                    f"the term {self.name} returned {got} for pair {pair.pair}, expected a scalar "
-                    "tensor, a batch mean"
-                )
-            total = total + loss
-        return total
+        return torch.zeros((), dtype=maps.to_float32(first[:0]).dtype, device=first.device)
 
 
-def check_weight(name: str, value: object) -> None:
-    """Raise an InputError unless the value is a finite number of at least 0."""
-    if not is_weight(value):
-        got = repr(value) if isinstance(value, Real | str | None) else f"a {type(value).__name__}"
-        raise InputError(f"{name} must be a finite number of at least 0, got {got}")
+def check_weight(name: str, value: object, auto: bool = False) -> None:
+    """Raise an InputError unless the value is a finite number of at least 0, or "auto" if that is
+    allowed.
+    """
+    if is_weight(value) or (auto and value == AUTO):
+        return
+    got = repr(value) if isinstance(value, Real | str | None) else f"a {type(value).__name__}"
+    if value == AUTO:
+        got += ", which is for terms that compare layers"
+    expected = "a finite number of at least 0" + (f', or "{AUTO}"' if auto else "")
+    raise InputError(f"{name} must be {expected}, got {got}")
 
 
 def check_power(power: float) -> None:

@@ -8,8 +8,9 @@ from attention_transfer.errors import InputError
 from attention_transfer.functional import losses
 from attention_transfer.transfer.pairing import Pairs
 from attention_transfer.transfer.schedule import Schedule
-from attention_transfer.transfer.terms.base import PairInputs, PairTerm, check_weight
+from attention_transfer.transfer.terms.base import PairTerm, Weight, check_weight
 from attention_transfer.transfer.terms.beta import WeightNamedBeta
+from attention_transfer.transfer.terms.inputs import PairInputs
 
 __all__ = ["FullActivation"]
 
@@ -25,7 +26,7 @@ class FullActivation(WeightNamedBeta, PairTerm):
     makes it from its ``example_input``.
 
     Args:
-        beta: the weight.
+        beta: the weight, or ``"auto"``, as of :class:`attention_transfer.ActivationAttention`.
         pairs: the layer pairs, as of :class:`attention_transfer.ActivationAttention`.
         schedule: of the weight, as of :class:`attention_transfer.Term`.
         name: the key in the output.
@@ -39,12 +40,12 @@ class FullActivation(WeightNamedBeta, PairTerm):
 
     def __init__(
         self,
-        beta: float = 1.0,
+        beta: Weight = 1.0,
         pairs: Pairs = "auto",
         schedule: Schedule = "constant",
         name: str | None = None,
     ) -> None:
-        check_weight("beta", beta)
+        check_weight("beta", beta, auto=True)
         super().__init__(beta, pairs, schedule, name)
         self.regressors = nn.ModuleDict()
 
@@ -69,5 +70,7 @@ class FullActivation(WeightNamedBeta, PairTerm):
         student = self.regressors[pair.key](pair.student_features)
         return losses.full_activation_transfer(student, pair.teacher_features)
 
-    def effective_weight(self, size: tuple[int, ...]) -> tuple[float, str]:
+    def effective_weight(self, size: tuple[int, ...]) -> tuple[float, str] | None:
+        if isinstance(self.weight, str):
+            return None
         return self.weight, "mean squared difference"

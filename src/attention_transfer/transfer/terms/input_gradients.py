@@ -9,15 +9,9 @@ from torch import Tensor
 from attention_transfer.errors import InputError
 from attention_transfer.functional import losses, maps
 from attention_transfer.transfer.schedule import Schedule
-from attention_transfer.transfer.terms.base import (
-    PairedMaps,
-    Term,
-    TermInputs,
-    check_choice,
-    check_power,
-    check_weight,
-)
+from attention_transfer.transfer.terms.base import Term, check_choice, check_power, check_weight
 from attention_transfer.transfer.terms.beta import WeightNamedBeta
+from attention_transfer.transfer.terms.inputs import PairedMaps, TermInputs
 from attention_transfer.transfer.terms.logits import check_classes
 
 __all__ = ["FlipAxis", "FlipSymmetry", "GradientAttention", "InputGradientNorm"]

@@ -10,7 +10,8 @@ from torch.nn import functional
 from attention_transfer.errors import InputError
 from attention_transfer.functional import losses, maps
 from attention_transfer.transfer.schedule import Schedule
-from attention_transfer.transfer.terms.base import Term, TermInputs, check_choice
+from attention_transfer.transfer.terms.base import Term, check_choice
+from attention_transfer.transfer.terms.inputs import TermInputs
 
 __all__ = [
     "BinaryCrossEntropy",

@@ -1,0 +1,287 @@
+"""Weights of layer pairs from gradient norms: ``beta="auto"``.
+
+For layer pair j of J, let N_j be the norm of the gradient that arrives at the student's point from
+everything but the attention there (labels, distillation, later pairs), and A_j the norm of the
+gradient of the pair's own loss, both at the point's features of the whole batch. Then
+
+    beta_j = min(largest beta, N_j / (sqrt(J) * A_j))
+
+from running means of both. Where the two gradients are orthogonal, no pair adds more than 1/J of
+the square of what arrives, so the gradient below J of them grows by at most
+(1 + 1/J)^(J/2) < sqrt(e), for any number of pairs and any length of training.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["GradientBalance", "balanced_beta", "is_measured"]
+
+DECAY = 0.9
+"""Share of a running mean that is left after one step."""
+
+STEPS_AT_FIRST = 8
+"""The first steps, which are all measured."""
+
+MOST_STEPS_BETWEEN = 64
+"""Steps between two measurements in a long run."""
+
+
+def balanced_beta(
+    task_norm: Tensor, term_norm: Tensor, pairs: int, largest: Tensor | float
+) -> Tensor:
+    """Return beta = min(largest, N / (sqrt(J) * A)) for each pair.
+
+    Args:
+        task_norm: N, the norm of the gradient from everything else; NaN where it is unknown.
+        term_norm: A, the norm of the gradient of the pair's own loss without a weight.
+        pairs: J.
+        largest: the bound.
+
+    Returns:
+        beta, of the norms' shape: 0 where a norm is unknown or N is 0.
+
+    Example:
+        >>> balanced_beta(torch.tensor([3.0, 3.0]), torch.tensor([0.5, 1e-9]), 4, 1000.0)
+        tensor([   3., 1000.])
+    """
+    beta = torch.minimum(
+        task_norm / (math.sqrt(pairs) * term_norm), torch.as_tensor(largest, dtype=torch.float32)
+    )
+    return torch.where((task_norm > 0) & ~term_norm.isnan(), beta, 0.0)
+
+
+def is_measured(step: int) -> bool:
+    """Return whether gradients are measured in a step, counted from 0.
+
+    In all of the first steps, then at every second, fourth, ... one, and at last every 64th: a run
+    of any length is measured from its beginning on and pays for about one step in a hundred.
+
+    >>> [step for step in range(100) if is_measured(step)][8:]
+    [8, 10, 12, 14, 16, 18, 20, 22, 24, 28, 32, 36, 40, 44, 48, 52, 56, 64, 72, 80, 88, 96]
+    """
+    return step % _gap(step) == 0
+
+
+def _gap(step: int) -> int:
+    """Return the steps between measurements around a step: a power of two."""
+    return min(MOST_STEPS_BETWEEN, 1 << ((1 + step // STEPS_AT_FIRST).bit_length() - 1))
+
+
+def _steps_since(step: int) -> int:
+    """Return the steps since the measurement before one."""
+    before = step - 1
+    while before > 0 and not is_measured(before):
+        before -= 1
+    return step - before
+
+
+class GradientBalance(nn.Module):
+    """The running means of N_j and A_j, and beta_j from them.
+
+    Each training pass begins with :meth:`begin`; after its backward pass, :meth:`end_step` takes
+    what was measured into the means.
+
+    Args:
+        pairs: (term, pair, student point) of each layer pair.
+        largest: the largest beta of each of them; None where its beta is constant, so that it is
+            measured only.
+    """
+
+    task_norms: Tensor
+    term_norms: Tensor
+    steps: Tensor
+
+    def __init__(
+        self, pairs: Sequence[tuple[str, str, str]], largest: Sequence[float | None]
+    ) -> None:
+        super().__init__()
+        self._places = {(term, pair): place for place, (term, pair, _) in enumerate(pairs)}
+        self._points = [point for _, _, point in pairs]
+        self._auto = {
+            term for (term, _), beta in zip(self._places, largest, strict=True) if beta is not None
+        }
+        self._count = sum(beta is not None for beta in largest)
+        bounds = [0.0 if beta is None else beta for beta in largest]
+        unknown = torch.full((len(pairs),), math.nan)
+        self.register_buffer("largest", torch.tensor(bounds), persistent=False)
+        self.register_buffer("task_norms", unknown)
+        self.register_buffer("term_norms", unknown.clone())
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._step: int | None = 0
+        """The same as ``steps``, which a GPU need not be asked for; None: to be read."""
+        self._sums: _Sums | None = None
+        """Of the step that is being measured."""
+        self._begun = False
+        self.steps_by_hand = False
+        """Whether :meth:`end_step` is called after each step; else each forward pass is one."""
+
+    def has(self, term: str) -> bool:
+        """Return whether the layer pairs of a term are measured."""
+        return any(term == name for name, _ in self._places)
+
+    def beta(self, term: str, pairs: Sequence[str]) -> Tensor:
+        """Return the weights of a term's layer pairs (J,), from the steps before this one."""
+        places = [self._places[term, pair] for pair in pairs]
+        largest = self.get_buffer("largest")
+        beta = balanced_beta(self.task_norms, self.term_norms, max(1, self._count), largest)
+        return beta[places]
+
+    def ratios(self, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """Return beta_j * A_j / N_j: the gradient that attention sends to each point, over that of
+        everything else there.
+
+        Args:
+            weights: of the terms now: their constant beta, or the factor of those found here, with
+                their schedules.
+
+        Returns:
+            Term -> layer pair -> ratio, of the pairs that have been measured.
+        """
+        found: dict[str, dict[str, float]] = {}
+        norms = zip(self._places, self.task_norms.tolist(), self.term_norms.tolist(), strict=True)
+        for (term, pair), task, of_term in norms:
+            if task > 0 and not math.isnan(of_term):
+                beta = float(self.beta(term, [pair])) if term in self._auto else 1.0
+                found.setdefault(term, {})[pair] = weights[term] * beta * of_term / task
+        return found
+
+    def begin(self, images: int) -> "Measurement | None":
+        """Begin a training pass of so many images, and return what measures it if it is time to."""
+        if self._begun and not self.steps_by_hand:
+            self.end_step()
+        self._begun = True
+        if self._step is None:
+            self._step = int(self.steps)
+        if not is_measured(self._step):
+            return None
+        if self._sums is None:
+            self._sums = _Sums()
+        return Measurement(images, self._sums)
+
+    def end_step(self, total: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Take what was measured in a step into the means, and count the step.
+
+        Args:
+            total: sums a tensor over the processes that train together; all of them call this.
+        """
+        step = self._step = int(self.steps) if self._step is None else self._step
+        sums, self._sums = self._sums, None
+        if is_measured(step) and sums is not None and sums.images:
+            squares = self.task_norms.new_tensor(
+                [
+                    *(sums.task.get(point, math.nan) for point in self._points),
+                    *(sums.term.get(pair, math.nan) for pair in self._places),
+                    sums.images,
+                ]
+            )
+            self._take(squares if total is None else total(squares), _steps_since(step))
+        self.steps += 1
+        self._step += 1
+
+    def _take(self, squares: Tensor, steps: int) -> None:
+        """Take the sums of squares over all images into the means, after so many steps."""
+        task, term = (squares[:-1].sqrt() / squares[-1]).chunk(2)
+        known = task.isfinite() & term.isfinite()
+        left = DECAY**steps
+        for mean, value in ((self.task_norms, task), (self.term_norms, term)):
+            moved = torch.where(mean.isnan(), value, left * mean + (1 - left) * value)
+            mean.copy_(torch.where(known, moved, mean))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move as any module, but stay in float32."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(fn(tensor).device)
+
+        return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._step = self._sums = None
+
+
+@dataclass
+class _Sums:
+    """Sums over the images of a step: of squared norms, times the square of the images."""
+
+    images: int = 0
+    task: dict[str, Tensor] = field(default_factory=dict)
+    """By the student's point."""
+    term: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    """By term and pair."""
+
+
+class Measurement:
+    """The gradients in one forward pass and its backward pass.
+
+    Args:
+        images: in the pass.
+        sums: to add to.
+    """
+
+    def __init__(self, images: int, sums: _Sums) -> None:
+        self._images, self._sums = images, sums
+        self._handles: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
+        self._term: dict[tuple[str, str], Tensor] = {}
+        self._attention: dict[str, Tensor] = {}
+        """The gradient of the attention at a point, until all others have arrived there."""
+        self._scale: Tensor | None = None
+        """Of the loss in the backward pass; None before it."""
+
+    def watch_point(self, point: str, output: Tensor, features: Tensor) -> None:
+        """Measure in the backward pass what arrives at a point.
+
+        Args:
+            point: of the student.
+            output: of its module, which the rest of the network goes on with.
+            features: the same values, which the terms alone go on with.
+        """
+        for handle in self._handles.pop(point, ()):  # of a sequence: its last module came first
+            handle.remove()
+        self._handles[point] = (
+            features.register_hook(lambda gradient: self._see_attention(point, gradient)),  # type: ignore[no-untyped-call]
+            output.register_hook(lambda gradient: self._see_all(point, gradient)),  # type: ignore[no-untyped-call]
+        )
+
+    def see_loss(self, term: str, pair: str, loss: Tensor, features: Tensor) -> None:
+        """Measure now the gradient of a pair's loss at the features that it was computed from."""
+        if not (loss.requires_grad and features.requires_grad):
+            return
+        (gradient,) = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
+        if gradient is not None:
+            self._term[term, pair] = self._square(gradient)
+
+    def watch_loss(self, loss: Tensor) -> None:
+        """Begin when the backward pass of the whole loss begins."""
+        if loss.requires_grad:
+            loss.register_hook(self._begin)  # type: ignore[no-untyped-call]
+
+    def _begin(self, gradient: Tensor) -> None:
+        self._scale = gradient.detach()
+        self._sums.images += self._images
+        for pair, square in self._term.items():
+            self._sums.term[pair] = self._sums.term.get(pair, 0) + square
+
+    def _see_attention(self, point: str, gradient: Tensor) -> None:
+        if self._scale is not None:
+            self._attention[point] = gradient
+
+    def _see_all(self, point: str, gradient: Tensor) -> None:
+        if self._scale is None:  # another backward pass, such as that of the loss to the input
+            return
+        attention = self._attention.pop(point, None)
+        task = gradient if attention is None else gradient - attention
+        square = self._square(task) / self._scale.square()
+        self._sums.task[point] = self._sums.task.get(point, 0) + square
+
+    def _square(self, gradient: Tensor) -> Tensor:
+        """Return the square of a gradient's norm, as of the sum over images and not their mean."""
+        norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+        square: Tensor = (norm * self._images).square()
+        return square

@@ -1,0 +1,113 @@
+"""The value of one term on a batch: raw, weighted and, of layer pairs, one by one."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from attention_transfer.errors import InputError
+from attention_transfer.transfer.gradient_balance import GradientBalance, Measurement
+from attention_transfer.transfer.pairing import Pairing
+from attention_transfer.transfer.term_inputs import check_devices, scalar_value
+from attention_transfer.transfer.terms.base import AUTO, PairTerm, Term
+from attention_transfer.transfer.terms.inputs import TermInputs
+
+__all__ = ["TermValue", "balance_of", "term_value"]
+
+
+class TermValue(NamedTuple):
+    """The value of a term on a batch."""
+
+    raw: Tensor
+    """Without its weight."""
+    weighted: Tensor
+    betas: dict[str, Tensor]
+    """The weights of its layer pairs, schedule included, if they are found by gradient norms."""
+
+
+def balance_of(
+    terms: Mapping[str, Term], pairings: Mapping[str, Pairing], constant: bool
+) -> GradientBalance | None:
+    """Return what measures the gradients at the layer pairs of terms, or None if there are none.
+
+    Args:
+        terms: by name.
+        pairings: of those that compare layers.
+        constant: whether to measure terms of constant weight as well.
+
+    Raises:
+        InputError: a term with beta="auto" that is not a sum over layer pairs.
+    """
+    pairs, largest = [], list[float | None]()
+    for name, term in terms.items():
+        summed = isinstance(term, PairTerm) and type(term).forward is PairTerm.forward
+        if term.weight == AUTO and not summed:
+            raise InputError(
+                f"the term {name} has its own forward, so that there are no losses of layer pairs "
+                'to weigh by "auto"; give it a number, or write loss(pair) alone'
+            )
+        if not summed or not (constant or term.weight == AUTO):
+            continue
+        assert isinstance(term, PairTerm)
+        for pair in pairings[name].pairs:
+            pairs.append((name, str(pair), pair.student))
+            largest.append(term.largest_beta if term.weight == AUTO else None)
+    return GradientBalance(pairs, largest) if pairs else None
+
+
+def term_value(
+    name: str,
+    term: Term,
+    inputs: TermInputs,
+    balance: GradientBalance | None,
+    measurement: Measurement | None,
+) -> TermValue:
+    """Return a term's value on a batch.
+
+    Args:
+        name: of the term.
+        term: the term.
+        inputs: what it sees.
+        balance: with the weights of its layer pairs, if they are "auto".
+        measurement: measures the gradients of layer pairs, if this pass is measured.
+
+    Raises:
+        InputError: the value is no scalar, or tensors are on several devices.
+    """
+    factor = term.weight_at(inputs.progress)
+    try:
+        if balance is None or not balance.has(name):
+            raw = scalar_value(name, term(inputs))
+            return TermValue(raw, raw * factor, {})
+        assert isinstance(term, PairTerm)
+        losses = _pair_losses(name, term, inputs, measurement)
+    except Exception as error:
+        check_devices(name, inputs, error)
+        error.add_note(f"in the term {name}")
+        raise
+    raw = sum(losses.values(), start=term.zero(inputs))
+    if term.weight != AUTO:
+        return TermValue(raw, raw * factor, {})
+    betas = balance.beta(name, list(losses)) * factor
+    weighted = sum(
+        (beta * loss for beta, loss in zip(betas, losses.values(), strict=True)),
+        start=term.zero(inputs),
+    )
+    return TermValue(raw, weighted, dict(zip(losses, betas.detach(), strict=True)))
+
+
+def _pair_losses(
+    name: str, term: PairTerm, inputs: TermInputs, measurement: Measurement | None
+) -> dict[str, Tensor]:
+    """Return the loss of each layer pair, and measure its gradient if this pass is measured."""
+    losses = {}
+    for pair in inputs.pairs:
+        features = pair.raw_student_features
+        watched = measurement is not None and features.requires_grad
+        if watched:  # apart from those of other terms
+            pair = replace(pair, raw_student_features=features.view_as(features))
+        loss = losses[str(pair.pair)] = term.pair_loss(pair)
+        if watched and measurement is not None:
+            measurement.see_loss(name, str(pair.pair), loss, pair.raw_student_features)
+    return losses
