@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SMALL, CrashAfter, CrashError, Listening
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -23,6 +22,7 @@ from attention_transfer.errors import InputError
 from attention_transfer.runs import Run
 from attention_transfer.runs.record import read_metrics
 from attention_transfer.transfer.gradient_balance import balanced_beta, is_measured
+from conftest import SMALL, CrashAfter, CrashError, Listening
 
 IMAGES = torch.rand(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 3
@@ -165,6 +165,15 @@ def test_the_gradients_are_those_without_measuring() -> None:
     assert set(ratios["activation_attention"]) == set(PAIRS)
 
 
+def end_together(balances: list[Any]) -> None:
+    """End a step of several processes, here one after another."""
+    own: list[Tensor] = []
+    for balance in balances:
+        copy.deepcopy(balance).end_step(lambda values: own.append(values) or values)
+    for balance in balances:
+        balance.end_step(lambda _: sum(own))
+
+
 def test_micro_batches_and_processes_give_the_weights_of_the_whole_batch() -> None:
     def without_batch_norm() -> Any:
         transfer = transfer_of()
@@ -181,14 +190,9 @@ def test_micro_batches_and_processes_give_the_weights_of_the_whole_batch() -> No
             out = parts(IMAGES[part], LABELS[part])
             (out.loss * share / 8).backward()
         parts.gradient_balance.end_step()
-        sums: list[Tensor] = []
         for process, part in zip(processes, (slice(0, 3), slice(3, 8)), strict=True):
             process(IMAGES[part], LABELS[part]).loss.backward()
-            copy.deepcopy(process.gradient_balance).end_step(
-                lambda values: sums.append(values.clone()) or values
-            )
-        for process in processes:
-            process.gradient_balance.end_step(lambda _: sum(sums))
+        end_together([process.gradient_balance for process in processes])
     expected = whole.gradient_balance.beta("activation_attention", PAIRS)
     assert expected.min() > 0
     for transfer in (parts, *processes):
@@ -345,7 +349,7 @@ ARMS = {"cross": {}, "kd": {"kd_alpha": 0.5}, "accumulated": {"accumulate": 2}}
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_run_prints_records_and_resumes_its_weights(
-    tmp_path: Path, teacher: Run, arm: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, teacher: Run, arm: str
 ) -> None:
     settings = {**SMALL, **ARMS[arm], "teacher": teacher.folder, "student": "wrn-10-1"}
     listening = Listening()

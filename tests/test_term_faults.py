@@ -325,7 +325,7 @@ def test_a_weight_is_checked_whenever_it_is_set(weight: Any) -> None:
 def test_beta_can_be_set_and_is_checked(term: Any) -> None:
     term.beta = 3
     assert term.weight == term.beta == term.weight_at(0.5) == 3
-    with pytest.raises(InputError, match="weight must be a finite number of at least 0, got -1"):
+    with pytest.raises(InputError, match=r"weight must be .* number of at least 0, .*got -1"):
         term.beta = -1
     assert term.beta == 3
 

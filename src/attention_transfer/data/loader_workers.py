@@ -189,9 +189,10 @@ def loaded(
             prefetch_factor=PREFETCHED,
             timeout=CHECK_SECONDS,
         )
-        # The loader's locks: one that fails halfway would write a traceback.
+        # The loader's locks and pipes: one that fails halfway would write a traceback.
         locks = [multiprocessing.Semaphore() for _ in range(LOCKS * (workers + 3))]
-        del locks
+        pipes = [multiprocessing.Pipe() for _ in range(workers + 3)]
+        del locks, pipes
         iterator = iter(loader)
         with _no_child_handler():
             processes = {child.pid or 0: child for child in multiprocessing.active_children()}

@@ -378,24 +378,21 @@ class Trainer:
         average = self._logits(images, averaged=True) if self.train_step.average else None
         if logits is None:
             return None
-        epoch = self.epoch + 1
         metrics = EpochMetrics(
-            epoch=epoch,
+            epoch=self.epoch + 1,
             step=self.steps_taken,
             lr=self.train_step.lr,
             gradient_ratios=self.train_step.gradient_ratios(),
             **(means | validation_figures(logits, images.labels)),
             ema={} if average is None else validation_figures(average, images.labels),
-            seconds_left=(self.config.epochs - epoch) * self.meters.seconds,
+            seconds_left=(self.config.epochs - self.epoch - 1) * self.meters.seconds,
             probes={},
         )
         last = patience_is_over([*self.rows, metrics], self.config)
-        return metrics.model_copy(update={"probes": self._probe(epoch, last)})
+        return metrics.model_copy(update={"probes": self._probe(metrics.epoch, last)})
 
     def _logits(self, images: Images, averaged: bool = False) -> Tensor | None:
-        """Return the logits by the student's own weights, or by their average, in the main process;
-        None in the others.
-        """
+        """Return the logits of a split, by the weights or their average; None outside of main."""
         classes = len(self.data.class_names)
         student, preprocessing = self.setup.student.network, self.setup.preprocessing
         average = self.train_step.average if averaged else None

@@ -282,6 +282,7 @@ class Measurement:
 
     def _square(self, gradient: Tensor) -> Tensor:
         """Return the square of a gradient's norm, as of the sum over images and not their mean."""
-        norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+        dtype = torch.promote_types(gradient.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(gradient.detach(), dtype=dtype)
         square: Tensor = (norm * self._images).square()
         return square

@@ -174,9 +174,8 @@ class Transfer(nn.Module):
             targets.check_samples(len(main_input(inputs)))
         measurement = self._measurement(inputs)
         if self._needs_gradients or measurement is not None:
-            compiling = torch.compiler.is_compiling()
             out: TransferOutput = self._eagerly(
-                inputs, labels, progress, targets, measurement, compiling
+                inputs, labels, progress, targets, measurement, torch.compiler.is_compiling()
             )
             return out
         student = self._run_student(inputs)
@@ -268,16 +267,12 @@ class Transfer(nn.Module):
         return tapped_forward(self.student, self._taps, inputs, self.student_normalization)
 
     def measure_gradients(self) -> None:
-        """Measure the gradients at the layer pairs of terms of constant weight as well.
-
-        ``gradient_balance`` then has them, as it does for terms with ``beta="auto"``.
-        """
+        """Let ``gradient_balance`` measure the layer pairs of terms of constant weight as well."""
         self.gradient_balance = balance_of(self.named_terms, self.pairings, constant=True)
 
     # torch.compiler.disable, except that the compiler is imported at the first call only.
     @_disable_dynamo
     def _measurement(self, inputs: Inputs) -> Measurement | None:
-        """Return what measures the gradients of this pass, if it is time to."""
         if self.gradient_balance is None or not torch.is_grad_enabled():
             return None
         return self.gradient_balance.begin(len(main_input(inputs)))
@@ -292,13 +287,9 @@ class Transfer(nn.Module):
         measurement: Measurement | None,
         compiling: bool,
     ) -> TransferOutput:
-        """Return the terms by a pass that is not compiled.
-
-        Compiled graphs have no second gradient, and do not show those inside them.
-        """
+        """Return the terms, with gradients that a compiled graph does not have or show."""
         gradients = None
-        if measurement is not None:
-            self._taps.watcher = measurement.watch_point
+        self._taps.watcher = None if measurement is None else measurement.watch_point
         try:
             if self._needs_gradients:
                 self._check_gradients(inputs, compiling)
