@@ -61,6 +61,9 @@ terms = [
     at.GradientAttention(beta=1.0),
     at.FlipSymmetry(beta=1.0),
     at.InputGradientNorm(beta=1.0),
+    at.DIST(),
+    at.LogitStandardization(),
+    at.DKD(),
 ]
 transfer = at.Transfer(network(4), network(8), terms, example_input=images)
 optimizer = torch.optim.SGD(transfer.parameters(), lr=0.1)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from attention_transfer.runs import Run
     from attention_transfer.taps import AttentionPoint, PointTable, attention_points
     from attention_transfer.transfer import (
+        DIST,
+        DKD,
         ActivationAttention,
         BinaryCrossEntropy,
         CrossEntropy,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         GradientAttention,
         InputGradientNorm,
         KnowledgeDistillation,
+        LogitStandardization,
         Pair,
         PairInputs,
         PairTerm,
@@ -62,6 +65,8 @@ if TYPE_CHECKING:
     from attention_transfer.viewing import show
 
 __all__ = [
+    "DIST",
+    "DKD",
     "ActivationAttention",
     "AttentionPoint",
     "BinaryCrossEntropy",
@@ -73,6 +78,7 @@ __all__ = [
     "InputError",
     "InputGradientNorm",
     "KnowledgeDistillation",
+    "LogitStandardization",
     "Preprocessing",
     "Pair",
     "PairInputs",

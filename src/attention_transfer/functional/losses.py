@@ -13,6 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from attention_transfer.functional.kernels import largest_magnitude, power_of_two
+from attention_transfer.functional.label_targets import cross_entropy_targets
+from attention_transfer.functional.logit_losses import (
+    dist,
+    dkd,
+    knowledge_distillation,
+    logit_standardization,
+    standardize,
+)
 from attention_transfer.functional.maps import common_size, normalize, pool, resize, to_float32
 
 __all__ = [
@@ -22,10 +30,14 @@ __all__ = [
     "attention_transfer",
     "check_transfer",
     "cross_entropy",
+    "dist",
+    "dkd",
     "effective_weight",
     "full_activation_transfer",
     "half_l2_norm",
     "knowledge_distillation",
+    "logit_standardization",
+    "standardize",
     "summed_cross_entropy",
 ]
 
@@ -220,7 +232,7 @@ def cross_entropy(
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([3, -100]))
         tensor(1.3863)
     """
-    targets = _cross_entropy_targets(logits, labels, ignore_index)
+    targets = cross_entropy_targets(logits, labels, ignore_index)
     logits = to_float32(logits)
     if targets.is_floating_point():
         return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
@@ -258,120 +270,5 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
             f"gradient attention needs logits (N, classes), got {tuple(logits.shape)}; return one "
             "row of logits for each image, or leave the gradient terms out"
         )
-    targets = _cross_entropy_targets(logits, labels)
+    targets = cross_entropy_targets(logits, labels)
     return functional.cross_entropy(to_float32(logits), targets, reduction="sum")
-
-
-def _cross_entropy_targets(
-    logits: Tensor, labels: Tensor | None, ignore_index: int = -100
-) -> Tensor:
-    """Return labels as torch's cross-entropy takes them: int64 indices, or probabilities.
-
-    Raises:
-        ValueError: they are neither.
-    """
-    indices, shape = (logits.shape[0], *logits.shape[2:]), tuple(logits.shape)
-    expected = (
-        f"cross-entropy takes labels of class indices {indices} or of probabilities {shape} for "
-        f"logits {shape}"
-    )
-    if not isinstance(labels, Tensor):
-        got = "None" if labels is None else f"a {type(labels).__name__}"
-        raise ValueError(
-            f"{expected}, got {got}; call transfer(images, labels) with labels as a tensor"
-        )
-    got = f"{labels.dtype} of shape {tuple(labels.shape)}"
-    if tuple(labels.shape) == indices:
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise ValueError(f"{expected}, got {got}; indices are integers: give labels.long()")
-        labels = labels.long()
-        # Elsewhere than on a CPU, looking at them would make the CPU wait for the device.
-        if labels.device.type == "cpu":
-            wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= shape[1]))]
-            if len(wrong):
-                first, classes = int(wrong[0]), shape[1]
-                hint = "; if they count from 1, give labels - 1" if first == classes else ""
-                raise ValueError(
-                    f"{expected}, got the index {first}, expected 0 to {classes - 1}, or "
-                    f"{ignore_index} for a label that does not count{hint}"
-                )
-        return labels
-    if tuple(labels.shape) != shape:
-        raise ValueError(f"{expected}, got {got}; give labels of the logits' batch and positions")
-    if not labels.is_floating_point() or labels.device.type == "cpu":
-        _check_probabilities(labels, f"{expected}, got {got}", ignore_index)
-    if ignore_index != -100:
-        raise ValueError(
-            f"ignore_index {ignore_index} needs labels of class indices, got probabilities; give "
-            "indices, or leave ignore_index out"
-        )
-    return labels
-
-
-def _check_probabilities(labels: Tensor, got: str, ignore_index: int) -> None:
-    """Raise a ValueError unless labels (N, K, ...) are probabilities."""
-    values = to_float32(labels) if labels.is_floating_point() else labels
-    if labels.is_floating_point() and not bool((values >= 0).all()):
-        raise ValueError(f"{got} with negative values or nan; give probabilities from 0 to 1")
-    sums = values.sum(dim=1)
-    tolerance = 1e-3 if labels.itemsize >= 4 else 1e-2
-    wrong = (sums - 1).abs() > tolerance
-    if not labels.is_floating_point() or bool(wrong.any()):
-        first = f" (the first such row to {float(sums[wrong][0]):g})" if wrong.any() else ""
-        raise ValueError(
-            f"{got} that do not sum to 1{first}; give labels.argmax(dim=1) of one-hot labels, or "
-            "use BinaryCrossEntropy for images of several classes each, or of none; class indices "
-            f"of {ignore_index} do not count"
-        )
-
-
-def knowledge_distillation(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    temperature: float = 4.0,
-    mask: Tensor | None = None,
-) -> Tensor:
-    r"""Return Hinton's knowledge distillation with soft targets, a mean over batch and positions.
-
-    .. math:: T^2 \, KL\big(softmax(z_T / T) \,\|\, softmax(z_S / T)\big)
-
-    Args:
-        student_logits: (N, K) for K classes, or (N, K, ...) with logits for every position, as in
-            semantic segmentation.
-        teacher_logits: the same shape; a constant.
-        temperature: T > 0. The factor T^2 keeps the gradient's size when T changes.
-        mask: (N, ...) of the logits without their class axis: True where a position counts. None:
-            all of them.
-
-    Returns:
-        A scalar, at least float32, at least 0; 0 where the mask leaves nothing.
-
-    Raises:
-        ValueError: the shapes differ, or the temperature is not positive.
-
-    Example:
-        >>> knowledge_distillation(torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]]))
-        tensor(1.7751)
-    """
-    if student_logits.dim() < 2 or student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            "logits must be (N, classes) or (N, classes, ...), the same for both networks, got "
-            f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)}"
-        )
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
-    student = functional.log_softmax(to_float32(student_logits) / temperature, dim=1)
-    teacher = functional.log_softmax(to_float32(teacher_logits.detach()) / temperature, dim=1)
-    if mask is None and student.dim() == 2:
-        divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
-        return temperature**2 * divergence
-    by_position = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
-    if mask is None:
-        return temperature**2 * by_position.mean()
-    if mask.shape != by_position.shape:
-        raise ValueError(
-            f"the mask must be {tuple(by_position.shape)}, as the logits without their class axis, "
-            f"got {tuple(mask.shape)}"
-        )
-    total = torch.where(mask, by_position, 0).sum()
-    return temperature**2 * total / mask.sum().clamp(min=1)

@@ -14,7 +14,7 @@ from attention_transfer.transfer import (
     FullActivation,
     GradientAttention,
     InputGradientNorm,
-    KnowledgeDistillation,
+    SoftTargets,
     Term,
     distillation_terms,
 )
@@ -52,7 +52,7 @@ def for_several_classes(terms: Sequence[Term], data: str) -> list[Term]:
         ['binary_cross_entropy']
     """
     for term in terms:
-        if isinstance(term, KnowledgeDistillation) or term.needs_input_gradient:
+        if isinstance(term, SoftTargets) or term.needs_input_gradient:
             raise InputError(
                 f"the images of {data} are of several classes each, and {term.name} is for images "
                 "of one; leave it out (attention transfer of activations goes with them)"

@@ -18,6 +18,8 @@ from attention_transfer.transfer.teacher import FrozenTeacher
 from attention_transfer.transfer.teacher_ensemble import frozen_teacher
 from attention_transfer.transfer.term_inputs import check_term
 from attention_transfer.transfer.terms import (
+    DIST,
+    DKD,
     ActivationAttention,
     BinaryCrossEntropy,
     CrossEntropy,
@@ -26,8 +28,10 @@ from attention_transfer.transfer.terms import (
     GradientAttention,
     InputGradientNorm,
     KnowledgeDistillation,
+    LogitStandardization,
     PairInputs,
     PairTerm,
+    SoftTargets,
     Term,
     TermInputs,
     distillation_terms,
@@ -35,6 +39,8 @@ from attention_transfer.transfer.terms import (
 from attention_transfer.transfer.trial import try_terms
 
 __all__ = [
+    "DIST",
+    "DKD",
     "ActivationAttention",
     "Attention",
     "BinaryCrossEntropy",
@@ -45,12 +51,14 @@ __all__ = [
     "GradientAttention",
     "InputGradientNorm",
     "KnowledgeDistillation",
+    "LogitStandardization",
     "Pair",
     "PairDescription",
     "PairInputs",
     "PairTerm",
     "PairingSide",
     "Reduction",
+    "SoftTargets",
     "TargetField",
     "TargetSpec",
     "Targets",

@@ -9,14 +9,18 @@ from attention_transfer.transfer.terms.input_gradients import (
     InputGradientNorm,
 )
 from attention_transfer.transfer.terms.inputs import PairedMaps, PairInputs, TermInputs
+from attention_transfer.transfer.terms.logit_relations import DIST, DKD, LogitStandardization
 from attention_transfer.transfer.terms.logits import (
     BinaryCrossEntropy,
     CrossEntropy,
     KnowledgeDistillation,
+    SoftTargets,
     distillation_terms,
 )
 
 __all__ = [
+    "DIST",
+    "DKD",
     "ActivationAttention",
     "BinaryCrossEntropy",
     "CrossEntropy",
@@ -25,9 +29,11 @@ __all__ = [
     "GradientAttention",
     "InputGradientNorm",
     "KnowledgeDistillation",
+    "LogitStandardization",
     "PairInputs",
     "PairTerm",
     "PairedMaps",
+    "SoftTargets",
     "Term",
     "TermInputs",
     "distillation_terms",

@@ -17,7 +17,9 @@ __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
     "KnowledgeDistillation",
+    "SoftTargets",
     "check_classes",
+    "check_temperature",
     "distillation_terms",
 ]
 
@@ -107,7 +109,14 @@ class BinaryCrossEntropy(Term):
         return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
-class KnowledgeDistillation(Term):
+class SoftTargets(Term):
+    """A term that compares both networks' softmax, which is of images of one class each."""
+
+    needs_logits = True
+    needs_teacher_logits = True
+
+
+class KnowledgeDistillation(SoftTargets):
     """weight * T^2 * KL(teacher || student) of the softened class probabilities.
 
     A mean over the batch and, for logits (N, K, ...), over positions.
@@ -127,8 +136,6 @@ class KnowledgeDistillation(Term):
     """
 
     name = "knowledge_distillation"
-    needs_logits = True
-    needs_teacher_logits = True
 
     def __init__(
         self,
@@ -141,10 +148,7 @@ class KnowledgeDistillation(Term):
         name: str | None = None,
     ) -> None:
         super().__init__(weight, schedule, name)
-        if not (temperature > 0 and math.isfinite(temperature)):
-            raise InputError(
-                f"temperature must be a finite number above 0, got {temperature}; the paper used 4"
-            )
+        check_temperature(temperature, usual=4)
         if ignore_index is not None:
             _check_index(ignore_index)
         self.temperature, self.class_mean = temperature, class_mean
@@ -217,6 +221,15 @@ def distillation_terms(
         label_smoothing=label_smoothing,
     )
     return labels, soft
+
+
+def check_temperature(temperature: float, usual: float) -> None:
+    """Raise an InputError unless the temperature is finite and above 0."""
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise InputError(
+            f"temperature must be a finite number above 0, got {temperature}; the paper used "
+            f"{usual:g}"
+        )
 
 
 def check_classes(term: str, inputs: TermInputs, resized: bool = False) -> None:
