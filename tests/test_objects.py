@@ -2,6 +2,7 @@
 
 import re
 import threading
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from attention_transfer.errors import InputError
 from attention_transfer.report.command_line import command_line
 from attention_transfer.training import RunProgress
 from attention_transfer.training.objects import check_objects, named
-from conftest import SMALL, rectified
+from attention_transfer.transfer import TERMS
+from conftest import SMALL, CrashAfter, CrashError, rectified
 
 SHORT = {**SMALL, "epochs": 2}
 
@@ -199,6 +201,8 @@ def test_a_term_by_name_is_recorded_resumable_and_in_the_metrics(small_runs: Non
     [
         ("test_objects:no_term", "made a Identity, expected an attention_transfer.Term"),
         ("test_objects:ScaledMeen", "did you mean ScaledMean"),
+        ("dits", r"unknown term 'dits'; did you mean dist\?"),
+        ("dist(beta=-1)", "beta must be a finite number of at least 0"),
         ("nowhere:Term", "cannot import 'nowhere'"),
         ("test_objects:ScaledMean(weight=-1)", "weight must be a finite number of at least 0"),
         ("test_objects:ScaledMean(wieght=1)", "unexpected keyword argument 'wieght'"),
@@ -285,3 +289,26 @@ def test_a_run_copies_its_terms(data: DataSet) -> None:
     ]
     assert figures[0] == figures[1]
     assert not list(term.parameters())
+
+
+def test_terms_of_the_package_have_short_names(small_runs: None) -> None:
+    common = {"teacher": "wrn-10-2@random", "student": "wrn-10-1", "attention": "none", **SHORT}
+    texts = ("dist(temperature=4.0)", "dkd", "cross_entropy(weight=0.5)")
+    run = at.distill(**common, terms=texts, out="short")
+    assert run.config.terms == texts
+    assert set(run.metrics[-1].terms) == {"cross_entropy", "dist", "dkd"}
+    assert "--term 'dist(temperature=4.0)'" in command_line(run.config.model_dump(mode="json"))
+    terms = [at.DIST(temperature=4.0), at.DKD(), at.CrossEntropy(weight=0.5)]
+    objects = at.distill(**common, terms=terms, out="objects")
+    assert objects.metrics[-1].terms == run.metrics[-1].terms
+    with pytest.raises(CrashError):
+        at.distill(**common, terms=texts, out="crashed", progress=CrashAfter(7), checkpoint_steps=2)
+    resumed = at.resume("crashed")  # a name of the package needs no trust
+    assert resumed.metrics[-1].terms == run.metrics[-1].terms
+
+
+def test_every_term_of_the_package_has_a_short_name() -> None:
+    public = {getattr(at, name) for name in at.__all__ if isinstance(getattr(at, name), type)}
+    terms = {kind for kind in public if issubclass(kind, at.Term) and not isabstract(kind)}
+    assert set(TERMS.values()) == terms
+    assert all(name == kind.name for name, kind in TERMS.items())

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         distillation_terms,
         map_reduction,
     )
+    from attention_transfer.transfer.presets import preset
     from attention_transfer.viewing import show
 
 __all__ = [
@@ -104,6 +105,7 @@ __all__ = [
     "measures",
     "metrics",
     "models",
+    "preset",
     "resume",
     "show",
     "train",
@@ -126,6 +128,7 @@ _HOMES = {
     "api": ("distill", "resume", "train"),
     "preprocessing": ("Preprocessing",),
     "report.page": ("write_report",),
+    "transfer.presets": ("preset",),
 }
 
 

@@ -2,7 +2,7 @@
 
 import ast
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from attention_transfer.errors import InputError, first_line, nearest
@@ -23,10 +23,14 @@ def object_name(thing: object) -> str:
     return f"{OBJECT}{kind.__module__}.{kind.__qualname__}"
 
 
-def call_factory(text: str) -> Any:
+def call_factory(text: str, known: Mapping[str, Callable[..., Any]] | None = None) -> Any:
     """Call ``package.module:factory``, or ``package.module:factory(argument, name=value)``.
 
     Arguments are Python literals; nothing else in the text is evaluated.
+
+    Args:
+        text: the name, with or without arguments.
+        known: factories by short names, which need no import.
 
     Raises:
         InputError: the factory cannot be imported, the arguments are no literals, or the call
@@ -35,9 +39,12 @@ def call_factory(text: str) -> Any:
     Example:
         >>> call_factory("fractions:Fraction(1, denominator=2)")
         Fraction(1, 2)
+        >>> call_factory("half(4)", {"half": lambda number: number / 2})
+        2.0
     """
     name, parenthesis, rest = text.strip().partition("(")
-    factory = import_object(name.strip())
+    short = (known or {}).get(name.strip())
+    factory = import_object(name.strip()) if short is None else short
     try:
         call = ast.parse(f"factory({rest}" if parenthesis else "factory()", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):

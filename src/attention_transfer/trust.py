@@ -125,6 +125,6 @@ def _factories(kind: str, text: str) -> list[str]:
     source, colon, rest = name.partition(":")
     # timm:hf-hub:NAME and timm:local-dir:PATH build what a foreign config.json describes.
     known = source in _BUILT_IN[kind] and not (source == "timm" and ":" in rest)
-    if known or f"{source}:" == OBJECT or (not colon and kind != "term"):
+    if known or f"{source}:" == OBJECT or not colon:
         return []
     return [name]

@@ -1,7 +1,7 @@
 """Settings of runs: of the images, of training, of distillation."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +31,7 @@ from attention_transfer.config.fields import (
     known_trackers,
 )
 from attention_transfer.config.optimization import OptimizationConfig
+from attention_transfer.config.presets import Preset, with_preset
 
 __all__ = ["DemoConfig", "DistillConfig", "ImagesConfig", "RunConfig", "TrainingConfig", "flag_of"]
 
@@ -104,9 +105,9 @@ class TrainingConfig(OptimizationConfig, ImagesConfig):
     student: str = Field(description="the network that learns, such as wrn-16-1")
     terms: Annotated[tuple[str, ...], BeforeValidator(as_several)] = Field(
         (),
-        description="a loss term of your own, package.module:factory or "
-        "package.module:factory(weight=0.5), added to the others (replaces one of the same "
-        "name); repeatable",
+        description="a further loss term: a name, such as dist or dkd(beta=4), or one of your "
+        "own, package.module:factory or package.module:factory(weight=0.5); added to the others "
+        "(replaces one of the same name); repeatable",
     )
     masks: Path | None = Field(
         None,
@@ -211,6 +212,11 @@ class RunConfig(TrainingConfig):
         "chance, has its classes in another order or expects another normalisation; its error is "
         "printed all the same",
     )
+    preset: Preset | None = Field(
+        None,
+        description="losses of a paper or of well-known code: sets the settings of its terms, as "
+        "docs/methods.md lists; other flags override it; none: off",
+    )
     attention: Annotated[
         Literal["activation", "gradient", "activation,gradient", "none"],
         BeforeValidator(in_order),
@@ -221,6 +227,11 @@ class RunConfig(TrainingConfig):
         "code",
         description="code: beta * mean square of the difference of maps (the authors' code); "
         "paper: beta/2 * its norm; paper-eq2: that divided by H*W (the paper's own beta is 1000)",
+    )
+    pooling: Literal["maps", "features"] = Field(
+        "maps",
+        description="what is pooled to the smaller size where a pair's sizes differ: the maps, or "
+        "the features that they are made of",
     )
     beta: Beta = Field(
         1000.0,
@@ -245,6 +256,11 @@ class RunConfig(TrainingConfig):
         "none: off",
     )
     temperature: Positive = Field(4.0, description="temperature of knowledge distillation")
+    kd_form: Literal["alpha", "2017"] = Field(
+        "alpha",
+        description="alpha: alpha * T^2 * KL (the authors' code since 2018); 2017: twice that, "
+        "divided by the number of classes (before)",
+    )
     full_activation_beta: Beta | None = Field(
         None, description="weight of full-activation transfer, a baseline, or auto; none: off"
     )
@@ -292,6 +308,12 @@ class RunConfig(TrainingConfig):
         "default: those of an existing cache, or as many as epochs",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _add_preset(cls, values: Any) -> Any:
+        """Add the settings of a preset, where none are given."""
+        return with_preset(values)
+
     @property
     def schedule_of_beta(self) -> Literal["constant", "linear", "cosine"]:
         """The schedule of the attention's weight, chosen where it is not given."""
@@ -333,15 +355,18 @@ def flag_of(name: str, config: type[Config] = RunConfig) -> str:
 
 NEEDS_TEACHER = (
     "trust_teacher",
+    "preset",
     "attention",
     "map",
     "power",
     "form",
+    "pooling",
     "beta",
     "beta_schedule",
     "pairs",
     "kd_alpha",
     "temperature",
+    "kd_form",
     "full_activation_beta",
     "gradient_beta",
     "gradient_map",

@@ -4,9 +4,10 @@ import copy
 from collections.abc import Iterator, Sequence
 
 from attention_transfer.config import RunConfig
-from attention_transfer.errors import InputError, input_errors
+from attention_transfer.errors import InputError, input_errors, nearest
 from attention_transfer.factories import OBJECT, call_factory, import_object
 from attention_transfer.transfer import (
+    TERMS,
     ActivationAttention,
     BinaryCrossEntropy,
     CrossEntropy,
@@ -88,12 +89,20 @@ def _own_terms(config: RunConfig, objects: Sequence[Term]) -> Iterator[Term]:
 
 
 def _made_by(text: str) -> object:
-    """Return what a factory makes.
+    """Return what a term's short name, or a factory, makes.
 
     Raises:
-        InputError: it is a term itself, or as of :func:`attention_transfer.factories.call_factory`.
+        InputError: an unknown name; a term itself; or as of
+            :func:`attention_transfer.factories.call_factory`.
     """
     name = text.partition("(")[0].strip()
+    if name.isidentifier():
+        if name not in TERMS:
+            raise InputError(
+                f"unknown term {name!r}; {nearest(name, TERMS)} (a term of your own is "
+                "package.module:factory)"
+            )
+        return call_factory(text, TERMS)
     if isinstance(import_object(name), Term):
         raise InputError(
             f"{name} is a term already, expected a class of terms, or a function that returns one: "
@@ -113,6 +122,7 @@ def _terms_of_settings(config: RunConfig, has_own_terms: bool) -> list[Term]:
                 form=config.form,
                 pairs=config.pairs,
                 schedule=config.schedule_of_beta,
+                pooling=config.pooling,
             )
         )
     if config.full_activation_beta is not None:
@@ -120,7 +130,10 @@ def _terms_of_settings(config: RunConfig, has_own_terms: bool) -> list[Term]:
     terms += _gradient_terms(config)
     if config.kd_alpha is not None:
         mixture = distillation_terms(
-            config.kd_alpha, config.temperature, label_smoothing=config.label_smoothing
+            config.kd_alpha,
+            config.temperature,
+            config.kd_form,
+            label_smoothing=config.label_smoothing,
         )
         return [*mixture, *terms]
     if not terms and config.teacher is not None and not has_own_terms:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attention_transfer.class_alignment import aligned
 from attention_transfer.config import RunConfig
+from attention_transfer.config.presets import described
 from attention_transfer.data import AugmentedView, DataSet, as_input, batch_bounds, batches
 from attention_transfer.data.label_values import is_multi_label
 from attention_transfer.environment import AUTOCAST, fast_bf16, resolve_precision
@@ -356,6 +357,8 @@ def _check_smallest_batch(
 
 def _notices(config: RunConfig, precision: str, transfer: Transfer, data: DataSet) -> Iterator[str]:
     """Yield what differs from what was configured, or is slow on this machine."""
+    if config.preset is not None:
+        yield described(config.preset, dict(config))
     if precision == "bf16" and data.pixel_range is not None:
         yield (
             "bf16 rounds what a network gets to 8 significant bits, and these images have more; "

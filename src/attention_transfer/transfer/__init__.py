@@ -20,6 +20,7 @@ from attention_transfer.transfer.term_inputs import check_term
 from attention_transfer.transfer.terms import (
     DIST,
     DKD,
+    TERMS,
     ActivationAttention,
     BinaryCrossEntropy,
     CrossEntropy,
@@ -41,6 +42,7 @@ from attention_transfer.transfer.trial import try_terms
 __all__ = [
     "DIST",
     "DKD",
+    "TERMS",
     "ActivationAttention",
     "Attention",
     "BinaryCrossEntropy",

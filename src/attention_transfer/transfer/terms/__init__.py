@@ -18,9 +18,28 @@ from attention_transfer.transfer.terms.logits import (
     distillation_terms,
 )
 
+TERMS: dict[str, type[Term]] = {
+    term.name: term
+    for term in (
+        ActivationAttention,
+        BinaryCrossEntropy,
+        CrossEntropy,
+        DIST,
+        DKD,
+        FlipSymmetry,
+        FullActivation,
+        GradientAttention,
+        InputGradientNorm,
+        KnowledgeDistillation,
+        LogitStandardization,
+    )
+}
+"""The terms of the package by name, as a configuration may name them."""
+
 __all__ = [
     "DIST",
     "DKD",
+    "TERMS",
     "ActivationAttention",
     "BinaryCrossEntropy",
     "CrossEntropy",

@@ -1,11 +1,12 @@
 """Activation-based attention transfer, the paper's first half."""
 
-from typing import get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from attention_transfer.errors import InputError
 from attention_transfer.functional import fused, losses, maps
+from attention_transfer.functional.kernels import scaled_map
 from attention_transfer.transfer.pairing import Pairs
 from attention_transfer.transfer.schedule import Schedule
 from attention_transfer.transfer.targets import Reduction, map_reduction
@@ -19,7 +20,9 @@ from attention_transfer.transfer.terms.base import (
 from attention_transfer.transfer.terms.beta import WeightNamedBeta
 from attention_transfer.transfer.terms.inputs import PairInputs, TermInputs
 
-__all__ = ["ActivationAttention"]
+__all__ = ["ActivationAttention", "Pooling"]
+
+Pooling = Literal["maps", "features"]
 
 
 class ActivationAttention(WeightNamedBeta, PairTerm):
@@ -44,6 +47,9 @@ class ActivationAttention(WeightNamedBeta, PairTerm):
         schedule: beta over the training: ``"constant"``; ``"linear"`` or ``"cosine"``, falling to
             0; or a function of the progress.
         name: the key in the output.
+        pooling: ``"maps"``, or ``"features"``: where sizes differ, the features are pooled and
+            their maps compared, as RepDistiller does. That takes the teacher's whole features,
+            which no cache holds.
 
     Raises:
         InputError: a setting out of its range; at the first batch, pairs that do not fit.
@@ -67,24 +73,30 @@ class ActivationAttention(WeightNamedBeta, PairTerm):
         norm: float = 2.0,
         schedule: Schedule = "constant",
         name: str | None = None,
+        pooling: Pooling = "maps",
     ) -> None:
         check_weight("beta", beta, auto=True)
         super().__init__(beta, pairs, schedule, name)
         check_choice("map", map, get_args(maps.MapKind))
         check_choice("form", form, get_args(losses.TransferForm))
+        check_choice("pooling", pooling, get_args(Pooling))
         check_power(power)
         if not norm >= 1:
             raise InputError(f"norm must be at least 1, got {norm}; the paper used 2")
         self.map, self.power, self.form, self.norm = map, power, form, norm
+        self.pooling = pooling
 
     @property
-    def teacher_reduction(self) -> Reduction:  # type: ignore[override]
-        """The teacher's attention map by the same F."""
-        return map_reduction(self.map, self.power)
+    def teacher_reduction(self) -> Reduction | None:  # type: ignore[override]
+        """The teacher's attention map by the same F; None where its features are pooled first."""
+        return map_reduction(self.map, self.power) if self.pooling == "maps" else None
 
     def check(self, inputs: TermInputs) -> None:
         for pair in inputs.pairs:
-            features, teacher = pair.raw_student_features, pair.teacher_map
+            features = pair.raw_student_features
+            teacher = (
+                pair.teacher_features[:, 0] if self.pooling == "features" else pair.teacher_map
+            )
             axes = features.dim() - 2, teacher.dim() - 1
             if axes[0] != axes[1]:
                 raise InputError(
@@ -100,12 +112,24 @@ class ActivationAttention(WeightNamedBeta, PairTerm):
                 )
 
     def loss(self, pair: PairInputs) -> Tensor:
-        teacher = pair.teacher_map
+        features, teacher = self._of_pair(pair)
         loss, student = fused.attention_transfer(
-            pair.raw_student_features, teacher, self.map, self.power, self.form, self.norm
+            features, teacher, self.map, self.power, self.form, self.norm
         )
         pair.record_maps(student, teacher)
         return loss
+
+    def _of_pair(self, pair: PairInputs) -> tuple[Tensor, Tensor]:
+        """Return the student's features and the teacher's map."""
+        if self.pooling == "maps":
+            return pair.raw_student_features, pair.teacher_map
+        student, teacher = pair.raw_student_features, pair.teacher_features
+        size = maps.common_size(student.shape[2:], teacher.shape[2:])
+        if tuple(student.shape[2:]) != size:
+            student = maps.pool(pair.student_features, size)
+        if tuple(teacher.shape[2:]) != size:
+            teacher = maps.pool(teacher, size)
+        return student, scaled_map(teacher, self.map, self.power)[0]
 
     def effective_weight(self, size: tuple[int, ...]) -> tuple[float, str] | None:
         if isinstance(self.weight, str):
