@@ -12,6 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attention_transfer.functional.attention_losses import (
+    attention_distillation,
+    class_attention,
+    class_maps,
+    token_relations,
+)
 from attention_transfer.functional.kernels import largest_magnitude, power_of_two
 from attention_transfer.functional.label_targets import cross_entropy_targets
 from attention_transfer.functional.logit_losses import (
@@ -27,8 +33,11 @@ __all__ = [
     "GradientForm",
     "TransferForm",
     "attention_distance",
+    "attention_distillation",
     "attention_transfer",
     "check_transfer",
+    "class_attention",
+    "class_maps",
     "cross_entropy",
     "dist",
     "dkd",
@@ -39,6 +48,7 @@ __all__ = [
     "logit_standardization",
     "standardize",
     "summed_cross_entropy",
+    "token_relations",
 ]
 
 GradientForm = Literal["paper", "squared"]

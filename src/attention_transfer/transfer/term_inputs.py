@@ -10,7 +10,12 @@ from attention_transfer.errors import InputError, input_errors
 from attention_transfer.functional.maps import to_float32
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import Inputs
-from attention_transfer.transfer.forward import ForwardResult, describe_output, input_size
+from attention_transfer.transfer.forward import (
+    ForwardResult,
+    describe_output,
+    input_size,
+    preprocess,
+)
 from attention_transfer.transfer.input_gradients import InputGradients
 from attention_transfer.transfer.pairing import Pair, Pairing, PairingSide, resolve_pairs
 from attention_transfer.transfer.targets import (
@@ -115,6 +120,13 @@ def pairings_of(
         networks: the student and the teachers, each with its preprocessing.
         example: inputs of the networks, if there are any.
     """
+    if any(type(term).bind is not Term.bind for term in terms.values()):
+        bound = [
+            (network, None if example is None else preprocess(network, example, preprocessing))
+            for network, preprocessing in networks
+        ]
+        for term in terms.values():
+            term.bind(bound)
     sides = [
         PairingSide(
             network,
@@ -137,9 +149,13 @@ def needed_of_teacher(terms: Mapping[str, Term], pairings: Mapping[str, Pairing]
         InputError: two terms have different reductions of one name.
     """
     reductions: dict[str, tuple[str, Reduction]] = {}
-    for name, term in terms.items():
-        reduction = term.teacher_reduction
-        if reduction is not None:
+    fields: dict[TargetField, None] = {}
+    for name, pairing in pairings.items():
+        for point in (point for pair in pairing.pairs for point in pair.teacher_points):
+            reduction = terms[name].reduction_at(point)
+            fields[TargetField(point, reduction)] = None
+            if reduction is None:
+                continue
             other, first = reductions.setdefault(reduction.name, (name, reduction))
             if not same_reduction(first, reduction):
                 raise InputError(
@@ -147,12 +163,6 @@ def needed_of_teacher(terms: Mapping[str, Term], pairings: Mapping[str, Pairing]
                     f"{reduction.name!r}; name each by what it does, settings included, or give "
                     "both terms the same one"
                 )
-    fields = {
-        TargetField(point, terms[name].teacher_reduction): None
-        for name, pairing in pairings.items()
-        for pair in pairing.pairs
-        for point in pair.teacher_points
-    }
     return TargetSpec(
         tuple(fields),
         any(term.needs_teacher_logits for term in terms.values()),
@@ -169,8 +179,11 @@ def read_fields(
         try:
             fields[target] = target.read(features[target.point])
         except InputError as error:
-            reduction = target.reduction
-            names = [name for name, term in terms.items() if term.teacher_reduction == reduction]
+            names = [
+                name
+                for name, term in terms.items()
+                if term.pairs is not None and term.reduction_at(target.point) == target.reduction
+            ]
             raise InputError(f"the term {' and '.join(names)}: {error}") from error
     return fields
 
@@ -260,10 +273,9 @@ def _needed(value: Tensor | None, otherwise: str) -> Tensor:
 def _pair_inputs(
     term: Term, pair: Pair, student: ForwardResult, targets: Targets, maps: dict[str, PairedMaps]
 ) -> PairInputs:
-    values = tuple(
-        targets.read(TargetField(point, term.teacher_reduction)) for point in pair.teacher_points
-    )
-    whole, reduced = (values, ()) if term.teacher_reduction is None else (None, values)
+    fields = [TargetField(point, term.reduction_at(point)) for point in pair.teacher_points]
+    values = tuple(targets.read(target) for target in fields)
+    whole, reduced = (values, ()) if fields[0].reduction is None else (None, values)
     return PairInputs(term.name, pair, student.features[pair.student], whole, reduced, maps)
 
 

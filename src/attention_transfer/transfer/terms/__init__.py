@@ -2,6 +2,7 @@
 
 from attention_transfer.transfer.terms.attention import ActivationAttention
 from attention_transfer.transfer.terms.base import PairTerm, Term
+from attention_transfer.transfer.terms.class_attention import ClassAttention
 from attention_transfer.transfer.terms.features import FullActivation
 from attention_transfer.transfer.terms.input_gradients import (
     FlipSymmetry,
@@ -23,6 +24,7 @@ TERMS: dict[str, type[Term]] = {
     for term in (
         ActivationAttention,
         BinaryCrossEntropy,
+        ClassAttention,
         CrossEntropy,
         DIST,
         DKD,
@@ -42,6 +44,7 @@ __all__ = [
     "TERMS",
     "ActivationAttention",
     "BinaryCrossEntropy",
+    "ClassAttention",
     "CrossEntropy",
     "FlipSymmetry",
     "FullActivation",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.functional import maps
+from attention_transfer.taps import Inputs
 from attention_transfer.transfer.pairing import Pairs
 from attention_transfer.transfer.schedule import (
     Schedule,
@@ -141,6 +142,20 @@ class Term(nn.Module, ABC):
         the first batch, and at every new shape of features or logits.
         """
         return
+
+    def bind(self, networks: Sequence[tuple[nn.Module, Inputs | None]]) -> None:
+        """Read what the term needs of the networks themselves, such as a classifier's weights.
+
+        It is called when the Transfer is built, before layer pairs are found.
+
+        Args:
+            networks: the student and the teachers, each with an example of its inputs, if given.
+        """
+        return
+
+    def reduction_at(self, point: str) -> Reduction | None:
+        """Return what the term keeps of the teacher's features at a point."""
+        return self.teacher_reduction
 
     def build(self, pairs: Sequence[PairInputs]) -> None:
         """Make the modules that the term trains, from the features of one example."""
