@@ -64,6 +64,7 @@ terms = [
     at.DIST(),
     at.LogitStandardization(),
     at.DKD(),
+    at.ClassAttention(),
 ]
 transfer = at.Transfer(network(4), network(8), terms, example_input=images)
 optimizer = torch.optim.SGD(transfer.parameters(), lr=0.1)

@@ -19,7 +19,7 @@ from attention_transfer.taps.inputs import (
     own_precision,
     with_main_input,
 )
-from attention_transfer.taps.layout import Layout
+from attention_transfer.taps.layout import ALL_TOKENS, Layout
 from attention_transfer.taps.modules import (
     declared_points,
     evaluating,
@@ -32,6 +32,7 @@ from attention_transfer.taps.programs import as_teacher, is_program, module_hint
 from attention_transfer.taps.survey import attention_points
 
 __all__ = [
+    "ALL_TOKENS",
     "AttentionPoint",
     "Inputs",
     "Layout",

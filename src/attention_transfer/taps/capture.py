@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.taps.fused_layers import unfused_attention
 from attention_transfer.taps.inputs import Inputs, main_input
-from attention_transfer.taps.layout import Layout, channels_first, surely_channels_first
+from attention_transfer.taps.layout import ALL_TOKENS, Layout, channels_first, surely_channels_first
 from attention_transfer.taps.modules import module_of, outputs_of, unwrapped
 from attention_transfer.taps.programs import refuse_program
 from attention_transfer.taps.sequences import PartsRun, is_sequence, parts_of
@@ -56,7 +56,7 @@ class Taps:
     Args:
         network: any module, also wrapped by DataParallel, DDP or ``torch.compile``.
         points: names of its modules; a wrapper's prefix is left out. ``name#key`` is one of several
-            outputs: of a tuple, a list or a dictionary.
+            outputs: of a tuple, a list or a dictionary. ``name#all-tokens`` is an output as it is.
         role: of the network, for errors, such as ``"the student"``.
 
     Raises:
@@ -198,9 +198,10 @@ class Taps:
         """Return each point's layout; where a shape alone leaves it open, survey the network."""
         channels, *size = main_input(inputs).shape[1:]
         layouts = {
-            point: channels_first(tuple(output.shape[2:]))
+            point: Layout("as it is", ()) if whole else channels_first(tuple(output.shape[2:]))
             for point, output in outputs.items()
-            if surely_channels_first(tuple(output.shape), size)
+            if (whole := point.endswith(ALL_TOKENS))
+            or surely_channels_first(tuple(output.shape), size)
         }
         if len(layouts) < len(outputs):
             several = None if isinstance(inputs, Tensor) else inputs
@@ -359,7 +360,7 @@ def _tensor(point: str, module: nn.Module, outputs: dict[str, object]) -> Tensor
     Raises:
         InputError: it is no tensor.
     """
-    output = outputs.get(point)
+    output = outputs.get(point.removesuffix(ALL_TOKENS))
     if isinstance(output, Tensor):
         return output
     tensors = [name for name, part in outputs.items() if isinstance(part, Tensor)]

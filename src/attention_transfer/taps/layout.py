@@ -13,9 +13,20 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Axes", "Grid", "Layout", "LayoutReader", "channels_first", "surely_channels_first"]
+__all__ = [
+    "ALL_TOKENS",
+    "Axes",
+    "Grid",
+    "Layout",
+    "LayoutReader",
+    "channels_first",
+    "surely_channels_first",
+]
 
-Axes = Literal["NCHW", "NHWC", "NLC", "NCL", "NCDHW", "NDHWC"]
+ALL_TOKENS = "#all-tokens"
+"""End of a point's name that is read as it is, (N, L, C): the extra tokens with the others."""
+
+Axes = Literal["NCHW", "NHWC", "NLC", "NCL", "NCDHW", "NDHWC", "as it is"]
 Grid = tuple[int, ...]
 """One length for each spatial axis: height and width of an image."""
 
@@ -49,7 +60,7 @@ class Layout(NamedTuple):
 
     def read(self, output: Tensor) -> Tensor:
         """Return the tensor as (N, C, *grid); a view where memory allows."""
-        if self.axes in ("NCHW", "NCDHW"):
+        if self.axes in ("NCHW", "NCDHW", "as it is"):
             return output
         if self.axes in ("NHWC", "NDHWC"):
             return output.movedim(-1, 1)

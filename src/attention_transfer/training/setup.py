@@ -54,6 +54,7 @@ from attention_transfer.training.objects import NO_OBJECTS, RunObjects, loaded_o
 from attention_transfer.training.optimization import resolve_optimization
 from attention_transfer.training.optimizers import check_optimizer
 from attention_transfer.transfer import (
+    ClassAttention,
     CrossEntropy,
     Term,
     Transfer,
@@ -298,7 +299,10 @@ def _aligned(
     """Return the data set with its classes in the order of the networks that know them."""
     names = [] if config.teacher is None else split_models(config.teacher)
     known = list(zip(names, teachers, strict=True))
-    logits = any(term.needs_teacher_logits or term.needs_input_gradient for term in terms)
+    logits = any(
+        term.needs_teacher_logits or term.needs_input_gradient or isinstance(term, ClassAttention)
+        for term in terms
+    )
     return aligned(data, [*known, (config.student, student)], names if logits else ())
 
 

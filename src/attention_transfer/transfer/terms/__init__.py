@@ -1,6 +1,7 @@
 """Terms: each turns what a batch gave into one named scalar."""
 
 from attention_transfer.transfer.terms.attention import ActivationAttention
+from attention_transfer.transfer.terms.attention_distillation import AttentionDistillation
 from attention_transfer.transfer.terms.base import PairTerm, Term
 from attention_transfer.transfer.terms.class_attention import ClassAttention
 from attention_transfer.transfer.terms.features import FullActivation
@@ -23,6 +24,7 @@ TERMS: dict[str, type[Term]] = {
     term.name: term
     for term in (
         ActivationAttention,
+        AttentionDistillation,
         BinaryCrossEntropy,
         ClassAttention,
         CrossEntropy,
@@ -43,6 +45,7 @@ __all__ = [
     "DKD",
     "TERMS",
     "ActivationAttention",
+    "AttentionDistillation",
     "BinaryCrossEntropy",
     "ClassAttention",
     "CrossEntropy",
