@@ -81,7 +81,13 @@ def test_what_a_term_trains_is_the_transfers_and_never_the_students() -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "expected"),
-    [("linear", [2, 1, 0]), ("cosine", [2, 1, 0]), (lambda done: 1 + done, [2, 3, 4])],
+    [
+        ("linear", [2, 1, 0]),
+        ("cosine", [2, 1, 0]),
+        ("warmup-1", [0, 1, 2]),
+        ("warmup-.25", [0, 2, 2]),
+        (lambda done: 1 + done, [2, 3, 4]),
+    ],
 )
 @pytest.mark.parametrize("kind", [Penalty, Similarity, at.CrossEntropy, at.FullActivation])
 def test_every_term_takes_a_schedule(kind: Any, schedule: Any, expected: list[float]) -> None:
@@ -122,7 +128,12 @@ def _named(name: Any) -> at.Term:
         (lambda: Penalty(-1), "weight must be a finite number of at least 0, got -1"),
         (lambda: Penalty(float("nan")), "weight must be .* got nan"),
         (lambda: Similarity("much"), "weight must be .* got 'much'"),  # type: ignore[arg-type]
-        (lambda: Penalty(schedule="linaer"), "did you mean linear"),  # type: ignore[arg-type]
+        (lambda: Penalty(schedule="linaer"), "did you mean linear"),
+        (
+            lambda: Penalty(schedule="warmup-0"),
+            "unknown schedule 'warmup-0', expected .*warmup-0.1",
+        ),
+        (lambda: Penalty(schedule="warmup-2"), "unknown schedule 'warmup-2'"),
         (lambda: transfer_of(Penalty), r"did you mean Penalty\(\)"),
         (lambda: transfer_of(nn.Identity()), "Identity is not a term"),
         (lambda: transfer_of(NotCalled()), r"does not call super\(\).__init__"),

@@ -53,8 +53,9 @@ class Term(nn.Module, ABC):
 
     Args:
         weight: finite, at least 0.
-        schedule: ``"constant"``; ``"linear"`` or ``"cosine"``, falling to 0; or a function from
-            the share of the training that is done to the factor of the weight.
+        schedule: ``"constant"``; ``"linear"`` or ``"cosine"``, falling to 0; ``"warmup-0.1"``,
+            rising from 0 over the first tenth of the training; or a function from the share of the
+            training that is done to the factor of the weight.
         name: the key in the output, in place of the class's.
 
     Raises:

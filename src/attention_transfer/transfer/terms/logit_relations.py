@@ -108,7 +108,7 @@ class DKD(_SeveralClasses):
 
     Labels must be class indices; -100 does not count. Its paper has alpha 1, beta 8 and
     temperature 4 on CIFAR-100, beside the cross-entropy of weight 1, and lets the weight rise over
-    the first 20 of 240 epochs: ``schedule=lambda done: min(12 * done, 1)``.
+    the first 20 of 240 epochs: ``schedule="warmup-0.0833"``.
 
     Args:
         weight: finite, at least 0.
@@ -119,7 +119,7 @@ class DKD(_SeveralClasses):
         name: the key in the output.
 
     Example:
-        >>> DKD(schedule=lambda done: min(12 * done, 1)).weight_at(1 / 24)
+        >>> round(DKD(schedule="warmup-0.0833").weight_at(10 / 240), 2)
         0.5
     """
 
