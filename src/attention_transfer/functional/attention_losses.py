@@ -12,7 +12,7 @@ __all__ = ["attention_distillation", "class_attention", "class_maps", "token_rel
 
 
 def class_maps(features: Tensor, weight: Tensor | None, size: int = 2) -> Tensor:
-    r"""Return class activation maps, pooled to a small size (Guo et al., CVPR 2023, Eq. 2).
+    r"""Return class activation maps, pooled to a small size (Guo et al., CVPR 2023).
 
     .. math:: CAM_k(x) = \sum_c w_{kc} A_c(x)
 
@@ -50,13 +50,13 @@ def class_maps(features: Tensor, weight: Tensor | None, size: int = 2) -> Tensor
 
 
 def class_attention(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
-    r"""Return class attention transfer, CAT-KD (Guo et al., CVPR 2023, Eq. 4).
+    r"""Return class attention transfer, CAT-KD (Guo et al., CVPR 2023).
 
     .. math:: \frac{1}{N K P} \sum_{n, k} \Big\| \frac{CAM^S_{nk}}{\|CAM^S_{nk}\|_2}
               - \frac{CAM^T_{nk}}{\|CAM^T_{nk}\|_2} \Big\|_2^2
 
-    over N images, K classes and the P positions of the pooled maps, as in the authors' code, with
-    their weight 400. (The paper's sum lacks 1 / P.)
+    over N images, K classes and the P positions of the pooled maps, as in the authors' code, whose
+    default weight is 400.
 
     Args:
         student_maps: (N, K, *S), of :func:`class_maps`.
@@ -107,7 +107,7 @@ def token_relations(queries: Tensor, keys: Tensor) -> Tensor:
 def attention_distillation(student_scores: Tensor, teacher_rows: Tensor) -> Tensor:
     r"""Return the divergence of attention between tokens, head by head (MiniLM).
 
-    Wang et al., *MiniLM: Deep Self-Attention Distillation*, NeurIPS 2020, Eq. 2:
+    Wang et al., *MiniLM: Deep Self-Attention Distillation*, NeurIPS 2020:
 
     .. math:: \frac{1}{N A L} \sum_{n, a, t} KL\big(A^T_{nat} \,\|\, softmax(s^S_{nat})\big)
 

@@ -74,8 +74,8 @@ def standardize(logits: Tensor) -> Tensor:
     .. math:: Z(z) = \frac{z - \bar z}{\sigma(z)}, \qquad
               \sigma(z)^2 = \frac{1}{K - 1} \sum_k (z_k - \bar z)^2
 
-    with K - 1, as in the authors' code. (Those of the paper, with 1/K, over a temperature tau are
-    these over tau * sqrt((K - 1) / K).)
+    with K - 1, as in the authors' code. (Scores with 1 / K over a temperature tau are these over
+    tau * sqrt((K - 1) / K).)
 
     Args:
         logits: (N, K, ...), any finite values.
@@ -137,7 +137,7 @@ def dist(
     temperature: float = 1.0,
 ) -> Tensor:
     r"""Return DIST, which compares relations of the predictions (Huang et al., *Knowledge
-    Distillation from A Stronger Teacher*, NeurIPS 2022, Eq. 6 to 10).
+    Distillation from A Stronger Teacher*, NeurIPS 2022).
 
     With the predictions Y = softmax(z / tau), N rows of K classes, and Pearson's distance
     d_p(u, v) = 1 - rho(u, v):
@@ -190,7 +190,7 @@ def dkd(
     beta: float = 8.0,
     temperature: float = 4.0,
 ) -> Tensor:
-    r"""Return decoupled knowledge distillation, DKD (Zhao et al., CVPR 2022, Eq. 7).
+    r"""Return decoupled knowledge distillation, DKD (Zhao et al., CVPR 2022).
 
     .. math:: T^2 \big(\alpha \, KL(b^T \| b^S) + \beta \, KL(\hat p^T \| \hat p^S)\big)
 

@@ -24,8 +24,8 @@ class ClassAttention(PairTerm):
     Both networks end in global average pooling and a linear classifier, of the same classes: the
     term finds the features and the weights by itself, from ``example_input``, and trains the
     student's classifier too. Of the teacher it keeps the pooled class maps, so that a cache can
-    hold them. The paper has weight 400 and size 2 on CIFAR-100, beside the cross-entropy of
-    weight 1. A term belongs to one Transfer.
+    hold them. Weight 400 and size 2 are the defaults of the authors' code, beside the
+    cross-entropy of weight 1. A term belongs to one Transfer.
 
     Args:
         weight: finite, at least 0.

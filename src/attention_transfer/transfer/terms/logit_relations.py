@@ -27,8 +27,7 @@ class DIST(_SeveralClasses):
     """weight * DIST (Huang et al., NeurIPS 2022): relations of the predictions, by Pearson's
     correlation. See :func:`attention_transfer.functional.losses.dist`.
 
-    The paper has 1 for both relations and the temperature on ImageNet, beside the cross-entropy of
-    weight 1; temperature 4 and weight 2 on CIFAR-100.
+    The defaults are those of the authors' code on ImageNet; on CIFAR-100 it has temperature 4.
 
     Args:
         weight: finite, at least 0.
