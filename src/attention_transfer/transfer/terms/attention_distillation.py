@@ -18,7 +18,8 @@ from attention_transfer.transfer.attention_layers import (
 from attention_transfer.transfer.pairing import Pairs
 from attention_transfer.transfer.schedule import Schedule
 from attention_transfer.transfer.targets import Reduction
-from attention_transfer.transfer.terms.base import PairInputs, PairTerm, TermInputs, check_choice
+from attention_transfer.transfer.terms.base import PairTerm, Weight, check_choice
+from attention_transfer.transfer.terms.inputs import PairInputs, TermInputs
 
 __all__ = ["AttentionDistillation"]
 
@@ -40,7 +41,7 @@ class AttentionDistillation(PairTerm):
     holds up to 128 KiB for a view. A term belongs to one Transfer.
 
     Args:
-        weight: finite, at least 0.
+        weight: finite, at least 0; or ``"auto"``, as of :class:`attention_transfer.PairTerm`.
         pairs: ``"auto"``, the last layer of each network as in both papers; ``"auto-N"``, the last
             N; or names of attention layers, ``"blocks.5.attn:blocks.11.attn,..."``.
         compare: ``"attention"`` or ``"relations"``; ``"auto"``: attention where the numbers of
@@ -58,7 +59,7 @@ class AttentionDistillation(PairTerm):
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         pairs: Pairs = "auto",
         compare: Compared = "auto",
         heads: int | None = None,

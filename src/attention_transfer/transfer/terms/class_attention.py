@@ -11,7 +11,7 @@ from attention_transfer.taps import Inputs
 from attention_transfer.transfer.classifiers import Classifier, pooled_classifier
 from attention_transfer.transfer.schedule import Schedule
 from attention_transfer.transfer.targets import Reduction
-from attention_transfer.transfer.terms.base import PairTerm
+from attention_transfer.transfer.terms.base import PairTerm, Weight
 from attention_transfer.transfer.terms.inputs import PairInputs, TermInputs
 
 __all__ = ["ClassAttention"]
@@ -28,7 +28,7 @@ class ClassAttention(PairTerm):
     cross-entropy of weight 1. A term belongs to one Transfer.
 
     Args:
-        weight: finite, at least 0.
+        weight: finite, at least 0; or ``"auto"``, as of :class:`attention_transfer.PairTerm`.
         size: of each axis of the pooled class maps.
         schedule: of the weight, as of :class:`attention_transfer.Term`.
         name: the key in the output.
@@ -42,7 +42,7 @@ class ClassAttention(PairTerm):
 
     def __init__(
         self,
-        weight: float = 400.0,
+        weight: Weight = 400.0,
         size: int = 2,
         schedule: Schedule = "constant",
         name: str | None = None,

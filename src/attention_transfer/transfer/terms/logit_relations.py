@@ -5,7 +5,8 @@ from torch import Tensor
 from attention_transfer.errors import InputError
 from attention_transfer.functional import losses
 from attention_transfer.transfer.schedule import Schedule
-from attention_transfer.transfer.terms.base import TermInputs, check_weight
+from attention_transfer.transfer.terms.base import check_weight
+from attention_transfer.transfer.terms.inputs import TermInputs
 from attention_transfer.transfer.terms.logits import SoftTargets, check_classes, check_temperature
 
 __all__ = ["DIST", "DKD", "LogitStandardization"]
