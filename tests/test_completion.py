@@ -49,7 +49,7 @@ D = "attention-transfer distill "
     [
         ("attention-transfer di", ["distill"]),
         ("attention-transfer re", ["resume", "report"]),
-        (D + "--kd", ["--kd-alpha"]),
+        (D + "--kd", ["--kd-alpha", "--kd-form"]),
         (D + "--dry", ["--dry-run"]),
         (D + "--no-nest", ["--no-nesterov"]),
         ("attention-transfer train --mod", ["--model"]),
