@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def main() -> None:
     dtype = AUTOCAST.get(parsed.precision)
     for number in range(parsed.steps + WARM_UP):
         for kind, (transfer, measured) in kinds.items():
-            gradient_balance.is_measured = lambda _, measured=measured: measured
+            gradient_balance.is_measured = partial(always, measured)
             began = time.perf_counter()
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
                 out = transfer(images, labels, targets=targets)
@@ -63,14 +64,16 @@ def main() -> None:
 def transfer_of(beta: Any) -> at.Transfer:
     """Return a transfer of new networks."""
     torch.manual_seed(0)
-    networks = [
+    student, teacher = (
         build(name, classes=10).to(memory_format=torch.channels_last)
         for name in ("wrn-16-1", "wrn-16-2")
-    ]
-    return at.Transfer(
-        *networks,
-        [at.CrossEntropy(), at.ActivationAttention(beta)],  # type: ignore[arg-type]
     )
+    return at.Transfer(student, teacher, [at.CrossEntropy(), at.ActivationAttention(beta)])
+
+
+def always(measured: bool, _: int) -> bool:
+    """Return the same for every step."""
+    return measured
 
 
 def document(parsed: argparse.Namespace, times: dict[str, list[float]]) -> dict[str, Any]:
