@@ -76,7 +76,7 @@ def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:
 def _row(record: "RunRecord", name: str, figures: "FinalMetrics") -> list[str]:
     return [
         name,
-        f"{figures.test_error:.2f}",
+        "–" if figures.test_error is None else f"{figures.test_error:.2f}",
         f"{figures.validation_error:.2f}",
         f"{record.student.parameters:,}",
         f"{record.seconds:.0f}",

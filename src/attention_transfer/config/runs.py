@@ -149,6 +149,11 @@ class TrainingConfig(OptimizationConfig, ImagesConfig):
         None,
         description="experiment trackers, separated by commas: tensorboard, wandb, trackio, mlflow",
     )
+    test: bool = Field(
+        True,
+        description="evaluate on the test split at the end; --no-test: leave it unread, as in runs "
+        "that choose settings by the validation error",
+    )
     report: bool = Field(True, description="write report.html at the end")
     checkpoint_minutes: Positive = Field(
         5.0,

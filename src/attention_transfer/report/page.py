@@ -126,6 +126,8 @@ class _Section:
     key: str
     name: str
     headline: str
+    split: str
+    """The images that the networks were evaluated on: "test", or "validation" with --no-test."""
     classes: int
     groups: list[Group]
     rows: list[dict[str, str]]
@@ -147,6 +149,7 @@ def _section(number: int, runs: Sequence[Run]) -> _Section:
         key=f"data-{number}",
         name=runs[0].record.data.name,
         headline=headline(groups),
+        split=runs[0].record.final.held_out.split,
         classes=len(names),
         groups=groups,
         rows=[*_teacher_rows(groups), *(row for group in groups for row in _rows(group))],
@@ -160,7 +163,7 @@ def _section(number: int, runs: Sequence[Run]) -> _Section:
         confusion=[
             confusion(group, names)
             for group in groups
-            if group.representative.record.final.test_confusion
+            if group.representative.record.final.held_out.confusion
         ],
         commands=[(run.name, command_line(_resolved_settings(run))) for run in runs],
     )
@@ -180,7 +183,7 @@ def _teacher_rows(groups: Sequence[Group]) -> Iterator[dict[str, str]]:
             continue
         shown.add(teacher.weights_fingerprint)
         error = teacher.test_error
-        images = group.representative.record.final.test_images
+        images = group.representative.record.final.held_out.images
         low, high = (None, None) if error is None else wilson_interval(error, images)
         yield {
             "label": f"teacher: {teacher.name}",
@@ -203,7 +206,7 @@ def _rows(group: Group) -> Iterator[dict[str, str]]:
     """Yield a group's rows in the table of runs: its networks, and their averaged weights."""
     yield (row := _row(group))
     averages = [run.record.ema for run in group.runs]
-    errors = [average.final.test_error for average in averages if average is not None]
+    errors = [average.final.held_out.error for average in averages if average is not None]
     if len(errors) == len(group.runs):
         yield {
             **row,

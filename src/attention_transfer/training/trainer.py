@@ -308,18 +308,23 @@ class Trainer:
         """Evaluate the last weights, and their average; write predictions, networks and record."""
         self.setup.transfer.remove_compiled_passes()
         average, network = self.train_step.average, self.setup.student.network
-        splits = {"validation": self.data.validation, "test": self.data.test}
+        splits = {"validation": self.data.validation}
+        if self.config.test:
+            splits["test"] = self.data.test
         logits = {name: self._logits(images) for name, images in splits.items()}
         averaged = {}
         if average is not None:
             averaged = {name: self._logits(images, True) for name, images in splits.items()}
-        teacher_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
+        teacher_error = None
+        if self.config.test:
+            teacher_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
         if not self.processes.is_main:
             return
         if self.probes:
             self.probes.end()
-        assert logits["test"] is not None
-        self.run.write_predictions(logits["test"], self.data.test.labels)
+        test_logits = logits.get("test")
+        if test_logits is not None:
+            self.run.write_predictions(test_logits, self.data.test.labels)
         self.run.write_model(network, self.setup.card)
         if average is not None:
             with average.applied():
@@ -339,7 +344,9 @@ class Trainer:
             changes=self.changes,
         )
         self.run.write_record(record)
-        self.tracking.add({"step": self.steps_taken, "test_error": record.final.test_error})
+        held_out = record.final.held_out
+        if held_out.split == "test":
+            self.tracking.add({"step": self.steps_taken, "test_error": held_out.error})
 
     def _probe(self, epoch: int, last: bool = False) -> dict[str, dict[str, float]]:
         """Save and measure attention maps of the probe images, after the epochs chosen for it."""
