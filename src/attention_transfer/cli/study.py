@@ -116,14 +116,13 @@ def run(arguments: Namespace) -> int:
         return 0
     if len(words) != 1 or words == ["show"]:
         raise InputError(
-            f"study needs one name or file, or list, or show NAME; got {shlex.join(words) or 'none'}"
+            "study needs one name or file, or list, or show NAME; got "
+            f"{shlex.join(words) or 'none'}"
         )
     from attention_transfer.experiments.study.files import changed_study, find_study
 
     changes = {
-        name: getattr(arguments, name)
-        for name in ("recipe", "seeds", "cache")
-        if name in arguments
+        name: getattr(arguments, name) for name in ("recipe", "seeds", "cache") if name in arguments
     }
     study = changed_study(find_study(words[0]), vars(arguments).get("data"), changes)
     if arguments.processes < 1:
@@ -133,13 +132,12 @@ def run(arguments: Namespace) -> int:
 
 
 def _list(as_json: bool) -> int:
-    from attention_transfer.experiments.study.files import find_study, named_studies
+    from attention_transfer.experiments.study.files import titles
 
-    studies = [find_study(name) for name in named_studies()]
     if as_json:
-        print_json({study.name: study.title for study in studies})
+        print_json(titles())
         return 0
-    print_table(console(False), ["study", ""], [[study.name, study.title] for study in studies])
+    print_table(console(False), ["study", ""], [list(item) for item in titles().items()])
     return 0
 
 

@@ -73,6 +73,8 @@ def _explanations(error: ValidationError, config: type[Config]) -> Iterator[str]
         got = _abridged(repr(fault["input"]))
         if fault["type"] == "extra_forbidden":
             yield f"unknown key {field!r}; {nearest(field, config.model_fields)}"
+        elif not fault["loc"] and "{" not in fault["msg"]:
+            yield fault["msg"]  # of the whole configuration, and written for the user
         elif fault["type"] == "missing":
             yield f"{field} is missing: {config.model_fields[field].description}"
         elif fault["type"] == "literal_error":

@@ -33,7 +33,15 @@ from attention_transfer.config.fields import (
 from attention_transfer.config.optimization import OptimizationConfig
 from attention_transfer.config.presets import Preset, with_preset
 
-__all__ = ["DemoConfig", "DistillConfig", "ImagesConfig", "RunConfig", "TrainingConfig", "flag_of"]
+__all__ = [
+    "NEEDS_TEACHER",
+    "DemoConfig",
+    "DistillConfig",
+    "ImagesConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "flag_of",
+]
 
 
 class ImagesConfig(Config):

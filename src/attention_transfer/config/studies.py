@@ -104,6 +104,9 @@ class PairConfig(Config):
     data: Annotated[tuple[str, ...], BeforeValidator(as_several)] | None = Field(
         None, description="the data sets that the pair is trained on; default: all of the study"
     )
+    arms: Annotated[tuple[str, ...], BeforeValidator(as_several)] | None = Field(
+        None, description="the arms that the pair is trained by; default: all of the study"
+    )
     settings: Settings = Field({}, description="settings of its runs")
 
 
@@ -202,6 +205,8 @@ class StudyConfig(Config):
         for name, pair in self.pairs.items():
             for data in pair.data or ():
                 yield from _unknown(f"pairs {name}: data", data, self.data)
+            for arm in pair.arms or ():
+                yield from _unknown(f"pairs {name}: arm", arm, self.arms)
             if not _may_be_a_model(pair.teacher):
                 yield from _unknown(f"pairs {name}: teacher", pair.teacher, self.teachers)
         for selection in self.selections:
@@ -230,7 +235,7 @@ class StudyConfig(Config):
         if self.compare is not None:
             return self.compare
         first, *others = self.arms
-        return {arm: (first,) for arm in others}
+        return dict.fromkeys(others, (first,))
 
 
 def _unknown(where: str, name: str, known: Mapping[str, Any] | list[str]) -> Iterator[str]:

@@ -115,11 +115,15 @@ def _check_keys(path: Path, values: object) -> None:
     items = list(values.values()) if isinstance(values, dict) else values
     for key in values if isinstance(values, dict) else ():
         if not isinstance(key, str) or not key:
-            raise InputError(f"{path} must hold 'name: value' lines, got the name {str(key)[:80]!r}")
+            raise InputError(
+                f"{path} must hold 'name: value' lines, got the name {str(key)[:80]!r}"
+            )
     for item in items if isinstance(items, list) else ():
         _check_keys(path, item)
     if isinstance(values, int) and values.bit_length() > LARGEST_NUMBER:
-        raise InputError(f"{path}: a number has {values.bit_length()} bits, at most {LARGEST_NUMBER}")
+        raise InputError(
+            f"{path}: a number has {values.bit_length()} bits, at most {LARGEST_NUMBER}"
+        )
 
 
 def _check_value(path: Path, key: object, value: object) -> None:
@@ -142,9 +146,7 @@ def _check_value(path: Path, key: object, value: object) -> None:
             )
 
 
-def _parsed(
-    text: str, path: Path, refused_token: Callable[[str], yaml.Token | None]
-) -> Any:
+def _parsed(text: str, path: Path, refused_token: Callable[[str], yaml.Token | None]) -> Any:
     """Parse YAML text; its tokens are checked first, so that no depth or alias is ever composed."""
     try:
         refused = refused_token(text)

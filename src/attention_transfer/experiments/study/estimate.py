@@ -56,9 +56,7 @@ def kind_of(run: PlannedRun) -> tuple[tuple[str, str], ...]:
     return tuple(sorted({**kept, **alpha, "cache": str(run.cache)}.items()))
 
 
-def estimate(
-    plan: Plan, finished: set[str], folder: Path, measure: Measure | None
-) -> Estimate:
+def estimate(plan: Plan, finished: set[str], folder: Path, measure: Measure | None) -> Estimate:
     """Return what the runs of a study that are not finished take.
 
     Args:

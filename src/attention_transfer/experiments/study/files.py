@@ -17,7 +17,7 @@ from attention_transfer.config.yaml_files import read_nested_file
 from attention_transfer.errors import InputError, nearest
 from attention_transfer.trust import check_settings
 
-__all__ = ["changed_study", "find_study", "named_studies", "study_of", "study_path"]
+__all__ = ["changed_study", "find_study", "named_studies", "study_of", "study_path", "titles"]
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -26,6 +26,11 @@ def named_studies() -> dict[str, Path]:
     """Return the files of the studies that come with the package, by name."""
     folder = Path(str(files("attention_transfer.experiments") / "studies"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def titles() -> dict[str, str]:
+    """Return the title of each study that comes with the package, by name."""
+    return {name: read_nested_file(path)["title"] for name, path in named_studies().items()}
 
 
 def study_path(name: str) -> Path:
@@ -39,7 +44,9 @@ def study_path(name: str) -> Path:
         return named[name]
     path = Path(name).expanduser()
     if path.suffix not in SUFFIXES and not path.is_file():
-        raise InputError(f"unknown study {name!r}; {nearest(name, named)}, or a file such as my.yaml")
+        raise InputError(
+            f"unknown study {name!r}; {nearest(name, named)}, or a file such as my.yaml"
+        )
     return path
 
 
@@ -138,12 +145,10 @@ class _Reading:
         try:
             return StudyConfig.checked(values)
         except InputError as error:
-            self.faults.append(str(error).removeprefix("configuration is {}, it "))
+            self.faults.append(str(error))
             return None
 
-    def _mapping(
-        self, where: str, values: Any, read: Callable[[str, Any], Any]
-    ) -> dict[str, Any]:
+    def _mapping(self, where: str, values: Any, read: Callable[[str, Any], Any]) -> dict[str, Any]:
         """Read a mapping of names; a list of names stands for names without settings."""
         if isinstance(values, str) and where == "data":
             values = [values]
@@ -163,7 +168,7 @@ class _Reading:
             self.faults.append(f"{where} must hold 'name: value' lines, got {values!r}")
             return None
         try:
-            return read(where, {key.replace("-", "_"): value for key, value in values.items()})
+            return read(where, values)
         except InputError as error:
             text = str(error)
             self.faults.append(text if text.startswith(where) else f"{where}: {text}")
@@ -171,8 +176,7 @@ class _Reading:
 
     @staticmethod
     def _teacher(where: str, values: dict[str, Any]) -> TeacherConfig:
-        values = _with_settings(where, values)
-        return TeacherConfig.checked(values)
+        return TeacherConfig.checked(_with_settings(where, values))
 
     @staticmethod
     def _pair(where: str, values: dict[str, Any]) -> PairConfig:

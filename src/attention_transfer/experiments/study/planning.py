@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_transfer.config import RunConfig
+from attention_transfer.config.runs import NEEDS_TEACHER
 from attention_transfer.config.studies import (
     PACKAGED,
     STEPS,
@@ -149,7 +150,7 @@ def make_plan(
     planning = _Planning(study, images or {}, validation_errors or {})
     faults: dict[str, None] = {}
     for row in planning.rows():
-        for arm in study.arms:
+        for arm in study.pairs[row[1]].arms or study.arms:
             try:
                 planning.add(Cell(*row, arm))
             except InputError as error:
@@ -259,13 +260,11 @@ class _Planning:
             settings["epochs"] = max(1, round(int(steps) / -(-self.images[data] // batch)))
         return settings
 
-    def _run(
-        self, folder: str, cell: Cell, settings: dict[str, Any], seed: int
-    ) -> PlannedRun:
+    def _run(self, folder: str, cell: Cell, settings: dict[str, Any], seed: int) -> PlannedRun:
         """Return a run of a cell; its teacher is added to the plan."""
         settings = {**settings, "seed": seed, "report": False}
         if "teacher" in settings and settings["teacher"] is None:
-            return PlannedRun(folder, settings)
+            return PlannedRun(folder, _alone(settings, self.study.arms[cell.arm]))
         pair = self.study.pairs[cell.pair]
         model, needed = self._teacher(pair, cell)
         settings["teacher"] = model
@@ -290,7 +289,7 @@ class _Planning:
             ):
                 settings = _overridden(settings, part)
             settings = self._with_epochs(settings, cell.data)
-            run = PlannedRun(folder, {**settings, "seed": 0, "report": False})
+            run = PlannedRun(folder, _alone({**settings, "seed": 0, "report": False}, {}))
             run.config(Path("study"))
             self.teachers[folder] = run
         self.teacher_of_row[cell.row] = folder
@@ -330,7 +329,9 @@ class _Planning:
         for value in selection.values:
             folders = []
             for seed in selection.seeds:
-                folder = f"selection/{deciding.folder}/{selection.setting}-{slug(value)}/seed-{seed}"
+                folder = (
+                    f"selection/{deciding.folder}/{selection.setting}-{slug(value)}/seed-{seed}"
+                )
                 changed = {**settings, selection.setting: value, "probes": 0, "test": False}
                 run = self._run(folder, deciding, changed, seed)
                 folders.append(self._shared(run, self.selection_runs))
@@ -345,8 +346,17 @@ class _Planning:
         return choice
 
 
+def _alone(settings: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a run without a teacher, less those of a transfer that its arm lacks."""
+    return {
+        name: value for name, value in settings.items() if name not in NEEDS_TEACHER or name in arm
+    }
+
+
 def _overridden(settings: dict[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings overridden by others; a length replaces a length in another unit."""
     if STEPS in part or "epochs" in part:
-        settings = {name: value for name, value in settings.items() if name not in ("epochs", STEPS)}
+        settings = {
+            name: value for name, value in settings.items() if name not in ("epochs", STEPS)
+        }
     return {**settings, **part}

@@ -37,8 +37,8 @@ MINUTES: dict[str, Any] = {
     "label_smoothing": 0.1,
     "precision": "auto",
 }
-"""A few epochs in large batches, one-cycle, in bf16 where the hardware has it, with smoothed labels:
-the manner of the records of fast training on CIFAR-10.
+"""A few epochs in large batches, one-cycle, with smoothed labels, bf16 where the hardware has it: the
+manner of the records of fast training on CIFAR-10.
 """
 
 SHORTER = 10
@@ -73,7 +73,7 @@ def shortened(settings: dict[str, Any], default_epochs: int) -> dict[str, Any]:
     """
     name = STEPS if STEPS in settings else "epochs"
     length = int(settings.get(name, default_epochs))
-    changed = {name: max(1, round(length / SHORTER))}
+    changed: dict[str, Any] = {name: max(1, round(length / SHORTER))}
     warmup = settings.get("warmup")
     if warmup is not None:
         changed["warmup"] = float(warmup) / SHORTER

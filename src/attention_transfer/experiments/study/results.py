@@ -270,6 +270,8 @@ class _Reading:
     def _comparisons(self, arms: Mapping[str, ArmResults]) -> Iterator[Comparison]:
         for arm, baselines in self.plan.study.comparisons.items():
             for baseline in baselines:
+                if arm not in arms or baseline not in arms:
+                    continue
                 difference = paired_difference(arms[arm].errors, arms[baseline].errors)
                 if difference is not None:
                     yield Comparison(arm, baseline, difference)

@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,9 +38,7 @@ class StudyFolder:
         results = read_results(self.study, self.images, self.folder)
         with writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(
-                self.folder / STUDY_FILE, results.document(self.versions, self.machine)
-            )
+            write_json(self.folder / STUDY_FILE, results.document(self.versions, self.machine))
             write_text(self.folder / "table.md", markdown(results))
         return results
 
@@ -95,9 +92,7 @@ def run_missing(
 class _Loop:
     """Begins runs as soon as those that they need are finished."""
 
-    def __init__(
-        self, where: StudyFolder, workers: Workers, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, where: StudyFolder, workers: Workers, say: Callable[[str], None]) -> None:
         self.where, self.workers, self.say = where, workers, say
         self.failed: dict[str, str] = {}
         self.running: set[str] = set()
@@ -118,7 +113,11 @@ class _Loop:
         """Return a run that can be begun; None if there is none now."""
         taken = self.finished | self.running | set(self.failed)
         for run in self.plan.all_runs:
-            if run.folder not in taken and not run.waits_for and self.finished.issuperset(run.needs):
+            if (
+                run.folder not in taken
+                and not run.waits_for
+                and self.finished.issuperset(run.needs)
+            ):
                 return run
         return None
 
@@ -132,10 +131,10 @@ class _Loop:
         for ended in self.workers.ended(1.0):
             folder = ended.run.folder
             self.running.discard(folder)
-            run = Run(self.where.folder / folder)
-            if run.is_finished:
-                error = run.record.final.held_out
-                seconds = run.record.seconds
+            result = Run(self.where.folder / folder)
+            if result.is_finished:
+                error = result.record.final.held_out
+                seconds = result.record.seconds
                 self.say(f"{folder}: {error.split} error {error.error:.2f} %, {seconds:.0f} s")
             else:
                 self.failed[folder] = ended.error or "it ended without a record"

@@ -85,7 +85,8 @@ def _overview(results: StudyResults) -> list[str]:
     arms = list(results.study.arms)
     lines = []
     for row in results.rows:
-        cells = [_short(arm) for arm in row.arms]
+        of_arm = {one.arm: _short(one) for one in row.arms}
+        cells = [of_arm.get(arm, "") for arm in arms]
         teacher = "" if row.teacher_error is None else f"{row.teacher_error:.2f}"
         lines.append([row_title(row), *cells, teacher])
     return _table(["", *arms, "teacher"], lines)

@@ -183,4 +183,3 @@ def _end_with_parent() -> None:
     """Ask Linux to send this process a SIGTERM when its parent is gone, however that ended."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-
