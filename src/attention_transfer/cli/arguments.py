@@ -18,7 +18,7 @@ from attention_transfer.trust import check_settings
 
 __all__ = ["Parser", "choices_of", "config_from"]
 
-NOT_SETTINGS = ("json", "resume_or_start", "allow_changes", "dry_run")
+NOT_SETTINGS = ("json", "resume_or_start", "allow_changes", "dry_run", "seeds")
 """Flags that say how to run a command, and are no part of what it is to do."""
 
 
@@ -104,6 +104,12 @@ class Parser(argparse.ArgumentParser):
             default=False,
             help="write nothing: print networks, layer pairs and weights, and the time and memory "
             "of the run by a few measured steps",
+        )
+        self.add_argument(
+            "--seeds",
+            metavar="N|0-4|0,2,5",
+            help="run once for each of these seeds, in the folders seed-0, ... of --out; finished "
+            "runs are kept, interrupted ones resumed; prints mean, spread and interval",
         )
         self.add_argument(
             "--resume-or-start",

@@ -1,5 +1,6 @@
 """run a table of the paper, or one of your own: arms, seeds, data and pairs, resumed at any time"""
 
+import os
 import shlex
 from argparse import Namespace
 from pathlib import Path
@@ -106,7 +107,7 @@ def _add_ways_to_run(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> int:
     """List or show studies, or plan and run one."""
-    words = arguments.words
+    words: list[str] = vars(arguments).get("words", [])
     if words == ["list"]:
         return _list(arguments.json)
     if len(words) == 2 and words[0] == "show":
@@ -128,7 +129,8 @@ def run(arguments: Namespace) -> int:
     if arguments.processes < 1:
         raise InputError(f"--processes is {arguments.processes}, expected at least 1")
     folder = vars(arguments).get("out") or Path("runs") / f"study-{study.name}"
-    return _of_study(study, folder, arguments)
+    # Runs may be started from other folders, and on other machines of a queue.
+    return _of_study(study, Path(os.path.abspath(folder)), arguments)
 
 
 def _list(as_json: bool) -> int:
@@ -170,6 +172,10 @@ def _of_study(study: "StudyConfig", folder: Path, arguments: Namespace) -> int:
 
 
 def _workers(folder: Path, arguments: Namespace, progress: "RunProgress") -> "Workers":
+    if "ray" in arguments:
+        from attention_transfer.experiments.study.ray_tasks import RayTasks
+
+        return RayTasks(folder, arguments.ray, arguments.processes)
     if arguments.processes > 1:
         from attention_transfer.experiments.study.workers import Local
 
@@ -245,6 +251,8 @@ def _resume_command(arguments: Namespace, folder: Path) -> str:
             words += [f"--{name}", getattr(arguments, name)]
     if "cache" in arguments:
         words.append("--cache" if arguments.cache else "--no-cache")
+    if "ray" in arguments:
+        words += ["--ray", arguments.ray]
     if arguments.processes > 1:
         words += ["--processes", str(arguments.processes)]
     return shlex.join([*words, "--out", str(folder), *trust_flags(sorted(trusted()))])

@@ -37,8 +37,8 @@ MINUTES: dict[str, Any] = {
     "label_smoothing": 0.1,
     "precision": "auto",
 }
-"""A few epochs in large batches, one-cycle, with smoothed labels, bf16 where the hardware has it: the
-manner of the records of fast training on CIFAR-10.
+"""A few epochs in large batches, one-cycle, with smoothed labels, bf16 where the hardware has it:
+the manner of the records of fast training on CIFAR-10.
 """
 
 SHORTER = 10

@@ -11,13 +11,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from attention_transfer.experiments.study.planning import PlannedRun
 from attention_transfer.report.command_line import command_line
 from attention_transfer.trust import factories_in, trust_flags
 
-__all__ = ["Ended", "Local", "Workers", "cores", "log_file", "run_arguments", "run_command"]
+__all__ = [
+    "Ended",
+    "Local",
+    "Workers",
+    "cores",
+    "log_file",
+    "run_arguments",
+    "run_command",
+    "start",
+]
 
 PATIENCE = 120.0
 """Seconds that runs have to save their state after a signal, before they are killed."""
@@ -94,7 +103,7 @@ class Local:
     def __init__(self, study: Path, processes: int) -> None:
         self.study = study
         self.processes = processes
-        self.running: dict[str, tuple[PlannedRun, subprocess.Popen[bytes], IO[bytes]]] = {}
+        self.running: dict[str, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
 
     @property
     def free(self) -> bool:
@@ -103,19 +112,9 @@ class Local:
 
     def begin(self, run: PlannedRun) -> None:
         """Begin a run; its output goes to the study's folder ``logs``."""
-        path = log_file(run, self.study)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        log = path.open("ab")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "attention_transfer", *run_arguments(run, self.study)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment(max(1, cores() // self.processes)),
-            start_new_session=True,  # an interrupt from the keyboard reaches it through stop alone
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )
-        self.running[run.folder] = (run, process, log)
+        threads = max(1, cores() // self.processes)
+        process = start(run_arguments(run, self.study), log_file(run, self.study), threads)
+        self.running[run.folder] = (run, process)
 
     def ended(self, timeout: float) -> Sequence[Ended]:
         """Return the runs that have ended since the last call, after at most some seconds."""
@@ -128,32 +127,52 @@ class Local:
 
     def stop(self) -> None:
         """Ask all runs to save their state and end, and wait for them."""
-        for _, process, _ in self.running.values():
+        for _, process in self.running.values():
             process.send_signal(signal.SIGTERM)
         until = time.monotonic() + PATIENCE
-        for _, process, _ in self.running.values():
+        for _, process in self.running.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
             process.kill()
         list(self._take_ended())
 
     def _take_ended(self) -> Iterator[Ended]:
-        for folder, (run, process, log) in list(self.running.items()):
+        for folder, (run, process) in list(self.running.items()):
             code = process.poll()
             if code is not None:
-                log.close()
                 del self.running[folder]
                 yield Ended(run, failure(code, log_file(run, self.study)))
 
 
-def environment(threads: int) -> dict[str, str]:
-    """Return the environment of a process that is to use some threads."""
-    return {
+def start(
+    arguments: Sequence[str], log: Path, threads: int, folder: str | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command of this package in a process that ends with this one, however that ends.
+
+    Args:
+        arguments: the command and its flags.
+        log: the file that its output is appended to.
+        threads: that it may use.
+        folder: to start it in; None: the current one.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
     }
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "attention_transfer", *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # an interrupt from the keyboard is for this process alone
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
 
 
 def failure(code: int, log: Path) -> str:
