@@ -292,7 +292,7 @@ def test_everything_wrong_in_a_study_is_said_at_once(
 
 
 def test_settings_that_do_not_fit_together_are_found_in_planning() -> None:
-    with pytest.raises(InputError, match="alone of small from big: .*kd_alpha needs a teacher"):
+    with pytest.raises(InputError, match=r"alone of small from big: .*kd_alpha needs a teacher"):
         plan(arms={"alone": {"teacher": "none", "kd_alpha": "0.9"}})
 
 

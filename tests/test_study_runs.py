@@ -1,4 +1,4 @@
-"""Studies that run: in this process and in several, killed and resumed, and with a run that fails."""
+"""Studies that run: in one process and in several, killed, resumed, and with a run that fails."""
 
 import json
 import os
@@ -22,8 +22,14 @@ STUDY: dict[str, Any] = {
     "name": "tiny",
     "title": "A tiny study",
     "settings": {
-        "epochs": 1, "batch_size": 8, "image_size": 16, "precision": "fp32",
-        "workers": 0, "probes": 4, "trust_teacher": True, "lr": 0.05,
+        "epochs": 1,
+        "batch_size": 8,
+        "image_size": 16,
+        "precision": "fp32",
+        "workers": 0,
+        "probes": 4,
+        "trust_teacher": True,
+        "lr": 0.05,
     },
     "seeds": "0-1",
     "data": ["folder:images"],
@@ -102,7 +108,9 @@ def test_a_study_in_two_processes_leaves_results_a_table_and_a_report(
     assert taught.record.cache is not None
     assert len(list((folder / "out/caches/folder-images").iterdir())) == 1
     assert "7.51 (M)" in (folder / "out/table.md").read_text()
-    assert "<html" in (folder / "out/report.html").read_text()
+    page = (folder / "out/report.html").read_text()
+    assert "7.51 (M)" in page
+    assert "small from big, folder:images" in page
 
 
 def test_a_finished_study_trains_nothing_again(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -161,7 +169,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_study_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path, processes: int) -> None:
-    longer = {**STUDY, "settings": {**STUDY["settings"], "epochs": 30, "checkpoint_steps": 5}}
+    longer = {**STUDY, "settings": {**STUDY["settings"], "epochs": 12, "checkpoint_steps": 5}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(longer, sort_keys=False))
     write_images(tmp_path)
     begun = command("study", "tiny.yaml", "--out", "out", "--no-measure", "--seeds", "1")
@@ -177,7 +185,7 @@ def test_a_study_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path, proce
     process.wait()
     time.sleep(2)  # the runs of a killed study are told to end by Linux
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
-    assert len(finished) < 3
+    assert len(finished) < 3, "it was killed too late"
     study(tmp_path, "--seeds", "1", value=longer)
     assert json.loads((tmp_path / "out/study.json").read_text())["complete"]
     assert {path: path.stat().st_mtime_ns for path in finished} == finished

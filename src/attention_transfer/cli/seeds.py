@@ -1,5 +1,6 @@
 """``--seeds`` of train and distill: the same run over several seeds, and their statistics."""
 
+import shlex
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
@@ -62,11 +63,17 @@ def begin_seeds(config: RunConfig, arguments: Namespace) -> int:
         )
     where = console(arguments.json)
     progress = RunProgress(where)
+    configs = {
+        seed: config.replace(seed=seed, out=folder / f"seed-{seed}")
+        for seed in parsed_seeds(arguments.seeds)
+    }
+    for wanted in configs.values():
+        _check_same(wanted)
     runs = {}
-    for seed in parsed_seeds(arguments.seeds):
-        progress.write_line(f"seed {seed}: {folder / f'seed-{seed}'}")
+    for seed, wanted in configs.items():
+        progress.write_line(f"seed {seed}: {wanted.out}")
         runs[seed] = api.run(
-            config.replace(seed=seed, out=folder / f"seed-{seed}"),
+            wanted,
             progress,
             resume_or_start=True,
             allow_changes=arguments.allow_changes,
@@ -74,6 +81,17 @@ def begin_seeds(config: RunConfig, arguments: Namespace) -> int:
     if PartialState().is_main_process:
         _print(runs, folder, arguments.json)
     return 0
+
+
+def _check_same(wanted: RunConfig) -> None:
+    """Raise an InputError if a finished run in the configuration's folder has other settings."""
+    from attention_transfer.runs import Run
+    from attention_transfer.training.identity import check_same_settings
+
+    assert wanted.out is not None
+    run = Run(wanted.out)
+    if run.is_finished:
+        check_same_settings(run.config, wanted, shlex.quote(str(run.folder)))
 
 
 def _print(runs: "dict[int, Run]", folder: Path, as_json: bool) -> None:

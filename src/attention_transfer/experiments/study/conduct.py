@@ -13,8 +13,9 @@ from attention_transfer.experiments.study.preflight import (
     training_images,
 )
 from attention_transfer.experiments.study.running import Outcome, StudyFolder, run_missing
+from attention_transfer.experiments.study.tables import COLUMNS, row_title, table_rows
 from attention_transfer.experiments.study.workers import Workers
-from attention_transfer.report.page import write_report
+from attention_transfer.report.page import ReportTable, write_report
 from attention_transfer.runs import Run, writing_to
 from attention_transfer.runs.lock import locked
 from attention_transfer.training.signals import StopRequest
@@ -69,7 +70,10 @@ def _write_report(outcome: Outcome, folder: Path, say: Callable[[str], None]) ->
     if not runs:
         return
     try:
-        write_report([Run(folder / run) for run in runs], folder / "report.html")
+        tables = [
+            ReportTable(row_title(row), COLUMNS, table_rows(row)) for row in outcome.results.rows
+        ]
+        write_report([Run(folder / run) for run in runs], folder / "report.html", tables)
     except Exception as error:
         paths = shlex.join(str(folder / run) for run in runs)
         say(f"the report could not be written ({error}): attention-transfer report {paths}")
