@@ -231,6 +231,9 @@ def test_other_data_take_the_place_of_a_studys_own() -> None:
     assert list(changed.data) == ["folder:mine"]
     assert changed.seeds == (0, 1, 2)
     assert changed.paper == {}
+    assert list(make_plan(changed_study(find_study("table-3"), ["cifar10"], {})).study.pairs) == [
+        "nin-thin-nobn from nin-wide-nobn"  # the other pair is for cluttered-digits alone
+    ]
     three = changed_study(find_study("table-3"), ["cluttered-digits"], {})
     assert three.data["cluttered-digits"]["batch_size"] == "32"
 

@@ -213,9 +213,12 @@ def _measure(config: Any) -> Any:
     plan = dry_run(config, RunProgress())
     assert plan is not None
     seconds = (plan.seconds_training + plan.seconds_evaluating) / config.epochs
-    missing = 0 if plan.cache is None else plan.cache["missing_bytes"]
     parameters = next(one["parameters"] for one in plan.networks if one["role"] == "student")
-    return KindCost(seconds, plan.seconds_building_cache, missing, parameters)
+    if plan.cache is None:
+        return KindCost(seconds, 0.0, 0.0, parameters)
+    views = plan.cache["views"]
+    building = plan.seconds_building_cache / views
+    return KindCost(seconds, building, plan.cache["bytes"] / views, parameters)
 
 
 def _plan_lines(where: "StudyFolder", plan: dict[str, Any]) -> list[str]:

@@ -94,6 +94,9 @@ class TeacherConfig(Config):
         {}, description="data set: MODEL with trained weights to use there instead, or packaged"
     )
     settings: Settings = Field({}, description="settings of its run")
+    on: dict[str, Settings] = Field(
+        {}, description="data set: further settings of its run on that data set"
+    )
 
 
 class PairConfig(Config):

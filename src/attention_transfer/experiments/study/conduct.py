@@ -7,17 +7,21 @@ from pathlib import Path
 
 from attention_transfer.config.studies import StudyConfig
 from attention_transfer.environment import describe_machine, package_versions
+from attention_transfer.errors import InputError
+from attention_transfer.experiments.study.planning import PlannedRun
 from attention_transfer.experiments.study.preflight import (
     check_teachers,
     check_unchanged,
     training_images,
 )
+from attention_transfer.experiments.study.results import current_plan
 from attention_transfer.experiments.study.running import Outcome, StudyFolder, run_missing
 from attention_transfer.experiments.study.tables import COLUMNS, row_title, table_rows
 from attention_transfer.experiments.study.workers import Workers
 from attention_transfer.report.page import ReportTable, write_report
 from attention_transfer.runs import Run, writing_to
 from attention_transfer.runs.lock import locked
+from attention_transfer.training.identity import as_recorded, differences, settings_of
 from attention_transfer.training.signals import StopRequest
 
 __all__ = ["conduct", "open_study"]
@@ -31,9 +35,31 @@ def open_study(study: StudyConfig, folder: Path) -> StudyFolder:
     """
     check_unchanged(study, folder)
     check_teachers(study)
-    return StudyFolder(
-        study, folder, training_images(study), package_versions(), describe_machine()
-    )
+    images = training_images(study)
+    plan, _ = current_plan(study, images, folder)
+    for run in plan.all_runs:
+        if not run.waits_for and (folder / run.folder / "config.yaml").is_file():
+            _check_same_run(run, folder)
+    return StudyFolder(study, folder, images, package_versions(), describe_machine())
+
+
+def _check_same_run(planned: PlannedRun, folder: Path) -> None:
+    """Raise an InputError if the run in a planned run's folder has other settings.
+
+    The study's folder may have been moved, so a path in it is no difference.
+    """
+    began = Run(folder / planned.folder).config
+    now = as_recorded(planned.config(folder), began)
+    for name, before, after in differences(settings_of(began), settings_of(now)):
+        is_path = name in ("setting teacher", "setting cache") and "none" not in (
+            before.lower(),
+            after.lower(),
+        )
+        if not is_path:
+            raise InputError(
+                f"{folder / planned.folder} holds a run of another study: {name} was {before}, is "
+                f"{after}; restore it, remove that folder, or give another --out"
+            )
 
 
 def conduct(

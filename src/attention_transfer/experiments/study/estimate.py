@@ -26,8 +26,9 @@ class KindCost:
     """What runs of one kind take."""
 
     seconds_an_epoch: float
-    seconds_building_cache: float
-    cache_bytes: int
+    seconds_a_view: float
+    """Of building one view of the images in a cache; 0 without a cache."""
+    bytes_a_view: float
     parameters: int
     """Of the student."""
 
@@ -53,7 +54,7 @@ def kind_of(run: PlannedRun) -> tuple[tuple[str, str], ...]:
     settings = {name: str(value) for name, value in run.settings.items()}
     alpha = {"kd_alpha": "set"} if "kd_alpha" in settings else {}
     kept = {name: text for name, text in settings.items() if name not in NOT_OF_A_KIND}
-    return tuple(sorted({**kept, **alpha, "cache": str(run.cache)}.items()))
+    return tuple(sorted({**kept, **alpha, "cache": str(run.cache is not None)}.items()))
 
 
 def estimate(plan: Plan, finished: set[str], folder: Path, measure: Measure | None) -> Estimate:
@@ -75,19 +76,27 @@ def estimate(plan: Plan, finished: set[str], folder: Path, measure: Measure | No
         return Estimate(len(missing), len(kinds), None, None, None)
     costs = [(run, kinds[kind_of(run)]) for run in missing]
     known = [(run, cost) for run, cost in costs if cost is not None]
-    caches = {run.cache: cost for run, cost in known if run.cache is not None}
+    caches = {
+        run.cache: (_views(run), cost)
+        for run, cost in known
+        if run.cache is not None and not (folder / run.cache).exists()
+    }
     return Estimate(
         len(missing),
         len(kinds),
         sum(_epochs(run) * cost.seconds_an_epoch for run, cost in known)
-        + sum(cost.seconds_building_cache for cost in caches.values()),
-        sum(cost.cache_bytes for cost in caches.values()),
+        + sum(views * cost.seconds_a_view for views, cost in caches.values()),
+        round(sum(views * cost.bytes_a_view for views, cost in caches.values())),
         sum(4 * STATES_KEPT * cost.parameters for _, cost in known),
     )
 
 
 def _epochs(run: PlannedRun) -> int:
     return int(run.settings.get("epochs", RunConfig.model_fields["epochs"].default))
+
+
+def _views(run: PlannedRun) -> int:
+    return int(run.settings.get("cache_views") or _epochs(run))
 
 
 def _measurable(run: PlannedRun, plan: Plan, folder: Path) -> RunConfig:

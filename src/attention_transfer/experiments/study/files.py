@@ -98,16 +98,23 @@ def changed_study(
     values = {**dict(study), **changes}
     if data:
         values["data"] = {name: study.data.get(name, {}) for name in data}
-        values["pairs"] = {name: _on(pair, data) for name, pair in study.pairs.items()}
-        known = {*study.pairs, *data}
+        values["pairs"] = _pairs_on(study, data)
+        known = {*values["pairs"], *data}
         values["paper"] = {row: part for row, part in study.paper.items() if row in known}
     return StudyConfig.checked(values)
 
 
-def _on(pair: PairConfig, data: Sequence[str]) -> PairConfig:
-    """Return a pair for other data: those of its own that are left, or all of them."""
-    left = tuple(name for name in pair.data or () if name in data)
-    return pair.replace(data=left or None)
+def _pairs_on(study: StudyConfig, data: Sequence[str]) -> dict[str, PairConfig]:
+    """Return the pairs of a study that are for some of the data; if none is, all of them."""
+    fitting = {
+        name: pair
+        for name, pair in study.pairs.items()
+        if pair.data is None or not set(pair.data).isdisjoint(data)
+    }
+    return {
+        name: pair.replace(data=[one for one in pair.data or () if one in data] or None)
+        for name, pair in (fitting or study.pairs).items()
+    }
 
 
 class _Reading:
@@ -176,7 +183,13 @@ class _Reading:
 
     @staticmethod
     def _teacher(where: str, values: dict[str, Any]) -> TeacherConfig:
-        return TeacherConfig.checked(_with_settings(where, values))
+        values = _with_settings(where, values)
+        if isinstance(values.get("on"), dict):
+            values["on"] = {
+                data: checked_settings(f"{where} on {data}", settings or {})
+                for data, settings in values["on"].items()
+            }
+        return TeacherConfig.checked(values)
 
     @staticmethod
     def _pair(where: str, values: dict[str, Any]) -> PairConfig:
@@ -197,7 +210,7 @@ class _Reading:
 def _with_settings(where: str, values: dict[str, Any]) -> dict[str, Any]:
     settings = values.get("settings")
     if not isinstance(settings, dict):
-        return values
+        return dict(values)
     return {**values, "settings": checked_settings(f"{where} settings", settings)}
 
 
@@ -208,6 +221,7 @@ def _all_settings(study: StudyConfig) -> Iterator[dict[str, Any]]:
         yield {"data": name, **settings}
     for teacher in study.teachers.values():
         yield {"student": teacher.student, **teacher.settings}
+        yield from teacher.on.values()
         yield from ({"teacher": model} for model in teacher.ready.values())
     for pair in study.pairs.values():
         model = {} if pair.teacher in study.teachers else {"teacher": pair.teacher}

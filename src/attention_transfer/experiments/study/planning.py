@@ -286,6 +286,7 @@ class _Planning:
                 study.settings,
                 of_data,
                 teacher.settings,
+                teacher.on.get(cell.data, {}),
             ):
                 settings = _overridden(settings, part)
             settings = self._with_epochs(settings, cell.data)

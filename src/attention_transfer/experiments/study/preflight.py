@@ -28,6 +28,7 @@ def needs_images(study: StudyConfig) -> bool:
     parts = [study.settings, *study.data.values(), *study.variants.values(), *study.arms.values()]
     parts += [pair.settings for pair in study.pairs.values()]
     parts += [teacher.settings for teacher in study.teachers.values()]
+    parts += [part for teacher in study.teachers.values() for part in teacher.on.values()]
     return any(STEPS in part for part in parts)
 
 

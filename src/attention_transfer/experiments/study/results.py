@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from attention_transfer.config.studies import PaperFigure, StudyConfig
 from attention_transfer.experiments.study.planning import Cell, Plan, PlannedRun, make_plan
@@ -187,7 +188,7 @@ def current_plan(
     """
     plan = make_plan(study, images)
     errors = {
-        run.folder: Run(folder / run.folder).record.final.validation_error
+        run.folder: run_figures(folder / run.folder).validation_error
         for run in plan.selection_runs
         if Run(folder / run.folder).is_finished
     }
@@ -195,6 +196,38 @@ def current_plan(
         plan = make_plan(study, images, errors)
     finished = {run.folder for run in plan.all_runs if Run(folder / run.folder).is_finished}
     return plan, finished
+
+
+class RunFigures(NamedTuple):
+    """What a study's tables need of a finished run; errors in percent."""
+
+    validation_error: float
+    test_error: float | None
+    top5_error: float | None
+    teacher_test_error: float | None
+    seconds: float
+
+
+def run_figures(folder: Path) -> RunFigures:
+    """Return the figures of a finished run; a record is read once while it stays as it is.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    return _figures_of(folder, (folder / "record.json").stat().st_mtime_ns)
+
+
+@cache
+def _figures_of(folder: Path, _written: int) -> RunFigures:
+    record = Run(folder).record
+    final, teacher = record.final, record.teacher
+    return RunFigures(
+        final.validation_error,
+        final.test_error,
+        final.test_top5_error,
+        None if teacher is None else teacher.test_error,
+        record.seconds,
+    )
 
 
 def read_results(study: StudyConfig, images: Mapping[str, int], folder: Path) -> StudyResults:
@@ -216,7 +249,7 @@ class _Reading:
 
     def __init__(self, plan: Plan, folder: Path, finished: set[str]) -> None:
         self.plan = plan
-        self.runs = {path: Run(folder / path) for path in finished}
+        self.runs = {path: run_figures(folder / path) for path in finished}
 
     def row(self, cells: list[Cell]) -> RowResults:
         first = cells[0]
@@ -234,16 +267,11 @@ class _Reading:
     def _arm(self, cell: Cell) -> ArmResults:
         seeds = self.plan.cells[cell]
         runs = {seed: self.runs[path] for seed, path in seeds.items() if path in self.runs}
-        finals = {seed: run.record.final for seed, run in runs.items()}
         return ArmResults(
             cell.arm,
-            {s: each.test_error for s, each in finals.items() if each.test_error is not None},
-            {
-                seed: each.test_top5_error
-                for seed, each in finals.items()
-                if each.test_top5_error is not None
-            },
-            {seed: run.record.seconds for seed, run in runs.items()},
+            {seed: run.test_error for seed, run in runs.items() if run.test_error is not None},
+            {seed: run.top5_error for seed, run in runs.items() if run.top5_error is not None},
+            {seed: run.seconds for seed, run in runs.items()},
             len(seeds),
             self._paper(cell, cell.arm),
         )
@@ -259,12 +287,12 @@ class _Reading:
         folder = self.plan.teacher_of_row.get(cells[0].row)
         if folder is not None:
             run = self.runs.get(folder)
-            return None if run is None else run.record.final.test_error
+            return None if run is None else run.test_error
         for cell in cells:
             for path in self.plan.cells[cell].values():
-                teacher = self.runs[path].record.teacher if path in self.runs else None
-                if teacher is not None:
-                    return teacher.test_error
+                run = self.runs.get(path)
+                if run is not None and run.teacher_test_error is not None:
+                    return run.teacher_test_error
         return None
 
     def _comparisons(self, arms: Mapping[str, ArmResults]) -> Iterator[Comparison]:
