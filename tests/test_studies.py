@@ -199,22 +199,10 @@ def test_every_named_study_can_be_planned() -> None:
         *("do-no-harm", "length", "methods", "table-1", "table-2", "table-3", "table-4", "table-5")
     ]
     for name, path in names.items():
-        values = read_nested_file(path)
-        if name in ("do-no-harm", "methods"):
-            values = without_auto(values)
-        made = make_plan(study_of(values, name), images)
+        made = make_plan(study_of(read_nested_file(path), name), images)
         assert made.study.name == name
         assert made.runs
         assert all(run.config(Path("s")) for run in made.all_runs)
-
-
-def without_auto(values: dict[str, Any]) -> dict[str, Any]:
-    """Put a number in place of beta: auto."""
-    arms = {
-        arm: {key: "10" if value == "auto" else value for key, value in settings.items()}
-        for arm, settings in values["arms"].items()
-    }
-    return {**values, "arms": arms}
 
 
 def test_table_1_has_the_papers_pairs_and_settings() -> None:

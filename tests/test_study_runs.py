@@ -294,7 +294,10 @@ def test_the_commands_of_a_study_run_it(tmp_path: Path) -> None:
 
 def test_cifar_in_minutes_has_the_recipes_settings(tmp_path: Path) -> None:
     value = {
-        "name": "minutes", "title": "CIFAR-10 in minutes", "data": ["cifar10"], "seeds": "1",
+        "name": "minutes",
+        "title": "CIFAR-10 in minutes",
+        "data": ["cifar10"],
+        "seeds": "1",
         "settings": {"probes": 0},
         "teachers": {"big": {"student": "wrn-10-2", "settings": {"trust_teacher": False}}},
         "pairs": {"small from big": {"student": "wrn-10-1", "teacher": "big"}},

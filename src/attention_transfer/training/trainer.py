@@ -309,22 +309,17 @@ class Trainer:
         self.setup.transfer.remove_compiled_passes()
         average, network = self.train_step.average, self.setup.student.network
         splits = {"validation": self.data.validation}
-        if self.config.test:
-            splits["test"] = self.data.test
+        splits |= {"test": self.data.test} if self.config.test else {}
         logits = {name: self._logits(images) for name, images in splits.items()}
-        averaged = {}
-        if average is not None:
-            averaged = {name: self._logits(images, True) for name, images in splits.items()}
-        teacher_error = None
-        if self.config.test:
-            teacher_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
+        averaged = {} if average is None else {n: self._logits(i, True) for n, i in splits.items()}
+        tested = self.setup.teachers if self.config.test else []
+        teacher_error = self.evaluation.teachers_error(tested, self.data)
         if not self.processes.is_main:
             return
         if self.probes:
             self.probes.end()
-        test_logits = logits.get("test")
-        if test_logits is not None:
-            self.run.write_predictions(test_logits, self.data.test.labels)
+        if (test := logits.get("test")) is not None:
+            self.run.write_predictions(test, self.data.test.labels)
         self.run.write_model(network, self.setup.card)
         if average is not None:
             with average.applied():
@@ -340,13 +335,11 @@ class Trainer:
             seconds=self.seconds,
             seconds_building_cache=self.seconds_building_cache,
             processes=self.processes.count,
-            images=sum(row.images_per_second * row.seconds for row in self.rows),
             changes=self.changes,
         )
         self.run.write_record(record)
-        held_out = record.final.held_out
-        if held_out.split == "test":
-            self.tracking.add({"step": self.steps_taken, "test_error": held_out.error})
+        split, _, error, _ = record.final.held_out
+        self.tracking.add({"step": self.steps_taken, f"{split}_error": error})
 
     def _probe(self, epoch: int, last: bool = False) -> dict[str, dict[str, float]]:
         """Save and measure attention maps of the probe images, after the epochs chosen for it."""
