@@ -154,6 +154,21 @@ def test_another_mapping_function_has_a_cache_of_its_own_and_own_activations_non
     assert len({of_arm["AT"], of_arm["F_max"], None}) == 3
 
 
+def test_distillation_alone_shares_no_cache_with_attention_transfer() -> None:
+    arms = {
+        "KD": {"attention": "none", "kd_alpha": "0.9"},
+        "KD 2017": {"preset": "authors-kd-2017"},
+        "AT": {},
+        "AT+KD": {"kd_alpha": "0.9"},
+        "pooled features": {"preset": "repdistiller"},
+    }
+    made = plan(arms=arms)
+    runs = {run.folder: run for run in made.runs}
+    caches = {cell.arm: runs[seeds[0]].cache for cell, seeds in made.cells.items()}
+    assert caches["KD"] == caches["KD 2017"] != caches["AT"] == caches["AT+KD"]
+    assert caches["pooled features"] is None
+
+
 def test_lengths_in_steps_become_the_nearest_epochs() -> None:
     made = make_plan(
         study(variants={"short": {"steps": "70"}, "long": {"steps": "850"}}),

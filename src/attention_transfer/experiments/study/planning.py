@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_transfer.config import RunConfig
+from attention_transfer.config.presets import PRESETS
 from attention_transfer.config.runs import NEEDS_TEACHER
 from attention_transfer.config.studies import (
     PACKAGED,
@@ -298,7 +299,10 @@ class _Planning:
 
     def _cache(self, settings: dict[str, Any], pair: PairConfig, cell: Cell) -> str | None:
         """Return the folder of a run's cache; None where its terms need the teacher itself."""
+        settings = {**PRESETS.get(str(settings.get("preset")), {}), **settings}
         if settings.get("full_activation_beta") is not None or settings.get("terms"):
+            return None
+        if settings.get("pooling") == "features":
             return None
         attention = str(settings.get("attention", "activation"))
         uses_maps = "activation" in attention
@@ -309,7 +313,9 @@ class _Planning:
             return None
         depends = {name: str(settings[name]) for name in CACHE_DEPENDS_ON if name in settings}
         depends["views"] = str(settings.get("cache_views") or settings.get("epochs"))
+        # A run with distillation alone makes a cache without maps, which serves no other.
         depends |= {"teacher": str(settings["teacher"]), "gradient": str(gradient)}
+        depends["maps"] = str(uses_maps)
         digest = hashlib.sha256(repr(sorted(depends.items())).encode()).hexdigest()[:8]
         return f"caches/{slug(cell.data)}/{slug(pair.teacher)[-40:]}-{digest}"
 
