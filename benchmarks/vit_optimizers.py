@@ -14,38 +14,32 @@ Finished runs in the folder are reused.
 import argparse
 import json
 import os
-import runpy
 import signal
 import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import attention_transfer as at
 from attention_transfer.environment import describe_machine, package_versions
 from attention_transfer.errors import Interrupted, TrainingError
+from attention_transfer.experiments.photographs import (
+    SIZE,
+    crops_by_split,
+    efficientnet_lite0,
+    photographs,
+)
 from attention_transfer.runs import Run
 from attention_transfer.training import RunProgress
 from attention_transfer.training.monitoring.live_view import StepFigures
 
-STUDENT, TEACHER = "timm:vit_tiny_patch16_224", "timm:tf_efficientnet_lite0"
-PHOTOGRAPHS = (
-    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png",
-    "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png",
-    "motorcycle_left.png", "retina.jpg", "rocket.jpg",
-)  # fmt: skip
-"""Files of scikit-image; two photographs of scikit-learn are added."""
-
-SIDES, SIZE = (48, 96), 64
-"""The sides of crops in the photographs, and of the files, in pixels."""
-
+STUDENT = "timm:vit_tiny_patch16_224"
+TEACHER = "timm:tf_efficientnet_lite0"
 ARMS: dict[str, dict[str, Any]] = {
     "AdamW by default, with EMA": {"ema": 0.999},
     "SGD at 0.03, its default for transformers": {"optimizer": "sgd"},
@@ -69,7 +63,7 @@ def main() -> None:
     settings = {
         "student": STUDENT,
         "teacher": f"{TEACHER}@{teacher_weights(parsed.out)}",
-        "data": f"folder:{crops(parsed.out / 'crops', parsed.images)}",
+        "data": f"folder:{crops_folder(parsed.out / 'crops', parsed.images)}",
         "image_size": SIZE,
         "epochs": parsed.epochs,
         "batch_size": 32,
@@ -160,7 +154,7 @@ def figures(found: list[Run | None]) -> dict[str, Any]:
     chosen = ("optimizer", "lr", "schedule", "warmup", "weight_decay", "clip_gradient", "ema")
     errors = {"test_errors": [run.test_error for run in runs]}
     averages = [run.record.ema for run in runs]
-    averaged = [average.final.test_error for average in averages if average is not None]
+    averaged = [average.final.held_out.error for average in averages if average is not None]
     if averaged:
         errors["test_errors_of_averaged_weights"] = averaged
     return {
@@ -178,52 +172,22 @@ def teacher_weights(folder: Path) -> Path:
     file = folder / "efficientnet-lite0.safetensors"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        example = Path(__file__).parents[1] / "examples" / "pretrained_teacher.py"
-        runpy.run_path(str(example))["convert"](file)
+        save_file(efficientnet_lite0().state_dict(), file)
     return file
 
 
-def crops(folder: Path, images: int) -> Path:
+def crops_folder(folder: Path, images: int) -> Path:
     """Write the folder of crops, unless it is there, and return it."""
     if folder.is_dir():
         return folder
-    generator = np.random.default_rng(0)
-    for name, photograph in photographs().items():
-        width = photograph.shape[1]
-        parts = {
-            "train": (photograph[:, : int(0.65 * width)], images),
-            "test": (photograph[:, int(0.7 * width) :], images // 2),
-        }
-        for split, (part, count) in parts.items():
-            place = folder / split / name
-            place.mkdir(parents=True)
-            for number in range(count):
-                crop(part, generator).save(place / f"{number:03d}.png")
+    names = list(photographs())
+    for split, (found, labels) in crops_by_split(images).items():
+        count = images if split == "train" else images // 2
+        for index, (pixels, label) in enumerate(zip(found, labels, strict=True)):
+            place = folder / split / names[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(place / f"{index % count:03d}.png")
     return folder
-
-
-def crop(photograph: NDArray[np.uint8], generator: np.random.Generator) -> Image.Image:
-    """Return a square of a photograph, of random side and place, in the files' size."""
-    height, width = photograph.shape
-    side = int(generator.integers(*SIDES))
-    side = min(side, height, width)
-    top, left = (int(generator.integers(end - side + 1)) for end in (height, width))
-    square = Image.fromarray(photograph[top : top + side, left : left + side])
-    return square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-
-
-def photographs() -> dict[str, NDArray[np.uint8]]:
-    """Return grey photographs (H, W), by name."""
-    import skimage.data
-    from sklearn.datasets import load_sample_images
-
-    folder = Path(skimage.data.__file__).parent
-    found = {Path(name).stem: Image.open(folder / name) for name in PHOTOGRAPHS}
-    china, flower = (Image.fromarray(image) for image in load_sample_images().images)
-    return {
-        name: np.asarray(image.convert("L"))
-        for name, image in {**found, "china": china, "flower": flower}.items()
-    }
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ EXTRAS = {
     "datasets": ("datasets",),
     "demo": ("mlxtend", "scikit-learn"),
     "metrics": ("torchmetrics",),
+    "ray": ("ray",),
     "trackers": ("tensorboard", "wandb", "trackio", "mlflow"),
 }
 """Extra of this package -> the packages that it installs."""

@@ -187,7 +187,7 @@ def _planned(
     splits = {name: len(getattr(data, name)) for name in ("train", "validation", "test")}
     steps = config.epochs * len(batch_bounds(splits["train"], config.batch_size, processes.count))
     seconds_a_step = statistics.median(measured.seconds)
-    evaluated = (config.epochs + 1) * splits["validation"] + splits["test"]
+    evaluated = (config.epochs + 1) * splits["validation"] + splits["test"] * config.test
     cache = _cache(setup)
     rows = 0.0
     if cache is not None and setup.targets is not None:

@@ -18,6 +18,7 @@ from attention_transfer.cli import (
     points,
     report,
     resume,
+    study,
     train,
 )
 from attention_transfer.cli.arguments import Parser
@@ -45,6 +46,7 @@ COMMANDS: dict[str, ModuleType] = {
     "points": points,
     "maps": maps,
     "cache": cache,
+    "study": study,
     "report": report,
     "benchmark": benchmark,
     "doctor": doctor,

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from attention_transfer.config import AnyConfig, Config, flag_of
+from attention_transfer.config.checked import with_none
 from attention_transfer.config.optimization import CHOSEN_BY_THE_RUN
 from attention_transfer.config.yaml_files import read_config_file
 from attention_transfer.errors import InputError, nearest
@@ -17,7 +18,7 @@ from attention_transfer.trust import check_settings
 
 __all__ = ["Parser", "choices_of", "config_from"]
 
-NOT_SETTINGS = ("json", "resume_or_start", "allow_changes", "dry_run")
+NOT_SETTINGS = ("json", "resume_or_start", "allow_changes", "dry_run", "seeds")
 """Flags that say how to run a command, and are no part of what it is to do."""
 
 
@@ -103,6 +104,12 @@ class Parser(argparse.ArgumentParser):
             default=False,
             help="write nothing: print networks, layer pairs and weights, and the time and memory "
             "of the run by a few measured steps",
+        )
+        self.add_argument(
+            "--seeds",
+            metavar="N|0-4|0,2,5",
+            help="run once for each of these seeds, in the folders seed-0, ... of --out; finished "
+            "runs are kept, interrupted ones resumed; prints mean, spread and interval",
         )
         self.add_argument(
             "--resume-or-start",
@@ -191,14 +198,7 @@ def config_from(parsed: argparse.Namespace, config: type[AnyConfig]) -> AnyConfi
     values = read_config_file(Path(file)) if file else {}
     check_settings(str(file), {name: value for name, value in values.items() if name not in flags})
     values.update(flags)
-    for name, value in values.items():
-        if value == "none" and _is_optional(config.model_fields.get(name)):
-            values[name] = None
-    return config.checked(values)
-
-
-def _is_optional(field: FieldInfo | None) -> bool:
-    return field is not None and type(None) in get_args(field.annotation)
+    return config.checked(with_none(values, config))
 
 
 def _takes_several(field: FieldInfo) -> bool:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from attention_transfer.cli.output import console, print_json, print_table
+from attention_transfer.cli.seeds import begin_seeds, parsed_seeds
 from attention_transfer.config import RunConfig
 from attention_transfer.terminal import print_line
 from attention_transfer.waiting import loading
@@ -22,9 +23,13 @@ __all__ = ["begin_run", "report_dry_run", "report_run"]
 
 def begin_run(config: RunConfig, arguments: Namespace) -> int:
     """Train what a configuration describes, as the command's other flags say, and report it."""
+    if "seeds" in arguments:
+        parsed_seeds(arguments.seeds)
     loading("torch", "PyTorch")
     if arguments.dry_run:
         return report_dry_run(config, arguments.json)
+    if "seeds" in arguments:
+        return begin_seeds(config, arguments)
     from attention_transfer import api
 
     return report_run(
@@ -76,7 +81,7 @@ def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:
 def _row(record: "RunRecord", name: str, figures: "FinalMetrics") -> list[str]:
     return [
         name,
-        f"{figures.test_error:.2f}",
+        "–" if figures.test_error is None else f"{figures.test_error:.2f}",
         f"{figures.validation_error:.2f}",
         f"{record.student.parameters:,}",
         f"{record.seconds:.0f}",

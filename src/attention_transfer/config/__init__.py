@@ -14,7 +14,6 @@ from attention_transfer.config.fields import (
     low_and_high,
 )
 from attention_transfer.config.runs import (
-    DemoConfig,
     DistillConfig,
     ImagesConfig,
     RunConfig,
@@ -24,6 +23,7 @@ from attention_transfer.config.runs import (
 from attention_transfer.config.tools import (
     BenchmarkConfig,
     CacheConfig,
+    DemoConfig,
     EvaluateConfig,
     MapsConfig,
     PointsConfig,

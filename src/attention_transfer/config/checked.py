@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from attention_transfer.errors import InputError, nearest
 
-__all__ = ["AnyConfig", "Config"]
+__all__ = ["AnyConfig", "Config", "is_optional", "with_none"]
 
 LONGEST_VALUE = 200
 """Characters of a wrong value that an error shows."""
@@ -48,12 +49,32 @@ class Config(BaseModel):
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
+def with_none(values: dict[str, Any], config: type[Config]) -> dict[str, Any]:
+    """Return the values with None for the word "none", where a field may be None.
+
+    Args:
+        values: by the names of fields, as flags or files have them.
+        config: whose fields they are.
+    """
+    return {
+        name: None if value == "none" and is_optional(config.model_fields.get(name)) else value
+        for name, value in values.items()
+    }
+
+
+def is_optional(field: FieldInfo | None) -> bool:
+    """Return whether a field may be None."""
+    return field is not None and type(None) in get_args(field.annotation)
+
+
 def _explanations(error: ValidationError, config: type[Config]) -> Iterator[str]:
     for fault in error.errors():
         field = str(fault["loc"][0]) if fault["loc"] else "configuration"
         got = _abridged(repr(fault["input"]))
         if fault["type"] == "extra_forbidden":
             yield f"unknown key {field!r}; {nearest(field, config.model_fields)}"
+        elif not fault["loc"] and "{" not in fault["msg"]:
+            yield fault["msg"]  # of the whole configuration, and written for the user
         elif fault["type"] == "missing":
             yield f"{field} is missing: {config.model_fields[field].description}"
         elif fault["type"] == "literal_error":

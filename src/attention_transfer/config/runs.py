@@ -33,7 +33,14 @@ from attention_transfer.config.fields import (
 from attention_transfer.config.optimization import OptimizationConfig
 from attention_transfer.config.presets import Preset, with_preset
 
-__all__ = ["DemoConfig", "DistillConfig", "ImagesConfig", "RunConfig", "TrainingConfig", "flag_of"]
+__all__ = [
+    "NEEDS_TEACHER",
+    "DistillConfig",
+    "ImagesConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "flag_of",
+]
 
 
 class ImagesConfig(Config):
@@ -148,6 +155,11 @@ class TrainingConfig(OptimizationConfig, ImagesConfig):
     track: Annotated[Names, AfterValidator(known_trackers)] | None = Field(
         None,
         description="experiment trackers, separated by commas: tensorboard, wandb, trackio, mlflow",
+    )
+    test: bool = Field(
+        True,
+        description="evaluate on the test split at the end; --no-test: leave it unread, as in runs "
+        "that choose settings by the validation error",
     )
     report: bool = Field(True, description="write report.html at the end")
     checkpoint_minutes: Positive = Field(
@@ -375,22 +387,3 @@ NEEDS_TEACHER = (
     "cache_views",
 )
 """Settings of a transfer; without a teacher they must have their defaults."""
-
-
-class DemoConfig(Config):
-    """Settings of the demo."""
-
-    out: Path | None = Field(
-        None, description="folder of the demo's runs; default: a new one in runs/"
-    )
-    train_teacher: bool = Field(
-        False, description="train the teacher again instead of using the packaged one"
-    )
-    epochs: Count = Field(15, description="passes over the training images, for each student")
-    beta: Beta = Field(1000.0, description="weight of attention transfer, or auto")
-    seed: Seed = Field(0, description="seed of the initialization and of the order of the images")
-    precision: Precision = Field("auto", description="fp32, bf16, fp16 (GPU only) or auto")
-    cache: Path | None = Field(
-        None,
-        description="cache folder of teacher targets, built if missing; none: run the teacher live",
-    )

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from attention_transfer.config.checked import Config
 from attention_transfer.config.fields import (
+    Beta,
     ColumnNames,
     Count,
     ImageSize,
@@ -22,7 +23,14 @@ from attention_transfer.config.fields import (
 )
 from attention_transfer.config.runs import ImagesConfig
 
-__all__ = ["CacheConfig", "EvaluateConfig", "PointsConfig", "MapsConfig", "BenchmarkConfig"]
+__all__ = [
+    "DemoConfig",
+    "CacheConfig",
+    "EvaluateConfig",
+    "PointsConfig",
+    "MapsConfig",
+    "BenchmarkConfig",
+]
 
 
 class CacheConfig(ImagesConfig):
@@ -174,3 +182,22 @@ class BenchmarkConfig(Config):
     epochs: Count = Field(2, description="epochs of a whole run; the first of several is a warm-up")
     memory: bool = Field(True, description="also measure peak memory, each in a process of its own")
     out: Annotated[Path, "FILE"] | None = Field(None, description="file for the JSON document")
+
+
+class DemoConfig(Config):
+    """Settings of the demo."""
+
+    out: Path | None = Field(
+        None, description="folder of the demo's runs; default: a new one in runs/"
+    )
+    train_teacher: bool = Field(
+        False, description="train the teacher again instead of using the packaged one"
+    )
+    epochs: Count = Field(15, description="passes over the training images, for each student")
+    beta: Beta = Field(1000.0, description="weight of attention transfer, or auto")
+    seed: Seed = Field(0, description="seed of the initialization and of the order of the images")
+    precision: Precision = Field("auto", description="fp32, bf16, fp16 (GPU only) or auto")
+    cache: Path | None = Field(
+        None,
+        description="cache folder of teacher targets, built if missing; none: run the teacher live",
+    )

@@ -1,6 +1,7 @@
 """Configurations in YAML files, read without building or running anything."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from attention_transfer.config import Config
 from attention_transfer.errors import InputError
 from attention_transfer.files import read_bytes, write_text
 
-__all__ = ["read_config_file", "write_config_file"]
+__all__ = ["read_config_file", "read_nested_file", "write_config_file"]
 
 LARGEST_FILE = 100_000
 """Bytes; a configuration is a page of text."""
@@ -24,6 +25,18 @@ _REFUSED_TOKENS = {
     yaml.TagToken: "a tag",
     yaml.FlowMappingStartToken: "a nested value",
 }
+
+
+DEEPEST = 6
+"""Levels of a file with nested values; a study has four."""
+
+_OPENING = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 class _TextLoader(yaml.SafeLoader):
@@ -62,20 +75,55 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, too large or malformed.
     """
+    values = _mapping(path, _refused_token)
+    for key, value in values.items():
+        _check_value(path, key, value)
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def read_nested_file(path: Path) -> dict[str, Any]:
+    """Return the values of a YAML file with mappings and lists inside one another.
+
+    Plain values are text, as a flag has it, or None. No tags and no aliases are read.
+
+    Raises:
+        InputError: the file is missing, too large or malformed.
+    """
+    values = _mapping(path, _refused_token_of_nested)
+    _check_keys(path, values)
+    return values
+
+
+def _mapping(path: Path, refused_token: Callable[[str], yaml.Token | None]) -> dict[Any, Any]:
+    """Read the mapping that a YAML file holds; an empty file holds an empty one."""
     try:
         text = read_bytes(path, LARGEST_FILE).decode()
     except OSError as error:
         raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"the configuration {path} is not UTF-8 text") from None
-    values = _parsed(text, path)
+    values = _parsed(text, path, refused_token)
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold 'name: value' lines, got a {type(values).__name__}")
-    for key, value in values.items():
-        _check_value(path, key, value)
-    return {key.replace("-", "_"): value for key, value in values.items()}
+    return values
+
+
+def _check_keys(path: Path, values: object) -> None:
+    """Raise an InputError unless every key is text and every number is small enough to print."""
+    items = list(values.values()) if isinstance(values, dict) else values
+    for key in values if isinstance(values, dict) else ():
+        if not isinstance(key, str) or not key:
+            raise InputError(
+                f"{path} must hold 'name: value' lines, got the name {str(key)[:80]!r}"
+            )
+    for item in items if isinstance(items, list) else ():
+        _check_keys(path, item)
+    if isinstance(values, int) and values.bit_length() > LARGEST_NUMBER:
+        raise InputError(
+            f"{path}: a number has {values.bit_length()} bits, at most {LARGEST_NUMBER}"
+        )
 
 
 def _check_value(path: Path, key: object, value: object) -> None:
@@ -98,10 +146,10 @@ def _check_value(path: Path, key: object, value: object) -> None:
             )
 
 
-def _parsed(text: str, path: Path) -> Any:
+def _parsed(text: str, path: Path, refused_token: Callable[[str], yaml.Token | None]) -> Any:
     """Parse YAML text; its tokens are checked first, so that no depth or alias is ever composed."""
     try:
-        refused = _refused_token(text)
+        refused = refused_token(text)
         values = None if refused else yaml.load(text, _TextLoader)
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last: characters
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
@@ -124,6 +172,17 @@ def _refused_token(text: str) -> yaml.Token | None:
             return token
         if isinstance(token, yaml.FlowSequenceEndToken | yaml.BlockEndToken):
             depth = 0
+    return None
+
+
+def _refused_token_of_nested(text: str) -> yaml.Token | None:
+    """Return the first tag, alias, or opening of more than DEEPEST levels; None without any."""
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        depth += isinstance(token, _OPENING)
+        if depth > DEEPEST or isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
+            return token
+        depth -= isinstance(token, _CLOSING)
     return None
 
 

@@ -6,7 +6,6 @@ transfer and knowledge distillation (AT+KD).
 """
 
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from attention_transfer.config import DemoConfig, DistillConfig, RunConfig
 from attention_transfer.data import DataSet, ImageSet, as_input, load_data
 from attention_transfer.drawing.demo_figure import SceneMaps
 from attention_transfer.environment import resolve_precision
+from attention_transfer.experiments.packaged_teacher import packaged_teacher
 from attention_transfer.files import write_arrays, write_json
 from attention_transfer.models import LoadedModel, load_run
 from attention_transfer.network_inputs import preprocessing_for
@@ -71,11 +71,6 @@ class DemoResult:
     settings: str
     scenes: SceneMaps
     """Scenes with the networks' maps, as ``attention.npz`` holds them too."""
-
-
-def packaged_teacher() -> Path:
-    """Return the run folder of the teacher that comes with the package."""
-    return Path(str(files("attention_transfer.experiments") / "demo_teacher"))
 
 
 def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoResult:

@@ -27,7 +27,8 @@ def headline(groups: Sequence[Group]) -> str:
             for group in groups
         ]
     text = " ".join(sentences)
-    return f"On {record.final.test_images:,} test images of {record.data.name}, {text}"
+    split, images, *_ = record.final.held_out
+    return f"On {images:,} {split} images of {record.data.name}, {text}"
 
 
 def _distillation_sentence(distilled: Sequence[Group], groups: Sequence[Group]) -> str:

@@ -1,4 +1,4 @@
-"""The confusion of classes on the test images."""
+"""The confusion of classes on the test images, or validation images with --no-test."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def confusion(group: Group, names: Sequence[str]) -> dict[str, Any]:
         group: runs, whose matrices are added.
         names: of the classes.
     """
-    matrices = [np.array(run.record.final.test_confusion, dtype=np.int64) for run in group.runs]
+    matrices = [np.array(run.record.final.held_out.confusion, dtype=np.int64) for run in group.runs]
     counts = np.sum(matrices, axis=0)
     return {
         "label": group.label,

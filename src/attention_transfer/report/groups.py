@@ -51,12 +51,12 @@ class Group:
 
     @property
     def errors(self) -> list[float]:
-        """Return the test error of each run, in percent."""
-        return [run.test_error for run in self.runs]
+        """Return the test error of each run, in percent; validation errors with --no-test."""
+        return [run.record.final.held_out.error for run in self.runs]
 
     @property
     def error(self) -> float:
-        """Return the mean test error, in percent."""
+        """Return the mean of ``errors``, in percent."""
         return statistics.mean(self.errors)
 
     @property
@@ -79,7 +79,7 @@ class Group:
             seeds = len({run.config.seed for run in self.runs})
             over = f"{seeds} seeds" if seeds == len(self.runs) else f"{len(self.runs)} runs"
             return f"± {statistics.stdev(errors):.2f} over {over}"
-        images = self.representative.record.final.test_images
+        images = self.representative.record.final.held_out.images
         low, high = wilson_interval(statistics.mean(errors), images)
         return f"{low:.1f} to {high:.1f}"
 

@@ -26,7 +26,7 @@ from attention_transfer.runs import Run, read_runs
 from attention_transfer.runs.record import NetworkRecord
 from attention_transfer.terminal import escape_control_characters
 
-__all__ = ["write_report"]
+__all__ = ["ReportTable", "write_report"]
 
 
 class _HasFolder(Protocol):
@@ -39,7 +39,20 @@ class _HasFolder(Protocol):
 AnyRun = str | os.PathLike[str] | _HasFolder
 
 
-def write_report(runs: AnyRun | Sequence[AnyRun], out: str | Path | None = None) -> Path:
+@dataclass(frozen=True)
+class ReportTable:
+    """A table at the beginning of the page, such as a row of a study's results."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def write_report(
+    runs: AnyRun | Sequence[AnyRun],
+    out: str | Path | None = None,
+    tables: Sequence[ReportTable] = (),
+) -> Path:
     """Write one self-contained HTML page about finished runs.
 
     Only records and raw maps are read; no network is loaded or run.
@@ -49,6 +62,7 @@ def write_report(runs: AnyRun | Sequence[AnyRun], out: str | Path | None = None)
             returned; one or several.
         out: the file; by default ``report.html`` in the run's folder, or for several runs in the
             folder that holds them.
+        tables: shown at the beginning of the page.
 
     Returns:
         The page's path.
@@ -60,7 +74,7 @@ def write_report(runs: AnyRun | Sequence[AnyRun], out: str | Path | None = None)
     folders = [_folder(run) for run in several]
     if not folders:
         raise InputError("got no runs, expected at least one run's folder")
-    text = _render(read_runs(folders))
+    text = _render(read_runs(folders), tables)
     path = Path(out) if out else _common_folder(folders) / "report.html"
     if path.is_dir():
         raise InputError(
@@ -85,7 +99,7 @@ def _common_folder(runs: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([folder.resolve().parent for folder in runs]))
 
 
-def _render(runs: Sequence[Run]) -> str:
+def _render(runs: Sequence[Run], tables: Sequence[ReportTable]) -> str:
     environment = Environment(
         loader=PackageLoader("attention_transfer.report", "page_files"),
         autoescape=True,
@@ -98,6 +112,7 @@ def _render(runs: Sequence[Run]) -> str:
     sections = [_section(number, runs) for number, runs in enumerate(_by_data(runs))]
     return environment.get_template("report.html.j2").render(
         sections=sections,
+        tables=tables,
         nonce=secrets.token_urlsafe(16),
         version=version("attention-transfer"),
         style=_file(environment, "report.css"),
@@ -126,6 +141,8 @@ class _Section:
     key: str
     name: str
     headline: str
+    split: str
+    """The images that the networks were evaluated on: "test", or "validation" with --no-test."""
     classes: int
     groups: list[Group]
     rows: list[dict[str, str]]
@@ -147,6 +164,7 @@ def _section(number: int, runs: Sequence[Run]) -> _Section:
         key=f"data-{number}",
         name=runs[0].record.data.name,
         headline=headline(groups),
+        split=runs[0].record.final.held_out.split,
         classes=len(names),
         groups=groups,
         rows=[*_teacher_rows(groups), *(row for group in groups for row in _rows(group))],
@@ -160,7 +178,7 @@ def _section(number: int, runs: Sequence[Run]) -> _Section:
         confusion=[
             confusion(group, names)
             for group in groups
-            if group.representative.record.final.test_confusion
+            if group.representative.record.final.held_out.confusion
         ],
         commands=[(run.name, command_line(_resolved_settings(run))) for run in runs],
     )
@@ -180,7 +198,7 @@ def _teacher_rows(groups: Sequence[Group]) -> Iterator[dict[str, str]]:
             continue
         shown.add(teacher.weights_fingerprint)
         error = teacher.test_error
-        images = group.representative.record.final.test_images
+        images = group.representative.record.final.held_out.images
         low, high = (None, None) if error is None else wilson_interval(error, images)
         yield {
             "label": f"teacher: {teacher.name}",
@@ -203,7 +221,7 @@ def _rows(group: Group) -> Iterator[dict[str, str]]:
     """Yield a group's rows in the table of runs: its networks, and their averaged weights."""
     yield (row := _row(group))
     averages = [run.record.ema for run in group.runs]
-    errors = [average.final.test_error for average in averages if average is not None]
+    errors = [average.final.held_out.error for average in averages if average is not None]
     if len(errors) == len(group.runs):
         yield {
             **row,

@@ -205,20 +205,32 @@ class Run:
 
     @property
     def test_error(self) -> float:
-        """Test error of the last weights, in percent."""
-        return self.record.final.test_error
+        """Test error of the last weights, in percent.
+
+        Raises:
+            InputError: the run was trained with ``--no-test``.
+        """
+        error = self.record.final.test_error
+        if error is None:
+            raise InputError(
+                f"the run in {self.folder} left the test images unread (--no-test); evaluate it: "
+                + shlex.join(["attention-transfer", "evaluate", str(self.folder)])
+            )
+        return error
 
     @property
     def test_set(self) -> tuple[str, str]:
-        """The name of the data set, and the fingerprint of its test images."""
-        return self.record.data.name, self.record.data.test.fingerprint
+        """The name of the data set, and the fingerprint of the images it was evaluated on."""
+        data = self.record.data
+        split = data.test if self.record.final.held_out.split == "test" else data.validation
+        return data.name, split.fingerprint
 
     @cached_property
     def class_names(self) -> list[str]:
         """The names of the classes; numbers if the folder has no model card."""
         path = self.folder / "model.json"
         if not path.is_file():
-            return [str(number) for number in range(len(self.record.final.test_confusion))]
+            return [str(number) for number in range(len(self.record.final.validation_confusion))]
         try:  # ModelCard.read would import torch
             return [str(name) for name in read_json(path, LARGEST_RECORD)["class_names"]]
         except (OSError, ValueError, LookupError, TypeError) as error:

@@ -6,7 +6,7 @@ written has its field here.
 
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
@@ -29,6 +29,7 @@ __all__ = [
     "NetworkRecord",
     "PairRecord",
     "RunRecord",
+    "SplitMetrics",
     "SplitRecord",
     "TeacherRecord",
 ]
@@ -185,7 +186,10 @@ class PairRecord(_Schema):
 
 
 class FinalMetrics(_Schema):
-    """Figures of the last weights on validation and test images, as ``Evaluation`` defines them."""
+    """Figures of the last weights on validation and test images, as ``Evaluation`` defines them.
+
+    The test figures are None in a run with ``test: false``, which leaves the test images unread.
+    """
 
     validation_images: PositiveInt
     validation_error: float
@@ -193,12 +197,34 @@ class FinalMetrics(_Schema):
     validation_loss: float
     validation_calibration_error: float
     validation_confusion: list[list[int]]
-    test_images: PositiveInt
-    test_error: float
-    test_top5_error: float | None
-    test_loss: float
-    test_calibration_error: float
-    test_confusion: list[list[int]]
+    test_images: PositiveInt | None = None
+    test_error: float | None = None
+    test_top5_error: float | None = None
+    test_loss: float | None = None
+    test_calibration_error: float | None = None
+    test_confusion: list[list[int]] | None = None
+
+    @property
+    def held_out(self) -> "SplitMetrics":
+        """The figures on test images, or on validation images where those were left unread."""
+        if self.test_error is None or self.test_images is None or self.test_confusion is None:
+            return SplitMetrics(
+                "validation",
+                self.validation_images,
+                self.validation_error,
+                self.validation_confusion,
+            )
+        return SplitMetrics("test", self.test_images, self.test_error, self.test_confusion)
+
+
+class SplitMetrics(NamedTuple):
+    """Figures on the images of one split."""
+
+    split: Literal["validation", "test"]
+    images: int
+    error: float
+    """In percent."""
+    confusion: list[list[int]]
 
 
 class BestEpoch(_Schema):

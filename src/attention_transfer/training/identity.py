@@ -13,7 +13,14 @@ from attention_transfer.environment import package_versions
 from attention_transfer.errors import InputError
 from attention_transfer.models import LoadedModel
 
-__all__ = ["as_recorded", "check_identity", "check_same_settings", "differences", "identity_of"]
+__all__ = [
+    "as_recorded",
+    "check_identity",
+    "check_same_settings",
+    "differences",
+    "identity_of",
+    "settings_of",
+]
 
 FREE_SETTINGS = {
     "out",
@@ -50,7 +57,7 @@ def identity_of(
     """
     networks: list[nn.Module] = [teacher.network for teacher in teachers]
     return {
-        **_settings(config),
+        **settings_of(config),
         "training images": data.train.identity,
         "validation images": data.validation.identity,
         "test images": data.test.identity,
@@ -101,7 +108,7 @@ def check_same_settings(began: RunConfig, now: RunConfig, folder: str) -> None:
         now: given again.
         folder: of the run, quoted for a shell.
     """
-    check_identity(_settings(began), _settings(as_recorded(now, began)), folder)
+    check_identity(settings_of(began), settings_of(as_recorded(now, began)), folder)
 
 
 def as_recorded(now: RunConfig, began: RunConfig) -> RunConfig:
@@ -125,6 +132,7 @@ def _abridged(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _settings(config: RunConfig) -> dict[str, str]:
+def settings_of(config: RunConfig) -> dict[str, str]:
+    """Return the settings that decide a run's figures, as text by name."""
     settings = config.model_dump(mode="json", exclude=FREE_SETTINGS)
     return {f"setting {name}": str(value) for name, value in settings.items()}

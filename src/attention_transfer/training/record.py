@@ -49,7 +49,6 @@ def make_record(
     seconds: float,
     seconds_building_cache: float,
     processes: int,
-    images: float,
     changes: Sequence[ChangeRecord],
 ) -> RunRecord:
     """Return the record of a finished run.
@@ -65,10 +64,10 @@ def make_record(
         seconds: of training.
         seconds_building_cache: of building the cache of teacher targets.
         processes: that trained together.
-        images: that were trained on, in all epochs together.
         changes: what the run was resumed with instead of what it began with.
     """
     config = setup.config
+    images = sum(row.images_per_second * row.seconds for row in rows)
     return RunRecord(
         command="train" if config.teacher is None else "distill",
         config=config,

@@ -308,18 +308,18 @@ class Trainer:
         """Evaluate the last weights, and their average; write predictions, networks and record."""
         self.setup.transfer.remove_compiled_passes()
         average, network = self.train_step.average, self.setup.student.network
-        splits = {"validation": self.data.validation, "test": self.data.test}
+        splits = {"validation": self.data.validation}
+        splits |= {"test": self.data.test} if self.config.test else {}
         logits = {name: self._logits(images) for name, images in splits.items()}
-        averaged = {}
-        if average is not None:
-            averaged = {name: self._logits(images, True) for name, images in splits.items()}
-        teacher_error = self.evaluation.teachers_error(self.setup.teachers, self.data)
+        averaged = {} if average is None else {n: self._logits(i, True) for n, i in splits.items()}
+        tested = self.setup.teachers if self.config.test else []
+        teacher_error = self.evaluation.teachers_error(tested, self.data)
         if not self.processes.is_main:
             return
         if self.probes:
             self.probes.end()
-        assert logits["test"] is not None
-        self.run.write_predictions(logits["test"], self.data.test.labels)
+        if (test := logits.get("test")) is not None:
+            self.run.write_predictions(test, self.data.test.labels)
         self.run.write_model(network, self.setup.card)
         if average is not None:
             with average.applied():
@@ -335,11 +335,11 @@ class Trainer:
             seconds=self.seconds,
             seconds_building_cache=self.seconds_building_cache,
             processes=self.processes.count,
-            images=sum(row.images_per_second * row.seconds for row in self.rows),
             changes=self.changes,
         )
         self.run.write_record(record)
-        self.tracking.add({"step": self.steps_taken, "test_error": record.final.test_error})
+        split, _, error, _ = record.final.held_out
+        self.tracking.add({"step": self.steps_taken, f"{split}_error": error})
 
     def _probe(self, epoch: int, last: bool = False) -> dict[str, dict[str, float]]:
         """Save and measure attention maps of the probe images, after the epochs chosen for it."""

@@ -146,7 +146,8 @@ class Probes:
 
     def end(self) -> None:
         """Save test images with the final maps of both networks."""
-        test = self.setup.data.test
+        data = self.setup.data
+        test = data.test if self.setup.config.test else data.validation
         image_bytes = max(1, int(np.prod(_saved_size(test.size)))) * 3
         count = min(MOST_EXAMPLES, len(test), max(1, MOST_EXAMPLE_BYTES // image_bytes))
         indices = _evenly_spaced(len(test), count)

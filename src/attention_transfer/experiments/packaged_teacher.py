@@ -1,0 +1,11 @@
+"""The trained teacher that comes with the package."""
+
+from importlib.resources import files
+from pathlib import Path
+
+__all__ = ["packaged_teacher"]
+
+
+def packaged_teacher() -> Path:
+    """Return the run folder of the teacher that comes with the package."""
+    return Path(str(files("attention_transfer.experiments") / "demo_teacher"))

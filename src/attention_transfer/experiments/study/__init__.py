@@ -1,0 +1,1 @@
+"""Studies: tables of runs over arms and seeds, planned, run, resumed and summarized."""

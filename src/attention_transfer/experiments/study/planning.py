@@ -1,0 +1,369 @@
+"""Plan a study: from its value to the list of its runs, without reading or writing anything."""
+
+import hashlib
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from attention_transfer.config import RunConfig
+from attention_transfer.config.presets import PRESETS
+from attention_transfer.config.runs import NEEDS_TEACHER
+from attention_transfer.config.studies import (
+    PACKAGED,
+    STEPS,
+    PairConfig,
+    SelectionConfig,
+    StudyConfig,
+    slug,
+)
+from attention_transfer.errors import InputError
+from attention_transfer.experiments.packaged_teacher import packaged_teacher
+from attention_transfer.experiments.study.recipes import recipe_settings, shortened
+
+__all__ = ["Cell", "Plan", "PlannedRun", "Selection", "make_plan"]
+
+CACHE_DEPENDS_ON = (
+    *("data", "columns", "label_offset", "class_order", "image_size", "pixel_range"),
+    *("randaugment", "random_erasing", "mixup", "cutmix", "validation", "data_seed"),
+    *("precision", "channels_last", "map", "power", "cache_views"),
+)
+"""Settings on which the targets in a cache depend, beside the teacher and the number of views."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the study's table: one arm of one pair on one data set, for one length."""
+
+    data: str
+    pair: str
+    variant: str
+    """Empty without variants."""
+    arm: str
+
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """The place of the row: data, pair and variant."""
+        return self.data, self.pair, self.variant
+
+    @property
+    def folder(self) -> str:
+        """The part of the folders of its runs."""
+        parts = (self.data, self.pair, self.variant, self.arm)
+        return "/".join(slug(part) for part in parts if part)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a study."""
+
+    folder: str
+    """In the study's folder: of the first cell that the run belongs to."""
+    settings: dict[str, Any]
+    """Of the run, by the names of :class:`RunConfig`; without its folder, with its teacher."""
+    needs: tuple[str, ...] = ()
+    """Folders of runs that must be finished before."""
+    cache: str | None = None
+    """Folder of the teacher's targets, in the study's folder."""
+    waits_for: str = ""
+    """The setting that selection runs must choose before."""
+
+    def config(self, study: Path) -> RunConfig:
+        """Return the run's configuration, with paths in the study's folder.
+
+        Args:
+            study: the study's folder.
+
+        Raises:
+            InputError: the settings do not fit together.
+        """
+        return RunConfig.checked(self.resolved(study))
+
+    def resolved(self, study: Path) -> dict[str, Any]:
+        """Return the run's settings with paths in the study's folder."""
+        settings = {**self.settings, "out": str(study / self.folder)}
+        if settings.get("teacher") == PACKAGED:
+            settings["teacher"] = str(packaged_teacher())
+        if self.needs:
+            settings["teacher"] = str(study / self.needs[0])
+        if self.cache is not None:
+            settings["cache"] = str(study / self.cache)
+        return settings
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A choice of one setting for one row and arm, by the validation errors of some runs."""
+
+    row: tuple[str, str, str]
+    arm: str
+    """Whose runs decide."""
+    setting: str
+    runs: dict[str, tuple[str, ...]]
+    """Value -> folders of its runs."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Value -> mean validation error in percent, of values whose runs are all finished."""
+
+    @property
+    def chosen(self) -> str | None:
+        """The value with the lowest mean error; None before all runs are finished."""
+        if len(self.errors) < len(self.runs):
+            return None
+        return min(self.errors, key=self.errors.__getitem__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a study, in an order in which each comes after those it needs."""
+
+    study: StudyConfig
+    teachers: tuple[PlannedRun, ...]
+    selection_runs: tuple[PlannedRun, ...]
+    runs: tuple[PlannedRun, ...]
+    cells: dict[Cell, dict[int, str]]
+    """Cell -> seed -> the folder of its run."""
+    selections: tuple[Selection, ...]
+    teacher_of_row: dict[tuple[str, str, str], str]
+    """Row -> the folder of its teacher's run, of those that the study trains."""
+
+    @property
+    def all_runs(self) -> tuple[PlannedRun, ...]:
+        """Teachers, selection runs and the runs of the table."""
+        return self.teachers + self.selection_runs + self.runs
+
+
+def make_plan(
+    study: StudyConfig,
+    images: Mapping[str, int] | None = None,
+    validation_errors: Mapping[str, float] | None = None,
+) -> Plan:
+    """Return the plan of a study.
+
+    Args:
+        study: the study.
+        images: how many training images each data set has, for lengths in steps.
+        validation_errors: of finished selection runs, by folder, in percent.
+
+    Raises:
+        InputError: settings do not fit together, or a length in steps without ``images``.
+    """
+    planning = _Planning(study, images or {}, validation_errors or {})
+    faults: dict[str, None] = {}
+    for row in planning.rows():
+        for arm in study.pairs[row[1]].arms or study.arms:
+            try:
+                planning.add(Cell(*row, arm))
+            except InputError as error:
+                faults[f"{arm} of {row[1]}: {error}"] = None
+    if faults:
+        raise InputError("; ".join(faults))
+    return planning.plan()
+
+
+class _Planning:
+    """Collects the runs of a study; equal runs of several cells are one."""
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        images: Mapping[str, int],
+        validation_errors: Mapping[str, float],
+    ) -> None:
+        self.study = study
+        self.images = images
+        self.validation_errors = validation_errors
+        self.teachers: dict[str, PlannedRun] = {}
+        self.selection_runs: dict[str, PlannedRun] = {}
+        self.runs: dict[str, PlannedRun] = {}
+        self.cells: dict[Cell, dict[int, str]] = {}
+        self.selections: dict[tuple[tuple[str, str, str], str], Selection] = {}
+        self.teacher_of_row: dict[tuple[str, str, str], str] = {}
+        self._known: dict[str, str] = {}
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """Yield data, pair and variant of every row of the table."""
+        for data in self.study.data:
+            for name, pair in self.study.pairs.items():
+                if pair.data is None or data in pair.data:
+                    for variant in self.study.variants or ("",):
+                        yield data, name, variant
+
+    def plan(self) -> Plan:
+        return Plan(
+            self.study,
+            tuple(self.teachers.values()),
+            tuple(self.selection_runs.values()),
+            tuple(self.runs.values()),
+            self.cells,
+            tuple(self.selections.values()),
+            self.teacher_of_row,
+        )
+
+    def add(self, cell: Cell) -> None:
+        """Add the runs of a cell, and those that they need."""
+        settings, waits_for = self._settings(cell), ""
+        selection = self._selection_of(cell.arm)
+        if selection is not None:
+            choice = self._choice(cell, selection)
+            value = choice.chosen
+            waits_for = "" if value is not None else selection.setting
+            middle = selection.values[len(selection.values) // 2]
+            settings[selection.setting] = middle if value is None else value
+        seeds = self.cells.setdefault(cell, {})
+        for number, seed in enumerate(self.study.seeds):
+            # The attention maps of one run are enough to look at.
+            maps = {} if number == 0 or "probes" in settings else {"probes": 0}
+            run = self._run(f"runs/{cell.folder}/seed-{seed}", cell, {**settings, **maps}, seed)
+            run = replace(run, waits_for=waits_for)
+            seeds[seed] = self._shared(run, self.runs)
+
+    def _shared(self, run: PlannedRun, runs: dict[str, PlannedRun]) -> str:
+        """Add a run unless an equal one is there, and return the folder of the one there is."""
+        same = {**run.settings, "needs": run.needs, "cache": run.cache, "waits": run.waits_for}
+        if run.waits_for:
+            same["folder"] = run.folder
+        key = repr(sorted((name, str(value)) for name, value in same.items()))
+        folder = self._known.setdefault(key, run.folder)
+        if folder == run.folder:
+            run.config(Path("study"))  # raises if the settings do not fit together
+            runs[folder] = run
+        return folder
+
+    def _settings(self, cell: Cell) -> dict[str, Any]:
+        """Return the settings of a cell's runs, but for teacher, seed and folders."""
+        study, pair = self.study, self.study.pairs[cell.pair]
+        of_data = {"data": cell.data, **study.data[cell.data]}
+        parts = (
+            recipe_settings(study.recipe, of_data["data"]),
+            study.settings,
+            of_data,
+            pair.settings,
+            study.variants.get(cell.variant, {}),
+            study.arms[cell.arm],
+        )
+        merged: dict[str, Any] = {"student": pair.student}
+        for part in parts:
+            merged = _overridden(merged, part)
+        return self._with_epochs(merged, cell.data)
+
+    def _with_epochs(self, settings: dict[str, Any], data: str) -> dict[str, Any]:
+        """Return settings with a length in epochs, shortened if the recipe says so."""
+        default = int(RunConfig.model_fields["epochs"].default)
+        if self.study.recipe == "short":
+            settings = shortened(settings, default)
+        settings = dict(settings)
+        steps = settings.pop(STEPS, None)
+        if steps is not None:
+            if data not in self.images:
+                raise InputError(f"steps need the number of images of {data}, which is not known")
+            batch = int(settings.get("batch_size", RunConfig.model_fields["batch_size"].default))
+            settings["epochs"] = max(1, round(int(steps) / -(-self.images[data] // batch)))
+        return settings
+
+    def _run(self, folder: str, cell: Cell, settings: dict[str, Any], seed: int) -> PlannedRun:
+        """Return a run of a cell; its teacher is added to the plan."""
+        settings = {**settings, "seed": seed, "report": False}
+        if "teacher" in settings and settings["teacher"] is None:
+            return PlannedRun(folder, _alone(settings, self.study.arms[cell.arm]))
+        pair = self.study.pairs[cell.pair]
+        model, needed = self._teacher(pair, cell)
+        settings["teacher"] = model
+        cache = self._cache(settings, pair, cell) if self.study.cache else None
+        return PlannedRun(folder, settings, () if needed is None else (needed,), cache)
+
+    def _teacher(self, pair: PairConfig, cell: Cell) -> tuple[str, str | None]:
+        """Return a row's teacher as a MODEL, and the folder of its run if the study trains it."""
+        teacher = self.study.teachers.get(pair.teacher)
+        if teacher is None or cell.data in teacher.ready:
+            return (pair.teacher if teacher is None else teacher.ready[cell.data]), None
+        folder = f"teachers/{slug(cell.data)}/{slug(pair.teacher)}"
+        if folder not in self.teachers:
+            study = self.study
+            of_data = {"data": cell.data, **study.data[cell.data]}
+            settings: dict[str, Any] = {"student": teacher.student}
+            for part in (
+                recipe_settings(study.recipe, of_data["data"]),
+                study.settings,
+                of_data,
+                teacher.settings,
+                teacher.on.get(cell.data, {}),
+            ):
+                settings = _overridden(settings, part)
+            settings = self._with_epochs(settings, cell.data)
+            run = PlannedRun(folder, _alone({**settings, "seed": 0, "report": False}, {}))
+            run.config(Path("study"))
+            self.teachers[folder] = run
+        self.teacher_of_row[cell.row] = folder
+        return folder, folder
+
+    def _cache(self, settings: dict[str, Any], pair: PairConfig, cell: Cell) -> str | None:
+        """Return the folder of a run's cache; None where its terms need the teacher itself."""
+        settings = {**PRESETS.get(str(settings.get("preset")), {}), **settings}
+        if settings.get("full_activation_beta") is not None or settings.get("terms"):
+            return None
+        if settings.get("pooling") == "features":
+            return None
+        attention = str(settings.get("attention", "activation"))
+        uses_maps = "activation" in attention
+        gradient = settings.get("gradient_beta") is not None or "gradient" in attention
+        if uses_maps and not str(settings.get("pairs", "auto")).startswith("auto"):
+            return None
+        if not uses_maps and not gradient and settings.get("kd_alpha") is None:
+            return None
+        depends = {name: str(settings[name]) for name in CACHE_DEPENDS_ON if name in settings}
+        depends["views"] = str(settings.get("cache_views") or settings.get("epochs"))
+        # A run with distillation alone makes a cache without maps, which serves no other.
+        depends |= {"teacher": str(settings["teacher"]), "gradient": str(gradient)}
+        depends["maps"] = str(uses_maps)
+        digest = hashlib.sha256(repr(sorted(depends.items())).encode()).hexdigest()[:8]
+        return f"caches/{slug(cell.data)}/{slug(pair.teacher)[-40:]}-{digest}"
+
+    def _selection_of(self, arm: str) -> SelectionConfig | None:
+        for selection in self.study.selections:
+            if not selection.arms or arm in selection.arms:
+                return selection
+        return None
+
+    def _choice(self, cell: Cell, selection: SelectionConfig) -> Selection:
+        """Return the choice for a cell, and add its runs to the plan."""
+        arm = selection.by or cell.arm
+        if (cell.row, arm) in self.selections:
+            return self.selections[cell.row, arm]
+        deciding = replace(cell, arm=arm)
+        settings = self._settings(deciding)
+        runs: dict[str, tuple[str, ...]] = {}
+        for value in selection.values:
+            folders = []
+            for seed in selection.seeds:
+                folder = (
+                    f"selection/{deciding.folder}/{selection.setting}-{slug(value)}/seed-{seed}"
+                )
+                changed = {**settings, selection.setting: value, "probes": 0, "test": False}
+                run = self._run(folder, deciding, changed, seed)
+                folders.append(self._shared(run, self.selection_runs))
+            runs[value] = tuple(folders)
+        errors = {
+            value: statistics.mean(self.validation_errors[folder] for folder in folders)
+            for value, folders in runs.items()
+            if all(folder in self.validation_errors for folder in folders)
+        }
+        choice = Selection(cell.row, arm, selection.setting, runs, errors)
+        self.selections[cell.row, arm] = choice
+        return choice
+
+
+def _alone(settings: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a run without a teacher, less those of a transfer that its arm lacks."""
+    return {
+        name: value for name, value in settings.items() if name not in NEEDS_TEACHER or name in arm
+    }
+
+
+def _overridden(settings: dict[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings overridden by others; a length replaces a length in another unit."""
+    if STEPS in part or "epochs" in part:
+        settings = {
+            name: value for name, value in settings.items() if name not in ("epochs", STEPS)
+        }
+    return {**settings, **part}

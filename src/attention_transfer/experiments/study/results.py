@@ -1,0 +1,305 @@
+"""The results of a study: what its finished runs say, as one document."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from attention_transfer.config.studies import PaperFigure, StudyConfig
+from attention_transfer.experiments.study.planning import Cell, Plan, PlannedRun, make_plan
+from attention_transfer.experiments.study.statistics import (
+    PairedDifference,
+    Summary,
+    paired_difference,
+    summarize,
+)
+from attention_transfer.runs import Run
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "STUDY_FILE",
+    "Comparison",
+    "RowResults",
+    "StudyResults",
+    "current_plan",
+    "read_results",
+]
+
+SCHEMA_VERSION = 1
+
+STUDY_FILE = "study.json"
+"""The document with a study's results, in its folder."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm's errors less those of another, paired by seed."""
+
+    arm: str
+    baseline: str
+    difference: PairedDifference
+
+
+@dataclass(frozen=True)
+class ArmResults:
+    """The errors of one arm in one row of the table, in percent, by seed."""
+
+    arm: str
+    errors: dict[int, float]
+    top5_errors: dict[int, float]
+    seconds: dict[int, float]
+    planned: int
+    """Runs of the plan; fewer may be finished."""
+    paper: PaperFigure | None
+    """The paper's figure for this place of its table."""
+
+    @property
+    def summary(self) -> Summary | None:
+        """The statistics of the test errors; None before a run is finished."""
+        return summarize(list(self.errors.values())) if self.errors else None
+
+
+@dataclass(frozen=True)
+class RowResults:
+    """A row of a study's table: one pair on one data set, for one length."""
+
+    data: str
+    pair: str
+    variant: str
+    arms: list[ArmResults]
+    teacher_error: float | None
+    """Test error of the teacher in percent; None if it has other classes than the data."""
+    teacher_paper: PaperFigure | None
+    comparisons: list[Comparison]
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """What the finished runs of a study say."""
+
+    plan: Plan
+    rows: list[RowResults]
+    finished: set[str]
+    """Folders of finished runs."""
+
+    @property
+    def study(self) -> StudyConfig:
+        """The study."""
+        return self.plan.study
+
+    @property
+    def missing(self) -> list[PlannedRun]:
+        """The runs that are not finished."""
+        return [run for run in self.plan.all_runs if run.folder not in self.finished]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all runs are finished."""
+        return not self.missing
+
+    def document(self, versions: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the contents of ``study.json``.
+
+        Args:
+            versions: of the installed packages.
+            machine: a description of this machine.
+        """
+        runs = self.plan.all_runs
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "study": self.study.model_dump(mode="json"),
+            "versions": dict(versions),
+            "machine": dict(machine),
+            "complete": self.complete,
+            "runs_planned": len(runs),
+            "runs_finished": len(runs) - len(self.missing),
+            "rows": [_row_document(row) for row in self.rows],
+            "selections": [
+                {
+                    **dict(zip(("data", "pair", "variant"), selection.row, strict=True)),
+                    "arm": selection.arm,
+                    "setting": selection.setting,
+                    "validation_errors": selection.errors,
+                    "chosen": selection.chosen,
+                }
+                for selection in self.plan.selections
+            ],
+            "runs": [
+                {
+                    "folder": run.folder,
+                    "finished": run.folder in self.finished,
+                    "settings": {name: _plain(value) for name, value in run.settings.items()},
+                }
+                for run in runs
+            ],
+        }
+
+
+def _row_document(row: RowResults) -> dict[str, Any]:
+    return {
+        "data": row.data,
+        "pair": row.pair,
+        "variant": row.variant,
+        "teacher_test_error": row.teacher_error,
+        "teacher_paper": _figure(row.teacher_paper),
+        "arms": [
+            {
+                "arm": arm.arm,
+                "test_errors": {str(seed): error for seed, error in arm.errors.items()},
+                "test_top5_errors": {str(seed): error for seed, error in arm.top5_errors.items()},
+                "seconds": {str(seed): seconds for seed, seconds in arm.seconds.items()},
+                "runs_planned": arm.planned,
+                "statistics": None if arm.summary is None else asdict(arm.summary),
+                "paper": _figure(arm.paper),
+            }
+            for arm in row.arms
+        ],
+        "comparisons": [
+            {
+                "arm": one.arm,
+                "baseline": one.baseline,
+                **asdict(one.difference),
+                "established": one.difference.established,
+                "sentence": one.difference.sentence,
+            }
+            for one in row.comparisons
+        ],
+    }
+
+
+def _figure(figure: PaperFigure | None) -> dict[str, Any] | None:
+    return None if figure is None else figure.model_dump(mode="json")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def current_plan(
+    study: StudyConfig, images: Mapping[str, int], folder: Path
+) -> tuple[Plan, set[str]]:
+    """Return the plan by what selection runs have found so far, and the finished runs' folders.
+
+    Args:
+        study: the study.
+        images: training images of each data set, for lengths in steps.
+        folder: of the study.
+    """
+    plan = make_plan(study, images)
+    errors = {
+        run.folder: run_figures(folder / run.folder).validation_error
+        for run in plan.selection_runs
+        if Run(folder / run.folder).is_finished
+    }
+    if plan.selections:
+        plan = make_plan(study, images, errors)
+    finished = {run.folder for run in plan.all_runs if Run(folder / run.folder).is_finished}
+    return plan, finished
+
+
+class RunFigures(NamedTuple):
+    """What a study's tables need of a finished run; errors in percent."""
+
+    validation_error: float
+    test_error: float | None
+    top5_error: float | None
+    teacher_test_error: float | None
+    seconds: float
+
+
+def run_figures(folder: Path) -> RunFigures:
+    """Return the figures of a finished run; a record is read once while it stays as it is.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    return _figures_of(folder, (folder / "record.json").stat().st_mtime_ns)
+
+
+@cache
+def _figures_of(folder: Path, _written: int) -> RunFigures:
+    record = Run(folder).record
+    final, teacher = record.final, record.teacher
+    return RunFigures(
+        final.validation_error,
+        final.test_error,
+        final.test_top5_error,
+        None if teacher is None else teacher.test_error,
+        record.seconds,
+    )
+
+
+def read_results(study: StudyConfig, images: Mapping[str, int], folder: Path) -> StudyResults:
+    """Return the results of a study's finished runs.
+
+    Raises:
+        InputError: the record of a run is damaged.
+    """
+    plan, finished = current_plan(study, images, folder)
+    rows: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in plan.cells:
+        rows.setdefault(cell.row, []).append(cell)
+    reading = _Reading(plan, folder, finished)
+    return StudyResults(plan, [reading.row(cells) for cells in rows.values()], finished)
+
+
+class _Reading:
+    """Reads the figures of finished runs, each record once."""
+
+    def __init__(self, plan: Plan, folder: Path, finished: set[str]) -> None:
+        self.plan = plan
+        self.runs = {path: run_figures(folder / path) for path in finished}
+
+    def row(self, cells: list[Cell]) -> RowResults:
+        first = cells[0]
+        arms = {cell.arm: self._arm(cell) for cell in cells}
+        return RowResults(
+            first.data,
+            first.pair,
+            first.variant,
+            list(arms.values()),
+            self._teacher_error(cells),
+            self._paper(first, "teacher"),
+            list(self._comparisons(arms)),
+        )
+
+    def _arm(self, cell: Cell) -> ArmResults:
+        seeds = self.plan.cells[cell]
+        runs = {seed: self.runs[path] for seed, path in seeds.items() if path in self.runs}
+        return ArmResults(
+            cell.arm,
+            {seed: run.test_error for seed, run in runs.items() if run.test_error is not None},
+            {seed: run.top5_error for seed, run in runs.items() if run.top5_error is not None},
+            {seed: run.seconds for seed, run in runs.items()},
+            len(seeds),
+            self._paper(cell, cell.arm),
+        )
+
+    def _paper(self, cell: Cell, arm: str) -> PaperFigure | None:
+        for row in (cell.pair, cell.data):
+            if arm in self.plan.study.paper.get(row, {}):
+                return self.plan.study.paper[row][arm]
+        return None
+
+    def _teacher_error(self, cells: list[Cell]) -> float | None:
+        """Return the teacher's test error, from its own run or the record of a student's."""
+        folder = self.plan.teacher_of_row.get(cells[0].row)
+        if folder is not None:
+            run = self.runs.get(folder)
+            return None if run is None else run.test_error
+        for cell in cells:
+            for path in self.plan.cells[cell].values():
+                run = self.runs.get(path)
+                if run is not None and run.teacher_test_error is not None:
+                    return run.teacher_test_error
+        return None
+
+    def _comparisons(self, arms: Mapping[str, ArmResults]) -> Iterator[Comparison]:
+        for arm, baselines in self.plan.study.comparisons.items():
+            for baseline in baselines:
+                if arm not in arms or baseline not in arms:
+                    continue
+                difference = paired_difference(arms[arm].errors, arms[baseline].errors)
+                if difference is not None:
+                    yield Comparison(arm, baseline, difference)

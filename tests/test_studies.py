@@ -1,0 +1,476 @@
+"""Studies: their files, plans, statistics and results, without training anything."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from attention_transfer import cli
+from attention_transfer.config.studies import StudyConfig, slug
+from attention_transfer.config.yaml_files import read_nested_file
+from attention_transfer.errors import InputError, UntrustedError
+from attention_transfer.experiments.study.files import (
+    changed_study,
+    find_study,
+    named_studies,
+    study_of,
+)
+from attention_transfer.experiments.study.planning import Plan, make_plan
+from attention_transfer.experiments.study.preflight import check_unchanged
+from attention_transfer.experiments.study.running import StudyFolder
+from attention_transfer.experiments.study.statistics import (
+    paired_difference,
+    summarize,
+    t_quantile,
+)
+from attention_transfer.experiments.study.workers import run_arguments
+from made_runs import made_run
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "title": "A small study",
+    "settings": {"epochs": "2"},
+    "seeds": "0-1",
+    "teachers": {"big": {"student": "wrn-10-2"}},
+    "pairs": {"small from big": {"student": "wrn-10-1", "teacher": "big"}},
+    "arms": {
+        "alone": {"teacher": "none"},
+        "AT": {},
+        "AT+KD": {"kd_alpha": "0.9", "beta_schedule": "linear"},
+    },
+}
+
+
+def study(**changes: Any) -> StudyConfig:
+    return study_of({**SMALL, **changes}, "small.yaml")
+
+
+def plan(**changes: Any) -> Plan:
+    return make_plan(study(**changes))
+
+
+errors = st.lists(st.floats(0, 100), min_size=2, max_size=12)
+
+
+@given(errors)
+def test_summaries_agree_with_scipy(values: list[float]) -> None:
+    summary = summarize(values)
+    assert summary.mean == pytest.approx(np.mean(values))
+    assert summary.median == pytest.approx(np.median(values))
+    assert summary.std == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+    scale = np.std(values, ddof=1) / math.sqrt(len(values))
+    expected = scale * stats.t.ppf(0.975, len(values) - 1)
+    assert summary.high is not None
+    assert summary.high - summary.mean == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_quantiles_of_t_agree_with_scipy(confidence: float) -> None:
+    for degrees in (1, 2, 3, 4, 5, 10, 29, 30, 31, 200):
+        expected = stats.t.ppf((1 + confidence) / 2, degrees)
+        assert t_quantile(confidence, degrees) == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=2, max_size=10))
+def test_paired_differences_agree_with_scipys_paired_test(pairs: list[tuple[float, float]]) -> None:
+    first, second = ({seed: pair[side] for seed, pair in enumerate(pairs)} for side in (0, 1))
+    difference = paired_difference(first, second)
+    assert difference is not None
+    differences = [a - b for a, b in pairs]
+    if np.std(differences) < 1e-6:
+        return
+    test = stats.ttest_rel(list(first.values()), list(second.values()))
+    if abs(test.pvalue - 0.05) > 1e-9:
+        assert difference.established == (test.pvalue < 0.05)
+    interval = test.confidence_interval(0.95)
+    assert (difference.low, difference.high) == pytest.approx(tuple(interval), abs=1e-8)
+
+
+def test_differences_in_words() -> None:
+    def words(arm: list[float], baseline: list[float]) -> str:
+        difference = paired_difference(dict(enumerate(arm)), dict(enumerate(baseline)))
+        assert difference is not None
+        return difference.sentence
+
+    assert words([8.0, 8.2, 8.1], [12.0, 12.1, 12.2]).startswith("gain of 4.00 points established")
+    assert words([12.0, 12.1, 12.2], [8.0, 8.2, 8.1]).startswith("loss of 4.00 points established")
+    assert words([8, 12, 9], [9, 10, 10]).startswith("no difference seen, 95 % interval -4.30 to")
+    assert words([8.0], [12.0]) == "-4.00 points for one seed, which has no interval"
+    assert paired_difference({0: 1.0}, {1: 2.0}) is None
+
+
+def test_seeds_that_only_one_arm_has_are_left_out_of_the_difference() -> None:
+    difference = paired_difference({0: 1.0, 1: 2.0, 2: 50.0}, {1: 3.0, 0: 2.0, 7: 9.0})
+    assert difference is not None
+    assert (difference.n, difference.mean) == (2, -1.0)
+
+
+def test_a_plan_has_each_teacher_once_and_shares_its_cache() -> None:
+    made = plan()
+    assert [run.folder for run in made.teachers] == ["teachers/cluttered-digits/big"]
+    assert len(made.runs) == 3 * 2
+    taught = [run for run in made.runs if run.needs]
+    assert {run.needs for run in taught} == {("teachers/cluttered-digits/big",)}
+    assert len({run.cache for run in taught}) == 1
+    assert {run.cache for run in made.runs if not run.needs} == {None}
+    config = taught[0].config(Path("/s"))
+    assert config.teacher == "/s/teachers/cluttered-digits/big"
+    assert config.cache == Path("/s") / str(taught[0].cache)
+
+
+def test_equal_runs_of_two_pairs_are_one() -> None:
+    pairs = {
+        "small from big": {"student": "wrn-10-1", "teacher": "big"},
+        "small from deep": {"student": "wrn-10-1", "teacher": "deep"},
+    }
+    teachers = {"big": {"student": "wrn-10-2"}, "deep": {"student": "wrn-16-1"}}
+    made = plan(pairs=pairs, teachers=teachers)
+    assert len(made.runs) == 2 + 2 * 2 * 2  # alone once, two arms for each pair; two seeds
+    alone = {cell.pair: seeds for cell, seeds in made.cells.items() if cell.arm == "alone"}
+    assert alone["small from big"] == alone["small from deep"]
+
+
+def test_another_mapping_function_has_a_cache_of_its_own_and_own_activations_none() -> None:
+    arms = {
+        "alone": {"teacher": "none"},
+        "AT": {},
+        "F_max": {"map": "max"},
+        "F-ActT": {"attention": "none", "full_activation_beta": "1"},
+    }
+    made = plan(arms=arms)
+    caches = {cell.arm: cell for cell in made.cells}
+    runs = {run.folder: run for run in made.runs}
+    of_arm = {arm: runs[made.cells[cell][0]].cache for arm, cell in caches.items()}
+    assert of_arm["F-ActT"] is None
+    assert len({of_arm["AT"], of_arm["F_max"], None}) == 3
+
+
+def test_distillation_alone_shares_no_cache_with_attention_transfer() -> None:
+    arms = {
+        "KD": {"attention": "none", "kd_alpha": "0.9"},
+        "KD 2017": {"preset": "authors-kd-2017"},
+        "AT": {},
+        "AT+KD": {"kd_alpha": "0.9"},
+        "pooled features": {"preset": "repdistiller"},
+    }
+    made = plan(arms=arms)
+    runs = {run.folder: run for run in made.runs}
+    caches = {cell.arm: runs[seeds[0]].cache for cell, seeds in made.cells.items()}
+    assert caches["KD"] == caches["KD 2017"] != caches["AT"] == caches["AT+KD"]
+    assert caches["pooled features"] is None
+
+
+def test_lengths_in_steps_become_the_nearest_epochs() -> None:
+    made = make_plan(
+        study(variants={"short": {"steps": "70"}, "long": {"steps": "850"}}),
+        {"cluttered-digits": 3600},
+    )
+    epochs = {run.folder.split("/")[3]: run.settings["epochs"] for run in made.runs}
+    assert epochs == {"short": 1, "long": 15}  # 57 steps an epoch
+    with pytest.raises(InputError, match="steps need the number of images"):
+        plan(variants={"short": {"steps": "70"}, "long": {"steps": "850"}})
+
+
+def test_recipes_set_the_length() -> None:
+    def epochs(data: str, **changes: Any) -> set[Any]:
+        made = plan(settings={}, data=[data], **changes)
+        return {run.config(Path("s")).epochs for run in made.all_runs}
+
+    assert epochs("cluttered-digits") == {15}
+    assert epochs("cifar10") == {200}
+    assert epochs("cluttered-digits", recipe="paper") == {200}
+    assert epochs("cifar10", recipe="short") == {20}
+    assert epochs("cifar10", recipe="minutes") == {12}
+    assert epochs("imagenet:somewhere") == {100}
+
+
+def test_a_selection_is_made_on_validation_and_then_used_by_every_arm() -> None:
+    select = {"setting": "lr", "values": ["0.1", "0.2"], "by": "alone"}
+    made = plan(select=select)
+    assert len(made.selection_runs) == 2
+    assert all(run.config(Path("s")).test is False for run in made.selection_runs)
+    assert {run.waits_for for run in made.runs} == {"lr"}
+    folders = [run.folder for run in made.selection_runs]
+    assert folders[0] == ("selection/cluttered-digits/small-from-big/alone/lr-0.1/seed-1000")
+    chosen = make_plan(study(select=select), {}, dict(zip(folders, (9.0, 8.0), strict=True)))
+    assert {run.settings["lr"] for run in chosen.runs} == {"0.2"}
+    assert {run.waits_for for run in chosen.runs} == {""}
+    assert chosen.selections[0].chosen == "0.2"
+
+
+def test_every_named_study_can_be_planned() -> None:
+    images = {"few-digits": 500, "cluttered-digits": 3600, "photographs": 1440}
+    names = named_studies()
+    assert list(names) == [
+        *("do-no-harm", "length", "methods", "table-1", "table-2", "table-3", "table-4", "table-5")
+    ]
+    for name, path in names.items():
+        made = make_plan(study_of(read_nested_file(path), name), images)
+        assert made.study.name == name
+        assert made.runs
+        assert all(run.config(Path("s")) for run in made.all_runs)
+
+
+def test_table_1_has_the_papers_pairs_and_settings() -> None:
+    made = make_plan(find_study("table-1"))
+    assert len(made.teachers) == 4
+    assert len(made.runs) == 4 * 5 * 5 - 5  # WRN-16-1 alone belongs to two pairs
+    config = made.runs[-1].config(Path("s"))
+    assert (config.epochs, config.batch_size, config.lr, config.schedule) == (200, 128, 0.1, "step")
+    assert not config.nesterov
+
+
+def test_other_data_take_the_place_of_a_studys_own() -> None:
+    changed = changed_study(find_study("table-4"), ["folder:mine"], {"seeds": "3"})
+    assert list(changed.data) == ["folder:mine"]
+    assert changed.seeds == (0, 1, 2)
+    assert changed.paper == {}
+    assert list(make_plan(changed_study(find_study("table-3"), ["cifar10"], {})).study.pairs) == [
+        "nin-thin-nobn from nin-wide-nobn"  # the other pair is for cluttered-digits alone
+    ]
+    three = changed_study(find_study("table-3"), ["cluttered-digits"], {})
+    assert three.data["cluttered-digits"]["batch_size"] == "32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"armz": {}}, ["unknown key 'armz'; did you mean arms?"]),
+        (
+            {
+                "arms": {"alone": {"teacher": "none"}, "AT": {"betta": "3"}},
+                "settings": {"epochs": "zero"},
+                "compare": {"AT": "alonne"},
+            },
+            [
+                "arms AT: unknown key 'betta'; did you mean beta?",
+                "settings: epochs is 'zero'",
+                "compare 'alonne' is not in the study; did you mean alone?",
+            ],
+        ),
+        (
+            {"arms": {"AT+KD": {}, "at+kd": {}}},
+            ["arms: 'AT+KD' and 'at+kd' would share the folder 'at+kd'; rename one"],
+        ),
+        (
+            {"pairs": {"p": {"student": "wrn-10-1", "teacher": "bigg"}}},
+            ["pairs p: teacher 'bigg' is not in the study; did you mean big?"],
+        ),
+        ({"pairs": {"p": {"teacher": "big"}}}, ["pairs p: student is missing"]),
+        ({"seeds": "0-"}, ["seeds is '0-', it should be a range such as 0-4"]),
+        ({"seeds": "1,1"}, ["each seed once"]),
+        ({"name": "My Study"}, ["name is 'My Study'"]),
+        ({"arms": {"AT": {"seed": "3"}}}, ["arms AT: seed is given by the study itself"]),
+        ({"arms": {"AT": {"teacher": "big"}}}, ["teacher is given by the study itself"]),
+        ({"variants": {"short": {"steps": "-1"}}}, ["variants short: steps is '-1'"]),
+        ({"arms": "AT"}, ["arms must hold 'name: settings' lines, got 'AT'"]),
+        ({"arms": {"AT": "beta"}}, ["arms AT must hold 'name: value' lines, got 'beta'"]),
+        (
+            {"select": {"setting": "lrr", "values": ["1", "2"]}},
+            ["select: unknown key 'lrr'; did you mean lr?"],
+        ),
+        (
+            {"select": [{"setting": "lr", "values": ["1", "2"]}] * 2},
+            ["select: alone chooses two settings"],
+        ),
+        ({"paper": {"small from big": {"AT": "8.77"}}}, ["'8.77' is no figure"]),
+        ({"paper": {"small": {"AT": "8.77 C"}}}, ["paper 'small' is not in the study"]),
+        ({"data": {}}, ["data is {}, it"]),
+    ],
+)
+def test_everything_wrong_in_a_study_is_said_at_once(
+    changes: dict[str, Any], messages: list[str]
+) -> None:
+    with pytest.raises(InputError) as raised:
+        study(**changes)
+    assert str(raised.value).startswith("small.yaml: ")
+    for message in messages:
+        assert message in str(raised.value)
+
+
+def test_settings_that_do_not_fit_together_are_found_in_planning() -> None:
+    with pytest.raises(InputError, match=r"alone of small from big: .*kd_alpha needs a teacher"):
+        plan(arms={"alone": {"teacher": "none", "kd_alpha": "0.9"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arms: {AT: {}, AT: {}}", "it has AT twice"),
+        ("arms: &x {AT: {}}", "an alias"),
+        ("arms: !!python/object:os.system {}", "a tag"),
+        ("arms: " + "{a: " * 7 + "1" + "}" * 7, "a nested value"),
+        ("arms: [" * 3000, "is not YAML|a nested value"),
+        ("~: 4", "got the name"),
+        ("3: 4", "unknown key '3'"),
+        ("- a", "must hold 'name: value' lines"),
+    ],
+)
+def test_a_file_that_is_no_study(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        find_study(str(path))
+
+
+def test_a_users_file_may_name_code_only_if_it_is_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "data": {"own:data": {}}}))
+    with pytest.raises(UntrustedError, match=r"own:data"):
+        find_study(str(path))
+
+
+def test_the_command_line_of_a_run_has_its_settings() -> None:
+    made = plan()
+    words = run_arguments(made.runs[-1], Path("/s"))
+    assert words[0] == "distill"
+    assert words[words.index("--kd-alpha") + 1] == "0.9"
+    assert words[words.index("--epochs") + 1] == "2"
+    assert words[words.index("--out") + 1] == "/s/runs/cluttered-digits/small-from-big/at+kd/seed-1"
+    assert "--resume-or-start" in words
+    assert "--no-report" in words
+
+
+def finish(folder: Path, made: Plan, wrong: dict[str, int]) -> None:
+    """Write the folders of a plan's runs as if they were finished."""
+    for run in made.teachers:
+        made_run(folder / run.folder, student="wrn-10-2", wrong=(1, 2), probes=False)
+    for cell, seeds in made.cells.items():
+        for seed, path in seeds.items():
+            if not (folder / path).exists():
+                count = wrong[cell.arm] + seed
+                made_run(folder / path, wrong=tuple(range(count)), probes=False, seed=seed)
+
+
+def test_results_are_those_of_the_records(tmp_path: Path) -> None:
+    value = study(paper={"small from big": {"AT": "7.93 C", "teacher": "5 M"}}, seeds="0-2")
+    finish(tmp_path, make_plan(value), {"alone": 12, "AT": 8, "AT+KD": 8})
+    StudyFolder(value, tmp_path, {}).write()
+    document = json.loads((tmp_path / "study.json").read_text())
+    assert document["complete"]
+    (row,) = document["rows"]
+    alone, at, _ = row["arms"]
+    assert alone["test_errors"] == {"0": 12.0, "1": 13.0, "2": 14.0}
+    assert at["statistics"]["mean"] == 9.0
+    assert at["paper"] == {"error": 7.93, "top5_error": None, "mark": "C"}
+    assert row["teacher_test_error"] == 2.0
+    compared = {(one["arm"], one["baseline"]): one for one in row["comparisons"]}
+    assert compared["AT", "alone"]["mean"] == -4.0
+    assert compared["AT", "alone"]["established"]
+    table = (tmp_path / "table.md").read_text()
+    assert "| AT | 3 | 9.00 | 9.00 | 1.00 | 7.93 (C) | vs alone: gain of 4.00 points" in table
+    assert "| teacher |  | 2.00 |  |  | 5 (M) |  |" in table
+    assert "Mark M at the paper's figures: remembered, not confirmed." in table
+
+
+def test_results_of_a_part_of_the_runs_are_written_too(tmp_path: Path) -> None:
+    value = study()
+    made = make_plan(value)
+    made_run(tmp_path / made.runs[0].folder, wrong=(1, 2, 3), probes=False)
+    results = StudyFolder(value, tmp_path, {}).write()
+    assert not results.complete
+    document = json.loads((tmp_path / "study.json").read_text())
+    assert document["runs_finished"] == 1
+    assert document["rows"][0]["arms"][0]["statistics"]["std"] is None
+    assert "| alone | 1 of 2 | 3.00 |" in (tmp_path / "table.md").read_text()
+    assert "| AT | 0 of 2 |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_changed_study_is_refused_over_old_results(tmp_path: Path) -> None:
+    StudyFolder(study(), tmp_path, {}).write()
+    check_unchanged(study(), tmp_path)
+    check_unchanged(study(seeds="0-9", title="Another title"), tmp_path)
+    arms = {**SMALL["arms"], "AT 100": {"beta": "100"}}
+    check_unchanged(study(arms=arms), tmp_path)
+    with pytest.raises(InputError, match="settings epochs was 2, is 3; restore them"):
+        check_unchanged(study(settings={"epochs": "3"}), tmp_path)
+    with pytest.raises(InputError, match=r"arms AT beta was none, is 100"):
+        check_unchanged(study(arms={**SMALL["arms"], "AT": {"beta": "100"}}), tmp_path)
+    fewer = {"alone": {"teacher": "none"}}
+    with pytest.raises(InputError, match=r"arms AT was \{\}, is none"):
+        check_unchanged(study(arms=fewer), tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}', "[" * 10_000])
+def test_a_damaged_study_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(InputError, match=r"study.json is damaged"):
+        check_unchanged(study(), tmp_path)
+
+
+def test_a_study_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text('{"schema_version": 99, "study": {}}')
+    with pytest.raises(InputError, match="schema version 99, expected 1"):
+        check_unchanged(study(), tmp_path)
+
+
+def test_slugs_are_safe_names_of_folders() -> None:
+    assert slug("../../etc/passwd") == "etc-passwd"
+    assert slug("...") == "-"
+    assert slug("F_sum^2") == "f_sum-2"
+
+
+def test_list_and_show_need_no_torch(tmp_path: Path) -> None:
+    check = (
+        "import sys, attention_transfer.cli as cli\n"
+        "assert cli.main(['study', 'list']) == 0\n"
+        "assert cli.main(['study', 'show', 'table-2']) == 0\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "table-1" in done.stdout
+    assert named_studies()["table-2"].read_text() in done.stdout
+
+
+def test_commands_are_printed_without_torch_and_run_nothing(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    check = (
+        "import sys, attention_transfer.cli as cli\n"
+        "assert cli.main(['study', 'small.yaml', '--commands', '--out', 'here']) == 0\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    comments = [line for line in lines if line.startswith("#")]
+    assert comments[0] == "# teachers: 1"
+    assert len([line for line in lines if " train " in line]) == 1 + 2
+    assert len([line for line in lines if " distill " in line]) == 4
+    assert len([line for line in lines if " cache build " in line]) == 1
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "study needs one name or file"),
+        (["table-9"], "unknown study 'table-9'; did you mean table-"),
+        (["nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
+        (["show"], "study needs one name or file"),
+        (["table-1", "table-2"], "study needs one name or file"),
+        (["table-1", "--processes", "0"], "--processes is 0, expected at least 1"),
+        (["table-1", "--recipe", "long"], "recipe is 'long', expected one of paper, short"),
+        (["table-1", "--seeds", "x"], "seeds is 'x'"),
+        (["table-1", "--data", "cifar10:nowhere"], "data cifar10:nowhere: no whole cifar10"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["study", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
