@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_transfer.config import RunConfig
-from attention_transfer.config.presets import PRESETS
+from attention_transfer.config.presets import with_preset
 from attention_transfer.config.runs import NEEDS_TEACHER
 from attention_transfer.config.studies import (
     PACKAGED,
@@ -299,7 +299,7 @@ class _Planning:
 
     def _cache(self, settings: dict[str, Any], pair: PairConfig, cell: Cell) -> str | None:
         """Return the folder of a run's cache; None where its terms need the teacher itself."""
-        settings = {**PRESETS.get(str(settings.get("preset")), {}), **settings}
+        settings = dict(with_preset(settings))
         if settings.get("full_activation_beta") is not None or settings.get("terms"):
             return None
         if settings.get("pooling") == "features":
