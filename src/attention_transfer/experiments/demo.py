@@ -163,11 +163,15 @@ def _sentence(arms: list[Arm]) -> str:
 
 def _settings(at: RunConfig, both: RunConfig) -> str:
     return (
-        f"at: beta {at.beta} ({at.schedule_of_beta}, form {at.form}); "
-        f"at+kd: beta {both.beta} ({both.schedule_of_beta}, form {both.form}), alpha "
+        f"at: beta {_beta(at)} ({at.schedule_of_beta}, form {at.form}); "
+        f"at+kd: beta {_beta(both)} ({both.schedule_of_beta}, form {both.form}), alpha "
         f"{both.kd_alpha:g}, temperature {both.temperature:g}; all students: {at.epochs} epochs at "
         f"batch {at.batch_size}, {at.schedule} to lr {at.lr:g}, seed {at.seed}"
     )
+
+
+def _beta(config: RunConfig) -> str:
+    return config.beta if isinstance(config.beta, str) else f"{config.beta:g}"
 
 
 def _scene_maps(networks: dict[str, LoadedModel], data: DataSet) -> SceneMaps:
