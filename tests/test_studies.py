@@ -372,6 +372,22 @@ def test_results_are_those_of_the_records(tmp_path: Path) -> None:
     assert "Mark M at the paper's figures: remembered, not confirmed." in table
 
 
+def test_a_study_that_selects_reads_validation_errors(tmp_path: Path) -> None:
+    value = study(settings={**SMALL.get("settings", {}), "test": False})
+    finish(tmp_path, made := make_plan(value), {"alone": 12, "AT": 8, "AT+KD": 8})
+    for number, run in enumerate(made.runs):  # another figure than the test error's
+        record = tmp_path / run.folder / "record.json"
+        content = json.loads(record.read_text())
+        content["final"] |= {name: None for name in content["final"] if name.startswith("test_")}
+        content["final"]["validation_error"] = 50.0 + number
+        record.write_text(json.dumps(content))
+    StudyFolder(value, tmp_path, {}).write()
+    (row,) = json.loads((tmp_path / "study.json").read_text())["rows"]
+    found = [error for arm in row["arms"] for error in arm["validation_errors"].values()]
+    assert sorted(found) == [50.0 + number for number in range(len(made.runs))]
+    assert "Validation error in percent" in (tmp_path / "table.md").read_text()
+
+
 def test_results_of_a_part_of_the_runs_are_written_too(tmp_path: Path) -> None:
     value = study()
     made = make_plan(value)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from attention_transfer.config.studies import PaperFigure, StudyConfig
 from attention_transfer.experiments.study.planning import Cell, Plan, PlannedRun, make_plan
@@ -56,7 +56,7 @@ class ArmResults:
 
     @property
     def summary(self) -> Summary | None:
-        """The statistics of the test errors; None before a run is finished."""
+        """The statistics of the errors; None before a run is finished."""
         return summarize(list(self.errors.values())) if self.errors else None
 
 
@@ -82,6 +82,8 @@ class StudyResults:
     rows: list[RowResults]
     finished: set[str]
     """Folders of finished runs."""
+    split: Literal["test", "validation"]
+    """The images that the errors are of."""
 
     @property
     def study(self) -> StudyConfig:
@@ -114,7 +116,7 @@ class StudyResults:
             "complete": self.complete,
             "runs_planned": len(runs),
             "runs_finished": len(runs) - len(self.missing),
-            "rows": [_row_document(row) for row in self.rows],
+            "rows": [_row_document(row, self.split) for row in self.rows],
             "selections": [
                 {
                     **dict(zip(("data", "pair", "variant"), selection.row, strict=True)),
@@ -136,7 +138,7 @@ class StudyResults:
         }
 
 
-def _row_document(row: RowResults) -> dict[str, Any]:
+def _row_document(row: RowResults, split: str) -> dict[str, Any]:
     return {
         "data": row.data,
         "pair": row.pair,
@@ -146,7 +148,7 @@ def _row_document(row: RowResults) -> dict[str, Any]:
         "arms": [
             {
                 "arm": arm.arm,
-                "test_errors": {str(seed): error for seed, error in arm.errors.items()},
+                f"{split}_errors": {str(seed): error for seed, error in arm.errors.items()},
                 "test_top5_errors": {str(seed): error for seed, error in arm.top5_errors.items()},
                 "seconds": {str(seed): seconds for seed, seconds in arm.seconds.items()},
                 "runs_planned": arm.planned,
@@ -207,6 +209,11 @@ class RunFigures(NamedTuple):
     teacher_test_error: float | None
     seconds: float
 
+    @property
+    def error(self) -> float:
+        """The test error, or the validation error of a run that leaves the test split unread."""
+        return self.validation_error if self.test_error is None else self.test_error
+
 
 def run_figures(folder: Path) -> RunFigures:
     """Return the figures of a finished run; a record is read once while it stays as it is.
@@ -241,7 +248,12 @@ def read_results(study: StudyConfig, images: Mapping[str, int], folder: Path) ->
     for cell in plan.cells:
         rows.setdefault(cell.row, []).append(cell)
     reading = _Reading(plan, folder, finished)
-    return StudyResults(plan, [reading.row(cells) for cells in rows.values()], finished)
+    return StudyResults(
+        plan,
+        [reading.row(cells) for cells in rows.values()],
+        finished,
+        "validation" if study.settings.get("test") is False else "test",
+    )
 
 
 class _Reading:
@@ -269,7 +281,7 @@ class _Reading:
         runs = {seed: self.runs[path] for seed, path in seeds.items() if path in self.runs}
         return ArmResults(
             cell.arm,
-            {seed: run.test_error for seed, run in runs.items() if run.test_error is not None},
+            {seed: run.error for seed, run in runs.items()},
             {seed: run.top5_error for seed, run in runs.items() if run.top5_error is not None},
             {seed: run.seconds for seed, run in runs.items()},
             len(seeds),
@@ -287,7 +299,7 @@ class _Reading:
         folder = self.plan.teacher_of_row.get(cells[0].row)
         if folder is not None:
             run = self.runs.get(folder)
-            return None if run is None else run.test_error
+            return None if run is None else run.error
         for cell in cells:
             for path in self.plan.cells[cell].values():
                 run = self.runs.get(path)

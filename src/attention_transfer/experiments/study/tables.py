@@ -16,16 +16,16 @@ MARKS = {
 
 
 def markdown(results: StudyResults) -> str:
-    """Return the tables of a study as Markdown: all errors are test errors in percent."""
+    """Return the tables of a study as Markdown: errors are in percent."""
     study, done = results.study, len(results.finished)
     lines = [f"# {study.title}", ""]
     if study.note:
         lines += [study.note, ""]
     lines += [
-        f"Study {study.name}: {done} of {len(results.plan.all_runs)} runs are finished. Test error "
-        "in percent over seeds; std is the sample standard deviation. Differences are paired by "
-        "seed, in percentage points, with 95 % intervals by Student's t; a gain or loss is "
-        "established if the interval excludes 0.",
+        f"Study {study.name}: {done} of {len(results.plan.all_runs)} runs are finished. "
+        f"{results.split.capitalize()} error in percent over seeds; std is the sample standard "
+        "deviation. Differences are paired by seed, in percentage points, with 95 % intervals by "
+        "Student's t; a gain or loss is established if the interval excludes 0.",
         "",
     ]
     if len(results.rows) > 1:
