@@ -208,7 +208,7 @@ def test_a_selection_is_made_on_validation_and_then_used_by_every_arm() -> None:
 
 
 def test_every_named_study_can_be_planned() -> None:
-    images = {"few-digits": 500, "cluttered-digits": 3600, "photographs": 1440}
+    images = {"plain-digits": 500, "cluttered-digits": 3600, "photographs": 1440}
     names = named_studies()
     assert list(names) == [
         *("do-no-harm", "length", "methods", "table-1", "table-2", "table-3", "table-4", "table-5")

