@@ -172,7 +172,7 @@ class Transfer(nn.Module):
             targets = self.targets(inputs, labels)
         else:
             targets.check_samples(len(main_input(inputs)))
-        measurement = self._measurement(inputs)
+        measurement = None if self.gradient_balance is None else self._measurement(inputs)
         if self._needs_gradients or measurement is not None:
             out: TransferOutput = self._eagerly(
                 inputs, labels, progress, targets, measurement, torch.compiler.is_compiling()
