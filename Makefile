@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 AXE = $(VENV)/node_modules/axe-core/axe.min.js
 
-.PHONY: demo test browser benchmark clean
+.PHONY: demo test browser benchmark figures clean
 
 demo: $(VENV)/installed
 	$(BIN)/attention-transfer demo
@@ -22,6 +22,10 @@ test-reliability: $(VENV)/installed
 
 benchmark: $(VENV)/installed
 	$(BIN)/attention-transfer benchmark step
+
+# Writes the figures of README.md and docs/*.md from the files in benchmarks/results and docs/results.
+figures: $(VENV)/installed
+	cd benchmarks && $(abspath $(BIN))/python -m figures
 
 # What the report is opened with in the tests; without it those tests are left out (not where CI is set).
 browser: $(VENV)/installed

@@ -1,0 +1,156 @@
+"""The tables of accuracies, and those of the paper and of studies; all tables by name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from figures import speed_tables
+from figures.lines import lines
+from figures.sources import FigureError, Sources
+from figures.text import Table
+from figures.values import difference
+
+__all__ = ["TABLES"]
+
+ARMS = {
+    "alone": "student alone",
+    "at": "with attention transfer (AT)",
+    "at+kd": "with AT and distillation",
+}
+
+GRADIENT_ARMS = {
+    "alone": "student alone",
+    **{
+        name: name
+        for name in (
+            "min-l2",
+            "gradient attention",
+            "flip symmetry",
+            "distillation",
+            "activation attention",
+        )
+    },
+}
+
+MARKS = {"C": "confirmed", "M": "remembered"}
+
+
+def mean_and_spread(arm: dict[str, Any]) -> str:
+    """Return mean ± standard deviation of an arm's errors."""
+    return f"{arm['mean']:.2f} ± {arm['standard_deviation']:.2f}"
+
+
+def each_seed(arm: dict[str, Any]) -> str:
+    """Return an arm's errors of each seed."""
+    return ", ".join(f"{error:.1f}" for error in arm["test_errors"])
+
+
+def from_alone(sources: Sources, file: str, arm: str) -> str:
+    """Return the sentence on an arm's difference from the student alone, for which it is empty."""
+    return "" if arm == "alone" else difference(sources, file, arm, "alone").sentence
+
+
+def accuracy(sources: Sources, detail: str) -> list[str]:
+    """Return the demo's arms; with the detail "full" each seed, the difference and the teacher."""
+    file = sources.measured("accuracy")
+    full = detail == "full"
+    rows = []
+    for name, title in ARMS.items():
+        arm = file.one(f"arms/{name}")
+        fewer = "" if name == "alone" else f"{arm['below_alone_percent']:.0f} %"
+        row = [title, mean_and_spread(arm), fewer, f"{arm['median_seconds']:.0f}"]
+        if full:
+            row += [each_seed(arm), from_alone(sources, "accuracy", name)]
+        rows.append(row)
+    head = ["", "test error %, mean ± standard deviation", "fewer mistakes than alone"]
+    head += ["training seconds"]
+    if full:
+        head += ["each seed", "compared with alone, seed by seed"]
+        teacher = f"{file.one('teacher_test_error'):.2f} (one network)"
+        rows.append(["teacher, WRN-16-2", teacher, "", "", "", ""])
+    return lines(head, rows)
+
+
+def accuracy_cached(sources: Sources, _: str) -> list[str]:
+    """Return the errors of runs with a live teacher and with cached targets."""
+    file = sources.measured("accuracy_cached")
+    rows = []
+    for name in ("at", "at+kd"):
+        cells = [ARMS[name]]
+        for arm in (file.one(f"arms/{name}"), file.one(f"arms/{name} cached")):
+            cells += [mean_and_spread(arm), each_seed(arm)]
+        found = difference(sources, "accuracy_cached", f"{name} cached", name)
+        rows.append([*cells, f"{found.mean:+.2f}: {found.sentence}"])
+    spread = "mean ± standard deviation"
+    head = ["", f"live: {spread}", "each seed", f"cached: {spread}", "each seed"]
+    return lines([*head, "cached less live, seed by seed"], rows)
+
+
+def gradient_arms(sources: Sources, pair: str) -> list[str]:
+    """Return the arms of the paper's Table 3, of the pair "wrn" or "nin"."""
+    titles = {
+        "wrn": "WRN-16-1 from WRN-16-2",
+        "nin": "NIN-thin from NIN-wide, both without batch norm",
+    }
+    if pair not in titles:
+        raise FigureError(f"gradient-arms is a table of {' or '.join(titles)}, got {pair!r}")
+    name = f"gradient_arms_{pair}"
+    file = sources.measured(name)
+    rows = []
+    for key, title in GRADIENT_ARMS.items():
+        arm, chosen = file.one(f"arms/{key}"), file.one("chosen").get(key)
+        errors = [] if chosen is None else file.all(f"validation_errors/{key}/*")
+        row = [title, ", ".join(f"{error:.1f}" for error in errors)]
+        row += ["" if chosen is None else f"{chosen:g}", mean_and_spread(arm), each_seed(arm)]
+        rows.append([*row, from_alone(sources, name, key), f"{arm['median_seconds']:.0f}"])
+    head = [titles[pair], "validation error % at beta 0.001, 0.01, 0.1", "chosen beta"]
+    head += ["test error %, mean ± standard deviation", "each seed"]
+    return lines([*head, "compared with alone, seed by seed", "seconds"], rows)
+
+
+def paper(sources: Sources, table: str) -> list[str]:
+    """Return the paper's figures of a table's study, each with its mark."""
+    places: dict[str, dict[str, str]] = sources.paper(table).one("paper")
+    columns = list(dict.fromkeys(name for arms in places.values() for name in arms))
+    rows = []
+    for place, arms in places.items():
+        cells = [str(arms[name]).split() if name in arms else [] for name in columns]
+        rows.append([place, *(f"{cell[0]} ({cell[1]})" if cell else "" for cell in cells)])
+    return lines(["", *columns], rows)
+
+
+def study(sources: Sources, name: str) -> list[str]:
+    """Return the statistics and comparisons of a study, as its ``study.json`` has them."""
+    file = sources.study(name)
+    rows = []
+    for row in file.all("rows/*"):
+        place = ", ".join(part for part in (row["pair"], row["variant"], row["data"]) if part)
+        for arm in row["arms"]:
+            compared = [
+                f"vs {one['baseline']}: {one['sentence']}"
+                for one in row["comparisons"]
+                if one["arm"] == arm["arm"]
+            ]
+            rows.append([place, arm["arm"], *statistics(arm), "; ".join(compared)])
+        if row["teacher_test_error"] is not None:
+            rows.append([place, "teacher", "", f"{row['teacher_test_error']:.2f}", "", ""])
+    return lines(["", "arm", "n", "test error %", "median", "compared, seed by seed"], rows)
+
+
+def statistics(arm: dict[str, Any]) -> Sequence[str]:
+    """Return n, mean ± standard deviation and median of an arm of a study."""
+    found = arm["statistics"]
+    if found is None:
+        return [f"0 of {arm['runs_planned']}", "", ""]
+    spread = "" if found["std"] is None else f" ± {found['std']:.2f}"
+    return [str(found["n"]), f"{found['mean']:.2f}{spread}", f"{found['median']:.2f}"]
+
+
+TABLES: dict[str, Table] = {
+    "accuracy": accuracy,
+    "accuracy-cached": accuracy_cached,
+    "gradient-arms": gradient_arms,
+    "paper": paper,
+    "study": study,
+    **speed_tables.TABLES,
+}
+"""The tables by the names that documents use."""
