@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 import figures
+from attention_transfer.experiments.study.files import find_study
+from attention_transfer.experiments.study.planning import make_plan
 from figures.__main__ import documents, filled, main
 from figures.lines import lines
 from figures.settings import SETTINGS
@@ -63,6 +65,17 @@ def test_figures_are_those_read_by_hand() -> None:
     assert expected in (ROOT / "README.md").read_text()
 
 
+def test_the_study_of_differences_compares_each_arm_with_the_librarys_choice() -> None:
+    """docs/reproducing.md sends readers to it."""
+    study = find_study(str(ROOT / "examples/differences.yaml"))
+    assert set(study.compare) | {one for many in study.compare.values() for one in many} == set(
+        study.arms
+    )
+    # One teacher, and each arm with five seeds.
+    planned = make_plan(study)
+    assert (len(planned.teachers), len(planned.runs)) == (1, 5 * len(study.arms))
+
+
 @pytest.mark.parametrize("pair", ["wrn", "nin"])
 def test_the_findings_on_gradient_terms_are_those_of_the_intervals(pair: str) -> None:
     def established(arm: str) -> bool:
@@ -71,6 +84,13 @@ def test_the_findings_on_gradient_terms_are_those_of_the_intervals(pair: str) ->
     assert not any(map(established, ("min-l2", "gradient attention", "flip symmetry")))
     assert established("activation attention")
     assert established("distillation") == (pair == "nin")
+
+
+def test_the_finding_on_cached_targets_is_that_of_the_intervals() -> None:
+    """Said in docs/results.md and docs/reproducing.md."""
+    for arm in ("at", "at+kd"):
+        found = difference(Sources(), "accuracy_cached", f"{arm} cached", arm)
+        assert found.sentence.startswith("no difference seen")
 
 
 def test_a_changed_figure_is_replaced_and_nothing_else(sources: Sources) -> None:

@@ -8,6 +8,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "README.md": ("| | optimizer | learning rate", INTERVAL, "about 0.1 to 16"),
     "docs/extending.md": ("0.299 R + 0.587 G + 0.114 B",),
     "docs/methods.md": ("from 0.7\n", "| preset | loss"),
+    "docs/reproducing.md": ("| | the paper | the authors' code", "a peak of 0.8"),
     "docs/results.md": (
         INTERVAL,
         "peak of 0.4",

@@ -31,8 +31,6 @@ GRADIENT_ARMS = {
     },
 }
 
-MARKS = {"C": "confirmed", "M": "remembered"}
-
 
 def mean_and_spread(arm: dict[str, Any]) -> str:
     """Return mean ± standard deviation of an arm's errors."""
@@ -107,6 +105,30 @@ def gradient_arms(sources: Sources, pair: str) -> list[str]:
     return lines([*head, "compared with alone, seed by seed", "seconds"], rows)
 
 
+def checked(sources: Sources, _: str) -> list[str]:
+    """Return the paper's claims that were run on other images: its figures, and what was seen."""
+    small, nin = "wrn-16-1 from wrn-16-2", "nin-thin-nobn from nin-wide-nobn"
+    claims = [
+        ("table-1", small, "AT", "accuracy", "at"),
+        ("table-1", small, "AT+KD", "accuracy", "at+kd"),
+        ("table-1", small, "KD", "gradient_arms_wrn", "distillation"),
+        ("table-3", nin, "activation AT", "gradient_arms_nin", "activation attention"),
+        ("table-3", nin, "KD", "gradient_arms_nin", "distillation"),
+        ("table-3", nin, "gradient AT", "gradient_arms_nin", "gradient attention"),
+        ("table-3", nin, "min-l2", "gradient_arms_nin", "min-l2"),
+        ("table-3", nin, "flip symmetry", "gradient_arms_nin", "flip symmetry"),
+    ]
+    rows = []
+    for table, pair, arm, file, name in claims:
+        figures = sources.paper(table).one(f"paper/{pair}")
+        alone, with_arm = (str(figures[key]).split() for key in ("alone", arm))
+        told = f"{alone[0]} ({alone[1]}) to {with_arm[0]} ({with_arm[1]})"
+        title = f"{table.replace('table-', 'Table ')}: {arm}, {pair.replace('-nobn', '')}"
+        rows.append([title, told, from_alone(sources, file, name)])
+    head = ["", "the paper, on CIFAR-10: alone to method", "here, on cluttered-digits"]
+    return lines(head, rows)
+
+
 def paper(sources: Sources, table: str) -> list[str]:
     """Return the paper's figures of a table's study, each with its mark."""
     places: dict[str, dict[str, str]] = sources.paper(table).one("paper")
@@ -149,6 +171,7 @@ TABLES: dict[str, Table] = {
     "accuracy": accuracy,
     "accuracy-cached": accuracy_cached,
     "gradient-arms": gradient_arms,
+    "checked": checked,
     "paper": paper,
     "study": study,
     **speed_tables.TABLES,
