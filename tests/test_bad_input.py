@@ -264,7 +264,7 @@ def test_defaults_are_the_documented_ones() -> None:
         2,
         "code",
     )
-    assert (config.beta, config.beta_schedule, config.pairs) == (1000, "constant", "auto")
+    assert (config.beta, config.schedule_of_beta, config.pairs) == (1000, "constant", "auto")
     assert config.kd_alpha is None
     assert config.full_activation_beta is None
     assert config.data_seed == 0

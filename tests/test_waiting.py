@@ -24,6 +24,7 @@ SLOW = {
     "maps": "maps wrn-10-1@random --images photos",
     "cache": "cache info caches/teacher",
     "report": "report run",
+    "study": "study do-no-harm --plan",
     "benchmark": "benchmark step",
     "doctor": "doctor --json",
 }

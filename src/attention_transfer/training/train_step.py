@@ -86,7 +86,6 @@ class TrainStep:
         self.average: WeightAverage | None = None
         if self.config.ema is not None:
             self.average = WeightAverage(self.transfer.student, self.config.ema)
-        self._progress = 0.0
         self.scaler = torch.amp.GradScaler(
             accelerator.device.type, enabled=setup.precision == "fp16"
         )
@@ -150,13 +149,17 @@ class TrainStep:
         fastest = max(self.optimizer.param_groups, key=lambda group: float(group["scale"]))
         return float(fastest["lr"])
 
-    def gradient_ratios(self) -> dict[str, dict[str, float]]:
-        """Return the gradient of each layer pair over that of everything else at its point."""
+    def gradient_ratios(self, progress: float) -> dict[str, dict[str, float]]:
+        """Return the gradient of each layer pair over that of everything else at its point.
+
+        Args:
+            progress: of the run, for weights with a schedule.
+        """
         balance = self.transfer.gradient_balance
         if balance is None:
             return {}
         terms = self.transfer.named_terms.items()
-        return balance.ratios({name: term.weight_at(self._progress) for name, term in terms})
+        return balance.ratios({name: term.weight_at(progress) for name, term in terms})
 
     def set_train_mode(self) -> None:
         """Put the student into training mode, except for its frozen modules."""
@@ -201,7 +204,6 @@ class TrainStep:
         step_index: StepIndex,
         wishes: tuple[int, ...],
     ) -> tuple[TransferOutput, tuple[int, ...]]:
-        self._progress = step_index.progress
         self.processes.passed()  # from here on it may wait for the others
         if not self.config.channels_last:
             batch = batch._replace(images=batch.images.contiguous())

@@ -231,14 +231,9 @@ class Trainer:
         while self.step < self.steps_per_epoch:
             began = time.perf_counter()
             batch = next(batches)
-            targets = None
-            if self.cache is not None:
-                targets = self.cache.read(self.epoch, batch.indices)
+            targets = None if self.cache is None else self.cache.read(self.epoch, batch.indices)
             waited = time.perf_counter() - began
-            steps = self.epoch * self.steps_per_epoch + self.step
-            position = StepIndex(
-                self.epoch, self.step, steps / (self.config.epochs * self.steps_per_epoch)
-            )
+            position = StepIndex(self.epoch, self.step, self._progress(self.step))
             due = self.processes.is_main and self.checkpointing.due(self.steps_taken + 1)
             out, (stop, save) = self.train_step.step(
                 batch, targets, position, self.stop.signal, int(due)
@@ -254,6 +249,11 @@ class Trainer:
                 self._save_checkpoint()
             self.progress.step(batch.total, self._step_figures())
         self._end_epoch()
+
+    def _progress(self, step: int) -> float:
+        """Return the share of the run's steps before one of this epoch's."""
+        steps = self.epoch * self.steps_per_epoch + step
+        return steps / (self.config.epochs * self.steps_per_epoch)
 
     def _end_epoch(self) -> None:
         """Evaluate the epoch, write its figures down, and save the state if that is due."""
@@ -382,7 +382,7 @@ class Trainer:
             epoch=self.epoch + 1,
             step=self.steps_taken,
             lr=self.train_step.lr,
-            gradient_ratios=self.train_step.gradient_ratios(),
+            gradient_ratios=self.train_step.gradient_ratios(self._progress(self.step - 1)),
             **(means | validation_figures(logits, images.labels)),
             ema={} if average is None else validation_figures(average, images.labels),
             seconds_left=(self.config.epochs - self.epoch - 1) * self.meters.seconds,
