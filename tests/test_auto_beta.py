@@ -418,3 +418,18 @@ def test_the_command_line_takes_it(tmp_path: Path, teacher: Run, capsys: Any) ->
     assert "beta is 'automatic'" in error
     assert "auto" in error.replace("automatic", "")
     assert "Traceback" not in error
+
+
+CHANGES = {"pairs": {"pairs": "auto-2"}, "attention": {"attention": "none", "kd_alpha": 0.5}}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_run_goes_on_with_other_pairs_or_none(tmp_path: Path, teacher: Run, name: str) -> None:
+    settings = {**SMALL, "teacher": teacher.folder, "student": "wrn-10-1", "beta": "auto"}
+    with pytest.raises(CrashError):
+        at.distill(out=tmp_path / "run", progress=CrashAfter(7), **settings)
+    path = tmp_path / "run" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**config, **CHANGES[name]}))
+    row = at.resume(tmp_path / "run", allow_changes=True).metrics[-1]
+    assert len(row.betas.get("activation_attention", {})) == (2 if name == "pairs" else 0)

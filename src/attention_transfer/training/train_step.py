@@ -96,7 +96,7 @@ class TrainStep:
         # The whole objective is wrapped, so that the terms' own parameters are synchronised too.
         self.objective: nn.Module = accelerator.prepare_model(self.transfer)
         self._synchronized = self.config.sync_batch_norm and processes.count > 1
-        # In fp16 a gradient that is not finite is no fault: one process's loss is told in words.
+        # In fp16 a gradient that is not finite is no fault, so it cannot carry one to the others.
         every_step = self.scaler.is_enabled() or self.config.checkpoint_steps is not None
         self._agreement = StepAgreement(processes, every_step)
         self._settings = [
@@ -123,7 +123,11 @@ class TrainStep:
         Raises:
             AttributeError, LookupError, RuntimeError, TypeError, ValueError: it does not fit.
         """
-        self.transfer.load_state_dict(state["transfer"])
+        weights = state["transfer"]
+        if self.transfer.gradient_balance is None:  # no layers are compared any more
+            own = [name for name in weights if not name.startswith("gradient_balance.")]
+            weights = {name: weights[name] for name in own}
+        self.transfer.load_state_dict(weights)
         if self.average is not None:
             # The weights have just changed: an average that begins here begins with them.
             self.average = WeightAverage(self.transfer.student, self.average.decay)

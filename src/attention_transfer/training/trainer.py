@@ -311,7 +311,7 @@ class Trainer:
         splits = {"validation": self.data.validation}
         splits |= {"test": self.data.test} if self.config.test else {}
         logits = {name: self._logits(images) for name, images in splits.items()}
-        averaged = {} if average is None else {n: self._logits(i, True) for n, i in splits.items()}
+        averaged = {name: self._logits(splits[name], True) for name in (splits if average else ())}
         tested = self.setup.teachers if self.config.test else []
         teacher_error = self.evaluation.teachers_error(tested, self.data)
         if not self.processes.is_main:

@@ -201,8 +201,15 @@ class GradientBalance(nn.Module):
 
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
 
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        super()._load_from_state_dict(*arguments)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        """Load the means; those of other layer pairs, or none, let them begin anew."""
+        own = {prefix + name: buffer for name, buffer in self.state_dict().items()}
+        shapes = {name: getattr(state_dict.get(name), "shape", None) for name in own}
+        if shapes != {name: buffer.shape for name, buffer in own.items()}:
+            state_dict.update(own)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
         self._step = self._sums = None
 
 

@@ -87,7 +87,7 @@ class StudyResults:
 
     @property
     def study(self) -> StudyConfig:
-        """The study."""
+        """The study that was planned, with its arms and seeds."""
         return self.plan.study
 
     @property

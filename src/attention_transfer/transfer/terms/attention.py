@@ -37,7 +37,8 @@ class ActivationAttention(WeightNamedBeta, PairTerm):
             min(1000, N_j / (sqrt(J) * A_j)), where N_j is the norm of the gradient that everything
             else sends to the student's point, and A_j that of the pair's own loss without a
             weight, both as running means over the steps before: attention is then never stronger
-            than what the student learns from otherwise. The first step measures only.
+            than what the student learns from otherwise, and nothing where it learns from nothing
+            else. The first step measures only.
         map: ``"sum"`` or ``"max"`` over channels: F_sum^p or F_max^p.
         power: p > 0 in |A|^p.
         form: ``"code"``, ``"paper"`` or ``"paper-eq2"``: see

@@ -229,7 +229,7 @@ class PairTerm(Term):
         return sum(map(self.pair_loss, inputs.pairs), start=self.zero(inputs))
 
     def pair_loss(self, pair: PairInputs) -> Tensor:
-        """Return :meth:`loss`, checked.
+        """Return the loss of one layer pair, checked to be a scalar.
 
         Raises:
             InputError: it is no scalar.
