@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 AXE = $(VENV)/node_modules/axe-core/axe.min.js
 
-.PHONY: demo test browser benchmark figures clean
+.PHONY: demo test programs benchmark figures clean
 
 demo: $(VENV)/installed
 	$(BIN)/attention-transfer demo
 
-test: $(VENV)/installed browser
+test: $(VENV)/installed programs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -27,10 +27,13 @@ benchmark: $(VENV)/installed
 figures: $(VENV)/installed
 	cd benchmarks && $(abspath $(BIN))/python -m figures
 
-# What the report is opened with in the tests; without it those tests are left out (not where CI is set).
-browser: $(VENV)/installed
-	@command -v chromium > /dev/null || { apt-get -qq update && apt-get -qq install --yes chromium; } \
-		|| echo "no Chromium: install it, or the tests of the report in a browser are left out"
+# A browser for the report and shells for completion. Tests whose program is missing are left out
+# (not where CI is set).
+programs: $(VENV)/installed
+	@missing=; for program in chromium zsh fish; do \
+		command -v $$program > /dev/null || missing="$$missing $$program"; done; \
+		test -z "$$missing" || { apt-get -qq update && apt-get -qq install --yes $$missing; } \
+		|| echo "install$$missing, or their tests are left out"
 	@test -f $(AXE) || npm install --silent --no-fund --prefix $(VENV) axe-core@4.14.1 \
 		|| echo "no axe-core: install npm, or the test of the report's accessibility is left out"
 

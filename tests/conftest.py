@@ -99,6 +99,15 @@ SMALL: dict[str, Any] = {
 """Settings of short runs on the small images."""
 
 
+def needed(there: bool, what: str) -> None:
+    """Skip the test if a program is missing, or fail it where CI is set."""
+    if there:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is missing; 'make test' installs it")
+    pytest.skip(f"{what} is missing; 'make test' installs it where it can")
+
+
 class Listening(RunProgress):
     """Collects the lines that are written."""
 

@@ -16,6 +16,7 @@ import pytest
 from attention_transfer.cli import COMMANDS, main, parser_of
 from attention_transfer.cli.arguments import choices_of
 from attention_transfer.cli.completion_scripts import SHELLS
+from conftest import needed
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +119,7 @@ def test_a_script_names_every_flag_and_choice(shell: str, scripts: dict[str, str
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_syntax_is_the_shells(shell: str, scripts: dict[str, str]) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
+    needed(shutil.which(shell) is not None, shell)
     subprocess.run([shell, "-n"], input=scripts[shell], text=True, check=True)
 
 

@@ -14,6 +14,7 @@ import pytest
 from playwright import sync_api
 
 import attention_transfer as at
+from conftest import needed
 from made_runs import EPOCHS, made_run
 
 HOSTILE = "<img src=x onerror=document.title='broken'></script><script>alert(2)</script>"
@@ -28,15 +29,6 @@ FLAGS = [
 ]
 AXE = Path(os.environ.get("AXE", ".venv/node_modules/axe-core/axe.min.js"))
 AXE = AXE if AXE.is_absolute() else Path(__file__).parent.parent / AXE
-
-
-def needed(there: bool, what: str) -> None:
-    """Skip the test if a program is missing, or fail it where CI is set."""
-    if there:
-        return
-    if os.environ.get("CI"):
-        pytest.fail(f"{what} is missing; 'make test' installs it")
-    pytest.skip(f"{what} is missing; 'make test' installs it where it can")
 
 
 @pytest.fixture(scope="module")

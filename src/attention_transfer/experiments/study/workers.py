@@ -50,7 +50,7 @@ class Workers(Protocol):
         ...
 
     def begin(self, run: PlannedRun) -> None:
-        """Begin a planned run here, as soon as this returns."""
+        """Begin a planned run, which may go on after this returns."""
         ...
 
     def ended(self, timeout: float) -> Sequence[Ended]:

@@ -12,7 +12,7 @@ import yaml
 
 from test_study_runs import STUDY, study, write_images
 
-ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
 
 
 def free_port() -> int:
