@@ -161,3 +161,25 @@ def test_an_unknown_shell_is_refused(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert expected in printed.err
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("attention-transfer dis", {"distill"}),
+        ("attention-transfer distill --beta-s", {"--beta-schedule"}),
+        ("attention-transfer distill --precision ", {"auto", "fp32", "bf16", "fp16"}),
+        ("attention-transfer study tab", {f"table-{number}" for number in range(1, 6)}),
+    ],
+)
+def test_a_real_fish_offers_them(
+    line: str, expected: set[str], scripts: dict[str, str], tmp_path: Path
+) -> None:
+    needed(shutil.which("fish") is not None, "fish")
+    script = tmp_path / "completion.fish"
+    script.write_text(scripts["fish"])
+    command = f"source {shlex.quote(str(script))}; complete -C {shlex.quote(line)}"
+    done = subprocess.run(
+        ["fish", "-N", "-c", command], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert {offer.partition("\t")[0] for offer in done.stdout.splitlines()} == expected
