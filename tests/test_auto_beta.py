@@ -193,10 +193,10 @@ def test_micro_batches_and_processes_give_the_weights_of_the_whole_batch() -> No
         for process, part in zip(processes, (slice(0, 3), slice(3, 8)), strict=True):
             process(IMAGES[part], LABELS[part]).loss.backward()
         end_together([process.gradient_balance for process in processes])
-    expected = whole.gradient_balance.beta("activation_attention", PAIRS)
+    expected = whole.gradient_balance.beta("activation_attention")
     assert expected.min() > 0
     for transfer in (parts, *processes):
-        found = transfer.gradient_balance.beta("activation_attention", PAIRS)
+        found = transfer.gradient_balance.beta("activation_attention")
         assert torch.allclose(found, expected, rtol=1e-4)
 
 
@@ -246,12 +246,85 @@ def test_a_compiled_student_is_measured_too() -> None:
     assert torch.allclose(one.loss, other.loss, rtol=1e-4)
 
 
-def test_gradient_terms_go_along() -> None:
-    transfer = transfer_of(at.GradientAttention(0.1))
+@pytest.mark.parametrize("kind", [at.GradientAttention, at.InputGradientNorm])
+def test_gradient_terms_are_part_of_what_arrives(kind: Any) -> None:
+    """A parameter of zeros at the point gets the gradient that arrives there."""
+    transfer = transfer_of(kind(10.0), pairs="2:2")
     transfer.student[1].inplace = transfer.student[3].inplace = False
+    with_zeros = at.Transfer(
+        copy.deepcopy(transfer.student),
+        copy.deepcopy(transfer.teacher.network),
+        [*at.distillation_terms(alpha=0.5), kind(10.0)],
+    )
+    zeros = torch.zeros(8, 4, 6, 6, requires_grad=True)
+    with_zeros.student[2].register_forward_hook(lambda *call: call[2] + zeros[: len(call[2])])
+    step(with_zeros)  # its trials, of fewer images, add to the gradient as well
+    zeros.grad = None
+    step(with_zeros)
+    without = transfer_of(pairs="2:2")
+    for one in (transfer, without):
+        step(one)
+        one.gradient_balance.end_step()
+    found, plain = (float(one.gradient_balance.task_norms) for one in (transfer, without))
+    assert found == pytest.approx(float(zeros.grad.norm()), rel=1e-4)
+    assert abs(found - plain) > 1e-3 * plain
+
+
+def test_a_point_of_a_reentrant_checkpoint_is_measured() -> None:
+    plain, recomputing = transfer_of(pairs="2:2"), transfer_of(pairs="2:2")
+    inner = recomputing.student[2].forward
+    recomputing.student[2].forward = lambda x: checkpoint(inner, x, use_reentrant=True)
     for _ in range(3):
-        out = step(transfer)
-    assert min(betas_of(out).values()) > 0
+        one, other = step(plain), step(recomputing)
+    assert betas_of(one)["2:2"] > 0
+    assert betas_of(other) == pytest.approx(betas_of(one), rel=1e-4)
+
+
+def test_half_precision_measures_as_others_do() -> None:
+    """The gradient of an unscaled loss of many features is below float16's numbers."""
+    torch.manual_seed(0)
+    images, labels = torch.rand(16, 3, 64, 64), torch.arange(16) % 3
+    betas = []
+    for dtype in (torch.float32, torch.float16):
+        torch.manual_seed(0)
+        transfer = at.Transfer(
+            network(32),
+            network(48),
+            [at.CrossEntropy(), at.ActivationAttention("auto", pairs="0:0,2:2")],
+        )
+        for _ in range(2):
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                out = transfer(images, labels)
+            (out.loss * 1024).backward()
+        betas.append(betas_of(out))
+    assert betas[1] == pytest.approx(betas[0], rel=0.05)
+
+
+def test_looks_at_the_loss_are_no_steps() -> None:
+    looking, plain = transfer_of(), transfer_of()
+    for _ in range(8):
+        looking(IMAGES, LABELS)
+        one, other = step(looking), step(plain)
+    assert betas_of(one) == pytest.approx(betas_of(other), rel=1e-3)
+
+
+def test_a_weight_that_becomes_auto_later_is_refused() -> None:
+    transfer = transfer_of(beta=30.0)
+    transfer.terms["activation_attention"].beta = "auto"
+    with pytest.raises(InputError, match="after the Transfer was built"):
+        step(transfer)
+
+
+def test_means_are_taken_over_by_the_names_of_pairs() -> None:
+    first, second = transfer_of(pairs="0:0,2:2"), transfer_of(pairs="2:2,0:0,1:1")
+    for _ in range(2):
+        step(first)
+    first.gradient_balance.end_step()
+    second.load_state_dict(first.state_dict())
+    known = first.gradient_balance.term_norms.tolist()
+    assert second.gradient_balance.term_norms[:2].tolist() == known[::-1]
+    assert second.gradient_balance.term_norms[2].isnan()
+    assert second.gradient_balance.steps == first.gradient_balance.steps == 2
 
 
 def test_every_term_that_compares_layers_takes_it() -> None:
@@ -303,15 +376,18 @@ def test_other_terms_and_words_are_refused() -> None:
 positive = st.floats(1e-6, 1e6)
 
 
-@given(positive, positive, st.integers(1, 20), positive)
+@given(positive, st.lists(positive, min_size=1, max_size=20), positive)
 def test_the_rule_bounds_the_growth_of_the_gradient(
-    task: float, term: float, pairs: int, largest: float
+    task: float, terms: list[float], largest: float
 ) -> None:
-    beta = float(balanced_beta(torch.tensor(task), torch.tensor(term), pairs, largest))
-    assert 0 < beta <= largest * (1 + 1e-6)
-    assert (beta * term) ** 2 <= task**2 / pairs * (1 + 1e-4)
-    # Orthogonal gradients of all pairs, one after another:
-    assert (1 + 1 / pairs) ** (pairs / 2) < math.sqrt(math.e)
+    """Of orthogonal gradients, one pair after another on the way down through the network."""
+    arriving = task
+    for term in terms:
+        norms = torch.tensor(arriving), torch.tensor(term)
+        beta = float(balanced_beta(*norms, len(terms), largest))
+        assert 0 < beta <= largest * (1 + 1e-6)
+        arriving = math.hypot(arriving, beta * term)
+    assert arriving <= task * math.sqrt(math.e) * (1 + 1e-4)
 
 
 def test_the_rule_at_its_edges() -> None:

@@ -99,7 +99,7 @@ def test_extreme_features_of_half_precision_stay_finite(size: float) -> None:
         (lambda: losses.class_maps(IMAGES, None, size=0), "size of at least 1, got 0"),
         (lambda: losses.class_attention(IMAGES, IMAGES[:, :2]), "the same for both networks"),
         (lambda: losses.class_attention(IMAGES[:, :, 0, 0], IMAGES[:, :, 0, 0]), "class maps must"),
-        (lambda: at.ClassAttention(size=0), "size must be an integer of at least 1"),
+        (lambda: at.ClassAttention(size=0), "size must be an integer of at least 2"),
     ],
 )
 def test_what_does_not_fit_is_refused(call: object, match: str) -> None:
@@ -178,7 +178,7 @@ def test_uses_that_mean_nothing_are_refused() -> None:
     networks = [at.models.build("wrn-10-1", classes) for classes in (3, 4)]
     with pytest.raises(InputError, match="maps of the same classes, got 3 of the student and 4"):
         at.Transfer(*networks, [at.ClassAttention()], example_input=IMAGES)
-    with pytest.raises(InputError, match="with one teacher's, got 2"):
+    with pytest.raises(InputError, match="with one teacher, got 2"):
         at.Transfer(
             networks[0],
             [networks[1], copy.deepcopy(networks[1])],

@@ -39,8 +39,9 @@ def with_preset(values: Any) -> Any:
         >>> with_preset({"preset": "authors-kd-2017"})["kd_form"]
         '2017'
     """
-    known = isinstance(values, Mapping) and values.get("preset") in PRESETS
-    return {**PRESETS[values["preset"]], **values} if known else values
+    preset = values.get("preset") if isinstance(values, Mapping) else None
+    known = isinstance(preset, str) and preset in PRESETS
+    return {**PRESETS[preset], **values} if known else values  # type: ignore[index]
 
 
 def described(preset: Preset, settings: Mapping[str, Any]) -> str:

@@ -21,6 +21,13 @@ def cross_entropy_targets(
         f"cross-entropy takes labels of class indices {indices} or of probabilities {shape} for "
         f"logits {shape}"
     )
+    return _checked(expected, logits, labels, ignore_index)
+
+
+def _checked(
+    expected: str, logits: Tensor, labels: Tensor | None, ignore_index: int = -100
+) -> Tensor:
+    indices, shape = (logits.shape[0], *logits.shape[2:]), tuple(logits.shape)
     if not isinstance(labels, Tensor):
         got = "None" if labels is None else f"a {type(labels).__name__}"
         raise ValueError(
@@ -86,11 +93,11 @@ def class_indices(loss: str, logits: Tensor, labels: Tensor | None) -> Tensor:
         >>> class_indices("dkd", torch.zeros(2, 4), torch.tensor([3, 0], dtype=torch.uint8))
         tensor([3, 0])
     """
+    indices, shape = (len(logits), *logits.shape[2:]), tuple(logits.shape)
+    expected = f"{loss} takes labels of class indices {indices} for logits {shape}"
     if isinstance(labels, Tensor) and labels.shape == logits.shape and labels.is_floating_point():
-        expected = (len(logits), *logits.shape[2:])
         raise ValueError(
-            f"{loss} needs one class index for each sample, {expected}, got {labels.dtype} of "
-            f"shape {tuple(labels.shape)}: probabilities, as of MixUp and CutMix, have no one "
-            "class; give labels.argmax(dim=1), or leave this loss out"
+            f"{expected}, got {labels.dtype} of shape {tuple(labels.shape)}: probabilities, as of "
+            "MixUp and CutMix, have no one class; give labels.argmax(dim=1), or leave this loss out"
         )
-    return cross_entropy_targets(logits, labels)
+    return _checked(expected, logits, labels)

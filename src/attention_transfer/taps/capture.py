@@ -297,6 +297,9 @@ class Taps:
             overwritten = output._version != captured.version
             if captured.detached and (overwritten or not output.requires_grad):
                 raise InputError(_WITHOUT_GRADIENTS.format(point=point))
+            if captured.detached and self.watcher is not None:  # it has its graph only now
+                self._features[point] = output.view_as(output)
+                self.watcher(point, output, self._features[point])
             if overwritten and point not in self._copied:
                 self._copied.add(point)
                 raise RuntimeError(

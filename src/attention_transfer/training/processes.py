@@ -187,7 +187,10 @@ class StepAgreement:
     def __init__(self, processes: Processes, every_step: bool) -> None:
         self.processes = processes
         self._most = 1 if every_step or processes.count == 1 else MOST_STEPS_ALONE
-        self._gap = self._left = 1
+        self._gap = 1
+        """Steps from one agreement to the next."""
+        self._left = 1
+        """Steps to the next agreement."""
         self._last = time.perf_counter()
 
     def beginning(self, *wishes: int) -> Callable[[], tuple[int, ...]]:

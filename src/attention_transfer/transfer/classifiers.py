@@ -29,7 +29,6 @@ class Classifier(NamedTuple):
 
 class _Run(NamedTuple):
     module: str
-    output: Tensor
     means: list[Tensor]
     """Over positions, of channels first and of channels last."""
     rectified_means: list[Tensor]
@@ -65,7 +64,7 @@ def pooled_classifier(network: nn.Module, inputs: Inputs) -> Classifier:
         if isinstance(module, nn.Linear) and given and isinstance(given[0], Tensor):
             linear.append((name, module, given[0]))
         if isinstance(output, Tensor) and output.dim() >= 3 and output.is_floating_point():
-            runs.append(_Run(name, output, _means(output), _means(output.relu())))
+            runs.append(_Run(name, _means(output), _means(output.relu())))
 
     with ExitStack() as stack:
         for name, module in network.named_modules():

@@ -1,8 +1,9 @@
 """Weights of layer pairs from gradient norms: ``beta="auto"``.
 
 For layer pair j of J, let N_j be the norm of the gradient that arrives at the student's point from
-everything but the attention there (labels, distillation, later pairs), and A_j the norm of the
-gradient of the pair's own loss, both at the point's features of the whole batch. Then
+everything but the terms that compare layers there (from labels, distillation, later pairs), and A_j
+the norm of the gradient of the pair's own loss, both at the point's features of the whole batch.
+Then
 
     beta_j = min(largest beta, N_j / (sqrt(J) * A_j))
 
@@ -24,6 +25,11 @@ __all__ = ["GradientBalance", "balanced_beta", "is_measured"]
 
 DECAY = 0.9
 """Share of a running mean that is left after one step."""
+
+LEAST_LEFT = 0.75
+"""Share of a running mean that is left after a measurement, however long ago the last one was: one
+batch alone is noise.
+"""
 
 STEPS_AT_FIRST = 8
 """The first steps, which are all measured."""
@@ -101,10 +107,15 @@ class GradientBalance(nn.Module):
         self, pairs: Sequence[tuple[str, str, str]], largest: Sequence[float | None]
     ) -> None:
         super().__init__()
-        self._places = {(term, pair): place for place, (term, pair, _) in enumerate(pairs)}
+        self._pairs = [(term, pair) for term, pair, _ in pairs]
+        self._places = {
+            term: [place for place, (other, _) in enumerate(self._pairs) if other == term]
+            for term, _ in self._pairs
+        }
+        """The places of each term's pairs, side by side, in the order of the pairs."""
         self._points = [point for _, _, point in pairs]
         self._auto = {
-            term for (term, _), beta in zip(self._places, largest, strict=True) if beta is not None
+            term for (term, _), beta in zip(self._pairs, largest, strict=True) if beta is not None
         }
         self._count = sum(beta is not None for beta in largest)
         bounds = [0.0 if beta is None else beta for beta in largest]
@@ -113,6 +124,7 @@ class GradientBalance(nn.Module):
         self.register_buffer("task_norms", unknown)
         self.register_buffer("term_norms", unknown.clone())
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        """Saved as two numbers for each pair, under its name: another Transfer may have others."""
         self._step: int | None = 0
         """The same as ``steps``, which a GPU need not be asked for; None: to be read."""
         self._sums: _Sums | None = None
@@ -123,14 +135,18 @@ class GradientBalance(nn.Module):
 
     def has(self, term: str) -> bool:
         """Return whether the layer pairs of a term are measured."""
-        return any(term == name for name, _ in self._places)
+        return term in self._places
 
-    def beta(self, term: str, pairs: Sequence[str]) -> Tensor:
-        """Return the weights of a term's layer pairs (J,), from the steps before this one."""
-        places = [self._places[term, pair] for pair in pairs]
-        largest = self.get_buffer("largest")
-        beta = balanced_beta(self.task_norms, self.term_norms, max(1, self._count), largest)
-        return beta[places]
+    def finds_beta(self, term: str) -> bool:
+        """Return whether the weights of a term's layer pairs are found here."""
+        return term in self._auto
+
+    def beta(self, term: str) -> Tensor:
+        """Return the weights of a term's layer pairs, in order, from the steps before this one."""
+        places = self._places[term]
+        own = slice(places[0], places[-1] + 1)
+        task_norms, term_norms = self.task_norms[own], self.term_norms[own]
+        return balanced_beta(task_norms, term_norms, self._count, self.get_buffer("largest")[own])
 
     def ratios(self, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """Return beta_j * A_j / N_j: the gradient that attention sends to each point, over that of
@@ -144,16 +160,19 @@ class GradientBalance(nn.Module):
             Term -> layer pair -> ratio, of the pairs that have been measured.
         """
         found: dict[str, dict[str, float]] = {}
-        norms = zip(self._places, self.task_norms.tolist(), self.term_norms.tolist(), strict=True)
-        for (term, pair), task, of_term in norms:
-            if task > 0 and not math.isnan(of_term):
-                beta = float(self.beta(term, [pair])) if term in self._auto else 1.0
-                found.setdefault(term, {})[pair] = weights[term] * beta * of_term / task
+        ratios = self.term_norms / self.task_norms
+        for term, places in self._places.items():
+            betas = self.beta(term).tolist() if term in self._auto else [1.0] * len(places)
+            for place, beta, ratio in zip(places, betas, ratios[places].tolist(), strict=True):
+                if math.isfinite(ratio):
+                    found.setdefault(term, {})[self._pairs[place][1]] = weights[term] * beta * ratio
         return found
 
     def begin(self, images: int) -> "Measurement | None":
         """Begin a training pass of so many images, and return what measures it if it is time to."""
-        if self._begun and not self.steps_by_hand:
+        # A pass without a backward pass, such as a look at the loss, is no measured step.
+        unseen = self._sums is not None and not self._sums.images
+        if self._begun and not self.steps_by_hand and not unseen:
             self.end_step()
         self._begun = True
         if self._step is None:
@@ -176,7 +195,7 @@ class GradientBalance(nn.Module):
             squares = self.task_norms.new_tensor(
                 [
                     *(sums.task.get(point, math.nan) for point in self._points),
-                    *(sums.term.get(pair, math.nan) for pair in self._places),
+                    *(sums.term.get(pair, math.nan) for pair in self._pairs),
                     sums.images,
                 ]
             )
@@ -188,7 +207,7 @@ class GradientBalance(nn.Module):
         """Take the sums of squares over all images into the means, after so many steps."""
         task, term = (squares[:-1].sqrt() / squares[-1]).chunk(2)
         known = task.isfinite() & term.isfinite()
-        left = DECAY**steps
+        left = max(DECAY**steps, LEAST_LEFT)
         for mean, value in ((self.task_norms, task), (self.term_norms, term)):
             moved = torch.where(mean.isnan(), value, left * mean + (1 - left) * value)
             mean.copy_(torch.where(known, moved, mean))
@@ -201,16 +220,26 @@ class GradientBalance(nn.Module):
 
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        """Load the means; those of other layer pairs, or none, let them begin anew."""
-        own = {prefix + name: buffer for name, buffer in self.state_dict().items()}
-        shapes = {name: getattr(state_dict.get(name), "shape", None) for name in own}
-        if shapes != {name: buffer.shape for name, buffer in own.items()}:
-            state_dict.update(own)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        destination[f"{prefix}steps"] = self.steps
+        norms = torch.stack([self.task_norms, self.term_norms], dim=1)
+        for name, values in zip(self._names(prefix), norms, strict=True):
+            destination[name] = values.clone()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *_arguments: Any
+    ) -> None:
+        """Load the means of pairs that are there; the others begin anew."""
+        self.steps.copy_(state_dict.get(f"{prefix}steps", self.steps))
+        for place, name in enumerate(self._names(prefix)):
+            unknown = torch.full((2,), math.nan)
+            self.task_norms[place], self.term_norms[place] = state_dict.get(name, unknown)
         self._step = self._sums = None
+
+    def _names(self, prefix: str) -> list[str]:
+        return [prefix + f"{term}/{pair}".replace(".", "/") for term, pair in self._pairs]
 
 
 @dataclass

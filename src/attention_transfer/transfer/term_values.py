@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from attention_transfer.errors import InputError
@@ -76,6 +77,11 @@ def term_value(
         InputError: the value is no scalar, or tensors are on several devices.
     """
     factor = term.weight_at(inputs.progress)
+    if term.weight == AUTO and not (balance is not None and balance.finds_beta(name)):
+        raise InputError(
+            f'the weight of the term {name} was set to "auto" after the Transfer was built; build '
+            "a new one"
+        )
     try:
         if balance is None or not balance.has(name):
             raw = scalar_value(name, term(inputs))
@@ -89,7 +95,7 @@ def term_value(
     raw = sum(losses.values(), start=term.zero(inputs))
     if term.weight != AUTO:
         return TermValue(raw, raw * factor, {})
-    betas = balance.beta(name, list(losses)) * factor
+    betas = balance.beta(name) * factor
     weighted = sum(
         (beta * loss for beta, loss in zip(betas, losses.values(), strict=True)),
         start=term.zero(inputs),
@@ -105,8 +111,10 @@ def _pair_losses(
     for pair in inputs.pairs:
         features = pair.raw_student_features
         watched = measurement is not None and features.requires_grad
-        if watched:  # apart from those of other terms
-            pair = replace(pair, raw_student_features=features.view_as(features))
+        if watched:
+            # Apart from those of other terms; in float16 the gradient of an unscaled loss vanishes.
+            alone = features.float() if features.dtype == torch.float16 else features
+            pair = replace(pair, raw_student_features=alone.view_as(features))
         loss = losses[str(pair.pair)] = term.pair_loss(pair)
         if watched and measurement is not None:
             measurement.see_loss(name, str(pair.pair), loss, pair.raw_student_features)

@@ -18,7 +18,13 @@ from attention_transfer.transfer.attention_layers import (
 from attention_transfer.transfer.pairing import Pairs
 from attention_transfer.transfer.schedule import Schedule
 from attention_transfer.transfer.targets import Reduction
-from attention_transfer.transfer.terms.base import PairTerm, Weight, check_choice
+from attention_transfer.transfer.terms.base import (
+    PairTerm,
+    Weight,
+    check_choice,
+    one_teacher,
+    refuse_another,
+)
 from attention_transfer.transfer.terms.inputs import PairInputs, TermInputs
 
 __all__ = ["AttentionDistillation"]
@@ -79,17 +85,8 @@ class AttentionDistillation(PairTerm):
 
     def bind(self, networks: Sequence[tuple[nn.Module, Inputs | None]]) -> None:
         """Find both networks' attention layers, and pair them."""
-        if len(networks) != 2:
-            raise InputError(
-                f"the term {self.name} compares attention with one teacher's, got "
-                f"{len(networks) - 1}; give one teacher, or leave the term out"
-            )
-        student, teacher = (network for network, _ in networks)
-        if self._student and self._student[0] is not student:
-            raise InputError(
-                f"the term {self.name} has the layers of another Transfer's student already; make "
-                "a new AttentionDistillation for this one"
-            )
+        student, teacher = (network for network, _ in one_teacher(self, networks))
+        refuse_another(self, self._student, student)
         found = _paired(self._wanted, attention_layers(student), attention_layers(teacher))
         self._student = (student,)
         self.pairs = [(ours.point, theirs.point) for ours, theirs in found]

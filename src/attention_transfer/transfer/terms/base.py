@@ -205,8 +205,8 @@ class PairTerm(Term):
 
     pairs: Pairs | None = "auto"
     largest_beta: float = 1e6
-    """The largest weight of a layer pair where they are found by "auto": it bounds them where the
-    loss has almost no gradient.
+    """The largest weight of a layer pair under "auto", which bounds it where the loss has almost no
+    gradient.
     """
 
     def __init__(
@@ -264,6 +264,32 @@ def check_weight(name: str, value: object, auto: bool = False) -> None:
         got += ", which is for terms that compare layers"
     expected = "a finite number of at least 0" + (f', or "{AUTO}"' if auto else "")
     raise InputError(f"{name} must be {expected}, got {got}")
+
+
+def one_teacher(
+    term: Term, networks: Sequence[tuple[nn.Module, Inputs | None]]
+) -> tuple[tuple[nn.Module, Inputs | None], tuple[nn.Module, Inputs | None]]:
+    """Return the student and the teacher that a term is bound to, each with an example.
+
+    Raises:
+        InputError: there are several teachers.
+    """
+    if len(networks) != 2:
+        raise InputError(
+            f"the term {term.name} compares the student with one teacher, got {len(networks) - 1}; "
+            "give one teacher, or leave the term out"
+        )
+    student, teacher = networks
+    return student, teacher
+
+
+def refuse_another(term: Term, before: Sequence[object], student: object) -> None:
+    """Raise an InputError if a term is bound to another student, or part of one, already."""
+    if before and before[0] is not student:
+        raise InputError(
+            f"the term {term.name} belongs to another Transfer's student already; make a new "
+            f"{type(term).__name__} for this one"
+        )
 
 
 def check_power(power: float) -> None:

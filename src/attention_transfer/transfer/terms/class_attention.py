@@ -11,7 +11,7 @@ from attention_transfer.taps import Inputs
 from attention_transfer.transfer.classifiers import Classifier, pooled_classifier
 from attention_transfer.transfer.schedule import Schedule
 from attention_transfer.transfer.targets import Reduction
-from attention_transfer.transfer.terms.base import PairTerm, Weight
+from attention_transfer.transfer.terms.base import PairTerm, Weight, one_teacher, refuse_another
 from attention_transfer.transfer.terms.inputs import PairInputs, TermInputs
 
 __all__ = ["ClassAttention"]
@@ -48,21 +48,19 @@ class ClassAttention(PairTerm):
         name: str | None = None,
     ) -> None:
         super().__init__(weight, None, schedule, name)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError(f"size must be an integer of at least 1, got {size!r}")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 2:
+            raise InputError(
+                f"size must be an integer of at least 2, got {size!r}: a normalized map of one "
+                "position is its sign alone"
+            )
         self.size = size
         # In a tuple: the layer is the student's, and no module of the term.
         self._student: tuple[Classifier, ...] = ()
 
     def bind(self, networks: Sequence[tuple[nn.Module, Inputs | None]]) -> None:
         """Find both networks' classifiers, and the features whose mean these read."""
-        if len(networks) != 2:
-            raise InputError(
-                f"the term {self.name} compares class maps with one teacher's, got "
-                f"{len(networks) - 1}; give one teacher, or leave the term out"
-            )
         classifiers = []
-        for network, inputs in networks:
+        for network, inputs in one_teacher(self, networks):
             if inputs is None:
                 raise InputError(
                     f"the term {self.name} finds the networks' classifiers by an example; pass "
@@ -70,11 +68,7 @@ class ClassAttention(PairTerm):
                 )
             classifiers.append(pooled_classifier(network, inputs))
         student, teacher = classifiers
-        if self._student and self._student[0].layer is not student.layer:
-            raise InputError(
-                f"the term {self.name} has the classifier of another Transfer's student already; "
-                "make a new ClassAttention for this one"
-            )
+        refuse_another(self, [one.layer for one in self._student], student.layer)
         self._student = (student,)
         self.pairs = [(student.point, teacher.point)]
         maps = _TeacherMaps(teacher, self.size)

@@ -15,6 +15,13 @@ __all__ = ["DIST", "DKD", "LogitStandardization"]
 class _SeveralClasses(SoftTargets):
     """Soft targets that mean nothing for fewer than two classes."""
 
+    def __init__(
+        self, weight: float, temperature: float, usual: float, schedule: Schedule, name: str | None
+    ) -> None:
+        super().__init__(weight, schedule, name)
+        check_temperature(temperature, usual)
+        self.temperature = temperature
+
     def check(self, inputs: TermInputs) -> None:
         check_classes(self.name, inputs)
         if inputs.logits.shape[1] < 2:
@@ -27,6 +34,9 @@ class _SeveralClasses(SoftTargets):
 class DIST(_SeveralClasses):
     """weight * DIST (Huang et al., NeurIPS 2022): relations of the predictions, by Pearson's
     correlation. See :func:`attention_transfer.functional.losses.dist`.
+
+    The relation between a class's images is one of the images that are computed together: of a
+    micro-batch, and of each process's share of a batch.
 
     The defaults are those of the authors' code on ImageNet; on CIFAR-100 it has temperature 4.
 
@@ -55,11 +65,10 @@ class DIST(_SeveralClasses):
         schedule: Schedule = "constant",
         name: str | None = None,
     ) -> None:
-        super().__init__(weight, schedule, name)
+        super().__init__(weight, temperature, 1, schedule, name)
         check_weight("beta", beta)
         check_weight("gamma", gamma)
-        check_temperature(temperature, usual=1)
-        self.beta, self.gamma, self.temperature = beta, gamma, temperature
+        self.beta, self.gamma = beta, gamma
 
     def forward(self, inputs: TermInputs) -> Tensor:
         return losses.dist(
@@ -94,9 +103,7 @@ class LogitStandardization(_SeveralClasses):
         schedule: Schedule = "constant",
         name: str | None = None,
     ) -> None:
-        super().__init__(weight, schedule, name)
-        check_temperature(temperature, usual=2)
-        self.temperature = temperature
+        super().__init__(weight, temperature, 2, schedule, name)
 
     def forward(self, inputs: TermInputs) -> Tensor:
         return losses.logit_standardization(inputs.logits, inputs.teacher_logits, self.temperature)
@@ -134,11 +141,10 @@ class DKD(_SeveralClasses):
         schedule: Schedule = "constant",
         name: str | None = None,
     ) -> None:
-        super().__init__(weight, schedule, name)
+        super().__init__(weight, temperature, 4, schedule, name)
         check_weight("alpha", alpha)
         check_weight("beta", beta)
-        check_temperature(temperature, usual=4)
-        self.alpha, self.beta, self.temperature = alpha, beta, temperature
+        self.alpha, self.beta = alpha, beta
 
     def forward(self, inputs: TermInputs) -> Tensor:
         try:
