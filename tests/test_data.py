@@ -23,9 +23,9 @@ from attention_transfer.data import (
 )
 from attention_transfer.data.cluttered_digits import (
     _share,
-    _sources,
-    _train_digits,
     cluttered_digits,
+    sources,
+    training_digits,
 )
 from attention_transfer.data.randomness import integers, permutation, uniform
 from attention_transfer.errors import InputError
@@ -182,7 +182,7 @@ def test_the_digit_is_in_its_box() -> None:
     """The same scene with another colour differs inside the box alone."""
     from attention_transfer.data import cluttered_digits as module
 
-    digits, labels, photographs = _sources()
+    digits, labels, photographs = sources()
     tight = [module._tight(digit) for digit in digits[::50]]
     material = module._Material(tight, labels[::50], [_share(p, "train") for p in photographs])
     painted = module._scenes(material, 0, "train")
@@ -209,8 +209,8 @@ def test_the_digit_is_in_its_box() -> None:
 
 
 def test_the_splits_share_no_digit_and_no_part_of_a_photograph() -> None:
-    digits, labels, photographs = _sources()
-    train = _train_digits(labels)
+    digits, labels, photographs = sources()
+    train = training_digits(labels)
     inks = [{digit.tobytes() for digit in digits[part]} for part in (train, ~train)]
     assert not inks[0] & inks[1]
     for photograph in photographs:

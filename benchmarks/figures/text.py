@@ -91,8 +91,9 @@ def unmarked(text: str, settings: Sequence[str]) -> list[str]:
     Raises:
         FigureError: a phrase does not occur.
     """
-    for phrase in settings:
-        if phrase not in text:
+    patterns = {phrase: _over_lines(phrase) for phrase in settings}
+    for phrase, pattern in patterns.items():
+        if pattern.search(text) is None:
             raise FigureError(f"settings.py lists {phrase!r}, which the document does not have")
     heads = tuple(phrase for phrase in settings if phrase.startswith("|"))
 
@@ -101,14 +102,19 @@ def unmarked(text: str, settings: Sequence[str]) -> list[str]:
         return _blank(table[0]) if known else table[0]
 
     text = TABLE_WITH_MARKER.sub(without_known, text)
-    for phrase in settings:
-        text = text.replace(phrase, _blank(phrase))
+    for pattern in patterns.values():
+        text = pattern.sub(lambda found: _blank(found[0]), text)
     text = CODE.sub(lambda code: _blank(code[0]), text)
     return [
         f"line {_line(text, number.start())}: {number[0]}"
         for number in MEASURED.finditer(text)
         if "<!--" not in number[0] and re.search(rf"\d\.\d|{UNIT}", number[0])
     ]
+
+
+def _over_lines(phrase: str) -> re.Pattern[str]:
+    """Return what finds a phrase wherever its lines break."""
+    return re.compile(r"\s+".join(map(re.escape, phrase.split())))
 
 
 def _with_figure(text: str, comment: re.Match[str], sources: Sources, figure: Figure) -> str:
