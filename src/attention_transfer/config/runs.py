@@ -277,10 +277,10 @@ class RunConfig(TrainingConfig):
         None, description="weight of full-activation transfer, a baseline, or auto; none: off"
     )
 
-    gradient_beta: NonNegative | None = Field(
+    gradient_beta: Beta | None = Field(
         None,
-        description="weight of gradient attention transfer, which --attention gradient needs; "
-        "none: off",
+        description="weight of gradient attention transfer, which --attention gradient needs, or "
+        "auto; none: off",
     )
     gradient_form: Literal["paper", "squared"] = Field(
         "paper",
@@ -295,8 +295,8 @@ class RunConfig(TrainingConfig):
     gradient_normalize: bool = Field(
         False, description="normalize gradients to unit length before they are compared"
     )
-    flip_symmetry_beta: NonNegative | None = Field(
-        None, description="weight of the flip-symmetry term; none: off"
+    flip_symmetry_beta: Beta | None = Field(
+        None, description="weight of the flip-symmetry term, or auto; none: off"
     )
     flip_axis: Literal["horizontal", "vertical"] = Field(
         "horizontal", description="flip left and right, or top and bottom"
@@ -307,8 +307,8 @@ class RunConfig(TrainingConfig):
         description="indices of the classes that the flip does not change, such as 0,1,3,8; "
         "none: all",
     )
-    input_gradient_norm_beta: NonNegative | None = Field(
-        None, description="weight of the input gradient's norm, a baseline; none: off"
+    input_gradient_norm_beta: Beta | None = Field(
+        None, description="weight of the input gradient's norm, a baseline, or auto; none: off"
     )
     cache: Path | None = Field(
         None,

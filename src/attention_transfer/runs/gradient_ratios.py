@@ -1,4 +1,4 @@
-"""Warnings about terms whose gradients are stronger than all others at their points."""
+"""Warnings about terms whose gradients are stronger than all others together."""
 
 from collections.abc import Iterator, Sequence
 
@@ -26,8 +26,9 @@ def overpowering_terms(rows: Sequence[EpochMetrics]) -> Iterator[str]:
                     epochs[term, pair] = epochs.get((term, pair), 0) + 1
     for (term, pair), ratio in largest.items():
         count = epochs[term, pair]
+        where = "in the student's weights" if pair == "weights" else f"at {pair}"
         yield (
-            f"{term} at {pair}: its gradient was up to {ratio:.1f} times that of everything else "
+            f"{term} {where}: its gradient was up to {ratio:.1f} times that of everything else "
             f"the student learns from, after {count} of {len(rows)} epochs; give it a smaller "
             'weight, or "auto"'
         )

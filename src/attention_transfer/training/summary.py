@@ -90,7 +90,8 @@ def _weight_lines(setup: RunSetup) -> Iterator[str]:
         ("input gradient norm", config.input_gradient_norm_beta, "J"),
     ):
         if beta is not None:
-            yield f"{name}: weight {beta / 2:g} on ||{quantity}||{square} of input gradients"
+            weight = beta if beta == "auto" else f"{beta / 2:g}"
+            yield f"{name}: weight {weight} on ||{quantity}||{square} of input gradients"
     if config.teacher is not None and "activation" in config.attention:
         weight = config.beta if config.beta == "auto" else f"{config.beta:g}"
         yield f"activation attention: beta {weight}, {config.schedule_of_beta}, form {config.form}"

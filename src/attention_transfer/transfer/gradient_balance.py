@@ -1,4 +1,4 @@
-"""Weights of layer pairs from gradient norms: ``beta="auto"``.
+"""Weights of terms from gradient norms: ``beta="auto"``.
 
 For layer pair j of J, let N_j be the norm of the gradient that arrives at the student's point from
 everything but the terms that compare layers there (from labels, distillation, later pairs), and A_j
@@ -10,6 +10,9 @@ Then
 from running means of both. Where the two gradients are orthogonal, no pair adds more than 1/J of
 the square of what arrives, so the gradient below J of them grows by at most
 (1 + 1/J)^(J/2) < sqrt(e), for any number of pairs and any length of training.
+
+A term over input gradients has no layer: N and A are then norms of the gradient in the student's
+weights, of everything but such terms and of the term's own loss, and J counts these terms.
 """
 
 import math
@@ -21,7 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["GradientBalance", "balanced_beta", "is_measured"]
+__all__ = ["WEIGHTS", "GradientBalance", "Measurement", "balanced_beta", "is_measured"]
+
+WEIGHTS = "weights"
+"""In place of a layer pair, of a term whose gradient is measured in the student's weights."""
+
+LOSS_SCALE = 2.0**12
+"""Of a loss whose gradient in the weights is measured, which float16 would lose unscaled. A power
+of two changes no digit in other types.
+"""
 
 DECAY = 0.9
 """Share of a running mean that is left after one step."""
@@ -94,7 +105,8 @@ class GradientBalance(nn.Module):
     what was measured into the means.
 
     Args:
-        pairs: (term, pair, student point) of each layer pair.
+        pairs: (term, pair, student point) of each layer pair; (term, ``WEIGHTS``, None) of a term
+            over input gradients.
         largest: the largest beta of each of them; None where its beta is constant, so that it is
             measured only.
     """
@@ -104,7 +116,7 @@ class GradientBalance(nn.Module):
     steps: Tensor
 
     def __init__(
-        self, pairs: Sequence[tuple[str, str, str]], largest: Sequence[float | None]
+        self, pairs: Sequence[tuple[str, str, str | None]], largest: Sequence[float | None]
     ) -> None:
         super().__init__()
         self._pairs = [(term, pair) for term, pair, _ in pairs]
@@ -117,7 +129,14 @@ class GradientBalance(nn.Module):
         self._auto = {
             term for (term, _), beta in zip(self._pairs, largest, strict=True) if beta is not None
         }
-        self._count = sum(beta is not None for beta in largest)
+        at_weights = [pair == WEIGHTS for _, pair in self._pairs]
+        found = [beta is not None for beta in largest]
+        self._at_weights = [term for term, pair in self._pairs if pair == WEIGHTS]
+        self._counts = {
+            kind: sum(own == kind and auto for own, auto in zip(at_weights, found, strict=True))
+            for kind in (False, True)
+        }
+        """How many weights are found here: at points, and at the student's weights."""
         bounds = [0.0 if beta is None else beta for beta in largest]
         unknown = torch.full((len(pairs),), math.nan)
         self.register_buffer("largest", torch.tensor(bounds), persistent=False)
@@ -133,24 +152,31 @@ class GradientBalance(nn.Module):
         self.steps_by_hand = False
         """Whether :meth:`end_step` is called after each step; else each forward pass is one."""
 
-    def has(self, term: str) -> bool:
+    def has_pairs(self, term: str) -> bool:
         """Return whether the layer pairs of a term are measured."""
-        return term in self._places
+        return term in self._places and not self.is_at_weights(term)
+
+    def is_at_weights(self, term: str) -> bool:
+        """Return whether the gradient of a term is measured in the student's weights."""
+        return term in self._at_weights
 
     def finds_beta(self, term: str) -> bool:
         """Return whether the weights of a term's layer pairs are found here."""
         return term in self._auto
 
     def beta(self, term: str) -> Tensor:
-        """Return the weights of a term's layer pairs, in order, from the steps before this one."""
+        """Return the weights of a term's layer pairs, in order, from the steps before this one; one
+        of a term over input gradients.
+        """
         places = self._places[term]
         own = slice(places[0], places[-1] + 1)
         task_norms, term_norms = self.task_norms[own], self.term_norms[own]
-        return balanced_beta(task_norms, term_norms, self._count, self.get_buffer("largest")[own])
+        count = self._counts[self.is_at_weights(term)]
+        return balanced_beta(task_norms, term_norms, count, self.get_buffer("largest")[own])
 
     def ratios(self, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
-        """Return beta_j * A_j / N_j: the gradient that attention sends to each point, over that of
-        everything else there.
+        """Return beta_j * A_j / N_j: the gradient that a term sends to each point, or to the
+        weights, over that of everything else there.
 
         Args:
             weights: of the terms now: their constant beta, or the factor of those found here, with
@@ -181,7 +207,7 @@ class GradientBalance(nn.Module):
             return None
         if self._sums is None:
             self._sums = _Sums()
-        return Measurement(images, self._sums)
+        return Measurement(images, self._sums, self._at_weights)
 
     def end_step(self, total: Callable[[Tensor], Tensor] | None = None) -> None:
         """Take what was measured in a step into the means, and count the step.
@@ -192,20 +218,29 @@ class GradientBalance(nn.Module):
         step = self._step = int(self.steps) if self._step is None else self._step
         sums, self._sums = self._sums, None
         if is_measured(step) and sums is not None and sums.images:
-            squares = self.task_norms.new_tensor(
-                [
-                    *(sums.task.get(point, math.nan) for point in self._points),
-                    *(sums.term.get(pair, math.nan) for pair in self._pairs),
-                    sums.images,
-                ]
-            )
-            self._take(squares if total is None else total(squares), _steps_since(step))
+            self._take(sums, total or (lambda tensor: tensor), _steps_since(step))
         self.steps += 1
         self._step += 1
 
-    def _take(self, squares: Tensor, steps: int) -> None:
-        """Take the sums of squares over all images into the means, after so many steps."""
-        task, term = (squares[:-1].sqrt() / squares[-1]).chunk(2)
+    def _take(self, sums: "_Sums", total: Callable[[Tensor], Tensor], steps: int) -> None:
+        """Take the sums over all images into the means, after so many steps."""
+        squares = self.task_norms.new_tensor(
+            [
+                *(sums.task.get(point or "", math.nan) for point in self._points),
+                *(sums.term.get(pair, math.nan) for pair in self._pairs),
+                sums.images,
+            ]
+        )
+        squares = total(squares)
+        norms, images = squares[:-1].sqrt(), squares[-1]
+        task, term = norms.chunk(2)
+        if self._at_weights:  # one vector for all images, not one for each
+            task_at_weights = torch.linalg.vector_norm(total(sums.weights[None]))
+        for name in self._at_weights:
+            (place,) = self._places[name]
+            task[place] = task_at_weights
+            term[place] = torch.linalg.vector_norm(total(sums.weights[name]))
+        task, term = task / images, term / images
         known = task.isfinite() & term.isfinite()
         left = max(DECAY**steps, LEAST_LEFT)
         for mean, value in ((self.task_norms, task), (self.term_norms, term)):
@@ -251,6 +286,10 @@ class _Sums:
     """By the student's point."""
     term: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     """By term and pair."""
+    weights: dict[str | None, Tensor] = field(default_factory=dict)
+    """The gradients in the student's weights themselves, times the images: by term over input
+    gradients; None: of everything else.
+    """
 
 
 class Measurement:
@@ -259,12 +298,15 @@ class Measurement:
     Args:
         images: in the pass.
         sums: to add to.
+        at_weights: the terms whose gradient is measured in the student's weights.
     """
 
-    def __init__(self, images: int, sums: _Sums) -> None:
+    def __init__(self, images: int, sums: _Sums, at_weights: Sequence[str]) -> None:
         self._images, self._sums = images, sums
+        self.at_weights = at_weights
         self._handles: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
         self._term: dict[tuple[str, str], Tensor] = {}
+        self._weights: dict[str | None, Tensor] = {}
         self._attention: dict[str, Tensor] = {}
         """The gradient of the attention at a point, until all others have arrived there."""
         self._scale: Tensor | None = None
@@ -293,6 +335,30 @@ class Measurement:
         if gradient is not None:
             self._term[term, pair] = self._square(gradient)
 
+    def see_weights(
+        self, term: str | None, loss: Tensor, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        """Measure now the gradient of a loss in the student's weights.
+
+        Args:
+            term: over input gradients; None: the loss is the sum of all others.
+            loss: a mean over the images.
+            parameters: those of the student that learn.
+        """
+        gradients: Sequence[Tensor | None] = [None] * len(parameters)
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(
+                loss * LOSS_SCALE, parameters, retain_graph=True, allow_unused=True
+            )
+        of_weights = [
+            torch.zeros_like(weights) if gradient is None else gradient.detach()
+            for weights, gradient in zip(parameters, gradients, strict=True)
+        ]
+        flat = torch.cat(
+            [loss.new_zeros(0), *(gradient.flatten().to(loss) for gradient in of_weights)]
+        )
+        self._weights[term] = flat * (self._images / LOSS_SCALE)
+
     def watch_loss(self, loss: Tensor) -> None:
         """Begin when the backward pass of the whole loss begins."""
         if loss.requires_grad:
@@ -303,6 +369,8 @@ class Measurement:
         self._sums.images += self._images
         for pair, square in self._term.items():
             self._sums.term[pair] = self._sums.term.get(pair, 0) + square
+        for term, vector in self._weights.items():
+            self._sums.weights[term] = self._sums.weights.get(term, 0) + vector
 
     def _see_attention(self, point: str, gradient: Tensor) -> None:
         if self._scale is not None:

@@ -53,7 +53,7 @@ from attention_transfer.transfer.term_inputs import (
     read_fields,
     term_inputs,
 )
-from attention_transfer.transfer.term_values import TermValue, balance_of, term_value
+from attention_transfer.transfer.term_values import TermValue, balance_of, term_value, watch_loss
 from attention_transfer.transfer.terms.base import Term
 from attention_transfer.transfer.terms.inputs import PairedMaps
 from attention_transfer.transfer.trial import try_losses
@@ -267,7 +267,7 @@ class Transfer(nn.Module):
         return tapped_forward(self.student, self._taps, inputs, self.student_normalization)
 
     def measure_gradients(self) -> None:
-        """Let ``gradient_balance`` measure the layer pairs of terms of constant weight as well."""
+        """Let ``gradient_balance`` measure terms of constant weight as well."""
         self.gradient_balance = balance_of(self.named_terms, self.pairings, constant=True)
 
     # torch.compiler.disable, except that the compiler is imported at the first call only.
@@ -345,7 +345,7 @@ class Transfer(nn.Module):
         weighted = [value.weighted for value in values.values()]
         loss = sum(weighted, start=weighted[0].new_zeros((), dtype=torch.float32))
         if measurement is not None:
-            measurement.watch_loss(loss)
+            watch_loss(loss, values, self.named_terms, measurement, self.student)
         return TransferOutput(
             loss=loss,
             terms={name: value.weighted.detach() for name, value in values.items()},

@@ -1,20 +1,20 @@
 """The value of one term on a batch: raw, weighted and, of layer pairs, one by one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_transfer.errors import InputError
-from attention_transfer.transfer.gradient_balance import GradientBalance, Measurement
+from attention_transfer.transfer.gradient_balance import WEIGHTS, GradientBalance, Measurement
 from attention_transfer.transfer.pairing import Pairing
 from attention_transfer.transfer.term_inputs import check_devices, scalar_value
 from attention_transfer.transfer.terms.base import AUTO, PairTerm, Term
 from attention_transfer.transfer.terms.inputs import TermInputs
 
-__all__ = ["TermValue", "balance_of", "term_value"]
+__all__ = ["TermValue", "balance_of", "term_value", "watch_loss"]
 
 
 class TermValue(NamedTuple):
@@ -24,13 +24,16 @@ class TermValue(NamedTuple):
     """Without its weight."""
     weighted: Tensor
     betas: dict[str, Tensor]
-    """The weights of its layer pairs, schedule included, if they are found by gradient norms."""
+    """The weights of its layer pairs, schedule included, if they are found by gradient norms; of a
+    term over input gradients the one under ``"weights"``.
+    """
 
 
 def balance_of(
     terms: Mapping[str, Term], pairings: Mapping[str, Pairing], constant: bool
 ) -> GradientBalance | None:
-    """Return what measures the gradients at the layer pairs of terms, or None if there are none.
+    """Return what measures the gradients of terms over layer pairs and of terms over input
+    gradients, or None if there are none.
 
     Args:
         terms: by name.
@@ -38,10 +41,16 @@ def balance_of(
         constant: whether to measure terms of constant weight as well.
 
     Raises:
-        InputError: a term with beta="auto" that is not a sum over layer pairs.
+        InputError: a term of weight "auto" with a ``forward`` of its own, which hides the losses
+            of its layer pairs.
     """
-    pairs, largest = [], list[float | None]()
+    pairs, largest = list[tuple[str, str, str | None]](), list[float | None]()
     for name, term in terms.items():
+        bound = term.largest_beta if term.weight == AUTO else None
+        if term.needs_input_gradient and (constant or term.weight == AUTO):
+            pairs.append((name, WEIGHTS, None))
+            largest.append(bound)
+            continue
         summed = isinstance(term, PairTerm) and type(term).forward is PairTerm.forward
         if term.weight == AUTO and not summed:
             raise InputError(
@@ -50,10 +59,9 @@ def balance_of(
             )
         if not summed or not (constant or term.weight == AUTO):
             continue
-        assert isinstance(term, PairTerm)
         for pair in pairings[name].pairs:
             pairs.append((name, str(pair), pair.student))
-            largest.append(term.largest_beta if term.weight == AUTO else None)
+            largest.append(bound)
     return GradientBalance(pairs, largest) if pairs else None
 
 
@@ -83,24 +91,52 @@ def term_value(
             "a new one"
         )
     try:
-        if balance is None or not balance.has(name):
-            raw = scalar_value(name, term(inputs))
-            return TermValue(raw, raw * factor, {})
-        assert isinstance(term, PairTerm)
-        losses = _pair_losses(name, term, inputs, measurement)
+        if balance is not None and balance.has_pairs(name):
+            assert isinstance(term, PairTerm)
+            losses = _pair_losses(name, term, inputs, measurement)
+        else:
+            losses = {WEIGHTS: scalar_value(name, term(inputs))}
     except Exception as error:
         check_devices(name, inputs, error)
         error.add_note(f"in the term {name}")
         raise
-    raw = sum(losses.values(), start=term.zero(inputs))
-    if term.weight != AUTO:
+    raw = _sum(list(losses.values()))
+    if term.weight != AUTO or balance is None:
         return TermValue(raw, raw * factor, {})
     betas = balance.beta(name) * factor
-    weighted = sum(
-        (beta * loss for beta, loss in zip(betas, losses.values(), strict=True)),
-        start=term.zero(inputs),
-    )
+    weighted = _sum([beta * loss for beta, loss in zip(betas, losses.values(), strict=True)])
     return TermValue(raw, weighted, dict(zip(losses, betas.detach(), strict=True)))
+
+
+def watch_loss(
+    loss: Tensor,
+    values: Mapping[str, TermValue],
+    terms: Mapping[str, Term],
+    measurement: Measurement,
+    student: nn.Module,
+) -> None:
+    """Measure the gradients of the loss: those in the student's weights now, those at points when
+    its backward pass begins.
+
+    Args:
+        loss: the sum of the weighted terms.
+        values: of all terms.
+        terms: the same terms.
+        measurement: of this pass.
+        student: the network that learns.
+    """
+    measurement.watch_loss(loss)
+    if not measurement.at_weights:
+        return
+    parameters = [weights for weights in student.parameters() if weights.requires_grad]
+    others = [values[name].weighted for name in values if not terms[name].needs_input_gradient]
+    measurement.see_weights(None, _sum([torch.zeros(()), *others]), parameters)
+    for name in measurement.at_weights:
+        measurement.see_weights(name, values[name].raw, parameters)
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    return sum(values[1:], start=values[0])
 
 
 def _pair_losses(

@@ -72,7 +72,9 @@ class Term(nn.Module, ABC):
     """
 
     weight: Weight
-    """Finite, at least 0; ``"auto"`` of a term that compares layers."""
+    """Finite, at least 0; ``"auto"`` of a term that compares layers or reads input gradients."""
+    largest_beta: float = 1e6
+    """The largest weight under "auto", which bounds it where the loss has almost no gradient."""
     name: str
     """The term's key in ``TransferOutput.terms``: an identifier."""
     needs_logits: bool = False
@@ -100,7 +102,7 @@ class Term(nn.Module, ABC):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a weight is checked whenever it is set."""
         if name == "weight":
-            check_weight("weight", value, auto=isinstance(self, PairTerm))
+            check_weight("weight", value, isinstance(self, PairTerm) or self.needs_input_gradient)
             value = value if isinstance(value, int | str) else float(value)
         if name == "schedule":
             check_schedule(value)
@@ -204,10 +206,6 @@ class PairTerm(Term):
     """
 
     pairs: Pairs | None = "auto"
-    largest_beta: float = 1e6
-    """The largest weight of a layer pair under "auto", which bounds it where the loss has almost no
-    gradient.
-    """
 
     def __init__(
         self,
@@ -261,7 +259,7 @@ def check_weight(name: str, value: object, auto: bool = False) -> None:
         return
     got = repr(value) if isinstance(value, Real | str | None) else f"a {type(value).__name__}"
     if value == AUTO:
-        got += ", which is for terms that compare layers"
+        got += ", which is for terms that compare layers or read input gradients"
     expected = "a finite number of at least 0" + (f', or "{AUTO}"' if auto else "")
     raise InputError(f"{name} must be {expected}, got {got}")
 

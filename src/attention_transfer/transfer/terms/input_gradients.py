@@ -9,7 +9,13 @@ from torch import Tensor
 from attention_transfer.errors import InputError
 from attention_transfer.functional import losses, maps
 from attention_transfer.transfer.schedule import Schedule
-from attention_transfer.transfer.terms.base import Term, check_choice, check_power, check_weight
+from attention_transfer.transfer.terms.base import (
+    Term,
+    Weight,
+    check_choice,
+    check_power,
+    check_weight,
+)
 from attention_transfer.transfer.terms.beta import WeightNamedBeta
 from attention_transfer.transfer.terms.inputs import PairedMaps, TermInputs
 from attention_transfer.transfer.terms.logits import check_classes
@@ -27,9 +33,9 @@ class _GradientTerm(WeightNamedBeta, Term):
     needs_input_gradient = True
 
     def __init__(
-        self, beta: float, form: losses.GradientForm, schedule: Schedule, name: str | None
+        self, beta: Weight, form: losses.GradientForm, schedule: Schedule, name: str | None
     ) -> None:
-        check_weight("beta", beta)
+        check_weight("beta", beta, auto=True)
         super().__init__(beta, schedule, name)
         check_choice("form", form, get_args(losses.GradientForm))
         self.form = form
@@ -53,7 +59,10 @@ class GradientAttention(_GradientTerm):
     beta (J_S - J_T) d^2L / dW dx.
 
     Args:
-        beta: the weight, at least 0.
+        beta: the weight, at least 0. Or ``"auto"``: for J terms over input gradients that are
+            weighed so, N / (sqrt(J) * A), where N is the norm of the gradient in the student's
+            weights of everything but terms over input gradients, and A that of the term's own loss
+            without a weight, both as running means over the steps before.
         form: ``"paper"`` or ``"squared"``.
         normalize: compare J / ||J||_2, for networks whose gradients differ in scale.
         map: compare F(J), ``"sum"`` or ``"max"`` of |J|^power over colours, (H, W), instead of J.
@@ -72,7 +81,7 @@ class GradientAttention(_GradientTerm):
 
     def __init__(
         self,
-        beta: float,
+        beta: Weight,
         form: losses.GradientForm = "paper",
         normalize: bool = False,
         map: maps.MapKind | None = None,
@@ -118,7 +127,7 @@ class FlipSymmetry(_GradientTerm):
     mirror image too (paper, Eq. 6). It needs no teacher.
 
     Args:
-        beta: the weight, at least 0.
+        beta: the weight, at least 0; or ``"auto"``, as of :class:`GradientAttention`.
         form: ``"paper"``, or ``"squared"`` for beta/2 * ||.||^2.
         axis: ``"horizontal"`` (left and right change places; 3 or -1, as an axis of the images)
             or ``"vertical"`` (top and bottom; 2 or -2).
@@ -139,7 +148,7 @@ class FlipSymmetry(_GradientTerm):
 
     def __init__(
         self,
-        beta: float,
+        beta: Weight,
         form: losses.GradientForm = "paper",
         axis: FlipAxis | int = "horizontal",
         classes: Sequence[int] | None = None,
@@ -187,7 +196,7 @@ class InputGradientNorm(_GradientTerm):
     (Drucker & LeCun 1992, double backpropagation; the paper's baseline). It needs no teacher.
 
     Args:
-        beta: the weight, at least 0.
+        beta: the weight, at least 0; or ``"auto"``, as of :class:`GradientAttention`.
         form: ``"paper"``, or ``"squared"`` for beta/2 * ||.||^2, as Drucker and LeCun have it.
         schedule: of beta, as of :class:`attention_transfer.Term`.
         name: the key in the output.
@@ -201,7 +210,7 @@ class InputGradientNorm(_GradientTerm):
 
     def __init__(
         self,
-        beta: float,
+        beta: Weight,
         form: losses.GradientForm = "paper",
         schedule: Schedule = "constant",
         name: str | None = None,
