@@ -5,9 +5,10 @@
 The data are a folder of grey crops of photographs of scikit-image and scikit-learn; the class is
 the photograph. Training crops are from the left 65 % of each photograph, test crops from the right
 30 %. The student, timm's ViT-tiny with random weights at 64 pixels, learns by the labels and by
-activation attention; the teacher knows other classes, so there is no distillation. Each arm is
-trained with ``--seed`` 0, 1, ...; the test crops are evaluated once, at the end of a run. The first
-run by AdamW is trained once more, interrupted by a signal and resumed, and compared bit by bit.
+activation attention, whose weight is "auto"; the teacher knows other classes, so there is no
+distillation. Each arm is trained with ``--seed`` 0, 1, ...; the test crops are evaluated once, at
+the end of a run. The first run by AdamW is trained once more, interrupted by a signal and resumed,
+and compared bit by bit.
 Finished runs in the folder are reused.
 """
 
@@ -65,6 +66,7 @@ def main() -> None:
         "teacher": f"{TEACHER}@{teacher_weights(parsed.out)}",
         "data": f"folder:{crops_folder(parsed.out / 'crops', parsed.images)}",
         "image_size": SIZE,
+        "beta": "auto",
         "epochs": parsed.epochs,
         "batch_size": 32,
         "cache": parsed.out / "cache",
