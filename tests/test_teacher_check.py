@@ -219,6 +219,26 @@ def test_answers_by_chance_make_no_order(seed: int) -> None:
     assert found is None
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_an_untrained_network_has_no_order_though_it_tells_colours_apart(seed: int) -> None:
+    """It answers images of one colour alike, by an output that means nothing."""
+    torch.manual_seed(seed)
+    colours = torch.rand(10, 3, 1, 1)
+    labels = torch.arange(60) % 10
+    images = colours[labels] + 0.3 * torch.randn(60, 3, 16, 16)
+    with torch.no_grad():
+        predicted = at.models.build("wrn-10-1", classes=10).eval()(images).argmax(1)
+    names = [f"class {index}" for index in range(10)]
+    assert find_class_order(predicted, labels, names) is None
+
+
+def test_a_constant_answer_makes_no_order_of_unequal_classes() -> None:
+    labels = (torch.arange(100) % 10 == 0).long()  # nine in ten are of class 0
+    names = ["a", "b", "c"]
+    for answer in range(3):
+        assert find_class_order(torch.full((100,), answer), labels, names) is None
+
+
 def test_a_constant_answer_is_at_chance_and_a_few_images_say_nothing() -> None:
     unequal = (torch.arange(300) % 10 == 0).long()
     assert agreement(torch.zeros(300, dtype=torch.long), unequal).at_chance

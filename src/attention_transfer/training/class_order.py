@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import networkx
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from attention_transfer.data.classes import natural_order
+from attention_transfer.training.agreement import agreement
 
 __all__ = ["AS_NUMBERS", "AS_TEXT", "ClassOrder", "find_class_order", "match_outputs"]
 
@@ -41,7 +43,8 @@ def find_class_order(
 
     Orders that are common mistakes are tried, and the one with the most right answers. For that,
     outputs are matched to classes on one half of the images and judged on the other, so that the
-    chance hits of a weak classifier make no order.
+    chance hits of a weak classifier make no order. With it the classifier must not be weak: an
+    untrained network, too, answers alike the images of a class that look alike.
 
     Args:
         predicted: (N,) the most probable output for each image; negative ones are wrong.
@@ -61,6 +64,8 @@ def find_class_order(
     matched = match_outputs(answers, truth, classes)
     orders.append((matched, _right_when_held_out(answers, truth, classes), ""))
     order, right, reason = max(orders, key=lambda one: int(one[1].sum()))
+    if _weak(order, predicted, labels):
+        return None
     usual = answers == truth
     won, lost = int((right & ~usual).sum()), int((usual & ~right).sum())
     if won - lost <= SIGNIFICANT * np.sqrt(won + lost):
@@ -97,6 +102,12 @@ def match_outputs(predicted: Indices, labels: Indices, classes: int) -> Indices:
     order[own] = own
     order[order < 0] = np.setdiff1d(np.arange(classes), order)
     return order
+
+
+def _weak(order: Indices, predicted: Tensor, labels: Tensor) -> bool:
+    """Return whether answers in an order of the outputs are those of a weak classifier."""
+    classes = torch.from_numpy(np.argsort(order))
+    return agreement(torch.where(predicted < 0, predicted, classes[predicted]), labels).weak
 
 
 def _right_when_held_out(predicted: Indices, labels: Indices, classes: int) -> NDArray[np.bool_]:
