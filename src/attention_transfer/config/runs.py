@@ -348,7 +348,7 @@ class RunConfig(TrainingConfig):
 class DistillConfig(RunConfig):
     """Settings of a run in which the student learns from a teacher."""
 
-    teacher: Names = Field(description=RunConfig.model_fields["teacher"].description)
+    teacher: Names | None = Field(description=RunConfig.model_fields["teacher"].description)
 
 
 def flag_of(name: str, config: type[Config] = RunConfig) -> str:

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from attention_transfer.errors import InputError, first_line
 from attention_transfer.taps import structure_copy, unwrapped
 
-__all__ = ["Misfit", "check_fit", "fitted", "misfit", "put"]
+__all__ = ["Fitted", "Misfit", "check_fit", "fitted", "misfit", "put", "with_head_of_file"]
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Names that torch.compile and others put anywhere between those of modules."""
@@ -92,18 +92,41 @@ def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> Misfit:
     )
 
 
-def fitted(
-    network: nn.Module, weights: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], Misfit, list[str]]:
-    """Return weights under the network's names, how they still differ, and lines of what changed.
+class Fitted(NamedTuple):
+    """Weights under a network's names."""
+
+    weights: dict[str, Tensor]
+    misfit: Misfit
+    """How they still differ."""
+    changes: list[str]
+    """Lines about what was changed."""
+    left: dict[str, Tensor]
+    """Weights of other networks in the file."""
+    prefix: str = ""
+    """What was taken off the names."""
+
+    @property
+    def notices(self) -> list[str]:
+        """Lines about what was changed and left out."""
+        if not self.left:
+            return self.changes
+        first = next(iter(self.left))
+        chooses = f"FILE#{_apart(first, self.prefix)} chooses"
+        return [*self.changes, f"left out {len(self.left)} others ({first}, ...), which {chooses}"]
+
+
+def fitted(network: nn.Module, weights: dict[str, Tensor]) -> Fitted:
+    """Return weights under the network's names.
 
     Wrappers' names (``module.``, ``_orig_mod.``, ``backbone.``, ...) are taken off, and networks of
     timm convert weights of other sizes and of their authors' own code.
     """
     found = misfit(network, weights)
     if not found.names:
-        return weights, found, []
-    renamed, notices = _without_wrappers(weights, unwrapped(network).state_dict().keys())
+        return Fitted(weights, found, [], {})
+    renamed, prefix, notices, left = _without_wrappers(
+        weights, unwrapped(network).state_dict().keys()
+    )
     differs = misfit(network, renamed)
     if differs.names:
         converted = _converted(network, renamed)
@@ -112,8 +135,39 @@ def fitted(
             renamed, differs = converted, after
             notices.append("converted them to the network's input size and names")
     if len(differs.names) < len(found.names):
-        return renamed, differs, notices
-    return weights, found, []
+        return Fitted(renamed, differs, notices, left, prefix)
+    return Fitted(weights, found, [], {})
+
+
+def with_head_of_file(network: nn.Module, found: Fitted, head: Collection[str]) -> Fitted:
+    """Return weights with the file's last layer under the network's name for it, if it has another.
+
+    It is the one layer of the file that the network does not have and that takes as many features.
+
+    Args:
+        network: what the weights are for.
+        found: weights that may lack the last layer.
+        head: the names of the weight and the bias of the network's last layer.
+    """
+    expected = unwrapped(network).state_dict()
+    own = {name.rpartition(".")[2]: name for name in head if name in found.misfit.missing}
+    if "weight" not in own or len(own) < len(head):
+        return found
+    others = found.left | {name: found.weights[name] for name in found.misfit.unexpected}
+    layers = [
+        name.removesuffix(".weight")
+        for name, value in others.items()
+        if name.endswith(".weight") and value.shape[1:] == expected[own["weight"]].shape[1:]
+    ]
+    taken = {own[kind]: f"{layer}.{kind}" for layer in layers for kind in own}
+    if len(layers) != 1 or not others.keys() >= set(taken.values()):
+        return found
+    weights = {name: value for name, value in found.weights.items() if name not in others}
+    weights |= {name: others[in_file] for name, in_file in taken.items()}
+    line = f"its last layer is {layers[0]}, the network's {own['weight'].removesuffix('.weight')}"
+    left = {name: value for name, value in others.items() if name not in taken.values()}
+    changes = [*found.changes, line]
+    return Fitted(weights, misfit(network, weights), changes, left, found.prefix)
 
 
 def put(weights: Mapping[str, Tensor], network: nn.Module) -> None:
@@ -157,8 +211,10 @@ def check_fit(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
 
 def _without_wrappers(
     weights: dict[str, Tensor], expected: Collection[str]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the weights under names without wrappers, and a line about it."""
+) -> tuple[dict[str, Tensor], str, list[str], dict[str, Tensor]]:
+    """Return the weights under names without wrappers, the prefix that was taken off, a line about
+    it, and what is left out.
+    """
     names = {name: _unwrapped_name(name) for name in weights}
     counts = Counter(
         name[: len(name) - len(rest)]
@@ -179,11 +235,19 @@ def _without_wrappers(
     ]
     removed += [prefix] if prefix else []
     notices = [f"took {' and '.join(removed)} off the names"] if removed else []
-    left = [name for name in names.values() if not name.startswith(prefix)]
-    if left:
-        start = left[0].partition(".")[0]
-        notices.append(f"left out {len(left)} others ({left[0]}, ...), which FILE#{start} chooses")
-    return renamed, notices
+    left = {name: weights[before] for before, name in names.items() if not name.startswith(prefix)}
+    return renamed, prefix, notices, left
+
+
+def _apart(name: str, prefix: str) -> str:
+    """Return the beginning of a name that tells it from those with a prefix.
+
+    >>> _apart("module.encoder_k.conv1.weight", "module.encoder_q.")
+    'module.encoder_k'
+    """
+    parts = name.split(".")
+    starts = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return next(start for start in starts if not prefix.startswith(f"{start}."))
 
 
 def _unwrapped_name(name: str) -> str:

@@ -7,7 +7,7 @@ NAME is ``wrn-d-k``, ``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no 
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from attention_transfer.errors import InputError, nearest
 from attention_transfer.model_names import run_folder, split_name, weights_file
 from attention_transfer.models.card import ModelCard
 from attention_transfer.models.channels import input_channels
-from attention_transfer.models.fitting import check_fit, fitted, put
+from attention_transfer.models.fitting import Misfit, check_fit, fitted, put, with_head_of_file
 from attention_transfer.models.heads import logit_layers, replace_head
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.weight_files import StoredWeights, read_weights
@@ -101,6 +101,12 @@ def build(name: str, classes: int | None, image_size: ImageSize | None = None) -
         return WideResNet(depth, width, classes, batch_norm=batch_norm)
     if base in ("nin-thin", "nin-wide"):
         return NetworkInNetwork(base.removeprefix("nin-"), classes, batch_norm=batch_norm)
+    if Path(name).is_file():
+        raise InputError(
+            f"{name!r} is a file and names no network; give the network that its weights are of, "
+            f"as {EXAMPLES[0]}@{name} or timm:NAME@{name}, or, for a TorchScript program, "
+            f"package.module:factory, which returns torch.jit.load({name!r})"
+        )
     raise InputError(
         f"unknown model {name!r}; {nearest(name, EXAMPLES)} "
         "(wrn-DEPTH-WIDTH, nin-thin or nin-wide, each also with -nobn; timm:NAME; "
@@ -256,7 +262,7 @@ def load_run(
     size = image_size or card.input_size[1:]
     network = build(card.name, card.classes, size)
     if size != card.input_size[1:]:
-        weights, _, _ = fitted(network, weights)
+        weights = fitted(network, weights).weights
     check_fit(network, weights, path)
     put(weights, network)
     return LoadedModel(card.name, network, card, card.preprocessing._replace(size=size))
@@ -286,7 +292,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
         InputError: the file is missing or damaged, cannot be read without running code, or does not
             fit the network.
     """
-    weights, _, _ = fitted(network, read_weights(path).tensors)
+    weights = fitted(network, read_weights(path).tensors).weights
     check_fit(network, weights, path)
     put(weights, network)
 
@@ -301,30 +307,50 @@ def _with_weights_of_file(
     path, key = weights_file(file)
     stored = read_weights(path, key)
     network = build(name, classes, image_size)
-    weights, differs, changes = fitted(network, stored.tensors)
-    notices = [*stored.notices, *(f"weights of {path}: {line}" for line in changes)]
-    if differs.names:
-        size = (3, *(image_size or default_input_size(name)[1:]))
-        head = _head_names(network, size)
-        count = next((len(weights[one]) for one in head if one in weights), None)
-        if not differs.names <= set(head):
-            _refuse(network, stored, path, weights)
-        elif not trained and classes is not None:
-            has = "has none" if count is None else f"is for {count} classes, not {classes}"
-            notices.append(f"{name} gets a new last layer: that of {path} {has}, and is left out")
-            weights = {one: value for one, value in weights.items() if one not in head}
-        elif count is None:
+    found = fitted(network, stored.tensors)
+    lines: list[str] = []
+    if found.misfit.names:
+        head = _head_names(network, (3, *(image_size or default_input_size(name)[1:])))
+        found = with_head_of_file(network, found, head)
+        count = next((len(found.weights[one]) for one in head if one in found.weights), None)
+        if not found.misfit.names <= {*head, *_of_another_head(network, found.misfit, head)}:
+            _refuse(network, stored, path, found.weights)
+        if found.misfit.names and not trained and classes is not None:
+            has = (
+                "has none that fits" if count is None else f"is for {count} classes, not {classes}"
+            )
+            lines.append(f"{name} gets a new last layer: that of {path} {has}, and is left out")
+            body = network.state_dict().keys() - set(head)
+            found = found._replace(weights={n: v for n, v in found.weights.items() if n in body})
+        elif found.misfit.names and count is None:
             raise InputError(
                 f"{path} holds all of {name} but its last layer ({', '.join(head)}): a teacher "
                 "with a random one teaches nothing; give weights with it, or train it first"
             )
-        else:
+        elif found.misfit.names:
             network = build(name, count, image_size)
-            weights, differs, _ = fitted(network, stored.tensors)
-            if differs.names:
-                _refuse(network, stored, path, weights)
-    put(weights, network)
-    return network, notices
+            found = with_head_of_file(network, fitted(network, stored.tensors), head)
+            if found.misfit.names:
+                _refuse(network, stored, path, found.weights)
+    put(found.weights, network)
+    changes = [f"weights of {path}: {line}" for line in found.notices]
+    return network, [*stored.notices, *changes, *lines]
+
+
+def _of_another_head(network: nn.Module, differs: Misfit, head: Sequence[str]) -> list[str]:
+    """Return the weights of a file that may be a last layer, or layers, of another kind.
+
+    They are in the place of the network's last layer, or where the network has nothing at all.
+    """
+    if not set(head) <= set(differs.missing):
+        return []
+    layers = tuple(f"{name.rpartition('.')[0]}." for name in head)
+    body = {name.partition(".")[0] for name in network.state_dict() if name not in head}
+    return [
+        name
+        for name in differs.unexpected
+        if name.startswith(layers) or name.partition(".")[0] not in body
+    ]
 
 
 def _refuse(

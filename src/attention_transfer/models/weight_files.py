@@ -76,22 +76,50 @@ def read_weights(path: Path, key: str | None = None) -> StoredWeights:
     if not path.is_file():
         raise InputError(f"no weights at {path}; expected a .safetensors, .pth or .ckpt file")
     try:
+        _check_beginning(path)
         check_weights(path)
         safetensors = path.suffix == ".safetensors" or _is_safetensors(path)
     except OSError as error:
         raise InputError(f"cannot read the weights {path}: {error.strerror}") from None
     content = _read_safetensors(path) if safetensors else _read_pickle(path)
-    return _chosen(content, path, key)
+    stored = _chosen(content, path, key)
+    without = [name for name, tensor in stored.tensors.items() if tensor.is_meta]
+    if without:
+        raise InputError(
+            f"{path} holds {len(without)} tensors without values ({without[0]}, ...), of torch's "
+            "meta device; save the network after its weights are loaded"
+        )
+    return stored
+
+
+def _check_beginning(path: Path) -> None:
+    """Raise an InputError for what people often have in place of the file itself."""
+    with path.open("rb") as file:
+        start = file.read(512).lstrip()
+    cause = None
+    if not start:
+        cause = "is empty"
+    elif start.startswith(b"version https://git-lfs"):
+        cause = "is a pointer of Git LFS, and not the file itself: run 'git lfs pull' where it is"
+    elif start.startswith(b"<"):
+        cause = "is a web page, as a download leaves it that needs a login or a confirmation"
+    elif start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        cause = "is cut off: its end is missing"
+    if cause is not None:
+        raise InputError(f"{path} {cause}; copy or download the weights again")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
+        advice = (
+            "copy or download it again"
+            if _is_safetensors(path)
+            else "give a file of torch.save another name (.pth)"
+        )
         raise InputError(
-            f"{path} is not a whole safetensors file ({first_line(error)}); pickled weights are "
-            "not loaded, because they can run code: save them with safetensors.torch.save_file, "
-            "or with torch.save under another name (.pth)"
+            f"{path} is not a whole safetensors file ({first_line(error)}); {advice}"
         ) from None
 
 
@@ -138,13 +166,16 @@ def _reason(error: Exception) -> str:
 
 def _conversion(path: Path) -> str:
     """Return the lines of Python that save the weights in a pickle."""
-    name = str(path.with_suffix(".weights.pth"))
     return (
         "import torch; "
         f"content = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
         "torch.save(content.state_dict() if hasattr(content, 'state_dict') else "
-        f"content.get('state_dict', content), {name!r})"
+        f"content.get('state_dict', content), {_converted_name(path)!r})"
     )
+
+
+def _converted_name(path: Path) -> str:
+    return str(path.with_suffix(".weights.pth"))
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> object:
@@ -155,7 +186,9 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> object:
         raise _NoPlainDataError("its parts overlap")
     if "models/model.json" in entries:
         raise _NoPlainDataError(
-            "it is a program of torch.export; torch.export.load(FILE).state_dict() are its weights"
+            "it is a program of torch.export, which only code can read; if you trust it, convert "
+            f"it: import torch; torch.save(dict(torch.export.load({str(path)!r}).state_dict), "
+            f"{_converted_name(path)!r})"
         )
     if "data.pkl" not in entries:
         raise _NoPlainDataError("it is a zip file, and torch.save did not write it")
@@ -241,6 +274,13 @@ def _chosen(content: object, path: Path, key: str | None) -> StoredWeights:
     inner = {name: state for name, state in states.items() if name}
     if key is not None:
         return StoredWeights(_of_key(states, key, path), [])
+    if not states and _of_numpy(content):
+        raise InputError(
+            f"{path} holds NumPy arrays in place of tensors, which only code can read; if you "
+            f"trust it, convert it: import torch; content = torch.load({str(path)!r}, "
+            "weights_only=False); torch.save({name: torch.as_tensor(value) for name, value in "
+            f"content.get('state_dict', content).items()}}, {_converted_name(path)!r})"
+        )
     if not states:
         kinds = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
         raise InputError(f"{path} holds no weights ({str(kinds)[:200]}); expected a state dict")
@@ -254,6 +294,14 @@ def _chosen(content: object, path: Path, key: str | None) -> StoredWeights:
     return StoredWeights(inner[name], [notice])
 
 
+def _of_numpy(content: object) -> bool:
+    """Return whether a file holds NumPy arrays by name."""
+    if isinstance(content, _Inert):  # what ndarray pickles: version, shape, dtype, order, bytes
+        state = content.state
+        return isinstance(state, tuple) and len(state) == 5 and isinstance(state[4], bytes)
+    return isinstance(content, Mapping) and any(map(_of_numpy, content.values()))
+
+
 def _preference(name: str, state: dict[str, Tensor]) -> tuple[int, int]:
     """Return a key to sort state dicts by: known names first, then the largest."""
     first, *_ = name.split(".")
@@ -265,6 +313,11 @@ def _of_key(states: dict[str, dict[str, Tensor]], key: str, path: Path) -> dict[
     if key in states and key:
         return states[key]
     start = f"{key}."
+    inner = [name for name in states if name.startswith(start)]
+    if len(inner) > 1:
+        raise InputError(f"{path} holds several weights in {key!r}: choose one, {', '.join(inner)}")
+    if inner:
+        return states[inner[0]]
     for state in states.values():
         own = {name.removeprefix(start): state[name] for name in state if name.startswith(start)}
         if own and key:
@@ -279,7 +332,8 @@ def _state_dicts(content: object, name: str = "", depth: int = 0) -> Iterator[tu
     if not isinstance(content, Mapping) or depth > 2:
         return
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if tensors and all(isinstance(key, str) for key in tensors):
+    numbers_alone = all(tensor.dim() == 0 for tensor in tensors.values())  # such as a decay
+    if not numbers_alone and all(isinstance(key, str) for key in tensors):
         yield name, tensors
     for key, value in content.items():
         if isinstance(key, str) and key not in ("optimizer", "optimizer_state_dict"):
