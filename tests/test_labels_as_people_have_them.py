@@ -159,7 +159,7 @@ def test_several_labels_of_an_image_are_learned_each_by_itself(
     ("header", "row", "extra", "match"),
     [
         ("filename,label", "gone.png,cat", [], "1 of 13 images .* are not in .*: gone.png"),
-        ("filename,label", "000.png,dog", [], r"lists 000.png as 'cat' .* and as 'dog'"),
+        ("filename,label", "000.png,dog", [], r"has the image 000.png as 'cat' .* and as 'dog'"),
         ("filename,label", "a.png,cat,3", [], "row 14 of .* has 3 values, expected 2"),
         ("filename,kind", "000.png,cat", [], "none of a usual name for the label; .*--columns"),
         ("filename,label", "000.png,cat", ["--columns", "label=klass"], "no column 'klass'"),
