@@ -85,7 +85,13 @@ def table_data(
             "expected at least two; name another column: --columns label=NAME"
         )
     data = file_data_set(
-        file.parent, with_test_split(splits), coded.class_names, size, data_seed, notices
+        file.parent,
+        with_test_split(splits),
+        coded.class_names,
+        size,
+        data_seed,
+        notices,
+        gaps=label_offset is not None,
     )
     return replace(data, name=file.name)
 
