@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attention_transfer.data.classes import abridged
 from attention_transfer.data.corrupt_images import faults, skipped
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet
@@ -56,6 +57,8 @@ def file_data_set(
     size: tuple[int, int],
     data_seed: int,
     notices: Sequence[str],
+    *,
+    gaps: bool = False,
 ) -> DataSet:
     """Make a data set of image files; without a test split, validation or a fifth of each class
     is the test split.
@@ -70,6 +73,7 @@ def file_data_set(
         size: height and width in pixels to bring images to.
         data_seed: seed of the split.
         notices: on how the files were found.
+        gaps: whether classes may lack training images, as of labels that are class indices.
 
     Raises:
         InputError: fewer than two classes, a class without training images, too few of one to
@@ -84,7 +88,7 @@ def file_data_set(
     corrupt = _remove_corrupt(splits, total)
     notices = [*notices, *skipped(corrupt, total)]
     for name, split in splits.items():
-        notices += _check_classes(split, classes, name)
+        notices += _check_classes(split, classes, name, gaps)
     images = {
         name: FileImages(split.labels, CropResize(size), split.folder, tuple(split.paths))
         for name, split in splits.items()
@@ -119,8 +123,10 @@ def _remove_corrupt(splits: Mapping[str, SplitFiles], total: int) -> list[tuple[
     return corrupt
 
 
-def _check_classes(split: SplitFiles, classes: Sequence[str], name: str) -> Iterator[str]:
-    """Yield a notice of classes without images in a split.
+def _check_classes(
+    split: SplitFiles, classes: Sequence[str], name: str, gaps: bool
+) -> Iterator[str]:
+    """Yield a notice of classes without images in another split than the training images.
 
     Raises:
         InputError: there are none to train on, or none of any class.
@@ -130,13 +136,13 @@ def _check_classes(split: SplitFiles, classes: Sequence[str], name: str) -> Iter
     else:
         counts = Counter(split.labels.tolist())
     empty = [name for label, name in enumerate(classes) if not counts[label]]
-    if empty and (name == "train" or len(empty) == len(classes)):
+    if empty and ((name == "train" and not gaps) or len(empty) == len(classes)):
         raise InputError(
             f"{split.folder} has no images of {len(empty)} of {len(classes)} classes: "
             f"{', '.join(empty[:5])}; {_remedy(split, empty)}"
         )
-    if empty:
-        yield f"{split.folder} has no images of {', '.join(empty[:5])}"
+    if empty and name != "train":
+        yield f"{split.folder} has no images of {abridged(empty)} in its {name} split"
 
 
 def _remedy(split: SplitFiles, empty: Sequence[str]) -> str:

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+from attention_transfer.data.class_folders import has_classes
 from attention_transfer.data.file_sets import SUFFIXES, file_data_set
 from attention_transfer.data.images import DataSet
 from attention_transfer.data.layouts import folder_splits
-from attention_transfer.data.left_behind import files_under, user_folders
+from attention_transfer.data.left_behind import files_under
 from attention_transfer.data.listed_splits import imagenet_folder
-from attention_transfer.data.splitting import split_of
 from attention_transfer.data.tables import table_data, table_in
 from attention_transfer.errors import InputError
 
@@ -45,7 +45,7 @@ def folder_data(folder: Path, size: tuple[int, int], data_seed: int = 0) -> Data
             f"there is no folder {folder}; expected one with a subfolder for each class"
         )
     table = table_in(folder)
-    if table is not None and not _has_classes(folder):
+    if table is not None and not has_classes(folder):
         data = table_data(table, size, data_seed)
         notice = f"the labels of {folder} are those in {table}"
         return replace(data, notices=(notice, *data.notices))
@@ -65,17 +65,3 @@ def check_imagenet_layout(folder: Path) -> None:
             f"{folder} is not laid out as ImageNet; expected {folder}/train and {folder}/val, "
             "each with a subfolder for each class, or the root of Kaggle's archive, with ILSVRC"
         )
-
-
-def _has_classes(folder: Path) -> bool:
-    """Return whether a folder, or a split in it, has two subfolders with files or more."""
-    entries = user_folders(folder)
-    for subfolders in (entries, *map(user_folders, entries)):
-        filled = [path for path in subfolders if next(files_under(path), None) is not None]
-        if len(filled) > 1 and not (subfolders is entries and _are_splits(filled)):
-            return True
-    return False
-
-
-def _are_splits(folders: list[Path]) -> bool:
-    return all(split_of(path.name) for path in folders)

@@ -14,7 +14,10 @@ from attention_transfer.errors import InputError
 __all__ = ["CodedLabels", "as_labels", "code_labels", "is_multi_label"]
 
 MISSING = -1
-"""The class index of a sample without a label."""
+"""The class index of a sample without a label, also in data sets of others."""
+
+NO_LABEL = int(np.iinfo(np.int64).min)
+"""What :func:`as_labels` returns for None, which is no label also where -1 is one."""
 
 
 class CodedLabels(NamedTuple):
@@ -61,13 +64,6 @@ def code_labels(
         (('3', '7'), [0, 1, 0])
     """
     arrays = {split: as_labels(labels) for split, labels in raw.items()}
-    for split, array in arrays.items():
-        unnamed = int((array == "").sum()) if array.dtype.kind == "U" else 0
-        if 0 < unnamed < len(array):
-            raise InputError(
-                f"{name} {split} has {unnamed} samples without a label among {len(array)}; give "
-                "them one, or leave them out"
-            )
     kinds = {array.dtype.kind for array in arrays.values() if not _all_missing(array)}
     notices = [
         f"{name} {split} has no labels (all of them are -1 or empty): it is left out"
@@ -77,6 +73,7 @@ def code_labels(
     labelled = {split: array for split, array in arrays.items() if not _all_missing(array)}
     if "train" not in labelled:
         raise InputError(f"{name} train has no labels, expected one of each image to train on")
+    _check_all_labelled(name, labelled, class_names, offset)
     if kinds == {"i"}:
         coded = _of_numbers(name, labelled, class_names, offset)
     elif offset is not None:
@@ -96,11 +93,13 @@ def code_labels(
 def as_labels(labels: Any) -> NDArray[Any]:
     """Return labels as int64, as text, or as an array of tuples of several classes each.
 
+    Those that are missing are NO_LABEL or empty.
+
     Raises:
         ValueError: they are none of these.
 
     >>> as_labels([2.0, None]).tolist(), as_labels(["cat", "dog"]).tolist()
-    ([2, -1], ['cat', 'dog'])
+    ([2, -9223372036854775808], ['cat', 'dog'])
     """
     if isinstance(labels, Tensor):
         labels = labels.cpu().numpy()
@@ -111,7 +110,7 @@ def as_labels(labels: Any) -> NDArray[Any]:
             several[:] = [_several(label) for label in labels]
             return several
         named = any(isinstance(label, str) and label for label in labels)
-        missing: Any = "" if named else MISSING
+        missing: Any = "" if named else NO_LABEL
         labels = [missing if _is_missing(label) else label for label in labels]
         if named and not all(isinstance(label, str) for label in labels):
             raise ValueError("numbers and names together")
@@ -121,7 +120,7 @@ def as_labels(labels: Any) -> NDArray[Any]:
     if array.ndim == 1 and array.dtype.kind == "U":
         return array
     if array.dtype.kind == "f":
-        array = np.where(np.isnan(array), MISSING, array)
+        array = np.where(np.isnan(array), np.float64(NO_LABEL), array)
     if array.ndim != 1 or not np.array_equal(array, array.astype(np.int64)):
         raise ValueError(f"an array {array.shape} of {array.dtype}, expected whole numbers (N,)")
     return array.astype(np.int64)
@@ -139,7 +138,31 @@ def _is_missing(label: Any) -> bool:
 def _all_missing(array: NDArray[Any]) -> bool:
     if array.dtype.kind == "O":
         return not any(array)
-    return bool((array == ("" if array.dtype.kind == "U" else MISSING)).all())
+    missing = ("",) if array.dtype.kind == "U" else (MISSING, NO_LABEL)
+    return bool(np.isin(array, missing).all())
+
+
+def _check_all_labelled(
+    name: str,
+    arrays: Mapping[str, NDArray[Any]],
+    class_names: Sequence[str] | None,
+    offset: int | None,
+) -> None:
+    """Raise an InputError if samples have no label: -1 is one beside 1 alone, or by the offset."""
+    train = arrays["train"]
+    signs = train.dtype.kind == "i" and set(train.tolist()) - {NO_LABEL} == {-1, 1}
+    is_label = (signs and class_names is None and offset is None) or (offset or 0) < 0
+    for split, array in arrays.items():
+        if array.dtype.kind == "O":
+            continue
+        none = ("",) if array.dtype.kind == "U" else (NO_LABEL, *((MISSING,) * (not is_label)))
+        count = int(np.isin(array, none).sum())
+        if count:
+            shown = " (-1)" if MISSING in none and MISSING in array else ""
+            raise InputError(
+                f"{name} {split} has {count} samples without a label{shown} among {len(array)}; "
+                "give them one, or leave them out"
+            )
 
 
 def _of_numbers(
@@ -150,11 +173,6 @@ def _of_numbers(
 ) -> CodedLabels:
     values = np.unique(arrays["train"]).tolist()
     everywhere = np.unique(np.concatenate(list(arrays.values()))).tolist()
-    signs = values == [-1, 1] and class_names is None
-    if MISSING in everywhere and not signs and offset is None:
-        for split, array in arrays.items():
-            if MISSING in array:
-                _refuse(name, split, array, len(class_names or values), "; -1 is no class: leave")
     notices: list[str] = []
     if offset is not None:
         notices = [f"{name}: class k is the label k + {offset}"] if offset else []
@@ -168,21 +186,24 @@ def _of_numbers(
     else:
         return _of_numbers_with_gaps(name, arrays, values)
     names = tuple(class_names or map(str, range(offset, max(values) + 1)))
-    labels = {split: array - offset for split, array in arrays.items()}
-    for split, array in labels.items():
-        if array.min() < 0 or array.max() >= len(names):
-            _refuse(name, split, array, len(names))
-    return CodedLabels(
-        names, {split: torch.from_numpy(part) for split, part in labels.items()}, notices
-    )
-
-
-def _refuse(name: str, split: str, array: NDArray[Any], classes: int, advice: str = "") -> None:
-    samples = f" those {int((array == MISSING).sum())} samples out" if advice else ""
-    raise InputError(
-        f"{name} {split} has labels from {int(array.min())} to {int(array.max())}, expected class "
-        f"indices from 0 to {classes - 1}{advice}{samples}"
-    )
+    for split, array in arrays.items():
+        if array.min() < offset or array.max() >= offset + len(names):
+            expected = f"class indices from 0 to {len(names) - 1}"
+            if offset:
+                most = offset + len(names) - 1
+                expected = f"{offset} to {most}, as the label offset is {offset}"
+            raise InputError(
+                f"{name} {split} has labels from {int(array.min())} to {int(array.max())}, "
+                f"expected {expected}"
+            )
+    absent = [names[index] for index in range(len(names)) if index + offset not in set(values)]
+    if absent:
+        notices.append(
+            f"{name} train has no images of {len(absent)} of {len(names)} classes: "
+            f"{abridged(absent)}"
+        )
+    labels = {split: torch.from_numpy(array - offset) for split, array in arrays.items()}
+    return CodedLabels(names, labels, notices)
 
 
 def _of_numbers_with_gaps(

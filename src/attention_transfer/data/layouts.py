@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
+from attention_transfer.data.class_folders import check_are_classes, is_image
 from attention_transfer.data.classes import abridged, normal_form
-from attention_transfer.data.file_sets import SUFFIXES, SplitFiles
+from attention_transfer.data.file_sets import SplitFiles
 from attention_transfer.data.left_behind import files_under, is_users, user_folders
 from attention_transfer.data.listed_splits import annotated_labels, imagenet_folder, listed_splits
+from attention_transfer.data.repeated_files import LabelledFile, once_each
 from attention_transfer.data.splitting import named_splits, split_of
 from attention_transfer.errors import InputError
 
@@ -29,9 +31,27 @@ def folder_splits(folder: Path) -> FolderSplits:
     """Find the splits of a folder of images.
 
     Raises:
-        InputError: a split that cannot be used, folders that may be splits or classes, or classes
-            that differ between splits.
+        InputError: a split that cannot be used, folders that may be splits or classes or are
+            neither, classes that differ between splits, or an image of two classes or splits.
     """
+    found = _found(folder)
+    files = {
+        split: [
+            LabelledFile(part.folder / path, found.classes[label], str(part.folder / path))
+            for path, label in zip(part.paths, part.labels.tolist(), strict=True)
+        ]
+        for split, part in found.splits.items()
+    }
+    kept, notices = once_each(str(folder), files, "remove the link, or move the folder elsewhere")
+    for split, part in found.splits.items():
+        part.paths = [part.paths[index] for index in kept[split]]
+        part.labels = part.labels[torch.tensor(kept[split], dtype=torch.int64)]
+    found.notices += notices
+    return found
+
+
+def _found(folder: Path) -> FolderSplits:
+    """Find the splits of a folder of images, whose files may be there twice."""
     listed = listed_splits(folder)
     if listed is not None:
         splits = {
@@ -77,15 +97,19 @@ def _are_classes(root: Path, entries: Sequence[Path], with_classes: Sequence[Pat
 def _classes_alone(
     root: Path, entries: Sequence[Path], with_classes: Sequence[Path]
 ) -> FolderSplits:
-    """Return a folder whose subfolders are the classes, as one split."""
+    """Return a folder whose subfolders are the classes, as one split or with splits in each."""
     filled = [entry for entry in entries if next(_images_in(entry), None) is not None]
     if filled and all(split_of(entry.name) for entry in filled):
         raise InputError(
             f"{root}/{filled[0].name} has images and no subfolders for its classes; sort the "
             "images into a subfolder for each class, or give their labels as csv:FILE"
         )
+    notices = check_are_classes(root, entries)
+    with_splits = _splits_in_classes(root, filled)
+    if with_splits is not None:
+        return with_splits
     names = [entry.name for entry in entries]
-    found = FolderSplits(names, {})
+    found = FolderSplits(names, {}, notices)
     found.splits["train"] = _by_class(root, _positions(root, names), found)
     for entry in with_classes:
         found.notices.append(
@@ -93,6 +117,70 @@ def _classes_alone(
             "itself"
         )
     return found
+
+
+def _splits_in_classes(root: Path, entries: Sequence[Path]) -> FolderSplits | None:
+    """Return a folder whose classes hold the splits; None: fewer than two classes, or no splits.
+
+    Raises:
+        InputError: some classes lack a split that others have, none is to train on, or a split in
+            a class holds classes itself.
+    """
+    inside = {entry: named_splits(str(entry), map(_name, user_folders(entry))) for entry in entries}
+    splits = {split for named in inside.values() if len(named) > 1 for split in named}
+    if len(entries) < 2 or not splits:
+        return None
+    shown = [split for split in ("train", "validation", "test") if split in splits]
+    lacking = [
+        f"{entry.name} lacks {', '.join(split for split in shown if split not in named)}"
+        for entry, named in inside.items()
+        if splits - named.keys()
+    ]
+    if lacking or "train" not in splits:
+        fault = abridged(lacking) if lacking else "and no train"
+        raise InputError(
+            f"the classes in {root} hold the splits {', '.join(shown)}, {'but ' * bool(lacking)}"
+            f"{fault}; give each class the same splits, train among them, or put the splits above "
+            f"the classes: {root}/train/{entries[0].name}"
+        )
+    for entry, named in inside.items():
+        train = entry / named["train"]
+        if len(user_folders(train)) > 1 and not _has_images(train):
+            raise InputError(
+                f"{train} holds {abridged([path.name for path in user_folders(train)])}: if these "
+                f"are the classes, give folder:{entry}; if {entry.name} is the class, put its "
+                f"images straight into {train}"
+            )
+    classes = [entry.name for entry in entries]
+    found = FolderSplits(classes, {})
+    found.notices.append(
+        f"the classes in {root} hold the splits {', '.join(shown)} each: they are read as such"
+    )
+    labels = _positions(root, classes)
+    unused = [path.relative_to(root).as_posix() for path in _beside_splits(inside)]
+    if unused:
+        found.notices.append(f"left out of {root}, whose classes hold splits: {abridged(unused)}")
+    left: list[Path] = []
+    for split in shown:
+        folders = {normal_form(entry.name): entry / named[split] for entry, named in inside.items()}
+        found.splits[split] = _files_of_classes(root, folders, labels, found.classes, left)
+        strays = [path for paths in found.splits[split].unread.values() for path in paths]
+        found.notices += _left_out(root, strays, left)
+        left.clear()
+    return found
+
+
+def _beside_splits(inside: Mapping[Path, Mapping[str, str]]) -> Iterator[Path]:
+    """Yield the images and folders in classes that hold splits, but for the splits."""
+    for entry, named in inside.items():
+        for path in sorted(entry.iterdir()):
+            unused = is_users(path.name) and path.name not in named.values()
+            if unused and (path.is_dir() or is_image(path)):
+                yield path
+
+
+def _name(path: Path) -> str:
+    return path.name
 
 
 def _of_splits(root: Path, entries: Sequence[Path], with_classes: Sequence[Path]) -> FolderSplits:
@@ -105,12 +193,13 @@ def _of_splits(root: Path, entries: Sequence[Path], with_classes: Sequence[Path]
             "class; add one, or give a folder whose subfolders are the classes"
         )
     train = root / named["train"]
-    found = FolderSplits([entry.name for entry in user_folders(train)], {})
+    notices = check_are_classes(train, user_folders(train))
+    found = FolderSplits([entry.name for entry in user_folders(train)], {}, notices)
     labels = _positions(train, found.classes)
     others = [
         entry.name
         for entry in sorted(root.iterdir())
-        if entry.name not in named.values() and (entry.is_dir() or _is_image(entry))
+        if entry.name not in named.values() and (entry.is_dir() or is_image(entry))
     ]
     if others:
         found.notices.append(f"left out of {root}, which has splits: {abridged(others)}")
@@ -215,22 +304,41 @@ def _by_class(folder: Path, labels: Mapping[str, int], found: FolderSplits) -> S
     strays = [
         entry.name for entry in sorted(folder.iterdir()) if is_users(entry.name) and entry.is_file()
     ]
+    entries = user_folders(folder)
+    names = _positions(folder, [entry.name for entry in entries])
+    folders = dict(zip(names, entries, strict=True))
+    split = _files_of_classes(folder, folders, labels, found.classes, left)
+    strays += [path for paths in split.unread.values() for path in paths]
+    found.notices += _left_out(folder, strays, left)
+    return split
+
+
+def _files_of_classes(
+    root: Path,
+    folders: Mapping[str, Path],
+    labels: Mapping[str, int],
+    classes: Sequence[str],
+    left: list[Path],
+) -> SplitFiles:
+    """Return the image files of every class in its folder, in the order of their names.
+
+    Args:
+        root: that the paths are relative to.
+        folders: of the classes, by their names in normal form.
+        labels: the class index of each name.
+        classes: the names as messages have them.
+        left: gets what systems left behind.
+    """
     files: list[tuple[Path, int]] = []
     unread: dict[str, list[str]] = {}
-    entries = user_folders(folder)
-    places = _positions(folder, [entry.name for entry in entries])
     for name, label in labels.items():
-        if name not in places:
-            continue
-        for path in files_under(entries[places[name]], left):
-            relative = path.relative_to(folder)
-            if _is_image(path):
+        for path in files_under(folders[name], left) if name in folders else ():
+            relative = path.relative_to(root)
+            if is_image(path):
                 files.append((relative, label))
             else:
-                unread.setdefault(found.classes[label], []).append(relative.as_posix())
-    strays += [path for paths in unread.values() for path in paths]
-    found.notices += _left_out(folder, strays, left)
-    split = _split(folder, files)
+                unread.setdefault(classes[label], []).append(relative.as_posix())
+    split = _split(root, files)
     split.unread = unread
     return split
 
@@ -256,12 +364,8 @@ def _split(folder: Path, files: Sequence[tuple[Path, int]]) -> SplitFiles:
 
 def _has_images(folder: Path) -> bool:
     """Return whether a folder holds images itself, not in subfolders."""
-    return any(is_users(entry.name) and _is_image(entry) for entry in folder.iterdir())
+    return any(is_users(entry.name) and is_image(entry) for entry in folder.iterdir())
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
-    return filter(_is_image, files_under(folder))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
+    return filter(is_image, files_under(folder))

@@ -119,7 +119,7 @@ def hold_out_test(images: Kind, class_names: Sequence[str], data_seed: int) -> t
         The training images, and the test images.
 
     Raises:
-        InputError: a class has fewer than three images.
+        InputError: a class has one or two images.
     """
     labels = images.labels
     if labels.dim() == 1:
@@ -127,7 +127,7 @@ def hold_out_test(images: Kind, class_names: Sequence[str], data_seed: int) -> t
     else:
         counts = labels.numpy().sum(0).astype(np.int64)
     for name, count in zip(class_names, counts.tolist(), strict=True):
-        if count < 3:
+        if 0 < count < 3:
             raise InputError(
                 f"class {name!r} has {count} images, expected at least 3: to train, to validate "
                 "and to test on; add some, or give a train and a test split"

@@ -1,8 +1,8 @@
 """Data sets of image files whose labels are in a table: a CSV file."""
 
-import csv
+import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +11,21 @@ from attention_transfer.data.columns import Columns
 from attention_transfer.data.file_sets import SUFFIXES, SplitFiles, file_data_set
 from attention_transfer.data.images import DataSet
 from attention_transfer.data.label_values import code_labels
+from attention_transfer.data.repeated_files import LabelledFile, once_each
 from attention_transfer.data.splitting import named_splits, split_of, with_test_split
+from attention_transfer.data.table_labels import (
+    TableLabels,
+    class_columns,
+    column_labels,
+    split_advice,
+    split_values,
+)
+from attention_transfer.data.table_text import Table, read_table
 from attention_transfer.errors import InputError
-from attention_transfer.files import read_bytes
 
 __all__ = ["table_data", "table_in"]
 
-LARGEST_TABLE = 2**30
-"""Bytes of the largest table: some ten million rows."""
-
 _NAMES = ("labels.csv", "labels.tsv", "metadata.csv", "annotations.csv")
-_SEPARATOR = ";"
-"""Between several labels of an image."""
 
 
 def table_in(folder: Path) -> Path | None:
@@ -42,8 +45,9 @@ def table_data(
 
     The first line names the columns, of which one holds the image's path, relative to the file's
     folder, one its label, and another perhaps its split: train, validation or test. Without a
-    column of splits, a fifth of each class is held out for the test. Values are separated by
-    commas, semicolons or tabs. A label such as ``cat;dog`` is several classes of one image.
+    column of splits, a fifth of each class is held out for the test. A label such as ``cat;dog`` is
+    several classes of one image. In place of labels there may be a column for each class, with 0
+    and 1. Notices name the classes, and the columns that are not read.
 
     Args:
         file: the table.
@@ -53,77 +57,92 @@ def table_data(
         label_offset: see :func:`~attention_transfer.data.label_values.code_labels`.
 
     Raises:
-        InputError: no such file, columns that are not there, images or labels that are missing, a
-            split of unknown name, or as of folders.
+        InputError: no such file, columns that are not there or twice, images or labels that are
+            missing, an image with several labels or splits, a split of unknown name, or as of
+            folders.
     """
-    rows, names = _read(file)
+    table = read_table(file)
     columns = columns or Columns()
-    image, label = (columns.require(str(file), role, names) for role in ("image", "label"))
-    split = columns.find(str(file), "split", names)
-    paths = [row[names.index(image)].strip() for row in rows]
-    labels = [row[names.index(label)].strip() for row in rows]
-    places = [row[names.index(split)].strip() for row in rows] if split else ["train"] * len(rows)
-    members = _members(file, split, places)
-    notices = _check_listed_once(file, paths, labels, members)
-    found = _found(file, paths)
-    values = _several(labels) or _as_numbers(labels)
-    raw = {name: [values[index] for index in indices] for name, indices in members.items()}
-    coded = code_labels(file.name, raw, offset=label_offset)
+    image = columns.require(str(file), "image", table.names)
+    split = columns.find(str(file), "split", table.names)
+    labels = _labels(file, table, columns, (image, split), label_offset)
+    places = split_values(split, table.column(split)) if split else ["train"] * len(table.rows)
+    files = _existing_files(file, table.column(image))
+    members, notices = _listed_once(
+        file, table.column(image), files, labels.texts, _members(file, split, places)
+    )
+    raw = {name: [labels.values[index] for index in indices] for name, indices in members.items()}
+    coded = code_labels(file.name, raw, labels.class_names, label_offset)
     splits = {
-        name: SplitFiles(file.parent, [found[index] for index in members[name]], part)
+        name: SplitFiles(file.parent, [files[index] for index in members[name]], part)
         for name, part in coded.labels.items()
     }
+    notices = [*table.notices, *notices, *coded.notices]
+    notices += _columns_read(file.name, table, image, labels.columns, split, coded.class_names)
     if len(coded.class_names) < 2:
         raise InputError(
-            f"{file} has {len(coded.class_names)} class in its column {label!r}, expected at least "
-            "two; name another column: --columns label=NAME"
+            f"{file} has {len(coded.class_names)} class in its column {labels.columns[0]!r}, "
+            "expected at least two; name another column: --columns label=NAME"
         )
-    notices += coded.notices
-    notices.append(
-        f"{file.name}: images are in the column {image!r}, labels in {label!r}"
-        + (f", splits in {split!r}" if split else "")
-    )
     data = file_data_set(
-        file.parent, with_test_split(splits), coded.class_names, size, data_seed, notices
+        file.parent,
+        with_test_split(splits),
+        coded.class_names,
+        size,
+        data_seed,
+        notices,
+        gaps=label_offset is not None,
     )
     return replace(data, name=file.name)
 
 
-def _read(file: Path) -> tuple[list[list[str]], list[str]]:
-    """Return the rows of a table without the first, and the names of its columns."""
-    if file.is_dir() or not file.exists():
-        kind = "is a folder" if file.is_dir() else "does not exist"
-        raise InputError(f"{file} {kind}; expected a CSV file whose first line names its columns")
-    try:
-        text = read_bytes(file, LARGEST_TABLE).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is not UTF-8 text; save it as CSV in UTF-8") from None
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from None
-    lines = text.splitlines()
-    header = lines[0] if lines else ""
-    delimiter = max(",\t;", key=header.count)
-    try:
-        table = [
-            row for row in csv.reader(text.splitlines(keepends=True), delimiter=delimiter) if row
-        ]
-    except csv.Error as error:
-        raise InputError(f"{file} is no CSV file ({error}); save it again as CSV") from None
-    if len(table) < 2:
-        raise InputError(f"{file} has {len(table)} lines, expected names of columns, and images")
-    names, rows = [name.strip() for name in table[0]], table[1:]
-    if any(Path(name).suffix.lower() in SUFFIXES for name in names):
-        raise InputError(
-            f"the first line of {file} is an image ({abridged(names)}), expected the names of the "
-            "columns; put a line such as filename,label before it"
+def _labels(
+    file: Path,
+    table: Table,
+    columns: Columns,
+    others: tuple[str, str | None],
+    label_offset: int | None,
+) -> TableLabels:
+    """Return the labels of a table's rows.
+
+    Raises:
+        InputError: there is no column of labels, and no columns of classes; or those and an offset.
+    """
+    if columns.find(str(file), "label", table.names) is None:
+        labels = class_columns(str(file), table, others)
+        if labels is not None and label_offset is not None:
+            raise InputError(
+                f"{file} has a column for each class ({abridged(labels.columns)}) and no labels "
+                "that are numbers; leave out the label offset"
+            )
+        if labels is not None:
+            return labels
+    return column_labels(table, columns.require(str(file), "label", table.names))
+
+
+def _columns_read(
+    name: str,
+    table: Table,
+    image: str,
+    labels: Sequence[str],
+    split: str | None,
+    class_names: Sequence[str],
+) -> Iterator[str]:
+    """Yield which columns hold what, the classes, and the columns that are not read."""
+    where = f"labels in {labels[0]!r}"
+    if len(labels) > 1:
+        where = f"labels in the columns {abridged(labels)}, with 0 and 1"
+    yield (
+        f"{name}: images are in the column {image!r}, {where}"
+        f"{f', splits in {split!r}' if split else ''}; {len(class_names)} classes: "
+        f"{abridged(class_names)}"
+    )
+    unread = [column for column in table.names if column not in (image, *labels, split, "")]
+    if unread:
+        advice = [split_advice(table, column) for column in unread if split is None]
+        yield "; ".join(
+            [f"{name}: columns that are not read: {', '.join(unread)}", *filter(None, advice)]
         )
-    ragged = [number for number, row in enumerate(rows, start=2) if len(row) != len(names)]
-    if ragged:
-        raise InputError(
-            f"row {ragged[0]} of {file} has {len(rows[ragged[0] - 2])} values, expected "
-            f"{len(names)} ({abridged(names)}); put values with a {delimiter!r} in quotes"
-        )
-    return rows, names
 
 
 def _members(file: Path, column: str | None, places: Sequence[str]) -> dict[str, list[int]]:
@@ -148,51 +167,33 @@ def _members(file: Path, column: str | None, places: Sequence[str]) -> dict[str,
     return {split: by_name[name] for split, name in named.items()}
 
 
-def _check_listed_once(
-    file: Path, paths: list[str], labels: Sequence[str], members: dict[str, list[int]]
-) -> list[str]:
-    """Leave out rows that say the same twice, and return the notice of them.
+def _listed_once(
+    file: Path,
+    paths: Sequence[str],
+    files: Sequence[str],
+    labels: Sequence[str],
+    members: Mapping[str, Sequence[int]],
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Leave out rows that say the same twice, and return the rows of each split and the notice.
 
     Raises:
         InputError: an image is listed with several labels, or in several splits.
     """
-    listed: dict[str, tuple[str, str]] = {}
-    twice: list[str] = []
-    for split, indices in members.items():
-        members[split] = []
-        for index in indices:
-            path, row = paths[index], (split, labels[index])
-            if path not in listed:
-                listed[path] = row
-                members[split].append(index)
-            elif listed[path] == row:
-                twice.append(path)
-            else:
-                other_split, other = listed[path]
-                raise InputError(
-                    f"{file} lists {path} as {other!r} in {other_split} and as {row[1]!r} in "
-                    f"{split}; list an image once, with several labels as 'cat;dog'"
-                )
-    return [f"{file.name} lists {len(twice)} images twice ({abridged(twice)})"] if twice else []
+    listed = {
+        split: [
+            LabelledFile(file.parent / files[index], labels[index], paths[index])
+            for index in indices
+        ]
+        for split, indices in members.items()
+    }
+    kept, notices = once_each(
+        str(file), listed, "list an image once, with several labels as 'cat;dog'"
+    )
+    rows = {split: [members[split][index] for index in kept[split]] for split in members}
+    return rows, notices
 
 
-def _several(labels: Sequence[str]) -> list[tuple[str, ...]] | None:
-    """Return the labels of each image; None if no image has several."""
-    if not any(_SEPARATOR in value for value in labels):
-        return None
-    parts = ([part.strip() for part in value.split(_SEPARATOR)] for value in labels)
-    return [tuple(filter(None, each)) for each in parts]
-
-
-def _as_numbers(labels: Sequence[str]) -> list[int] | list[str]:
-    """Return labels as numbers if all are whole numbers, written as such; empty ones are -1."""
-    values = [label or "-1" for label in labels]
-    if all(value.removeprefix("-").isdecimal() and str(int(value)) == value for value in values):
-        return [int(value) for value in values]
-    return list(labels)
-
-
-def _found(file: Path, paths: Sequence[str]) -> list[str]:
+def _existing_files(file: Path, paths: Sequence[str]) -> list[str]:
     """Return the paths of existing files: as listed, or with a suffix that the table leaves out.
 
     Raises:
@@ -216,10 +217,10 @@ def _existing(folder: Path, path: str) -> str | None:
         (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
     ):
         for slashed in dict.fromkeys((form, form.replace("\\", "/"))):
-            if (folder / slashed).is_file():
+            if os.path.isfile(folder / slashed):
                 return slashed
             if Path(slashed).suffix.lower() not in SUFFIXES:
                 for suffix in (".jpg", ".jpeg", ".png", ".JPEG", ".JPG", ".PNG"):
-                    if (folder / f"{slashed}{suffix}").is_file():
+                    if os.path.isfile(folder / f"{slashed}{suffix}"):
                         return f"{slashed}{suffix}"
     return None
