@@ -33,6 +33,7 @@ from attention_transfer.experiments.study.statistics import (
     t_quantile,
 )
 from attention_transfer.experiments.study.workers import run_arguments
+from attention_transfer.trust import trusting
 from made_runs import made_run
 
 SMALL: dict[str, Any] = {
@@ -326,6 +327,40 @@ def test_a_users_file_may_name_code_only_if_it_is_trusted(tmp_path: Path) -> Non
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({**SMALL, "data": {"own:data": {}}}))
     with pytest.raises(UntrustedError, match=r"own:data"):
+        find_study(str(path))
+
+
+CODE = {"terms": "own:code"}
+"""Settings that name code."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": CODE},
+        {"data": {"own:code": {}}},
+        {"data": {"digits": {"data": "own:code"}}},
+        {"teachers": {"big": {"student": "own:code"}}},
+        {"teachers": {"big": {"student": "wrn-10-2", "settings": CODE}}},
+        {"teachers": {"big": {"student": "wrn-10-2", "on": {"cluttered-digits": CODE}}}},
+        {"teachers": {"big": {"student": "wrn-10-2", "ready": {"cluttered-digits": "own:code"}}}},
+        {"pairs": {"p": {"student": "own:code", "teacher": "big"}}},
+        {"pairs": {"p": {"student": "wrn-10-1", "teacher": "wrn-10-2@random,own:code"}}},
+        {"pairs": {"p": {"student": "wrn-10-1", "teacher": "big", "settings": CODE}}},
+        {"variants": {"v": CODE}},
+        {"arms": {"AT": {"terms": ["dist", "own:code(weight=2)"]}}},
+        {"select": {"setting": "terms", "values": ["dist", "own:code(weight=2)"]}},
+        {"select": [{"setting": "data", "values": ["own:code", "cifar10"], "arms": "AT"}]},
+    ],
+)
+def test_code_named_anywhere_in_a_users_file_needs_trust(
+    tmp_path: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **changes}))
+    assert cli.main(["study", str(path), "--commands"]) == 2
+    assert f"{path} names own:code, for which own would be imported" in capsys.readouterr().err
+    with trusting(["own:code"]):
         find_study(str(path))
 
 

@@ -130,6 +130,12 @@ class SelectionConfig(Config):
     )
     seeds: Seeds = Field((1000,), description="seeds of these runs, which the table does not use")
 
+    @field_validator("setting")
+    @classmethod
+    def _as_field(cls, setting: str) -> str:
+        """Return the setting by the name of its field: files may write batch-size."""
+        return setting.replace("-", "_")
+
 
 class PaperFigure(Config):
     """A figure of the paper: error in percent, and whether it is confirmed."""
