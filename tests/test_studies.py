@@ -239,7 +239,7 @@ def test_other_data_take_the_place_of_a_studys_own() -> None:
         "nin-thin-nobn from nin-wide-nobn"  # the other pair is for cluttered-digits alone
     ]
     three = changed_study(find_study("table-3"), ["cluttered-digits"], {})
-    assert three.data["cluttered-digits"]["batch_size"] == "32"
+    assert three.data["cluttered-digits"]["batch_size"] == 32
 
 
 @pytest.mark.parametrize(
@@ -407,20 +407,53 @@ def test_results_are_those_of_the_records(tmp_path: Path) -> None:
     assert "Mark M at the paper's figures: remembered, not confirmed." in table
 
 
-def test_a_study_that_selects_reads_validation_errors(tmp_path: Path) -> None:
-    value = study(settings={**SMALL.get("settings", {}), "test": False})
-    finish(tmp_path, made := make_plan(value), {"alone": 12, "AT": 8, "AT+KD": 8})
-    for number, run in enumerate(made.runs):  # another figure than the test error's
-        record = tmp_path / run.folder / "record.json"
-        content = json.loads(record.read_text())
+def leave_test_unread(folders: list[Path]) -> None:
+    """Change the records of finished runs to those of ``--no-test``: 50, 51, ... % wrong."""
+    for number, folder in enumerate(folders):
+        content = json.loads((folder / "record.json").read_text())
         content["final"] |= {name: None for name in content["final"] if name.startswith("test_")}
         content["final"]["validation_error"] = 50.0 + number
-        record.write_text(json.dumps(content))
+        (folder / "record.json").write_text(json.dumps(content))
+
+
+def test_a_study_that_selects_reads_validation_errors(tmp_path: Path) -> None:
+    value = study(settings={"epochs": "2", "test": "false"})  # as a file has it
+    finish(tmp_path, made := make_plan(value), {"alone": 12, "AT": 8, "AT+KD": 8})
+    leave_test_unread([tmp_path / run.folder for run in made.all_runs])
     StudyFolder(value, tmp_path, {}).write()
     (row,) = json.loads((tmp_path / "study.json").read_text())["rows"]
     found = [error for arm in row["arms"] for error in arm["validation_errors"].values()]
-    assert sorted(found) == [50.0 + number for number in range(len(made.runs))]
-    assert "Validation error in percent" in (tmp_path / "table.md").read_text()
+    assert sorted(found) == [51.0 + number for number in range(len(made.runs))]
+    assert row["teacher_validation_error"] == 50.0
+    table = (tmp_path / "table.md").read_text()
+    assert "Validation error in percent over seeds" in table
+    assert "## small from big, cluttered-digits: validation error" in table
+    assert "test error" not in table.lower()
+
+
+def test_errors_of_other_images_are_not_compared() -> None:
+    arms = {"alone": {"teacher": "none"}, "AT": {"test": "no"}}
+    message = (
+        "compare AT: its errors are of validation images and those of alone of test images; give "
+        "both the same setting test"
+    )
+    with pytest.raises(InputError, match=message):
+        plan(arms=arms)
+    assert plan(arms=arms, compare={}).runs
+
+
+def test_each_arm_of_other_images_is_named_by_them(tmp_path: Path) -> None:
+    arms = {"alone": {"teacher": "none"}, "AT": {"test": "no"}}
+    value = study(arms=arms, compare={})
+    finish(tmp_path, made := make_plan(value), {"alone": 12, "AT": 8})
+    leave_test_unread([tmp_path / run.folder for run in made.runs if "/at/" in run.folder])
+    StudyFolder(value, tmp_path, {}).write()
+    (row,) = json.loads((tmp_path / "study.json").read_text())["rows"]
+    assert [arm.get("test_errors") for arm in row["arms"]] == [{"0": 12.0, "1": 13.0}, None]
+    assert row["arms"][1]["validation_errors"] == {"0": 50.0, "1": 51.0}
+    table = (tmp_path / "table.md").read_text()
+    assert "Test or validation error in percent" in table
+    assert "| AT (validation error) | 2 | 50.50 |" in table
 
 
 def test_results_of_a_part_of_the_runs_are_written_too(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from attention_transfer.experiments.study.preflight import (
 )
 from attention_transfer.experiments.study.results import current_plan
 from attention_transfer.experiments.study.running import Outcome, StudyFolder, run_missing
-from attention_transfer.experiments.study.tables import COLUMNS, row_title, table_rows
+from attention_transfer.experiments.study.tables import COLUMNS, explanation, row_title, table_rows
 from attention_transfer.experiments.study.workers import Workers
 from attention_transfer.report.page import ReportTable, write_report
 from attention_transfer.runs import Run, writing_to
@@ -99,7 +99,12 @@ def _write_report(outcome: Outcome, folder: Path, say: Callable[[str], None]) ->
         tables = [
             ReportTable(row_title(row), COLUMNS, table_rows(row)) for row in outcome.results.rows
         ]
-        write_report([Run(folder / run) for run in runs], folder / "report.html", tables)
+        write_report(
+            [Run(folder / run) for run in runs],
+            folder / "report.html",
+            tables,
+            explanation(outcome.results),
+        )
     except Exception as error:
         paths = shlex.join(str(folder / run) for run in runs)
         say(f"the report could not be written ({error}): attention-transfer report {paths}")

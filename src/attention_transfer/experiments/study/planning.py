@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attention_transfer.config import RunConfig
 from attention_transfer.config.presets import with_preset
@@ -68,6 +68,11 @@ class PlannedRun:
     """Folder of the teacher's targets, in the study's folder."""
     waits_for: str = ""
     """The setting that selection runs must choose before."""
+
+    @property
+    def split(self) -> Literal["test", "validation"]:
+        """The images that the run's error in the table is of."""
+        return "validation" if self.settings.get("test") is False else "test"
 
     def config(self, study: Path) -> RunConfig:
         """Return the run's configuration, with paths in the study's folder.
@@ -156,6 +161,8 @@ def make_plan(
                 planning.add(Cell(*row, arm))
             except InputError as error:
                 faults[f"{arm} of {row[1]}: {error}"] = None
+    for fault in planning.incomparable():
+        faults[fault] = None
     if faults:
         raise InputError("; ".join(faults))
     return planning.plan()
@@ -188,6 +195,23 @@ class _Planning:
                 if pair.data is None or data in pair.data:
                     for variant in self.study.variants or ("",):
                         yield data, name, variant
+
+    def incomparable(self) -> Iterator[str]:
+        """Yield what is wrong with comparisons: errors of other images."""
+        split = {
+            cell: self.runs[folder].split
+            for cell, seeds in self.cells.items()
+            for folder in seeds.values()
+        }
+        for cell in split:
+            for other in self.study.comparisons.get(cell.arm, ()):
+                baseline = replace(cell, arm=other)
+                if split.get(baseline, split[cell]) != split[cell]:
+                    yield (
+                        f"compare {cell.arm}: its errors are of {split[cell]} images and those of "
+                        f"{other} of {split[baseline]} images; give both the same setting test, "
+                        "or leave the comparison out"
+                    )
 
     def plan(self) -> Plan:
         return Plan(

@@ -28,6 +28,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
+Split = Literal["test", "validation"]
+
 STUDY_FILE = "study.json"
 """The document with a study's results, in its folder."""
 
@@ -46,6 +48,8 @@ class ArmResults:
     """The errors of one arm in one row of the table, in percent, by seed."""
 
     arm: str
+    split: Split
+    """The images that the errors are of."""
     errors: dict[int, float]
     top5_errors: dict[int, float]
     seconds: dict[int, float]
@@ -68,10 +72,22 @@ class RowResults:
     pair: str
     variant: str
     arms: list[ArmResults]
-    teacher_error: float | None
-    """Test error of the teacher in percent; None if it has other classes than the data."""
+    teacher: "TeacherError | None"
+    """None if the teacher has other classes than the data, or is not trained yet."""
     teacher_paper: PaperFigure | None
     comparisons: list[Comparison]
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that the arms' errors are of: one, but where an arm's settings choose."""
+        return tuple(dict.fromkeys(arm.split for arm in self.arms))
+
+
+class TeacherError(NamedTuple):
+    """A teacher's error in percent, and the images that it is of."""
+
+    split: Split
+    error: float
 
 
 @dataclass(frozen=True)
@@ -82,13 +98,16 @@ class StudyResults:
     rows: list[RowResults]
     finished: set[str]
     """Folders of finished runs."""
-    split: Literal["test", "validation"]
-    """The images that the errors are of."""
 
     @property
     def study(self) -> StudyConfig:
         """The study that was planned, with its arms and seeds."""
         return self.plan.study
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that the errors of the table are of."""
+        return tuple(dict.fromkeys(split for row in self.rows for split in row.splits))
 
     @property
     def missing(self) -> list[PlannedRun]:
@@ -116,7 +135,7 @@ class StudyResults:
             "complete": self.complete,
             "runs_planned": len(runs),
             "runs_finished": len(runs) - len(self.missing),
-            "rows": [_row_document(row, self.split) for row in self.rows],
+            "rows": [_row_document(row) for row in self.rows],
             "selections": [
                 {
                     **dict(zip(("data", "pair", "variant"), selection.row, strict=True)),
@@ -138,19 +157,20 @@ class StudyResults:
         }
 
 
-def _row_document(row: RowResults, split: str) -> dict[str, Any]:
+def _row_document(row: RowResults) -> dict[str, Any]:
     return {
         "data": row.data,
         "pair": row.pair,
         "variant": row.variant,
-        "teacher_test_error": row.teacher_error,
+        **{f"teacher_{split}_error": None for split in row.splits},
+        **({f"teacher_{row.teacher.split}_error": row.teacher.error} if row.teacher else {}),
         "teacher_paper": _figure(row.teacher_paper),
         "arms": [
             {
                 "arm": arm.arm,
-                f"{split}_errors": {str(seed): error for seed, error in arm.errors.items()},
-                "test_top5_errors": {str(seed): error for seed, error in arm.top5_errors.items()},
-                "seconds": {str(seed): seconds for seed, seconds in arm.seconds.items()},
+                f"{arm.split}_errors": _by_seed(arm.errors),
+                f"{arm.split}_top5_errors": _by_seed(arm.top5_errors),
+                "seconds": _by_seed(arm.seconds),
                 "runs_planned": arm.planned,
                 "statistics": None if arm.summary is None else asdict(arm.summary),
                 "paper": _figure(arm.paper),
@@ -168,6 +188,10 @@ def _row_document(row: RowResults, split: str) -> dict[str, Any]:
             for one in row.comparisons
         ],
     }
+
+
+def _by_seed(values: Mapping[int, float]) -> dict[str, float]:
+    return {str(seed): value for seed, value in values.items()}
 
 
 def _figure(figure: PaperFigure | None) -> dict[str, Any] | None:
@@ -204,15 +228,12 @@ class RunFigures(NamedTuple):
     """What a study's tables need of a finished run; errors in percent."""
 
     validation_error: float
-    test_error: float | None
+    split: Split
+    """The images that the next figures are of: test, or validation in a run without test."""
+    error: float
     top5_error: float | None
-    teacher_test_error: float | None
+    teacher_error: float | None
     seconds: float
-
-    @property
-    def error(self) -> float:
-        """The test error, or the validation error of a run that leaves the test split unread."""
-        return self.validation_error if self.test_error is None else self.test_error
 
 
 def run_figures(folder: Path) -> RunFigures:
@@ -228,11 +249,17 @@ def run_figures(folder: Path) -> RunFigures:
 def _figures_of(folder: Path, _written: int) -> RunFigures:
     record = Run(folder).record
     final, teacher = record.final, record.teacher
+    split, _, error, _ = final.held_out
+    tested = split == "test"
+    teacher_error = None
+    if teacher is not None:
+        teacher_error = teacher.test_error if tested else teacher.validation_error
     return RunFigures(
         final.validation_error,
-        final.test_error,
-        final.test_top5_error,
-        None if teacher is None else teacher.test_error,
+        split,
+        error,
+        final.test_top5_error if tested else final.validation_top5_error,
+        teacher_error,
         record.seconds,
     )
 
@@ -252,7 +279,6 @@ def read_results(study: StudyConfig, images: Mapping[str, int], folder: Path) ->
         plan,
         [reading.row(cells) for cells in rows.values()],
         finished,
-        "validation" if study.settings.get("test") is False else "test",
     )
 
 
@@ -262,6 +288,7 @@ class _Reading:
     def __init__(self, plan: Plan, folder: Path, finished: set[str]) -> None:
         self.plan = plan
         self.runs = {path: run_figures(folder / path) for path in finished}
+        self.planned = {run.folder: run for run in plan.runs}
 
     def row(self, cells: list[Cell]) -> RowResults:
         first = cells[0]
@@ -271,7 +298,7 @@ class _Reading:
             first.pair,
             first.variant,
             list(arms.values()),
-            self._teacher_error(cells),
+            self._teacher(cells),
             self._paper(first, "teacher"),
             list(self._comparisons(arms)),
         )
@@ -279,8 +306,11 @@ class _Reading:
     def _arm(self, cell: Cell) -> ArmResults:
         seeds = self.plan.cells[cell]
         runs = {seed: self.runs[path] for seed, path in seeds.items() if path in self.runs}
+        splits = [run.split for run in runs.values()]
+        splits += [self.planned[path].split for path in seeds.values()]
         return ArmResults(
             cell.arm,
+            splits[0],
             {seed: run.error for seed, run in runs.items()},
             {seed: run.top5_error for seed, run in runs.items() if run.top5_error is not None},
             {seed: run.seconds for seed, run in runs.items()},
@@ -294,17 +324,17 @@ class _Reading:
                 return self.plan.study.paper[row][arm]
         return None
 
-    def _teacher_error(self, cells: list[Cell]) -> float | None:
-        """Return the teacher's test error, from its own run or the record of a student's."""
+    def _teacher(self, cells: list[Cell]) -> TeacherError | None:
+        """Return the teacher's error, from its own run or the record of a student's."""
         folder = self.plan.teacher_of_row.get(cells[0].row)
         if folder is not None:
             run = self.runs.get(folder)
-            return None if run is None else run.error
+            return None if run is None else TeacherError(run.split, run.error)
         for cell in cells:
             for path in self.plan.cells[cell].values():
                 run = self.runs.get(path)
-                if run is not None and run.teacher_test_error is not None:
-                    return run.teacher_test_error
+                if run is not None and run.teacher_error is not None:
+                    return TeacherError(run.split, run.teacher_error)
         return None
 
     def _comparisons(self, arms: Mapping[str, ArmResults]) -> Iterator[Comparison]:
@@ -312,6 +342,8 @@ class _Reading:
             for baseline in baselines:
                 if arm not in arms or baseline not in arms:
                     continue
+                if arms[arm].split != arms[baseline].split:
+                    continue  # errors of other images
                 difference = paired_difference(arms[arm].errors, arms[baseline].errors)
                 if difference is not None:
                     yield Comparison(arm, baseline, difference)
