@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from attention_transfer.experiments.study.files import (
     named_studies,
     study_of,
 )
-from attention_transfer.experiments.study.planning import Plan, make_plan
+from attention_transfer.experiments.study.planning import Plan, PlannedRun, make_plan
 from attention_transfer.experiments.study.preflight import check_unchanged
 from attention_transfer.experiments.study.running import StudyFolder
 from attention_transfer.experiments.study.statistics import (
@@ -33,6 +34,7 @@ from attention_transfer.experiments.study.statistics import (
     t_quantile,
 )
 from attention_transfer.experiments.study.workers import run_arguments
+from attention_transfer.runs import Run
 from attention_transfer.trust import trusting
 from made_runs import made_run
 
@@ -203,7 +205,7 @@ def test_a_selection_is_made_on_validation_and_then_used_by_every_arm() -> None:
     folders = [run.folder for run in made.selection_runs]
     assert folders[0] == ("selection/cluttered-digits/small-from-big/alone/lr-0.1/seed-1000")
     chosen = make_plan(study(select=select), {}, dict(zip(folders, (9.0, 8.0), strict=True)))
-    assert {run.settings["lr"] for run in chosen.runs} == {"0.2"}
+    assert {run.settings["lr"] for run in chosen.runs} == {0.2}
     assert {run.waits_for for run in chosen.runs} == {""}
     assert chosen.selections[0].chosen == "0.2"
 
@@ -405,6 +407,51 @@ def test_results_are_those_of_the_records(tmp_path: Path) -> None:
     assert "| AT | 3 | 9.00 | 9.00 | 1.00 | 7.93 (C) | vs alone: gain of 4.00 points" in table
     assert "| teacher |  | 2.00 |  |  | 5 (M) |  |" in table
     assert "Mark M at the paper's figures: remembered, not confirmed." in table
+
+
+def diverge(folder: Path, run: PlannedRun) -> None:
+    """Write the folder of a run as if it had diverged."""
+    Run.create(folder / run.folder, run.config(folder)).write_divergence("the loss is not finite")
+
+
+def test_runs_that_diverged_are_counted_and_compared_by_no_seed(tmp_path: Path) -> None:
+    value = study(seeds="0-2")
+    finish(tmp_path, made := make_plan(value), {"alone": 12, "AT": 8, "AT+KD": 8})
+    for run in made.runs:
+        if run.folder.endswith(("/at/seed-1", "at+kd/seed-0", "at+kd/seed-1", "at+kd/seed-2")):
+            shutil.rmtree(tmp_path / run.folder)
+            diverge(tmp_path, run)
+    results = StudyFolder(value, tmp_path, {}).write()
+    assert results.complete
+    document = json.loads((tmp_path / "study.json").read_text())
+    assert (document["runs_finished"], document["runs_diverged"]) == (10 - 4, 4)
+    at, combined = document["rows"][0]["arms"][1:]
+    assert (at["test_errors"], at["diverged_seeds"]) == ({"0": 8.0, "2": 10.0}, [1])
+    assert combined["diverged_seeds"] == [0, 1, 2]
+    (difference,) = document["rows"][0]["comparisons"]
+    assert (difference["arm"], difference["n"], difference["mean"]) == ("AT", 2, -4.0)
+    table = (tmp_path / "table.md").read_text()
+    assert "| AT | 2 of 3, 1 diverged | 9.00 |" in table
+    assert "| AT+KD | 0 of 3, 3 diverged |  |" in table
+
+
+def test_a_value_that_diverges_is_never_chosen(tmp_path: Path) -> None:
+    value = study(select={"setting": "lr", "values": ["0.1", "9"], "by": "alone"})
+    finite, infinite = make_plan(value).selection_runs
+    made_run(tmp_path / finite.folder, wrong=tuple(range(90)), probes=False)
+    diverge(tmp_path, infinite)
+    results = StudyFolder(value, tmp_path, {}).write()
+    (selection,) = json.loads((tmp_path / "study.json").read_text())["selections"]
+    assert selection["validation_errors"] == {"0.1": 90.0, "9": None}
+    assert selection["chosen"] == "0.1"
+    assert {run.settings["lr"] for run in results.plan.runs} == {0.1}
+    assert "| 0.1: 90.00, 9: diverged | 0.1 |" in (tmp_path / "table.md").read_text()
+    shutil.rmtree(tmp_path / finite.folder)
+    diverge(tmp_path, finite)
+    results = StudyFolder(value, tmp_path, {}).write()
+    assert results.plan.selections[0].chosen is None
+    assert {run.waits_for for run in results.plan.runs} == {"lr"}
+    assert "| 0.1: diverged, 9: diverged | none |" in (tmp_path / "table.md").read_text()
 
 
 def leave_test_unread(folders: list[Path]) -> None:

@@ -1,6 +1,7 @@
 """Plan a study: from its value to the list of its runs, without reading or writing anything."""
 
 import hashlib
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from attention_transfer.config.studies import (
     PairConfig,
     SelectionConfig,
     StudyConfig,
+    checked_settings,
     slug,
 )
 from attention_transfer.errors import InputError
@@ -108,14 +110,23 @@ class Selection:
     runs: dict[str, tuple[str, ...]]
     """Value -> folders of its runs."""
     errors: dict[str, float] = field(default_factory=dict)
-    """Value -> mean validation error in percent, of values whose runs are all finished."""
+    """Value -> mean validation error in percent, of values whose runs have all ended; infinite
+    where one diverged.
+    """
 
     @property
     def chosen(self) -> str | None:
-        """The value with the lowest mean error; None before all runs are finished."""
-        if len(self.errors) < len(self.runs):
+        """The value with the lowest mean error; None before all runs have ended, or if all values
+        diverged.
+        """
+        if len(self.errors) < len(self.runs) or self.diverged:
             return None
         return min(self.errors, key=self.errors.__getitem__)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether runs of every value diverged, so that none can be chosen."""
+        return len(self.errors) == len(self.runs) and min(self.errors.values()) == math.inf
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,8 @@ def make_plan(
     Args:
         study: the study.
         images: how many training images each data set has, for lengths in steps.
-        validation_errors: of finished selection runs, by folder, in percent.
+        validation_errors: of selection runs that have ended, by folder, in percent; infinite of
+            one that diverged.
 
     Raises:
         InputError: settings do not fit together, or a length in steps without ``images``.
@@ -233,7 +245,7 @@ class _Planning:
             value = choice.chosen
             waits_for = "" if value is not None else selection.setting
             middle = selection.values[len(selection.values) // 2]
-            settings[selection.setting] = middle if value is None else value
+            settings |= _of_selection(selection, middle if value is None else value)
         seeds = self.cells.setdefault(cell, {})
         for number, seed in enumerate(self.study.seeds):
             # The attention maps of one run are enough to look at.
@@ -363,7 +375,8 @@ class _Planning:
                 folder = (
                     f"selection/{deciding.folder}/{selection.setting}-{slug(value)}/seed-{seed}"
                 )
-                changed = {**settings, selection.setting: value, "probes": 0, "test": False}
+                of_value = _of_selection(selection, value)
+                changed = {**settings, **of_value, "probes": 0, "test": False}
                 run = self._run(folder, deciding, changed, seed)
                 folders.append(self._shared(run, self.selection_runs))
             runs[value] = tuple(folders)
@@ -382,6 +395,11 @@ def _alone(settings: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any
     return {
         name: value for name, value in settings.items() if name not in NEEDS_TEACHER or name in arm
     }
+
+
+def _of_selection(selection: SelectionConfig, value: str) -> dict[str, Any]:
+    """Return the setting of a selection with one of its values, of the setting's type."""
+    return checked_settings("select", {selection.setting: value})
 
 
 def _overridden(settings: dict[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:

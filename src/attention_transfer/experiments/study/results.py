@@ -1,5 +1,6 @@
 """The results of a study: what its finished runs say, as one document."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -54,7 +55,9 @@ class ArmResults:
     top5_errors: dict[int, float]
     seconds: dict[int, float]
     planned: int
-    """Runs of the plan; fewer may be finished."""
+    """Runs of the plan; fewer may have ended."""
+    diverged: list[int]
+    """Seeds of runs that diverged, and so have no errors."""
     paper: PaperFigure | None
     """The paper's figure for this place of its table."""
 
@@ -96,6 +99,8 @@ class StudyResults:
 
     plan: Plan
     rows: list[RowResults]
+    ended: set[str]
+    """Folders of runs that are finished or diverged."""
     finished: set[str]
     """Folders of finished runs."""
 
@@ -111,12 +116,12 @@ class StudyResults:
 
     @property
     def missing(self) -> list[PlannedRun]:
-        """The runs that are not finished."""
-        return [run for run in self.plan.all_runs if run.folder not in self.finished]
+        """The runs that have not ended."""
+        return [run for run in self.plan.all_runs if run.folder not in self.ended]
 
     @property
     def complete(self) -> bool:
-        """Whether all runs are finished."""
+        """Whether all runs have ended."""
         return not self.missing
 
     def document(self, versions: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,14 +139,18 @@ class StudyResults:
             "machine": dict(machine),
             "complete": self.complete,
             "runs_planned": len(runs),
-            "runs_finished": len(runs) - len(self.missing),
+            "runs_finished": len(self.finished),
+            "runs_diverged": len(self.ended - self.finished),
             "rows": [_row_document(row) for row in self.rows],
             "selections": [
                 {
                     **dict(zip(("data", "pair", "variant"), selection.row, strict=True)),
                     "arm": selection.arm,
                     "setting": selection.setting,
-                    "validation_errors": selection.errors,
+                    "validation_errors": {
+                        value: None if math.isinf(error) else error
+                        for value, error in selection.errors.items()
+                    },
                     "chosen": selection.chosen,
                 }
                 for selection in self.plan.selections
@@ -150,6 +159,7 @@ class StudyResults:
                 {
                     "folder": run.folder,
                     "finished": run.folder in self.finished,
+                    "diverged": run.folder in self.ended - self.finished,
                     "settings": {name: _plain(value) for name, value in run.settings.items()},
                 }
                 for run in runs
@@ -172,6 +182,7 @@ def _row_document(row: RowResults) -> dict[str, Any]:
                 f"{arm.split}_top5_errors": _by_seed(arm.top5_errors),
                 "seconds": _by_seed(arm.seconds),
                 "runs_planned": arm.planned,
+                "diverged_seeds": arm.diverged,
                 "statistics": None if arm.summary is None else asdict(arm.summary),
                 "paper": _figure(arm.paper),
             }
@@ -205,7 +216,9 @@ def _plain(value: Any) -> Any:
 def current_plan(
     study: StudyConfig, images: Mapping[str, int], folder: Path
 ) -> tuple[Plan, set[str]]:
-    """Return the plan by what selection runs have found so far, and the finished runs' folders.
+    """Return the plan by what selection runs have found so far, and the folders of ended runs.
+
+    A run has ended if it is finished, or if it diverged and no other run needs it.
 
     Args:
         study: the study.
@@ -213,15 +226,22 @@ def current_plan(
         folder: of the study.
     """
     plan = make_plan(study, images)
-    errors = {
-        run.folder: run_figures(folder / run.folder).validation_error
-        for run in plan.selection_runs
-        if Run(folder / run.folder).is_finished
-    }
+    errors = {}
+    for run in plan.selection_runs:
+        if Run(folder / run.folder).is_finished:
+            errors[run.folder] = run_figures(folder / run.folder).validation_error
+        elif diverged(folder / run.folder):
+            errors[run.folder] = math.inf
     if plan.selections:
         plan = make_plan(study, images, errors)
-    finished = {run.folder for run in plan.all_runs if Run(folder / run.folder).is_finished}
-    return plan, finished
+    ended = {run.folder for run in plan.all_runs if Run(folder / run.folder).is_finished}
+    students = (*plan.selection_runs, *plan.runs)
+    return plan, ended | {run.folder for run in students if diverged(folder / run.folder)}
+
+
+def diverged(folder: Path) -> bool:
+    """Return whether the run in a folder diverged."""
+    return Run(folder).divergence is not None
 
 
 class RunFigures(NamedTuple):
@@ -270,14 +290,16 @@ def read_results(study: StudyConfig, images: Mapping[str, int], folder: Path) ->
     Raises:
         InputError: the record of a run is damaged.
     """
-    plan, finished = current_plan(study, images, folder)
+    plan, ended = current_plan(study, images, folder)
+    finished = {path for path in ended if Run(folder / path).is_finished}
     rows: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in plan.cells:
         rows.setdefault(cell.row, []).append(cell)
-    reading = _Reading(plan, folder, finished)
+    reading = _Reading(plan, folder, ended, finished)
     return StudyResults(
         plan,
         [reading.row(cells) for cells in rows.values()],
+        ended,
         finished,
     )
 
@@ -285,8 +307,9 @@ def read_results(study: StudyConfig, images: Mapping[str, int], folder: Path) ->
 class _Reading:
     """Reads the figures of finished runs, each record once."""
 
-    def __init__(self, plan: Plan, folder: Path, finished: set[str]) -> None:
+    def __init__(self, plan: Plan, folder: Path, ended: set[str], finished: set[str]) -> None:
         self.plan = plan
+        self.diverged = ended - finished
         self.runs = {path: run_figures(folder / path) for path in finished}
         self.planned = {run.folder: run for run in plan.runs}
 
@@ -315,6 +338,7 @@ class _Reading:
             {seed: run.top5_error for seed, run in runs.items() if run.top5_error is not None},
             {seed: run.seconds for seed, run in runs.items()},
             len(seeds),
+            [seed for seed, path in seeds.items() if path in self.diverged],
             self._paper(cell, cell.arm),
         )
 

@@ -1,5 +1,6 @@
 """The tables of a study, in Markdown and as plain cells."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from attention_transfer.config.studies import PaperFigure
@@ -17,12 +18,12 @@ MARKS = {
 
 def markdown(results: StudyResults) -> str:
     """Return the tables of a study as Markdown: errors are in percent."""
-    study, done = results.study, len(results.finished)
+    study, done = results.study, len(results.ended)
     lines = [f"# {study.title}", ""]
     if study.note:
         lines += [study.note, ""]
     lines += [
-        f"Study {study.name}: {done} of {len(results.plan.all_runs)} runs are finished. "
+        f"Study {study.name}: {done} of {len(results.plan.all_runs)} runs have ended. "
         + explanation(results),
         "",
     ]
@@ -87,9 +88,12 @@ def _teacher(row: RowResults) -> str:
 
 def _statistics(arm: ArmResults) -> list[str]:
     summary = arm.summary
+    n = 0 if summary is None else summary.n
+    count = str(n) if n == arm.planned else f"{n} of {arm.planned}"
+    if arm.diverged:
+        count += f", {len(arm.diverged)} diverged"
     if summary is None:
-        return [f"0 of {arm.planned}", "", "", ""]
-    count = str(summary.n) if summary.n == arm.planned else f"{summary.n} of {arm.planned}"
+        return [count, "", "", ""]
     spread = "" if summary.std is None else f"{summary.std:.2f}"
     mean = f"{summary.mean:.2f}"
     if arm.paper is not None and arm.paper.top5_error is not None and arm.top5_errors:
@@ -120,17 +124,22 @@ def _overview(results: StudyResults) -> list[str]:
 def _short(arm: ArmResults) -> str:
     summary = arm.summary
     if summary is None:
-        return ""
+        return "diverged" if arm.diverged else ""
     return f"{summary.mean:.2f}" + ("" if summary.std is None else f" ± {summary.std:.2f}")
 
 
 def _selections(results: StudyResults) -> list[str]:
     lines = []
     for selection in results.plan.selections:
-        errors = ", ".join(f"{value}: {error:.2f}" for value, error in selection.errors.items())
-        chosen = selection.chosen or "not yet"
+        found = selection.errors.items()
+        errors = ", ".join(f"{value}: {_or_diverged(error)}" for value, error in found)
+        chosen = selection.chosen or ("none" if selection.diverged else "not yet")
         lines.append([_place(*selection.row), selection.arm, selection.setting, errors, chosen])
     return _table(["row", "arm", "setting", "validation error %", "chosen"], lines)
+
+
+def _or_diverged(error: float) -> str:
+    return "diverged" if math.isinf(error) else f"{error:.2f}"
 
 
 def _figures(results: StudyResults) -> Iterator[PaperFigure]:
