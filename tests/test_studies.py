@@ -16,17 +16,20 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from attention_transfer import cli
+from attention_transfer.config import RunConfig
 from attention_transfer.config.studies import StudyConfig, slug
-from attention_transfer.config.yaml_files import read_nested_file
+from attention_transfer.config.yaml_files import read_nested_file, write_config_file
 from attention_transfer.errors import InputError, UntrustedError
+from attention_transfer.experiments.study.estimate import KindCost, estimate
 from attention_transfer.experiments.study.files import (
     changed_study,
     find_study,
     named_studies,
     study_of,
 )
-from attention_transfer.experiments.study.planning import Plan, PlannedRun, make_plan
-from attention_transfer.experiments.study.preflight import check_unchanged
+from attention_transfer.experiments.study.plan import Plan, PlannedRun
+from attention_transfer.experiments.study.planning import make_plan
+from attention_transfer.experiments.study.preflight import check_document
 from attention_transfer.experiments.study.running import StudyFolder
 from attention_transfer.experiments.study.statistics import (
     paired_difference,
@@ -155,6 +158,34 @@ def test_another_mapping_function_has_a_cache_of_its_own_and_own_activations_non
     of_arm = {arm: runs[made.cells[cell][0]].cache for arm, cell in caches.items()}
     assert of_arm["F-ActT"] is None
     assert len({of_arm["AT"], of_arm["F_max"], None}) == 3
+
+
+def test_students_with_sizes_of_their_own_share_no_cache() -> None:
+    def caches(**settings: Any) -> list[str | None]:
+        students = ("wrn-10-1", "wrn-16-1", "timm:resnet18", "timm:vit_tiny_patch16_224")
+        pairs = {one: {"student": one, "teacher": "big"} for one in students}
+        made = plan(pairs=pairs, arms={"AT": {}}, seeds="1", settings=settings)
+        return [run.cache for run in made.runs]
+
+    small, other, large, transformer = caches()
+    assert small == other
+    assert len({small, large, transformer}) == 3
+    assert len(set(caches(image_size="64"))) == 1
+
+
+def test_untrained_networks_are_measured_in_place_of_those_to_be_trained(tmp_path: Path) -> None:
+    measured: list[RunConfig] = []
+
+    def measure(config: RunConfig) -> KindCost:
+        measured.append(config)
+        return KindCost(1.0, 0.0, 0.0, 1)
+
+    made = make_plan(changed_study(find_study("table-4"), ["folder:birds"], {"seeds": "1"}))
+    cost = estimate(made, set(), tmp_path, measure)
+    assert (cost.runs, cost.seconds) == (4, 4 * 60.0)
+    found = {(config.student, config.teacher) for config in measured}
+    small, large = "timm:resnet18@random", "timm:resnet34@random"
+    assert found == {(large, None), (small, None), (small, large)}
 
 
 def test_distillation_alone_shares_no_cache_with_attention_transfer() -> None:
@@ -516,32 +547,113 @@ def test_results_of_a_part_of_the_runs_are_written_too(tmp_path: Path) -> None:
     assert "| AT | 0 of 2 |" in (tmp_path / "table.md").read_text()
 
 
-def test_a_changed_study_is_refused_over_old_results(tmp_path: Path) -> None:
-    StudyFolder(study(), tmp_path, {}).write()
-    check_unchanged(study(), tmp_path)
-    check_unchanged(study(seeds="0-9", title="Another title"), tmp_path)
-    arms = {**SMALL["arms"], "AT 100": {"beta": "100"}}
-    check_unchanged(study(arms=arms), tmp_path)
-    with pytest.raises(InputError, match="settings epochs was 2, is 3; restore them"):
-        check_unchanged(study(settings={"epochs": "3"}), tmp_path)
-    with pytest.raises(InputError, match=r"arms AT beta was none, is 100"):
-        check_unchanged(study(arms={**SMALL["arms"], "AT": {"beta": "100"}}), tmp_path)
-    fewer = {"alone": {"teacher": "none"}}
-    with pytest.raises(InputError, match=r"arms AT was \{\}, is none"):
-        check_unchanged(study(arms=fewer), tmp_path)
+def commands(folder: Path, **changes: Any) -> int:
+    """Print the commands of a study in a folder; return the exit code."""
+    (folder / "small.yaml").write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
+    return cli.main(
+        ["study", str(folder / "small.yaml"), "--commands", "--out", str(folder / "out")]
+    )
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}', "[" * 10_000])
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A folder in whose folder ``out`` each run of the small study was begun."""
+    for run in plan().all_runs:
+        Run.create(tmp_path / "out" / run.folder, run.config(tmp_path / "out"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"seeds": "0-9", "title": "Another title"},
+        {"arms": {**SMALL["arms"], "AT 100": {"beta": "100"}}},
+        {"arms": {"AT": {}}},
+        {"settings": {"epochs": "02"}},
+        {"data": ["cluttered-digits", "cifar10"]},
+        {
+            "teachers": {
+                "big": {
+                    "student": "wrn-10-2",
+                    "ready": {"cifar10": "wrn-10-2@random"},
+                    "on": {"cifar100": {"lr": "0.1"}},
+                },
+                "new": {"student": "wrn-16-2"},
+            },
+            "data": ["cluttered-digits", "cifar10", "cifar100"],
+            "pairs": {
+                "small from big": {
+                    "student": "wrn-10-1",
+                    "teacher": "big",
+                    "data": ["cluttered-digits", "cifar10"],
+                    "arms": ["alone", "AT"],
+                },
+                "small from new": {"student": "wrn-10-1", "teacher": "new"},
+            },
+        },
+    ],
+)
+def test_a_study_may_grow_and_shrink_over_old_results(begun: Path, changes: dict[str, Any]) -> None:
+    assert commands(begun, **changes) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"settings": {"epochs": "3"}}, "setting epochs was 2, is 3"),
+        ({"arms": {**SMALL["arms"], "AT": {"beta": "9"}}}, "setting beta was 1000.0, is 9.0"),
+        ({"arms": {"alone": {"attention": "none", "kd_alpha": "1"}}}, "setting teacher was None"),
+        (
+            {"pairs": {"small from big": {"student": "wrn-10-1", "teacher": "wrn-10-2@random"}}},
+            "teachers/cluttered-digits/big, is wrn-10-2@random",
+        ),
+        ({"teachers": {"big": {"student": "wrn-10-4"}}}, "setting student was wrn-10-2, is wrn-10"),
+        ({"cache": False}, "setting cache was "),
+        (
+            {"select": {"setting": "lr", "values": ["1", "2"]}, "settings": {}},
+            "epochs was 2, is 15",
+        ),
+    ],
+)
+def test_what_a_run_was_made_from_may_not_change(
+    begun: Path, changes: dict[str, Any], difference: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands(begun, **changes) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert difference in line
+    assert "holds a run with other settings" in line
+    assert "restore them, remove that folder, or give another --out" in line
+
+
+def test_a_studys_folder_may_be_moved(begun: Path) -> None:
+    (begun / "out").rename(begun / "deeper")
+    arguments = ["--commands", "--out", str(begun / "deeper")]
+    (begun / "small.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False))
+    assert cli.main(["study", str(begun / "small.yaml"), *arguments]) == 0
+
+
+def test_another_choice_is_refused_when_it_is_made(begun: Path) -> None:
+    select = {"setting": "lr", "values": ["0.1", "0.2"], "by": "alone"}
+    assert commands(begun, select=select) == 0  # nothing is chosen yet
+    for run in make_plan(study(select=select)).selection_runs:
+        made_run(begun / "out" / run.folder, wrong=(1,), probes=False)
+        config = run.config(begun / "out")
+        write_config_file(config, begun / "out" / run.folder / "config.yaml")
+    assert commands(begun, select=select) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 10_000])
 def test_a_damaged_study_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(InputError, match=r"study.json is damaged"):
-        check_unchanged(study(), tmp_path)
+        check_document(tmp_path)
 
 
 def test_a_study_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"schema_version": 99, "study": {}}')
     with pytest.raises(InputError, match="schema version 99, expected 1"):
-        check_unchanged(study(), tmp_path)
+        check_document(tmp_path)
 
 
 def test_slugs_are_safe_names_of_folders() -> None:

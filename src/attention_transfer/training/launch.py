@@ -16,13 +16,13 @@ from attention_transfer.environment import make_accelerator
 from attention_transfer.errors import DivergedError, InputError, first_line
 from attention_transfer.runs import Run, new_folder, writing_to
 from attention_transfer.runs.checkpoints import Checkpoint, load_checkpoint, load_last_checkpoint
-from attention_transfer.runs.lock import locked
-from attention_transfer.torchrun import most_restarts, restarts
-from attention_transfer.training.identity import (
+from attention_transfer.runs.differences import (
     as_recorded,
     check_identity,
     check_same_settings,
 )
+from attention_transfer.runs.lock import locked
+from attention_transfer.torchrun import most_restarts, restarts
 from attention_transfer.training.monitoring.progress import RunProgress
 from attention_transfer.training.objects import NO_OBJECTS, RunObjects, check_objects
 from attention_transfer.training.processes import Processes

@@ -1,18 +1,16 @@
 """Plan a study: from its value to the list of its runs, without reading or writing anything."""
 
 import hashlib
-import math
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from attention_transfer.config import RunConfig
 from attention_transfer.config.presets import with_preset
 from attention_transfer.config.runs import NEEDS_TEACHER
 from attention_transfer.config.studies import (
-    PACKAGED,
     STEPS,
     PairConfig,
     SelectionConfig,
@@ -21,132 +19,19 @@ from attention_transfer.config.studies import (
     slug,
 )
 from attention_transfer.errors import InputError
-from attention_transfer.experiments.packaged_teacher import packaged_teacher
+from attention_transfer.experiments.study.plan import Cell, Plan, PlannedRun, Selection
 from attention_transfer.experiments.study.recipes import recipe_settings, shortened
 
-__all__ = ["Cell", "Plan", "PlannedRun", "Selection", "make_plan"]
+__all__ = ["make_plan"]
 
 CACHE_DEPENDS_ON = (
-    *("data", "columns", "label_offset", "class_order", "image_size", "pixel_range"),
+    *("data", "columns", "label_offset", "class_order", "pixel_range"),
     *("randaugment", "random_erasing", "mixup", "cutmix", "validation", "data_seed"),
     *("precision", "channels_last", "map", "power", "cache_views"),
 )
-"""Settings on which the targets in a cache depend, beside the teacher and the number of views."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A place in the study's table: one arm of one pair on one data set, for one length."""
-
-    data: str
-    pair: str
-    variant: str
-    """Empty without variants."""
-    arm: str
-
-    @property
-    def row(self) -> tuple[str, str, str]:
-        """The place of the row: data, pair and variant."""
-        return self.data, self.pair, self.variant
-
-    @property
-    def folder(self) -> str:
-        """The part of the folders of its runs."""
-        parts = (self.data, self.pair, self.variant, self.arm)
-        return "/".join(slug(part) for part in parts if part)
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run of a study."""
-
-    folder: str
-    """In the study's folder: of the first cell that the run belongs to."""
-    settings: dict[str, Any]
-    """Of the run, by the names of :class:`RunConfig`; without its folder, with its teacher."""
-    needs: tuple[str, ...] = ()
-    """Folders of runs that must be finished before."""
-    cache: str | None = None
-    """Folder of the teacher's targets, in the study's folder."""
-    waits_for: str = ""
-    """The setting that selection runs must choose before."""
-
-    @property
-    def split(self) -> Literal["test", "validation"]:
-        """The images that the run's error in the table is of."""
-        return "validation" if self.settings.get("test") is False else "test"
-
-    def config(self, study: Path) -> RunConfig:
-        """Return the run's configuration, with paths in the study's folder.
-
-        Args:
-            study: the study's folder.
-
-        Raises:
-            InputError: the settings do not fit together.
-        """
-        return RunConfig.checked(self.resolved(study))
-
-    def resolved(self, study: Path) -> dict[str, Any]:
-        """Return the run's settings with paths in the study's folder."""
-        settings = {**self.settings, "out": str(study / self.folder)}
-        if settings.get("teacher") == PACKAGED:
-            settings["teacher"] = str(packaged_teacher())
-        if self.needs:
-            settings["teacher"] = str(study / self.needs[0])
-        if self.cache is not None:
-            settings["cache"] = str(study / self.cache)
-        return settings
-
-
-@dataclass(frozen=True)
-class Selection:
-    """A choice of one setting for one row and arm, by the validation errors of some runs."""
-
-    row: tuple[str, str, str]
-    arm: str
-    """Whose runs decide."""
-    setting: str
-    runs: dict[str, tuple[str, ...]]
-    """Value -> folders of its runs."""
-    errors: dict[str, float] = field(default_factory=dict)
-    """Value -> mean validation error in percent, of values whose runs have all ended; infinite
-    where one diverged.
-    """
-
-    @property
-    def chosen(self) -> str | None:
-        """The value with the lowest mean error; None before all runs have ended, or if all values
-        diverged.
-        """
-        if len(self.errors) < len(self.runs) or self.diverged:
-            return None
-        return min(self.errors, key=self.errors.__getitem__)
-
-    @property
-    def diverged(self) -> bool:
-        """Whether runs of every value diverged, so that none can be chosen."""
-        return len(self.errors) == len(self.runs) and min(self.errors.values()) == math.inf
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The runs of a study, in an order in which each comes after those it needs."""
-
-    study: StudyConfig
-    teachers: tuple[PlannedRun, ...]
-    selection_runs: tuple[PlannedRun, ...]
-    runs: tuple[PlannedRun, ...]
-    cells: dict[Cell, dict[int, str]]
-    """Cell -> seed -> the folder of its run."""
-    selections: tuple[Selection, ...]
-    teacher_of_row: dict[tuple[str, str, str], str]
-    """Row -> the folder of its teacher's run, of those that the study trains."""
-
-    @property
-    def all_runs(self) -> tuple[PlannedRun, ...]:
-        """Teachers, selection runs and the runs of the table."""
-        return self.teachers + self.selection_runs + self.runs
+"""Settings on which the targets in a cache depend, beside the teacher, the size of the images and
+the number of views.
+"""
 
 
 def make_plan(
@@ -348,6 +233,7 @@ class _Planning:
         if not uses_maps and not gradient and settings.get("kd_alpha") is None:
             return None
         depends = {name: str(settings[name]) for name in CACHE_DEPENDS_ON if name in settings}
+        depends["image_size"] = str(settings.get("image_size") or _size_of(settings["student"]))
         depends["views"] = str(settings.get("cache_views") or settings.get("epochs"))
         # A run with distillation alone makes a cache without maps, which serves no other.
         depends |= {"teacher": str(settings["teacher"]), "gradient": str(gradient)}
@@ -395,6 +281,13 @@ def _alone(settings: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any
     return {
         name: value for name, value in settings.items() if name not in NEEDS_TEACHER or name in arm
     }
+
+
+def _size_of(student: str) -> str:
+    """Return the name of a student that decides the size of images in files; empty if it does not,
+    as the networks of this package do not.
+    """
+    return student if any(mark in student for mark in ":/") else ""
 
 
 def _of_selection(selection: SelectionConfig, value: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from attention_transfer.config.studies import PaperFigure, StudyConfig
-from attention_transfer.experiments.study.planning import Cell, Plan, PlannedRun, make_plan
+from attention_transfer.experiments.study.plan import Cell, Plan, PlannedRun
+from attention_transfer.experiments.study.planning import make_plan
 from attention_transfer.experiments.study.statistics import (
     PairedDifference,
     Summary,
@@ -218,7 +219,8 @@ def current_plan(
 ) -> tuple[Plan, set[str]]:
     """Return the plan by what selection runs have found so far, and the folders of ended runs.
 
-    A run has ended if it is finished, or if it diverged and no other run needs it.
+    A run has ended if it is finished, or if it diverged and no other run needs it. A run whose
+    settings wait to be chosen counts when they are.
 
     Args:
         study: the study.
@@ -234,9 +236,16 @@ def current_plan(
             errors[run.folder] = math.inf
     if plan.selections:
         plan = make_plan(study, images, errors)
-    ended = {run.folder for run in plan.all_runs if Run(folder / run.folder).is_finished}
-    students = (*plan.selection_runs, *plan.runs)
-    return plan, ended | {run.folder for run in students if diverged(folder / run.folder)}
+    ended = {
+        run.folder
+        for run in plan.all_runs
+        if not run.waits_for
+        and (
+            Run(folder / run.folder).is_finished
+            or (diverged(folder / run.folder) and run not in plan.teachers)
+        )
+    }
+    return plan, ended
 
 
 def diverged(folder: Path) -> bool:

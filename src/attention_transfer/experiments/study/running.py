@@ -7,7 +7,8 @@ from pathlib import Path
 
 from attention_transfer.config.studies import StudyConfig
 from attention_transfer.errors import Interrupted
-from attention_transfer.experiments.study.planning import PlannedRun
+from attention_transfer.experiments.study.plan import PlannedRun
+from attention_transfer.experiments.study.preflight import check_unchanged
 from attention_transfer.experiments.study.results import (
     STUDY_FILE,
     StudyResults,
@@ -70,8 +71,10 @@ def run_missing(
 
     Raises:
         Interrupted: a signal asked to stop; all runs have saved their state.
+        InputError: what a run was made from has changed, as by another choice of a setting.
     """
     loop = _Loop(where, workers, say)
+    where.write()
     try:
         while not loop.done:
             if stopped():
@@ -109,11 +112,16 @@ class _Loop:
         self.where, self.workers, self.say = where, workers, say
         self.failed: dict[str, str] = {}
         self.running: set[str] = set()
+        self.checked: set[str] = set()
         self._read()
 
     def _read(self) -> None:
         """Plan anew: selection runs that have ended may have chosen a setting."""
         self.plan, self.ended = current_plan(self.where.study, self.where.images, self.where.folder)
+        for run in self.plan.all_runs:
+            if not run.waits_for and run.folder not in self.checked:
+                check_unchanged(run, self.where.folder)
+                self.checked.add(run.folder)
 
     @property
     def done(self) -> bool:
