@@ -195,7 +195,8 @@ def test_the_papers_tables_have_the_marks_of_their_studies(tmp_path: Path) -> No
 
 def test_a_study_gives_a_table(tmp_path: Path) -> None:
     def arm(name: str, statistics: dict[str, Any] | None) -> dict[str, Any]:
-        return {"arm": name, "statistics": statistics, "runs_planned": 2}
+        errors = {"validation_errors": {}} if name == "KD" else {"test_errors": {}}
+        return {"arm": name, "statistics": statistics, "runs_planned": 2, **errors}
 
     row = {
         "pair": "small from large",
@@ -213,7 +214,9 @@ def test_a_study_gives_a_table(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "study.json").write_text(json.dumps({"rows": [row]}))
     place = "small from large, digits"
-    assert TABLES["study"](Sources(tmp_path), "mine")[2:] == [
+    head, _, *table = TABLES["study"](Sources(tmp_path), "mine")
+    assert "| test or validation error % |" in head
+    assert table == [
         f"| {place} | alone | 2 | 12.00 ± 0.50 | 12.50 | |",
         f"| {place} | AT | 1 | 8.00 | 8.00 | vs alone: a gain |",
         f"| {place} | KD | 0 of 2 | | | |",

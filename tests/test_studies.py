@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +16,20 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from attention_transfer import cli
+from attention_transfer.config import RunConfig
 from attention_transfer.config.studies import StudyConfig, slug
-from attention_transfer.config.yaml_files import read_nested_file
+from attention_transfer.config.yaml_files import read_nested_file, write_config_file
 from attention_transfer.errors import InputError, UntrustedError
+from attention_transfer.experiments.study.estimate import KindCost, estimate
 from attention_transfer.experiments.study.files import (
     changed_study,
     find_study,
     named_studies,
     study_of,
 )
-from attention_transfer.experiments.study.planning import Plan, make_plan
-from attention_transfer.experiments.study.preflight import check_unchanged
+from attention_transfer.experiments.study.plan import Plan, PlannedRun
+from attention_transfer.experiments.study.planning import make_plan
+from attention_transfer.experiments.study.preflight import check_document
 from attention_transfer.experiments.study.running import StudyFolder
 from attention_transfer.experiments.study.statistics import (
     paired_difference,
@@ -33,6 +37,8 @@ from attention_transfer.experiments.study.statistics import (
     t_quantile,
 )
 from attention_transfer.experiments.study.workers import run_arguments
+from attention_transfer.runs import Run
+from attention_transfer.trust import trusting
 from made_runs import made_run
 
 SMALL: dict[str, Any] = {
@@ -154,6 +160,34 @@ def test_another_mapping_function_has_a_cache_of_its_own_and_own_activations_non
     assert len({of_arm["AT"], of_arm["F_max"], None}) == 3
 
 
+def test_students_with_sizes_of_their_own_share_no_cache() -> None:
+    def caches(**settings: Any) -> list[str | None]:
+        students = ("wrn-10-1", "wrn-16-1", "timm:resnet18", "timm:vit_tiny_patch16_224")
+        pairs = {one: {"student": one, "teacher": "big"} for one in students}
+        made = plan(pairs=pairs, arms={"AT": {}}, seeds="1", settings=settings)
+        return [run.cache for run in made.runs]
+
+    small, other, large, transformer = caches()
+    assert small == other
+    assert len({small, large, transformer}) == 3
+    assert len(set(caches(image_size="64"))) == 1
+
+
+def test_untrained_networks_are_measured_in_place_of_those_to_be_trained(tmp_path: Path) -> None:
+    measured: list[RunConfig] = []
+
+    def measure(config: RunConfig) -> KindCost:
+        measured.append(config)
+        return KindCost(1.0, 0.0, 0.0, 1)
+
+    made = make_plan(changed_study(find_study("table-4"), ["folder:birds"], {"seeds": "1"}))
+    cost = estimate(made, set(), tmp_path, measure)
+    assert (cost.runs, cost.seconds) == (4, 4 * 60.0)
+    found = {(config.student, config.teacher) for config in measured}
+    small, large = "timm:resnet18@random", "timm:resnet34@random"
+    assert found == {(large, None), (small, None), (small, large)}
+
+
 def test_distillation_alone_shares_no_cache_with_attention_transfer() -> None:
     arms = {
         "KD": {"attention": "none", "kd_alpha": "0.9"},
@@ -202,7 +236,7 @@ def test_a_selection_is_made_on_validation_and_then_used_by_every_arm() -> None:
     folders = [run.folder for run in made.selection_runs]
     assert folders[0] == ("selection/cluttered-digits/small-from-big/alone/lr-0.1/seed-1000")
     chosen = make_plan(study(select=select), {}, dict(zip(folders, (9.0, 8.0), strict=True)))
-    assert {run.settings["lr"] for run in chosen.runs} == {"0.2"}
+    assert {run.settings["lr"] for run in chosen.runs} == {0.2}
     assert {run.waits_for for run in chosen.runs} == {""}
     assert chosen.selections[0].chosen == "0.2"
 
@@ -238,7 +272,7 @@ def test_other_data_take_the_place_of_a_studys_own() -> None:
         "nin-thin-nobn from nin-wide-nobn"  # the other pair is for cluttered-digits alone
     ]
     three = changed_study(find_study("table-3"), ["cluttered-digits"], {})
-    assert three.data["cluttered-digits"]["batch_size"] == "32"
+    assert three.data["cluttered-digits"]["batch_size"] == 32
 
 
 @pytest.mark.parametrize(
@@ -329,6 +363,40 @@ def test_a_users_file_may_name_code_only_if_it_is_trusted(tmp_path: Path) -> Non
         find_study(str(path))
 
 
+CODE = {"terms": "own:code"}
+"""Settings that name code."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": CODE},
+        {"data": {"own:code": {}}},
+        {"data": {"digits": {"data": "own:code"}}},
+        {"teachers": {"big": {"student": "own:code"}}},
+        {"teachers": {"big": {"student": "wrn-10-2", "settings": CODE}}},
+        {"teachers": {"big": {"student": "wrn-10-2", "on": {"cluttered-digits": CODE}}}},
+        {"teachers": {"big": {"student": "wrn-10-2", "ready": {"cluttered-digits": "own:code"}}}},
+        {"pairs": {"p": {"student": "own:code", "teacher": "big"}}},
+        {"pairs": {"p": {"student": "wrn-10-1", "teacher": "wrn-10-2@random,own:code"}}},
+        {"pairs": {"p": {"student": "wrn-10-1", "teacher": "big", "settings": CODE}}},
+        {"variants": {"v": CODE}},
+        {"arms": {"AT": {"terms": ["dist", "own:code(weight=2)"]}}},
+        {"select": {"setting": "terms", "values": ["dist", "own:code(weight=2)"]}},
+        {"select": [{"setting": "data", "values": ["own:code", "cifar10"], "arms": "AT"}]},
+    ],
+)
+def test_code_named_anywhere_in_a_users_file_needs_trust(
+    tmp_path: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **changes}))
+    assert cli.main(["study", str(path), "--commands"]) == 2
+    assert f"{path} names own:code, for which own would be imported" in capsys.readouterr().err
+    with trusting(["own:code"]):
+        find_study(str(path))
+
+
 def test_the_command_line_of_a_run_has_its_settings() -> None:
     made = plan()
     words = run_arguments(made.runs[-1], Path("/s"))
@@ -372,20 +440,98 @@ def test_results_are_those_of_the_records(tmp_path: Path) -> None:
     assert "Mark M at the paper's figures: remembered, not confirmed." in table
 
 
-def test_a_study_that_selects_reads_validation_errors(tmp_path: Path) -> None:
-    value = study(settings={**SMALL.get("settings", {}), "test": False})
+def diverge(folder: Path, run: PlannedRun) -> None:
+    """Write the folder of a run as if it had diverged."""
+    Run.create(folder / run.folder, run.config(folder)).write_divergence("the loss is not finite")
+
+
+def test_runs_that_diverged_are_counted_and_compared_by_no_seed(tmp_path: Path) -> None:
+    value = study(seeds="0-2")
     finish(tmp_path, made := make_plan(value), {"alone": 12, "AT": 8, "AT+KD": 8})
-    for number, run in enumerate(made.runs):  # another figure than the test error's
-        record = tmp_path / run.folder / "record.json"
-        content = json.loads(record.read_text())
+    for run in made.runs:
+        if run.folder.endswith(("/at/seed-1", "at+kd/seed-0", "at+kd/seed-1", "at+kd/seed-2")):
+            shutil.rmtree(tmp_path / run.folder)
+            diverge(tmp_path, run)
+    results = StudyFolder(value, tmp_path, {}).write()
+    assert results.complete
+    document = json.loads((tmp_path / "study.json").read_text())
+    assert (document["runs_finished"], document["runs_diverged"]) == (10 - 4, 4)
+    at, combined = document["rows"][0]["arms"][1:]
+    assert (at["test_errors"], at["diverged_seeds"]) == ({"0": 8.0, "2": 10.0}, [1])
+    assert combined["diverged_seeds"] == [0, 1, 2]
+    (difference,) = document["rows"][0]["comparisons"]
+    assert (difference["arm"], difference["n"], difference["mean"]) == ("AT", 2, -4.0)
+    table = (tmp_path / "table.md").read_text()
+    assert "| AT | 2 of 3, 1 diverged | 9.00 |" in table
+    assert "| AT+KD | 0 of 3, 3 diverged |  |" in table
+
+
+def test_a_value_that_diverges_is_never_chosen(tmp_path: Path) -> None:
+    value = study(select={"setting": "lr", "values": ["0.1", "9"], "by": "alone"})
+    finite, infinite = make_plan(value).selection_runs
+    made_run(tmp_path / finite.folder, wrong=tuple(range(90)), probes=False)
+    diverge(tmp_path, infinite)
+    results = StudyFolder(value, tmp_path, {}).write()
+    (selection,) = json.loads((tmp_path / "study.json").read_text())["selections"]
+    assert selection["validation_errors"] == {"0.1": 90.0, "9": None}
+    assert selection["chosen"] == "0.1"
+    assert {run.settings["lr"] for run in results.plan.runs} == {0.1}
+    assert "| 0.1: 90.00, 9: diverged | 0.1 |" in (tmp_path / "table.md").read_text()
+    shutil.rmtree(tmp_path / finite.folder)
+    diverge(tmp_path, finite)
+    results = StudyFolder(value, tmp_path, {}).write()
+    assert results.plan.selections[0].chosen is None
+    assert {run.waits_for for run in results.plan.runs} == {"lr"}
+    assert "| 0.1: diverged, 9: diverged | none |" in (tmp_path / "table.md").read_text()
+
+
+def leave_test_unread(folders: list[Path]) -> None:
+    """Change the records of finished runs to those of ``--no-test``: 50, 51, ... % wrong."""
+    for number, folder in enumerate(folders):
+        content = json.loads((folder / "record.json").read_text())
         content["final"] |= {name: None for name in content["final"] if name.startswith("test_")}
         content["final"]["validation_error"] = 50.0 + number
-        record.write_text(json.dumps(content))
+        (folder / "record.json").write_text(json.dumps(content))
+
+
+def test_a_study_that_selects_reads_validation_errors(tmp_path: Path) -> None:
+    value = study(settings={"epochs": "2", "test": "false"})  # as a file has it
+    finish(tmp_path, made := make_plan(value), {"alone": 12, "AT": 8, "AT+KD": 8})
+    leave_test_unread([tmp_path / run.folder for run in made.all_runs])
     StudyFolder(value, tmp_path, {}).write()
     (row,) = json.loads((tmp_path / "study.json").read_text())["rows"]
     found = [error for arm in row["arms"] for error in arm["validation_errors"].values()]
-    assert sorted(found) == [50.0 + number for number in range(len(made.runs))]
-    assert "Validation error in percent" in (tmp_path / "table.md").read_text()
+    assert sorted(found) == [51.0 + number for number in range(len(made.runs))]
+    assert row["teacher_validation_error"] == 50.0
+    table = (tmp_path / "table.md").read_text()
+    assert "Validation error in percent over seeds" in table
+    assert "## small from big, cluttered-digits: validation error" in table
+    assert "test error" not in table.lower()
+
+
+def test_errors_of_other_images_are_not_compared() -> None:
+    arms = {"alone": {"teacher": "none"}, "AT": {"test": "no"}}
+    message = (
+        "compare AT: its errors are of validation images and those of alone of test images; give "
+        "both the same setting test"
+    )
+    with pytest.raises(InputError, match=message):
+        plan(arms=arms)
+    assert plan(arms=arms, compare={}).runs
+
+
+def test_each_arm_of_other_images_is_named_by_them(tmp_path: Path) -> None:
+    arms = {"alone": {"teacher": "none"}, "AT": {"test": "no"}}
+    value = study(arms=arms, compare={})
+    finish(tmp_path, made := make_plan(value), {"alone": 12, "AT": 8})
+    leave_test_unread([tmp_path / run.folder for run in made.runs if "/at/" in run.folder])
+    StudyFolder(value, tmp_path, {}).write()
+    (row,) = json.loads((tmp_path / "study.json").read_text())["rows"]
+    assert [arm.get("test_errors") for arm in row["arms"]] == [{"0": 12.0, "1": 13.0}, None]
+    assert row["arms"][1]["validation_errors"] == {"0": 50.0, "1": 51.0}
+    table = (tmp_path / "table.md").read_text()
+    assert "Test or validation error in percent" in table
+    assert "| AT (validation error) | 2 | 50.50 |" in table
 
 
 def test_results_of_a_part_of_the_runs_are_written_too(tmp_path: Path) -> None:
@@ -401,32 +547,113 @@ def test_results_of_a_part_of_the_runs_are_written_too(tmp_path: Path) -> None:
     assert "| AT | 0 of 2 |" in (tmp_path / "table.md").read_text()
 
 
-def test_a_changed_study_is_refused_over_old_results(tmp_path: Path) -> None:
-    StudyFolder(study(), tmp_path, {}).write()
-    check_unchanged(study(), tmp_path)
-    check_unchanged(study(seeds="0-9", title="Another title"), tmp_path)
-    arms = {**SMALL["arms"], "AT 100": {"beta": "100"}}
-    check_unchanged(study(arms=arms), tmp_path)
-    with pytest.raises(InputError, match="settings epochs was 2, is 3; restore them"):
-        check_unchanged(study(settings={"epochs": "3"}), tmp_path)
-    with pytest.raises(InputError, match=r"arms AT beta was none, is 100"):
-        check_unchanged(study(arms={**SMALL["arms"], "AT": {"beta": "100"}}), tmp_path)
-    fewer = {"alone": {"teacher": "none"}}
-    with pytest.raises(InputError, match=r"arms AT was \{\}, is none"):
-        check_unchanged(study(arms=fewer), tmp_path)
+def commands(folder: Path, **changes: Any) -> int:
+    """Print the commands of a study in a folder; return the exit code."""
+    (folder / "small.yaml").write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
+    return cli.main(
+        ["study", str(folder / "small.yaml"), "--commands", "--out", str(folder / "out")]
+    )
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}', "[" * 10_000])
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A folder in whose folder ``out`` each run of the small study was begun."""
+    for run in plan().all_runs:
+        Run.create(tmp_path / "out" / run.folder, run.config(tmp_path / "out"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"seeds": "0-9", "title": "Another title"},
+        {"arms": {**SMALL["arms"], "AT 100": {"beta": "100"}}},
+        {"arms": {"AT": {}}},
+        {"settings": {"epochs": "02"}},
+        {"data": ["cluttered-digits", "cifar10"]},
+        {
+            "teachers": {
+                "big": {
+                    "student": "wrn-10-2",
+                    "ready": {"cifar10": "wrn-10-2@random"},
+                    "on": {"cifar100": {"lr": "0.1"}},
+                },
+                "new": {"student": "wrn-16-2"},
+            },
+            "data": ["cluttered-digits", "cifar10", "cifar100"],
+            "pairs": {
+                "small from big": {
+                    "student": "wrn-10-1",
+                    "teacher": "big",
+                    "data": ["cluttered-digits", "cifar10"],
+                    "arms": ["alone", "AT"],
+                },
+                "small from new": {"student": "wrn-10-1", "teacher": "new"},
+            },
+        },
+    ],
+)
+def test_a_study_may_grow_and_shrink_over_old_results(begun: Path, changes: dict[str, Any]) -> None:
+    assert commands(begun, **changes) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"settings": {"epochs": "3"}}, "setting epochs was 2, is 3"),
+        ({"arms": {**SMALL["arms"], "AT": {"beta": "9"}}}, "setting beta was 1000.0, is 9.0"),
+        ({"arms": {"alone": {"attention": "none", "kd_alpha": "1"}}}, "setting teacher was None"),
+        (
+            {"pairs": {"small from big": {"student": "wrn-10-1", "teacher": "wrn-10-2@random"}}},
+            "teachers/cluttered-digits/big, is wrn-10-2@random",
+        ),
+        ({"teachers": {"big": {"student": "wrn-10-4"}}}, "setting student was wrn-10-2, is wrn-10"),
+        ({"cache": False}, "setting cache was "),
+        (
+            {"select": {"setting": "lr", "values": ["1", "2"]}, "settings": {}},
+            "epochs was 2, is 15",
+        ),
+    ],
+)
+def test_what_a_run_was_made_from_may_not_change(
+    begun: Path, changes: dict[str, Any], difference: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands(begun, **changes) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert difference in line
+    assert "holds a run with other settings" in line
+    assert "restore them, remove that folder, or give another --out" in line
+
+
+def test_a_studys_folder_may_be_moved(begun: Path) -> None:
+    (begun / "out").rename(begun / "deeper")
+    arguments = ["--commands", "--out", str(begun / "deeper")]
+    (begun / "small.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False))
+    assert cli.main(["study", str(begun / "small.yaml"), *arguments]) == 0
+
+
+def test_another_choice_is_refused_when_it_is_made(begun: Path) -> None:
+    select = {"setting": "lr", "values": ["0.1", "0.2"], "by": "alone"}
+    assert commands(begun, select=select) == 0  # nothing is chosen yet
+    for run in make_plan(study(select=select)).selection_runs:
+        made_run(begun / "out" / run.folder, wrong=(1,), probes=False)
+        config = run.config(begun / "out")
+        write_config_file(config, begun / "out" / run.folder / "config.yaml")
+    assert commands(begun, select=select) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 10_000])
 def test_a_damaged_study_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(InputError, match=r"study.json is damaged"):
-        check_unchanged(study(), tmp_path)
+        check_document(tmp_path)
 
 
 def test_a_study_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"schema_version": 99, "study": {}}')
     with pytest.raises(InputError, match="schema version 99, expected 1"):
-        check_unchanged(study(), tmp_path)
+        check_document(tmp_path)
 
 
 def test_slugs_are_safe_names_of_folders() -> None:

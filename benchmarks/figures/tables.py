@@ -11,6 +11,9 @@ from figures.values import difference
 
 __all__ = ["TABLES"]
 
+SPLITS = ("test", "validation")
+"""The images that the errors of a study's arm are of."""
+
 ARMS = {
     "alone": "student alone",
     "at": "with attention transfer (AT)",
@@ -153,9 +156,14 @@ def study(sources: Sources, name: str) -> list[str]:
                 if one["arm"] == arm["arm"]
             ]
             rows.append([place, arm["arm"], *statistics(arm), "; ".join(compared)])
-        if row["teacher_test_error"] is not None:
-            rows.append([place, "teacher", "", f"{row['teacher_test_error']:.2f}", "", ""])
-    return lines(["", "arm", "n", "test error %", "median", "compared, seed by seed"], rows)
+        for split in SPLITS:
+            if row.get(f"teacher_{split}_error") is not None:
+                error = f"{row[f'teacher_{split}_error']:.2f}"
+                rows.append([place, "teacher", "", error, "", ""])
+    arms = file.all("rows/*/arms/*")
+    splits = [split for split in SPLITS if any(f"{split}_errors" in arm for arm in arms)]
+    error = f"{' or '.join(splits)} error %"
+    return lines(["", "arm", "n", error, "median", "compared, seed by seed"], rows)
 
 
 def statistics(arm: dict[str, Any]) -> Sequence[str]:

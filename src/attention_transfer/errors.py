@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 __all__ = [
+    "DivergedError",
     "InputError",
     "Interrupted",
     "TrainingError",
@@ -44,6 +45,10 @@ class UntrustedError(InputError):
 
 class TrainingError(RuntimeError):
     """Training cannot continue, as when the loss is not finite; the command line exits with 1."""
+
+
+class DivergedError(TrainingError):
+    """The loss, the gradient or the trained network's logits are not finite."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -42,9 +42,10 @@ def test_a_study_runs_on_a_cluster_of_two_workers(tmp_path: Path, cluster: str) 
 
 
 def test_a_run_that_fails_on_a_cluster_is_reported(tmp_path: Path, cluster: str) -> None:
-    value = {**STUDY, "seeds": "1", "arms": {"alone": {"teacher": "none", "lr": 1e30}}, "paper": {}}
+    arms = {"broken": {"pairs": "nothing:group1"}}
+    value = {**STUDY, "seeds": "1", "arms": arms, "paper": {}}
     done = study(tmp_path, "--ray", cluster, value=value, code=1)
-    assert "alone/seed-0 failed: attention-transfer: " in done.stdout
+    assert "broken/seed-0 failed: attention-transfer: " in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["nobody listens", "somebody else listens"])

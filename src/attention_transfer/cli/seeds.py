@@ -86,7 +86,7 @@ def begin_seeds(config: RunConfig, arguments: Namespace) -> int:
 def _check_same(wanted: RunConfig) -> None:
     """Raise an InputError if a finished run in the configuration's folder has other settings."""
     from attention_transfer.runs import Run
-    from attention_transfer.training.identity import check_same_settings
+    from attention_transfer.runs.differences import check_same_settings
 
     assert wanted.out is not None
     run = Run(wanted.out)

@@ -290,13 +290,13 @@ def _report_outcome(outcome: "Outcome", folder: Path, arguments: Namespace) -> i
 
 def _print_commands(study: "StudyConfig", folder: Path) -> int:
     from attention_transfer.experiments.study.preflight import (
+        check_document,
         check_teachers,
-        check_unchanged,
         needs_images,
     )
     from attention_transfer.experiments.study.queue import command_lines
 
-    check_unchanged(study, folder)
+    check_document(folder)
     check_teachers(study)
     images = {}
     if needs_images(study):

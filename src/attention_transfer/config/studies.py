@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from attention_transfer.config.checked import Config, with_none
-from attention_transfer.config.fields import Seed, as_several
+from attention_transfer.config.fields import Count, Seed, as_several
 from attention_transfer.config.runs import RunConfig
 from attention_transfer.errors import InputError, nearest
 
@@ -130,6 +130,12 @@ class SelectionConfig(Config):
     )
     seeds: Seeds = Field((1000,), description="seeds of these runs, which the table does not use")
 
+    @field_validator("setting")
+    @classmethod
+    def _as_field(cls, setting: str) -> str:
+        """Return the setting by the name of its field: files may write batch-size."""
+        return setting.replace("-", "_")
+
 
 class PaperFigure(Config):
     """A figure of the paper: error in percent, and whether it is confirmed."""
@@ -241,6 +247,16 @@ class StudyConfig(Config):
         return dict.fromkeys(others, (first,))
 
 
+class _Length(Config):
+    """A length that is no setting of a run."""
+
+    steps: Count | None = None
+
+
+_NETWORKS = {"student": "any", "teacher": "any"}
+"""Stand in for the networks of a run where its other settings are checked."""
+
+
 def _unknown(where: str, name: str, known: Mapping[str, Any] | list[str]) -> Iterator[str]:
     if name not in known:
         hint = nearest(name, known) if known else "there is none"
@@ -263,7 +279,7 @@ def _shared_folders(what: str, names: Mapping[str, Any]) -> Iterator[str]:
 
 
 def checked_settings(where: str, values: Mapping[str, Any]) -> Settings:
-    """Return settings of a run, checked on their own, by the names of its fields.
+    """Return settings of a run by the names of its fields, each of its field's type.
 
     Args:
         where: the part of the study that has them, for the message.
@@ -278,16 +294,16 @@ def checked_settings(where: str, values: Mapping[str, Any]) -> Settings:
         for name in settings
         if name in GIVEN_BY_THE_STUDY and not (name == "teacher" and settings[name] == "none")
     ]
-    steps = settings.get(STEPS)
-    if steps is not None and not (str(steps).isdigit() and int(steps) > 0):
-        faults.append(f"{where}: steps is {steps!r}, expected a number of steps above 0")
     settings = with_none(settings, RunConfig)
-    of_run = {name: value for name, value in settings.items() if name != STEPS}
-    rest = {name: value for name, value in of_run.items() if name not in GIVEN_BY_THE_STUDY}
-    try:
-        RunConfig.checked({"student": "any", "teacher": "any", **rest})
-    except InputError as error:
-        faults.append(f"{where}: {error}")
+    given = {name: value for name, value in settings.items() if name in GIVEN_BY_THE_STUDY}
+    of_run = {name: settings[name] for name in settings if name not in (*given, STEPS)}
+    length = {name: settings[name] for name in settings if name == STEPS}
+    for kind, part in ((_Length, length), (RunConfig, {**_NETWORKS, **of_run})):
+        try:
+            checked = kind.checked(part)
+            given |= {name: getattr(checked, name) for name in part if name not in _NETWORKS}
+        except InputError as error:
+            faults.append(f"{where}: {error}")
     if faults:
         raise InputError("; ".join(faults))
-    return settings
+    return given

@@ -52,6 +52,7 @@ def write_report(
     runs: AnyRun | Sequence[AnyRun],
     out: str | Path | None = None,
     tables: Sequence[ReportTable] = (),
+    explanation: str = "",
 ) -> Path:
     """Write one self-contained HTML page about finished runs.
 
@@ -63,6 +64,7 @@ def write_report(
         out: the file; by default ``report.html`` in the run's folder, or for several runs in the
             folder that holds them.
         tables: shown at the beginning of the page.
+        explanation: of their figures, shown below them.
 
     Returns:
         The page's path.
@@ -74,7 +76,7 @@ def write_report(
     folders = [_folder(run) for run in several]
     if not folders:
         raise InputError("got no runs, expected at least one run's folder")
-    text = _render(read_runs(folders), tables)
+    text = _render(read_runs(folders), tables, explanation)
     path = Path(out) if out else _common_folder(folders) / "report.html"
     if path.is_dir():
         raise InputError(
@@ -99,7 +101,7 @@ def _common_folder(runs: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([folder.resolve().parent for folder in runs]))
 
 
-def _render(runs: Sequence[Run], tables: Sequence[ReportTable]) -> str:
+def _render(runs: Sequence[Run], tables: Sequence[ReportTable], explanation: str) -> str:
     environment = Environment(
         loader=PackageLoader("attention_transfer.report", "page_files"),
         autoescape=True,
@@ -113,6 +115,7 @@ def _render(runs: Sequence[Run], tables: Sequence[ReportTable]) -> str:
     return environment.get_template("report.html.j2").render(
         sections=sections,
         tables=tables,
+        explanation=explanation,
         nonce=secrets.token_urlsafe(16),
         version=version("attention-transfer"),
         style=_file(environment, "report.css"),

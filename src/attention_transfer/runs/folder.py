@@ -16,6 +16,7 @@ from attention_transfer.config.yaml_files import read_config_file, write_config_
 from attention_transfer.errors import InputError
 from attention_transfer.files import (
     append_line,
+    read_bytes,
     read_json,
     write_arrays,
     write_bytes,
@@ -98,8 +99,8 @@ class Run:
     on, ``metrics.jsonl`` a line per epoch, ``model.safetensors`` and ``model.json`` the network,
     ``ema/`` the same two with the moving average of its weights if it has one, ``predictions.npz``
     its predictions for the test images, ``attention/`` raw attention maps, ``report.html`` the
-    report, ``checkpoints/`` what resuming needs, ``tensorboard/`` and ``trackers.json`` belong to
-    experiment trackers.
+    report, ``checkpoints/`` what resuming needs, ``diverged.txt`` why a run
+    diverged, ``tensorboard/`` and ``trackers.json`` belong to experiment trackers.
 
     A file is read once, when its property is first used; to see what has been written since,
     make a new ``Run`` of the same folder.
@@ -161,6 +162,12 @@ class Run:
     def is_finished(self) -> bool:
         """Whether the run has a record, which is written last."""
         return os.path.isfile(self.folder / "record.json")
+
+    @property
+    def divergence(self) -> str | None:
+        """Why training diverged, if it did and was not resumed since."""
+        path = self.folder / "diverged.txt"
+        return read_bytes(path, LARGEST_RECORD).decode(errors="replace") if path.is_file() else None
 
     @cached_property
     def config(self) -> RunConfig:
@@ -315,6 +322,14 @@ class Run:
             self.folder / "predictions.npz",
             {name: tensor.numpy() for name, tensor in arrays.items()},
         )
+
+    def write_divergence(self, reason: str | None) -> None:
+        """Write why training diverged; None: remove that, as the run goes on."""
+        with writing_to(self.folder):
+            path = self.folder / "diverged.txt"
+            path.unlink(missing_ok=True)
+            if reason is not None:
+                write_text(path, reason + "\n")
 
     def write_record(self, record: RunRecord) -> None:
         """Write the figures, last of all files: a folder with a record is a finished run."""

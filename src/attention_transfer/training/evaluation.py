@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attention_transfer.data import Images, batches
 from attention_transfer.environment import AUTOCAST
-from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.errors import DivergedError, InputError
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.taps import call_network, evaluating
 from attention_transfer.transfer import class_logits, preprocess
@@ -48,7 +48,7 @@ def predict(
 
     Raises:
         InputError: there are no images, or the network has another number of outputs.
-        TrainingError: the logits are not finite.
+        DivergedError: the logits are not finite.
     """
     if len(images) == 0:
         raise InputError("the split has no images; expected at least one to evaluate on")
@@ -73,7 +73,7 @@ def predict(
             between()
     logits = torch.cat(parts)
     if finite and not bool(logits.isfinite().all()):
-        raise TrainingError(
+        raise DivergedError(
             "the network's logits are not finite: its training diverged, or its weights are "
             "damaged; train it again with a lower --lr"
         )

@@ -13,16 +13,16 @@ from accelerate import Accelerator
 from attention_transfer.config import RunConfig
 from attention_transfer.config.yaml_files import write_config_file
 from attention_transfer.environment import make_accelerator
-from attention_transfer.errors import InputError
+from attention_transfer.errors import DivergedError, InputError, first_line
 from attention_transfer.runs import Run, new_folder, writing_to
 from attention_transfer.runs.checkpoints import Checkpoint, load_checkpoint, load_last_checkpoint
-from attention_transfer.runs.lock import locked
-from attention_transfer.torchrun import most_restarts, restarts
-from attention_transfer.training.identity import (
+from attention_transfer.runs.differences import (
     as_recorded,
     check_identity,
     check_same_settings,
 )
+from attention_transfer.runs.lock import locked
+from attention_transfer.torchrun import most_restarts, restarts
 from attention_transfer.training.monitoring.progress import RunProgress
 from attention_transfer.training.objects import NO_OBJECTS, RunObjects, check_objects
 from attention_transfer.training.processes import Processes
@@ -146,7 +146,7 @@ class _Launch:
                 if self.processes.is_main:
                     _remove_all_but(before, folder)
                 raise
-            return trainer.finish()
+            return self._finish(trainer)
 
     def resume_or_begin(self, config: RunConfig) -> Run:
         assert config.out is not None
@@ -186,7 +186,18 @@ class _Launch:
                 with writing_to(found.folder):
                     write_config_file(trainer.config, found.folder / "config.yaml")
             trainer.tracking.start()
+            return self._finish(trainer)
+
+    def _finish(self, trainer: Trainer) -> Run:
+        """Train to the end; a run that diverges leaves a file that says so."""
+        if self.processes.is_main:
+            trainer.run.write_divergence(None)
+        try:
             return trainer.finish()
+        except DivergedError as error:
+            if self.processes.is_main:
+                trainer.run.write_divergence(first_line(error))
+            raise
 
     def _trainer(self, config: RunConfig, run: Run) -> Trainer:
         setup = set_up_run(config, self.objects)

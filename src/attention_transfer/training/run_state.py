@@ -18,8 +18,8 @@ from torch import Tensor
 
 from attention_transfer.data import batch_bounds
 from attention_transfer.errors import InputError, first_problems
+from attention_transfer.runs.differences import differences
 from attention_transfer.runs.record import ChangeRecord, EpochMetrics
-from attention_transfer.training.identity import differences
 
 __all__ = ["RunState", "changes_since", "place", "position_lines", "resumed_step"]
 

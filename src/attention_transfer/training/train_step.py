@@ -14,7 +14,7 @@ from attention_transfer.data import Batch
 from attention_transfer.data.randomness import step_seed
 from attention_transfer.double_backward import SynchronizedBatchNorm
 from attention_transfer.environment import AUTOCAST
-from attention_transfer.errors import TrainingError, first_problems
+from attention_transfer.errors import DivergedError, first_problems
 from attention_transfer.training.fine_tuning import parameter_groups
 from attention_transfer.training.memory.recomputation import recomputing
 from attention_transfer.training.micro_batches import merge_outputs, micro_batches
@@ -43,7 +43,7 @@ IMAGES_NAMED = 8
 """Images of a batch that an error names."""
 
 
-class NotFiniteError(TrainingError):
+class NotFiniteError(DivergedError):
     """The loss or the gradient is not finite: raised by all processes in the same step."""
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from attention_transfer.config import RunConfig
-from attention_transfer.experiments.study.planning import Plan, PlannedRun
+from attention_transfer.experiments.study.plan import Plan, PlannedRun
+from attention_transfer.model_names import run_folder, split_name
 from attention_transfer.runs import Run
 
 __all__ = ["Estimate", "KindCost", "Measure", "estimate", "kind_of"]
@@ -100,12 +101,20 @@ def _views(run: PlannedRun) -> int:
 
 
 def _measurable(run: PlannedRun, plan: Plan, folder: Path) -> RunConfig:
-    """Return a run's configuration; an untrained network stands for a teacher yet to be trained."""
+    """Return a run's configuration with untrained networks for those that would be downloaded or
+    are yet to be trained: a step costs the same.
+    """
     settings: dict[str, Any] = run.resolved(folder)
     del settings["out"]
     teachers: Mapping[str, PlannedRun] = {one.folder: one for one in plan.teachers}
     for needed in run.needs:
         if not Run(folder / needed).is_finished:
-            settings["teacher"] = f"{teachers[needed].settings['student']}@random"
+            settings["teacher"] = _untrained(teachers[needed].settings["student"])
             settings["trust_teacher"] = True
+    if split_name(settings["student"])[1] == "pretrained":
+        settings["student"] = _untrained(settings["student"])
     return RunConfig.checked(settings)
+
+
+def _untrained(model: str) -> str:
+    return model if run_folder(model) else f"{split_name(model)[0]}@random"

@@ -215,7 +215,7 @@ def _with_settings(where: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_settings(study: StudyConfig) -> Iterator[dict[str, Any]]:
-    """Yield every part of a study that may name networks, data or terms."""
+    """Yield every part of a study that may name networks, data or terms: all its settings."""
     yield study.settings
     for name, settings in study.data.items():
         yield {"data": name, **settings}
@@ -228,3 +228,5 @@ def _all_settings(study: StudyConfig) -> Iterator[dict[str, Any]]:
         yield {"student": pair.student, **model, **pair.settings}
     yield from study.variants.values()
     yield from study.arms.values()
+    for selection in study.selections:
+        yield from ({selection.setting: value} for value in selection.values)

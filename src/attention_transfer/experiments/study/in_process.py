@@ -5,7 +5,7 @@ from pathlib import Path
 
 from attention_transfer import training
 from attention_transfer.errors import InputError, TrainingError, first_line
-from attention_transfer.experiments.study.planning import PlannedRun
+from attention_transfer.experiments.study.plan import PlannedRun
 from attention_transfer.experiments.study.workers import Ended
 from attention_transfer.training import RunProgress
 

@@ -3,7 +3,7 @@
 import hashlib
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,126 +11,27 @@ from attention_transfer.config import RunConfig
 from attention_transfer.config.presets import with_preset
 from attention_transfer.config.runs import NEEDS_TEACHER
 from attention_transfer.config.studies import (
-    PACKAGED,
     STEPS,
     PairConfig,
     SelectionConfig,
     StudyConfig,
+    checked_settings,
     slug,
 )
 from attention_transfer.errors import InputError
-from attention_transfer.experiments.packaged_teacher import packaged_teacher
+from attention_transfer.experiments.study.plan import Cell, Plan, PlannedRun, Selection
 from attention_transfer.experiments.study.recipes import recipe_settings, shortened
 
-__all__ = ["Cell", "Plan", "PlannedRun", "Selection", "make_plan"]
+__all__ = ["make_plan"]
 
 CACHE_DEPENDS_ON = (
-    *("data", "columns", "label_offset", "class_order", "image_size", "pixel_range"),
+    *("data", "columns", "label_offset", "class_order", "pixel_range"),
     *("randaugment", "random_erasing", "mixup", "cutmix", "validation", "data_seed"),
     *("precision", "channels_last", "map", "power", "cache_views"),
 )
-"""Settings on which the targets in a cache depend, beside the teacher and the number of views."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A place in the study's table: one arm of one pair on one data set, for one length."""
-
-    data: str
-    pair: str
-    variant: str
-    """Empty without variants."""
-    arm: str
-
-    @property
-    def row(self) -> tuple[str, str, str]:
-        """The place of the row: data, pair and variant."""
-        return self.data, self.pair, self.variant
-
-    @property
-    def folder(self) -> str:
-        """The part of the folders of its runs."""
-        parts = (self.data, self.pair, self.variant, self.arm)
-        return "/".join(slug(part) for part in parts if part)
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run of a study."""
-
-    folder: str
-    """In the study's folder: of the first cell that the run belongs to."""
-    settings: dict[str, Any]
-    """Of the run, by the names of :class:`RunConfig`; without its folder, with its teacher."""
-    needs: tuple[str, ...] = ()
-    """Folders of runs that must be finished before."""
-    cache: str | None = None
-    """Folder of the teacher's targets, in the study's folder."""
-    waits_for: str = ""
-    """The setting that selection runs must choose before."""
-
-    def config(self, study: Path) -> RunConfig:
-        """Return the run's configuration, with paths in the study's folder.
-
-        Args:
-            study: the study's folder.
-
-        Raises:
-            InputError: the settings do not fit together.
-        """
-        return RunConfig.checked(self.resolved(study))
-
-    def resolved(self, study: Path) -> dict[str, Any]:
-        """Return the run's settings with paths in the study's folder."""
-        settings = {**self.settings, "out": str(study / self.folder)}
-        if settings.get("teacher") == PACKAGED:
-            settings["teacher"] = str(packaged_teacher())
-        if self.needs:
-            settings["teacher"] = str(study / self.needs[0])
-        if self.cache is not None:
-            settings["cache"] = str(study / self.cache)
-        return settings
-
-
-@dataclass(frozen=True)
-class Selection:
-    """A choice of one setting for one row and arm, by the validation errors of some runs."""
-
-    row: tuple[str, str, str]
-    arm: str
-    """Whose runs decide."""
-    setting: str
-    runs: dict[str, tuple[str, ...]]
-    """Value -> folders of its runs."""
-    errors: dict[str, float] = field(default_factory=dict)
-    """Value -> mean validation error in percent, of values whose runs are all finished."""
-
-    @property
-    def chosen(self) -> str | None:
-        """The value with the lowest mean error; None before all runs are finished."""
-        if len(self.errors) < len(self.runs):
-            return None
-        return min(self.errors, key=self.errors.__getitem__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The runs of a study, in an order in which each comes after those it needs."""
-
-    study: StudyConfig
-    teachers: tuple[PlannedRun, ...]
-    selection_runs: tuple[PlannedRun, ...]
-    runs: tuple[PlannedRun, ...]
-    cells: dict[Cell, dict[int, str]]
-    """Cell -> seed -> the folder of its run."""
-    selections: tuple[Selection, ...]
-    teacher_of_row: dict[tuple[str, str, str], str]
-    """Row -> the folder of its teacher's run, of those that the study trains."""
-
-    @property
-    def all_runs(self) -> tuple[PlannedRun, ...]:
-        """Teachers, selection runs and the runs of the table."""
-        return self.teachers + self.selection_runs + self.runs
+"""Settings on which the targets in a cache depend, beside the teacher, the size of the images and
+the number of views.
+"""
 
 
 def make_plan(
@@ -143,7 +44,8 @@ def make_plan(
     Args:
         study: the study.
         images: how many training images each data set has, for lengths in steps.
-        validation_errors: of finished selection runs, by folder, in percent.
+        validation_errors: of selection runs that have ended, by folder, in percent; infinite of
+            one that diverged.
 
     Raises:
         InputError: settings do not fit together, or a length in steps without ``images``.
@@ -156,6 +58,8 @@ def make_plan(
                 planning.add(Cell(*row, arm))
             except InputError as error:
                 faults[f"{arm} of {row[1]}: {error}"] = None
+    for fault in planning.incomparable():
+        faults[fault] = None
     if faults:
         raise InputError("; ".join(faults))
     return planning.plan()
@@ -189,6 +93,23 @@ class _Planning:
                     for variant in self.study.variants or ("",):
                         yield data, name, variant
 
+    def incomparable(self) -> Iterator[str]:
+        """Yield what is wrong with comparisons: errors of other images."""
+        split = {
+            cell: self.runs[folder].split
+            for cell, seeds in self.cells.items()
+            for folder in seeds.values()
+        }
+        for cell in split:
+            for other in self.study.comparisons.get(cell.arm, ()):
+                baseline = replace(cell, arm=other)
+                if split.get(baseline, split[cell]) != split[cell]:
+                    yield (
+                        f"compare {cell.arm}: its errors are of {split[cell]} images and those of "
+                        f"{other} of {split[baseline]} images; give both the same setting test, "
+                        "or leave the comparison out"
+                    )
+
     def plan(self) -> Plan:
         return Plan(
             self.study,
@@ -209,7 +130,7 @@ class _Planning:
             value = choice.chosen
             waits_for = "" if value is not None else selection.setting
             middle = selection.values[len(selection.values) // 2]
-            settings[selection.setting] = middle if value is None else value
+            settings |= _of_selection(selection, middle if value is None else value)
         seeds = self.cells.setdefault(cell, {})
         for number, seed in enumerate(self.study.seeds):
             # The attention maps of one run are enough to look at.
@@ -312,6 +233,7 @@ class _Planning:
         if not uses_maps and not gradient and settings.get("kd_alpha") is None:
             return None
         depends = {name: str(settings[name]) for name in CACHE_DEPENDS_ON if name in settings}
+        depends["image_size"] = str(settings.get("image_size") or _size_of(settings["student"]))
         depends["views"] = str(settings.get("cache_views") or settings.get("epochs"))
         # A run with distillation alone makes a cache without maps, which serves no other.
         depends |= {"teacher": str(settings["teacher"]), "gradient": str(gradient)}
@@ -339,7 +261,8 @@ class _Planning:
                 folder = (
                     f"selection/{deciding.folder}/{selection.setting}-{slug(value)}/seed-{seed}"
                 )
-                changed = {**settings, selection.setting: value, "probes": 0, "test": False}
+                of_value = _of_selection(selection, value)
+                changed = {**settings, **of_value, "probes": 0, "test": False}
                 run = self._run(folder, deciding, changed, seed)
                 folders.append(self._shared(run, self.selection_runs))
             runs[value] = tuple(folders)
@@ -358,6 +281,18 @@ def _alone(settings: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any
     return {
         name: value for name, value in settings.items() if name not in NEEDS_TEACHER or name in arm
     }
+
+
+def _size_of(student: str) -> str:
+    """Return the name of a student that decides the size of images in files; empty if it does not,
+    as the networks of this package do not.
+    """
+    return student if any(mark in student for mark in ":/") else ""
+
+
+def _of_selection(selection: SelectionConfig, value: str) -> dict[str, Any]:
+    """Return the setting of a selection with one of its values, of the setting's type."""
+    return checked_settings("select", {selection.setting: value})
 
 
 def _overridden(settings: dict[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,26 +1,23 @@
 """What is checked before a study trains anything: its data, its teachers, and earlier results."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from attention_transfer.config import RunConfig
 from attention_transfer.config.studies import PACKAGED, STEPS, StudyConfig
 from attention_transfer.errors import InputError, first_problems
+from attention_transfer.experiments.packaged_teacher import packaged_teacher
+from attention_transfer.experiments.study.plan import PlannedRun
 from attention_transfer.experiments.study.results import SCHEMA_VERSION, STUDY_FILE
 from attention_transfer.files import read_json
 from attention_transfer.model_names import run_folder, split_models, split_name, weights_file
+from attention_transfer.runs import Run
+from attention_transfer.runs.differences import as_recorded, differences, settings_of
 
-__all__ = ["check_teachers", "check_unchanged", "needs_images", "training_images"]
+__all__ = ["check_document", "check_teachers", "check_unchanged", "needs_images", "training_images"]
 
 LARGEST_STUDY = 2**26
 """Bytes of the largest ``study.json``."""
-
-MAY_CHANGE = ("title", "note", "seeds", "compare", "paper")
-"""Parts of a study that change no run."""
-
-MAY_GROW = ("data", "teachers", "pairs", "variants", "arms")
-"""Parts of a study that may get new names beside finished runs."""
 
 
 def needs_images(study: StudyConfig) -> bool:
@@ -73,17 +70,13 @@ def check_teachers(study: StudyConfig) -> None:
         raise InputError("; ".join(faults))
 
 
-def check_unchanged(study: StudyConfig, folder: Path) -> None:
-    """Raise an InputError if the folder has results of a study that differs from this one.
-
-    More seeds, and new arms, pairs or data, are no difference.
-    """
+def check_document(folder: Path) -> None:
+    """Raise an InputError if a study's folder has a document that cannot be written anew."""
     path = folder / STUDY_FILE
     if not path.is_file():
         return
     try:
-        document = read_json(path, LARGEST_STUDY)
-        version, began = document["schema_version"], document["study"]
+        version = read_json(path, LARGEST_STUDY)["schema_version"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{path} is damaged ({error}); remove it, and it is written again from the runs"
@@ -92,34 +85,41 @@ def check_unchanged(study: StudyConfig, folder: Path) -> None:
         raise InputError(
             f"{path} has schema version {version!r}, expected {SCHEMA_VERSION}; give another --out"
         )
-    differences = list(_differences(began, study.model_dump(mode="json")))
-    if differences:
+
+
+def check_unchanged(planned: PlannedRun, folder: Path) -> None:
+    """Raise an InputError if a planned run was begun with other settings.
+
+    The study's folder may have been moved, so its path is no difference. A setting that waits to be
+    chosen is compared when it is.
+
+    Args:
+        planned: a run of the study.
+        folder: of the study.
+    """
+    run = Run(folder / planned.folder)
+    if not (run.folder / "config.yaml").is_file():
+        return
+    began = run.config
+    began_in = Path(str(began.out).removesuffix(f"/{planned.folder}"))
+    now = as_recorded(planned.config(began_in), began)
+    same: dict[str, Any] = {}
+    if planned.settings.get("teacher") == PACKAGED and _is_packaged(began.teacher):
+        same["teacher"] = now.teacher  # where the package is installed
+    if began.cache is not None and now.cache is not None:
+        same["cache"] = now.cache
+    if planned.waits_for:
+        same[planned.waits_for] = getattr(now, planned.waits_for)
+    found = [
+        f"{name} was {before}, is {after}"
+        for name, before, after in differences(settings_of(began.replace(**same)), settings_of(now))
+    ]
+    if found:
         raise InputError(
-            f"the study in {folder} was begun with other settings: {first_problems(differences)}; "
-            "restore them, or give another --out"
+            f"{run.folder} holds a run with other settings: {first_problems(found)}; restore them, "
+            "remove that folder, or give another --out"
         )
 
 
-def _differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what differs between two studies in a way that changes runs."""
-    before, after = (
-        dict(_flat({key: value for key, value in one.items() if key not in MAY_CHANGE}))
-        for one in (began, now)
-    )
-    names = {part: set(began.get(part) or ()) for part in MAY_GROW}
-    for path in [*before, *(path for path in after if path not in before)]:
-        part, *rest = path
-        if part in MAY_GROW and rest and rest[0] not in names[part]:
-            continue
-        old, new = before.get(path, "none"), after.get(path, "none")
-        if old != new:
-            yield f"{' '.join(path)} was {old}, is {new}"
-
-
-def _flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield every plain value inside mappings with its path; an empty mapping is one too."""
-    if isinstance(value, dict) and value:
-        for name, part in value.items():
-            yield from _flat(part, (*path, name))
-    elif value not in ({}, []) or len(path) > 1:
-        yield path, "none" if value is None else str(value)
+def _is_packaged(teacher: str | None) -> bool:
+    return teacher is not None and Path(teacher).name == packaged_teacher().name

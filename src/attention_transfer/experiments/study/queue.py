@@ -6,7 +6,8 @@ from pathlib import Path
 
 from attention_transfer.config import CacheConfig, flag_of
 from attention_transfer.config.studies import StudyConfig
-from attention_transfer.experiments.study.planning import Plan, PlannedRun
+from attention_transfer.experiments.study.plan import Plan, PlannedRun
+from attention_transfer.experiments.study.preflight import check_unchanged
 from attention_transfer.experiments.study.results import current_plan
 from attention_transfer.experiments.study.workers import run_command
 from attention_transfer.trust import factories_in, trust_flags
@@ -21,8 +22,13 @@ def command_lines(study: StudyConfig, images: Mapping[str, int], folder: Path) -
         study: the study.
         images: training images of each data set, for lengths in steps.
         folder: of the study, on a disk that all machines of the queue share.
+
+    Raises:
+        InputError: what a run in the folder was made from has changed.
     """
     plan, finished = current_plan(study, images, folder)
+    for run in plan.all_runs:
+        check_unchanged(run, folder)
     missing = [run for run in plan.all_runs if run.folder not in finished]
     waiting = [run for run in missing if run.waits_for]
     ready = [run for run in missing if not run.waits_for]

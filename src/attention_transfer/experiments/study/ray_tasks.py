@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_transfer.errors import InputError
-from attention_transfer.experiments.study.planning import PlannedRun
+from attention_transfer.experiments.study.plan import PlannedRun
 from attention_transfer.experiments.study.workers import (
     Ended,
     failure,

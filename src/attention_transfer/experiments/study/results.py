@@ -1,5 +1,6 @@
 """The results of a study: what its finished runs say, as one document."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from attention_transfer.config.studies import PaperFigure, StudyConfig
-from attention_transfer.experiments.study.planning import Cell, Plan, PlannedRun, make_plan
+from attention_transfer.experiments.study.plan import Cell, Plan, PlannedRun
+from attention_transfer.experiments.study.planning import make_plan
 from attention_transfer.experiments.study.statistics import (
     PairedDifference,
     Summary,
@@ -28,6 +30,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
+Split = Literal["test", "validation"]
+
 STUDY_FILE = "study.json"
 """The document with a study's results, in its folder."""
 
@@ -46,11 +50,15 @@ class ArmResults:
     """The errors of one arm in one row of the table, in percent, by seed."""
 
     arm: str
+    split: Split
+    """The images that the errors are of."""
     errors: dict[int, float]
     top5_errors: dict[int, float]
     seconds: dict[int, float]
     planned: int
-    """Runs of the plan; fewer may be finished."""
+    """Runs of the plan; fewer may have ended."""
+    diverged: list[int]
+    """Seeds of runs that diverged, and so have no errors."""
     paper: PaperFigure | None
     """The paper's figure for this place of its table."""
 
@@ -68,10 +76,22 @@ class RowResults:
     pair: str
     variant: str
     arms: list[ArmResults]
-    teacher_error: float | None
-    """Test error of the teacher in percent; None if it has other classes than the data."""
+    teacher: "TeacherError | None"
+    """None if the teacher has other classes than the data, or is not trained yet."""
     teacher_paper: PaperFigure | None
     comparisons: list[Comparison]
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that the arms' errors are of: one, but where an arm's settings choose."""
+        return tuple(dict.fromkeys(arm.split for arm in self.arms))
+
+
+class TeacherError(NamedTuple):
+    """A teacher's error in percent, and the images that it is of."""
+
+    split: Split
+    error: float
 
 
 @dataclass(frozen=True)
@@ -80,10 +100,10 @@ class StudyResults:
 
     plan: Plan
     rows: list[RowResults]
+    ended: set[str]
+    """Folders of runs that are finished or diverged."""
     finished: set[str]
     """Folders of finished runs."""
-    split: Literal["test", "validation"]
-    """The images that the errors are of."""
 
     @property
     def study(self) -> StudyConfig:
@@ -91,13 +111,18 @@ class StudyResults:
         return self.plan.study
 
     @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that the errors of the table are of."""
+        return tuple(dict.fromkeys(split for row in self.rows for split in row.splits))
+
+    @property
     def missing(self) -> list[PlannedRun]:
-        """The runs that are not finished."""
-        return [run for run in self.plan.all_runs if run.folder not in self.finished]
+        """The runs that have not ended."""
+        return [run for run in self.plan.all_runs if run.folder not in self.ended]
 
     @property
     def complete(self) -> bool:
-        """Whether all runs are finished."""
+        """Whether all runs have ended."""
         return not self.missing
 
     def document(self, versions: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,14 +140,18 @@ class StudyResults:
             "machine": dict(machine),
             "complete": self.complete,
             "runs_planned": len(runs),
-            "runs_finished": len(runs) - len(self.missing),
-            "rows": [_row_document(row, self.split) for row in self.rows],
+            "runs_finished": len(self.finished),
+            "runs_diverged": len(self.ended - self.finished),
+            "rows": [_row_document(row) for row in self.rows],
             "selections": [
                 {
                     **dict(zip(("data", "pair", "variant"), selection.row, strict=True)),
                     "arm": selection.arm,
                     "setting": selection.setting,
-                    "validation_errors": selection.errors,
+                    "validation_errors": {
+                        value: None if math.isinf(error) else error
+                        for value, error in selection.errors.items()
+                    },
                     "chosen": selection.chosen,
                 }
                 for selection in self.plan.selections
@@ -131,6 +160,7 @@ class StudyResults:
                 {
                     "folder": run.folder,
                     "finished": run.folder in self.finished,
+                    "diverged": run.folder in self.ended - self.finished,
                     "settings": {name: _plain(value) for name, value in run.settings.items()},
                 }
                 for run in runs
@@ -138,20 +168,22 @@ class StudyResults:
         }
 
 
-def _row_document(row: RowResults, split: str) -> dict[str, Any]:
+def _row_document(row: RowResults) -> dict[str, Any]:
     return {
         "data": row.data,
         "pair": row.pair,
         "variant": row.variant,
-        "teacher_test_error": row.teacher_error,
+        **{f"teacher_{split}_error": None for split in row.splits},
+        **({f"teacher_{row.teacher.split}_error": row.teacher.error} if row.teacher else {}),
         "teacher_paper": _figure(row.teacher_paper),
         "arms": [
             {
                 "arm": arm.arm,
-                f"{split}_errors": {str(seed): error for seed, error in arm.errors.items()},
-                "test_top5_errors": {str(seed): error for seed, error in arm.top5_errors.items()},
-                "seconds": {str(seed): seconds for seed, seconds in arm.seconds.items()},
+                f"{arm.split}_errors": _by_seed(arm.errors),
+                f"{arm.split}_top5_errors": _by_seed(arm.top5_errors),
+                "seconds": _by_seed(arm.seconds),
                 "runs_planned": arm.planned,
+                "diverged_seeds": arm.diverged,
                 "statistics": None if arm.summary is None else asdict(arm.summary),
                 "paper": _figure(arm.paper),
             }
@@ -170,6 +202,10 @@ def _row_document(row: RowResults, split: str) -> dict[str, Any]:
     }
 
 
+def _by_seed(values: Mapping[int, float]) -> dict[str, float]:
+    return {str(seed): value for seed, value in values.items()}
+
+
 def _figure(figure: PaperFigure | None) -> dict[str, Any] | None:
     return None if figure is None else figure.model_dump(mode="json")
 
@@ -181,7 +217,10 @@ def _plain(value: Any) -> Any:
 def current_plan(
     study: StudyConfig, images: Mapping[str, int], folder: Path
 ) -> tuple[Plan, set[str]]:
-    """Return the plan by what selection runs have found so far, and the finished runs' folders.
+    """Return the plan by what selection runs have found so far, and the folders of ended runs.
+
+    A run has ended if it is finished, or if it diverged and no other run needs it. A run whose
+    settings wait to be chosen counts when they are.
 
     Args:
         study: the study.
@@ -189,30 +228,41 @@ def current_plan(
         folder: of the study.
     """
     plan = make_plan(study, images)
-    errors = {
-        run.folder: run_figures(folder / run.folder).validation_error
-        for run in plan.selection_runs
-        if Run(folder / run.folder).is_finished
-    }
+    errors = {}
+    for run in plan.selection_runs:
+        if Run(folder / run.folder).is_finished:
+            errors[run.folder] = run_figures(folder / run.folder).validation_error
+        elif diverged(folder / run.folder):
+            errors[run.folder] = math.inf
     if plan.selections:
         plan = make_plan(study, images, errors)
-    finished = {run.folder for run in plan.all_runs if Run(folder / run.folder).is_finished}
-    return plan, finished
+    ended = {
+        run.folder
+        for run in plan.all_runs
+        if not run.waits_for
+        and (
+            Run(folder / run.folder).is_finished
+            or (diverged(folder / run.folder) and run not in plan.teachers)
+        )
+    }
+    return plan, ended
+
+
+def diverged(folder: Path) -> bool:
+    """Return whether the run in a folder diverged."""
+    return Run(folder).divergence is not None
 
 
 class RunFigures(NamedTuple):
     """What a study's tables need of a finished run; errors in percent."""
 
     validation_error: float
-    test_error: float | None
+    split: Split
+    """The images that the next figures are of: test, or validation in a run without test."""
+    error: float
     top5_error: float | None
-    teacher_test_error: float | None
+    teacher_error: float | None
     seconds: float
-
-    @property
-    def error(self) -> float:
-        """The test error, or the validation error of a run that leaves the test split unread."""
-        return self.validation_error if self.test_error is None else self.test_error
 
 
 def run_figures(folder: Path) -> RunFigures:
@@ -228,11 +278,17 @@ def run_figures(folder: Path) -> RunFigures:
 def _figures_of(folder: Path, _written: int) -> RunFigures:
     record = Run(folder).record
     final, teacher = record.final, record.teacher
+    split, _, error, _ = final.held_out
+    tested = split == "test"
+    teacher_error = None
+    if teacher is not None:
+        teacher_error = teacher.test_error if tested else teacher.validation_error
     return RunFigures(
         final.validation_error,
-        final.test_error,
-        final.test_top5_error,
-        None if teacher is None else teacher.test_error,
+        split,
+        error,
+        final.test_top5_error if tested else final.validation_top5_error,
+        teacher_error,
         record.seconds,
     )
 
@@ -243,25 +299,28 @@ def read_results(study: StudyConfig, images: Mapping[str, int], folder: Path) ->
     Raises:
         InputError: the record of a run is damaged.
     """
-    plan, finished = current_plan(study, images, folder)
+    plan, ended = current_plan(study, images, folder)
+    finished = {path for path in ended if Run(folder / path).is_finished}
     rows: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in plan.cells:
         rows.setdefault(cell.row, []).append(cell)
-    reading = _Reading(plan, folder, finished)
+    reading = _Reading(plan, folder, ended, finished)
     return StudyResults(
         plan,
         [reading.row(cells) for cells in rows.values()],
+        ended,
         finished,
-        "validation" if study.settings.get("test") is False else "test",
     )
 
 
 class _Reading:
     """Reads the figures of finished runs, each record once."""
 
-    def __init__(self, plan: Plan, folder: Path, finished: set[str]) -> None:
+    def __init__(self, plan: Plan, folder: Path, ended: set[str], finished: set[str]) -> None:
         self.plan = plan
+        self.diverged = ended - finished
         self.runs = {path: run_figures(folder / path) for path in finished}
+        self.planned = {run.folder: run for run in plan.runs}
 
     def row(self, cells: list[Cell]) -> RowResults:
         first = cells[0]
@@ -271,7 +330,7 @@ class _Reading:
             first.pair,
             first.variant,
             list(arms.values()),
-            self._teacher_error(cells),
+            self._teacher(cells),
             self._paper(first, "teacher"),
             list(self._comparisons(arms)),
         )
@@ -279,12 +338,16 @@ class _Reading:
     def _arm(self, cell: Cell) -> ArmResults:
         seeds = self.plan.cells[cell]
         runs = {seed: self.runs[path] for seed, path in seeds.items() if path in self.runs}
+        splits = [run.split for run in runs.values()]
+        splits += [self.planned[path].split for path in seeds.values()]
         return ArmResults(
             cell.arm,
+            splits[0],
             {seed: run.error for seed, run in runs.items()},
             {seed: run.top5_error for seed, run in runs.items() if run.top5_error is not None},
             {seed: run.seconds for seed, run in runs.items()},
             len(seeds),
+            [seed for seed, path in seeds.items() if path in self.diverged],
             self._paper(cell, cell.arm),
         )
 
@@ -294,17 +357,17 @@ class _Reading:
                 return self.plan.study.paper[row][arm]
         return None
 
-    def _teacher_error(self, cells: list[Cell]) -> float | None:
-        """Return the teacher's test error, from its own run or the record of a student's."""
+    def _teacher(self, cells: list[Cell]) -> TeacherError | None:
+        """Return the teacher's error, from its own run or the record of a student's."""
         folder = self.plan.teacher_of_row.get(cells[0].row)
         if folder is not None:
             run = self.runs.get(folder)
-            return None if run is None else run.error
+            return None if run is None else TeacherError(run.split, run.error)
         for cell in cells:
             for path in self.plan.cells[cell].values():
                 run = self.runs.get(path)
-                if run is not None and run.teacher_test_error is not None:
-                    return run.teacher_test_error
+                if run is not None and run.teacher_error is not None:
+                    return TeacherError(run.split, run.teacher_error)
         return None
 
     def _comparisons(self, arms: Mapping[str, ArmResults]) -> Iterator[Comparison]:
@@ -312,6 +375,8 @@ class _Reading:
             for baseline in baselines:
                 if arm not in arms or baseline not in arms:
                     continue
+                if arms[arm].split != arms[baseline].split:
+                    continue  # errors of other images
                 difference = paired_difference(arms[arm].errors, arms[baseline].errors)
                 if difference is not None:
                     yield Comparison(arm, baseline, difference)

@@ -1,13 +1,14 @@
 """Run what is missing of a study, and keep its results up to date on the disk."""
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from attention_transfer.config.studies import StudyConfig
 from attention_transfer.errors import Interrupted
-from attention_transfer.experiments.study.planning import PlannedRun
+from attention_transfer.experiments.study.plan import PlannedRun
+from attention_transfer.experiments.study.preflight import check_unchanged
 from attention_transfer.experiments.study.results import (
     STUDY_FILE,
     StudyResults,
@@ -59,7 +60,7 @@ def run_missing(
     stopped: Callable[[], int],
     resume: str,
 ) -> Outcome:
-    """Run the runs of a study that are not finished; a run that fails does not stop the others.
+    """Run the runs of a study that have not ended; a run that fails does not stop the others.
 
     Args:
         where: the study and its folder.
@@ -70,8 +71,10 @@ def run_missing(
 
     Raises:
         Interrupted: a signal asked to stop; all runs have saved their state.
+        InputError: what a run was made from has changed, as by another choice of a setting.
     """
     loop = _Loop(where, workers, say)
+    where.write()
     try:
         while not loop.done:
             if stopped():
@@ -86,7 +89,20 @@ def run_missing(
     except BaseException:
         workers.stop()
         raise
-    return Outcome(where.write(), loop.failed)
+    results = where.write()
+    return Outcome(results, loop.failed | dict(_not_chosen(results)))
+
+
+def _not_chosen(results: StudyResults) -> Iterator[tuple[str, str]]:
+    """Yield the choices that cannot be made, each with the reason."""
+    for selection in results.plan.selections:
+        if selection.diverged:
+            where = ", ".join((*filter(None, selection.row), selection.arm))
+            values = ", ".join(selection.runs)
+            yield (
+                f"choosing {selection.setting} for {where}",
+                f"the runs of every value diverged ({values}); give others in the study's select",
+            )
 
 
 class _Loop:
@@ -96,13 +112,16 @@ class _Loop:
         self.where, self.workers, self.say = where, workers, say
         self.failed: dict[str, str] = {}
         self.running: set[str] = set()
+        self.checked: set[str] = set()
         self._read()
 
     def _read(self) -> None:
         """Plan anew: selection runs that have ended may have chosen a setting."""
-        self.plan, self.finished = current_plan(
-            self.where.study, self.where.images, self.where.folder
-        )
+        self.plan, self.ended = current_plan(self.where.study, self.where.images, self.where.folder)
+        for run in self.plan.all_runs:
+            if not run.waits_for and run.folder not in self.checked:
+                check_unchanged(run, self.where.folder)
+                self.checked.add(run.folder)
 
     @property
     def done(self) -> bool:
@@ -111,20 +130,16 @@ class _Loop:
 
     def _next(self) -> PlannedRun | None:
         """Return a run that can be begun; None if there is none now."""
-        taken = self.finished | self.running | set(self.failed)
+        taken = self.ended | self.running | set(self.failed)
         for run in self.plan.all_runs:
-            if (
-                run.folder not in taken
-                and not run.waits_for
-                and self.finished.issuperset(run.needs)
-            ):
+            if run.folder not in taken and not run.waits_for and self.ended.issuperset(run.needs):
                 return run
         return None
 
     def step(self) -> None:
         """Begin what can be begun, and wait for the end of a run."""
         while self.workers.free and (run := self._next()) is not None:
-            number = len(self.finished) + len(self.running) + len(self.failed) + 1
+            number = len(self.ended) + len(self.running) + len(self.failed) + 1
             self.say(f"[{number} of {len(self.plan.all_runs)}] {run.folder}: begins")
             self.running.add(run.folder)
             self.workers.begin(run)
@@ -132,10 +147,13 @@ class _Loop:
             folder = ended.run.folder
             self.running.discard(folder)
             result = Run(self.where.folder / folder)
+            teachers = {run.folder for run in self.plan.teachers}
             if result.is_finished:
                 error = result.record.final.held_out
                 seconds = result.record.seconds
                 self.say(f"{folder}: {error.split} error {error.error:.2f} %, {seconds:.0f} s")
+            elif result.divergence is not None and folder not in teachers:
+                self.say(f"{folder} diverged: {result.divergence.strip()}")
             else:
                 self.failed[folder] = ended.error or "it ended without a record"
                 self.say(f"{folder} failed: {self.failed[folder]}")

@@ -1,11 +1,12 @@
 """The tables of a study, in Markdown and as plain cells."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from attention_transfer.config.studies import PaperFigure
 from attention_transfer.experiments.study.results import ArmResults, RowResults, StudyResults
 
-__all__ = ["COLUMNS", "MARKS", "markdown", "table_rows"]
+__all__ = ["COLUMNS", "MARKS", "explanation", "markdown", "row_title", "table_rows"]
 
 COLUMNS = ("arm", "n", "mean", "median", "std", "paper", "compared, seed by seed")
 
@@ -17,15 +18,13 @@ MARKS = {
 
 def markdown(results: StudyResults) -> str:
     """Return the tables of a study as Markdown: errors are in percent."""
-    study, done = results.study, len(results.finished)
+    study, done = results.study, len(results.ended)
     lines = [f"# {study.title}", ""]
     if study.note:
         lines += [study.note, ""]
     lines += [
-        f"Study {study.name}: {done} of {len(results.plan.all_runs)} runs are finished. "
-        f"{results.split.capitalize()} error in percent over seeds; std is the sample standard "
-        "deviation. Differences are paired by seed, in percentage points, with 95 % intervals by "
-        "Student's t; a gain or loss is established if the interval excludes 0.",
+        f"Study {study.name}: {done} of {len(results.plan.all_runs)} runs have ended. "
+        + explanation(results),
         "",
     ]
     if len(results.rows) > 1:
@@ -39,9 +38,26 @@ def markdown(results: StudyResults) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def explanation(results: StudyResults) -> str:
+    """Return what the figures of the tables are."""
+    return (
+        f"{_either(results.splits).capitalize()} error in percent over seeds; std is the sample "
+        "standard deviation. Differences are paired by seed, in percentage points, with 95 % "
+        "intervals by Student's t; a gain or loss is established if the interval excludes 0."
+    )
+
+
 def row_title(row: RowResults) -> str:
-    """Return the pair, the length and the data set of a row."""
-    return ", ".join(part for part in (row.pair, row.variant, row.data) if part)
+    """Return the pair, the length and the data set of a row, and what its errors are of."""
+    return f"{_place(row.data, row.pair, row.variant)}: {_either(row.splits)} error"
+
+
+def _place(data: str, pair: str, variant: str) -> str:
+    return ", ".join(part for part in (pair, variant, data) if part)
+
+
+def _either(splits: Sequence[str]) -> str:
+    return " or ".join(splits) or "test"
 
 
 def table_rows(row: RowResults) -> list[list[str]]:
@@ -53,18 +69,31 @@ def table_rows(row: RowResults) -> list[list[str]]:
             for one in row.comparisons
             if one.arm == arm.arm
         ]
-        lines.append([arm.arm, *_statistics(arm), paper_text(arm.paper), "; ".join(compared)])
-    if row.teacher_error is not None or row.teacher_paper is not None:
-        error = "" if row.teacher_error is None else f"{row.teacher_error:.2f}"
-        lines.append(["teacher", "", error, "", "", paper_text(row.teacher_paper), ""])
+        name = _marked(arm.arm, arm.split, row)
+        lines.append([name, *_statistics(arm), paper_text(arm.paper), "; ".join(compared)])
+    if row.teacher is not None or row.teacher_paper is not None:
+        name = "teacher" if row.teacher is None else _marked("teacher", row.teacher.split, row)
+        lines.append([name, "", _teacher(row), "", "", paper_text(row.teacher_paper), ""])
     return lines
+
+
+def _marked(name: str, split: str, row: RowResults) -> str:
+    """Return a name in a row's table, with its split where that is not all the row's."""
+    return name if row.splits == (split,) else f"{name} ({split} error)"
+
+
+def _teacher(row: RowResults) -> str:
+    return "" if row.teacher is None else f"{row.teacher.error:.2f}"
 
 
 def _statistics(arm: ArmResults) -> list[str]:
     summary = arm.summary
+    n = 0 if summary is None else summary.n
+    count = str(n) if n == arm.planned else f"{n} of {arm.planned}"
+    if arm.diverged:
+        count += f", {len(arm.diverged)} diverged"
     if summary is None:
-        return [f"0 of {arm.planned}", "", "", ""]
-    count = str(summary.n) if summary.n == arm.planned else f"{summary.n} of {arm.planned}"
+        return [count, "", "", ""]
     spread = "" if summary.std is None else f"{summary.std:.2f}"
     mean = f"{summary.mean:.2f}"
     if arm.paper is not None and arm.paper.top5_error is not None and arm.top5_errors:
@@ -85,9 +114,9 @@ def _overview(results: StudyResults) -> list[str]:
     arms = list(results.study.arms)
     lines = []
     for row in results.rows:
-        of_arm = {one.arm: _short(one) for one in row.arms}
+        of_arm = {one.arm: _marked(_short(one), one.split, row) for one in row.arms}
         cells = [of_arm.get(arm, "") for arm in arms]
-        teacher = "" if row.teacher_error is None else f"{row.teacher_error:.2f}"
+        teacher = "" if row.teacher is None else _marked(_teacher(row), row.teacher.split, row)
         lines.append([row_title(row), *cells, teacher])
     return _table(["", *arms, "teacher"], lines)
 
@@ -95,19 +124,22 @@ def _overview(results: StudyResults) -> list[str]:
 def _short(arm: ArmResults) -> str:
     summary = arm.summary
     if summary is None:
-        return ""
+        return "diverged" if arm.diverged else ""
     return f"{summary.mean:.2f}" + ("" if summary.std is None else f" ± {summary.std:.2f}")
 
 
 def _selections(results: StudyResults) -> list[str]:
     lines = []
     for selection in results.plan.selections:
-        errors = ", ".join(f"{value}: {error:.2f}" for value, error in selection.errors.items())
-        data, pair, variant = selection.row
-        where = ", ".join(part for part in (pair, variant, data) if part)
-        chosen = selection.chosen or "not yet"
-        lines.append([where, selection.arm, selection.setting, errors, chosen])
+        found = selection.errors.items()
+        errors = ", ".join(f"{value}: {_or_diverged(error)}" for value, error in found)
+        chosen = selection.chosen or ("none" if selection.diverged else "not yet")
+        lines.append([_place(*selection.row), selection.arm, selection.setting, errors, chosen])
     return _table(["row", "arm", "setting", "validation error %", "chosen"], lines)
+
+
+def _or_diverged(error: float) -> str:
+    return "diverged" if math.isinf(error) else f"{error:.2f}"
 
 
 def _figures(results: StudyResults) -> Iterator[PaperFigure]:

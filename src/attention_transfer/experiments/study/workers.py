@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from attention_transfer.experiments.study.planning import PlannedRun
+from attention_transfer.experiments.study.plan import PlannedRun
 from attention_transfer.report.command_line import command_line
 from attention_transfer.trust import factories_in, trust_flags
 
