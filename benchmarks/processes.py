@@ -161,14 +161,23 @@ def seconds_to_exchange(parameters: int) -> float:
     return statistics.median(times)
 
 
+class Alone:
+    """Takes the place of the agreement, whose count of steps then stays the same everywhere."""
+
+    def beginning(self, *wishes: int) -> Callable[[], tuple[int, ...]]:
+        """Return zeros, as in a step after which the processes do not agree."""
+        return lambda: (0,) * len(wishes)
+
+
 def bare(trainer: Trainer, run_step: Callable[[], Any]) -> None:
     """Take a step in which the processes do not agree."""
-    processes = trainer.processes
+    processes, step = trainer.processes, trainer.train_step
     group, processes._group = processes._group, None
+    agreement, step._agreement = step._agreement, Alone()  # type: ignore[assignment]
     try:
         run_step()
     finally:
-        processes._group = group
+        processes._group, step._agreement = group, agreement
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError, Interrupted
 from attention_transfer.report.command_line import command_line
 from attention_transfer.runs import Run
-from attention_transfer.training import model_evaluation
+from attention_transfer.training import model_evaluation, optimizers
 from attention_transfer.training.fine_tuning import parameter_groups
 from attention_transfer.training.optimization import is_transformer, resolve_optimization
 from attention_transfer.training.optimizers import check_optimizer, make_optimizer
@@ -424,3 +424,10 @@ def test_a_file_of_an_earlier_version_keeps_its_optimizer(vit: str) -> None:
     kept = [line for line in path.read_text().splitlines() if not line.startswith("optimizer:")]
     path.write_text("\n".join(kept) + "\n")
     assert at.resume("run", trust=[vit]).record.config.optimizer == "sgd"
+
+
+def test_an_optimizer_without_what_it_needs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
+    config = RunConfig.checked({"student": "wrn-10-1", "teacher": None, "optimizer": "kron"})
+    with pytest.raises(InputError, match=r"kron needs opt_einsum.*pip install opt_einsum"):
+        check_optimizer(config)

@@ -1,5 +1,6 @@
 """Optimizers by timm's names: which there are, and how a run makes its own."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -54,6 +55,11 @@ def check_optimizer(config: RunConfig) -> None:
         raise InputError(
             f"optimizer {name} needs second derivatives of every weight, which a run does not "
             f"compute; give another, {alternatives}"
+        )
+    if name == "kron" and find_spec("opt_einsum") is None:
+        raise InputError(
+            "optimizer kron needs opt_einsum, without which its products take hours: "
+            f"pip install opt_einsum, or give another, {alternatives}"
         )
     try:
         get_optimizer_class(name)
