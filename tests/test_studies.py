@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from attention_transfer import cli
+from attention_transfer.cli import study as study_command
 from attention_transfer.config import RunConfig
 from attention_transfer.config.studies import StudyConfig, slug
 from attention_transfer.config.yaml_files import read_nested_file, write_config_file
@@ -275,6 +276,75 @@ def test_other_data_take_the_place_of_a_studys_own() -> None:
     assert three.data["cluttered-digits"]["batch_size"] == 32
 
 
+@pytest.mark.parametrize("name", ["methods", "length"])
+def test_teachers_are_trained_on_the_data_given(name: str) -> None:
+    packaged = make_plan(find_study(name))
+    assert packaged.teachers == ()
+    changed = make_plan(changed_study(find_study(name), ["cifar10"], {}))
+    (teacher,) = changed.teachers
+    config = teacher.config(Path("s"))
+    assert (config.data, config.epochs, config.lr) == ("cifar10", 200, 0.1)
+
+
+def test_the_packaged_teacher_teaches_no_other_data() -> None:
+    pairs = {"p": {"student": "wrn-10-1", "teacher": "packaged"}}
+    assert plan(pairs=pairs, data={"digits": {"data": "cluttered-digits"}}).runs
+    with pytest.raises(InputError, match="was trained on cluttered-digits and not on cifar10"):
+        plan(pairs=pairs, data=["cifar10"])
+
+
+def test_which_run_saves_maps_depends_on_no_other_seed() -> None:
+    def probes(seeds: str) -> dict[int, Any]:
+        made = plan(seeds=seeds, arms={"AT": {}})
+        return {run.settings["seed"]: run.settings.get("probes") for run in made.runs}
+
+    assert probes("0-1") == {0: None, 1: 0}
+    assert probes("5,0") == {5: 0, 0: None}
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "message"),
+    [
+        ("length", "minutes", "variants 5 epochs sets epochs 5"),
+        ("do-no-harm", "paper", "settings sets epochs 15"),
+        ("table-3", "minutes", "data cluttered-digits sets epochs 30"),
+    ],
+)
+def test_a_recipe_without_effect_is_refused(
+    name: str, recipe: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["study", name, "--recipe", recipe, "--commands"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--recipe {recipe} would not set all lengths" in line
+    assert message in line
+
+
+def test_a_recipe_with_effect_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["study", "length", "--recipe", "short", "--commands", "--seeds", "1"]) == 0
+    assert "--epochs 14" in capsys.readouterr().out
+    assert cli.main(["study", "methods", "--recipe", "minutes", "--commands"]) == 0
+    assert "--epochs 12" in capsys.readouterr().out
+
+
+def test_data_are_downloaded_if_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["study", "table-2", "--commands", "--download"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    assert lines
+    assert all("--download" in line for line in lines)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_torchrun_is_refused_in_one_line(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study_command, "AGENT", 1)
+    monkeypatch.setenv("RANK", rank)
+    assert cli.main(["study", "methods"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (rank == "0")
+    assert all("run it without torchrun, with --processes N" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [
@@ -302,6 +372,8 @@ def test_other_data_take_the_place_of_a_studys_own() -> None:
         ({"pairs": {"p": {"teacher": "big"}}}, ["pairs p: student is missing"]),
         ({"seeds": "0-"}, ["seeds is '0-', it should be a range such as 0-4"]),
         ({"seeds": "1,1"}, ["each seed once"]),
+        ({"seeds": ["0", "0", "1"]}, ["each seed once"]),
+        ({"seeds": ["0", "²"]}, ["each seed once"]),
         ({"name": "My Study"}, ["name is 'My Study'"]),
         ({"arms": {"AT": {"seed": "3"}}}, ["arms AT: seed is given by the study itself"]),
         ({"arms": {"AT": {"teacher": "big"}}}, ["teacher is given by the study itself"]),

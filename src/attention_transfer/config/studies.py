@@ -57,21 +57,33 @@ def seeds_of(text: object) -> object:
     if len(pieces) == 1 and spans[0] and spans[0][2] is None:
         ends = [(0, ends[0][0] - 1)]
     seeds = [seed for low, high in ends for seed in range(low, min(high, low + MOST_SEEDS) + 1)]
-    if None in spans or not seeds or len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS:
-        raise PydanticCustomError(
-            "seeds",
-            "should be a range such as 0-4, a list such as 0,2,5, or a number of seeds such as 5; "
-            "each seed once, at most {most}",
-            {"most": MOST_SEEDS},
-        )
+    if None in spans:
+        raise _no_seeds()
+    return _each_once(seeds)
+
+
+def _each_once(seeds: list[int]) -> tuple[int, ...]:
+    if not 0 < len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
+        raise _no_seeds()
     return tuple(seeds)
+
+
+def _no_seeds() -> PydanticCustomError:
+    return PydanticCustomError(
+        "seeds",
+        "should be a range such as 0-4, a list such as 0,2,5, or a number of seeds such as 5; "
+        "each seed once, at most {most}",
+        {"most": MOST_SEEDS},
+    )
 
 
 def _seeds_of_list(values: object) -> object:
     """Return seeds given as a text or as a list."""
-    if isinstance(values, list) and all(isinstance(one, str) and one.isdigit() for one in values):
-        return tuple(values)
-    return seeds_of(values)
+    if not isinstance(values, list):
+        return seeds_of(values)
+    if not all(re.fullmatch(r"\d{1,18}", str(one)) for one in values):
+        raise _no_seeds()
+    return _each_once([int(one) for one in values])
 
 
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_seeds_of_list), Field(min_length=1)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_transfer.config.studies import (
+    STEPS,
     PairConfig,
     PaperFigure,
     SelectionConfig,
@@ -14,10 +15,18 @@ from attention_transfer.config.studies import (
     checked_settings,
 )
 from attention_transfer.config.yaml_files import read_nested_file
-from attention_transfer.errors import InputError, nearest
+from attention_transfer.errors import InputError, first_problems, nearest
 from attention_transfer.trust import check_settings
 
-__all__ = ["changed_study", "find_study", "named_studies", "study_of", "study_path", "titles"]
+__all__ = [
+    "changed_study",
+    "check_recipe",
+    "find_study",
+    "named_studies",
+    "study_of",
+    "study_path",
+    "titles",
+]
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -102,6 +111,38 @@ def changed_study(
         known = {*values["pairs"], *data}
         values["paper"] = {row: part for row, part in study.paper.items() if row in known}
     return StudyConfig.checked(values)
+
+
+def check_recipe(study: StudyConfig) -> None:
+    """Raise an InputError if a recipe has no effect on the length of some of a study's runs.
+
+    The recipe "short" shortens every length; the others set it, and all else overrides them.
+
+    Args:
+        study: with its recipe, of the command line.
+    """
+    if study.recipe == "short":
+        return
+    parts = {"settings": study.settings}
+    for kind in ("data", "variants", "arms"):
+        parts |= {f"{kind} {name}": part for name, part in getattr(study, kind).items()}
+    parts |= {f"pairs {name}": pair.settings for name, pair in study.pairs.items()}
+    for name, teacher in study.teachers.items():
+        parts[f"teachers {name}"] = teacher.settings
+        parts |= {f"teachers {name} on {data}": teacher.on.get(data, {}) for data in study.data}
+    lengths = [
+        f"{where} sets {name} {part[name]}"
+        for where, part in parts.items()
+        for name in ("epochs", STEPS)
+        if name in part
+    ]
+    if lengths:
+        raise InputError(
+            f"--recipe {study.recipe} would not set all lengths, since the study {study.name} sets "
+            f"some by itself: {first_problems(lengths)}; leave --recipe out, give --recipe short "
+            "(a tenth of every length), or change a copy: attention-transfer study show "
+            f"{study.name}"
+        )
 
 
 def _pairs_on(study: StudyConfig, data: Sequence[str]) -> dict[str, PairConfig]:
