@@ -115,9 +115,9 @@ def run(arguments: Namespace) -> int:
     if words == ["list"]:
         return _list(arguments.json)
     if len(words) == 2 and words[0] == "show":
-        from attention_transfer.experiments.study.files import study_path
+        from attention_transfer.experiments.study.files import study_text
 
-        print(study_path(words[1]).read_text(encoding="utf-8"), end="")
+        print(study_text(words[1]), end="")
         return 0
     if len(words) != 1 or words == ["show"]:
         raise InputError(

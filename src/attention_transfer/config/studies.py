@@ -1,5 +1,6 @@
 """A study as a value: arms x seeds x data x pairs of networks, what is chosen and what compared."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -13,6 +14,7 @@ from attention_transfer.config.runs import RunConfig
 from attention_transfer.errors import InputError, nearest
 
 __all__ = [
+    "LONGEST_SLUG",
     "PACKAGED",
     "PaperFigure",
     "PairConfig",
@@ -37,6 +39,9 @@ GIVEN_BY_THE_STUDY = ("seed", "out", "cache", "teacher", "student", "report")
 """Settings of a run that a study fills in by itself."""
 
 MOST_SEEDS = 1000
+
+LONGEST_SLUG = 80
+"""Characters of a folder's name."""
 
 Settings = dict[str, Any]
 
@@ -90,12 +95,16 @@ Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_seeds_of_list), Field(min_l
 
 
 def slug(name: str) -> str:
-    """Return a name as it is used for folders.
+    """Return a name as it is used for folders; a long one is cut, and ends with its digest.
 
     >>> slug("AT+KD, beta 30"), slug("folder:my photos")
     ('at+kd-beta-30', 'folder-my-photos')
     """
-    return re.sub(r"[^a-z0-9+._]+", "-", name.lower()).strip("-.") or "-"
+    safe = re.sub(r"[^a-z0-9+._]+", "-", name.lower()).strip("-.") or "-"
+    if len(safe) <= LONGEST_SLUG:
+        return safe
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{safe[: LONGEST_SLUG - 9]}-{digest}"
 
 
 class TeacherConfig(Config):
@@ -262,7 +271,7 @@ class StudyConfig(Config):
 class _Length(Config):
     """A length that is no setting of a run."""
 
-    steps: Count | None = None
+    steps: Annotated[Count, Field(le=10**12)] | None = None
 
 
 _NETWORKS = {"student": "any", "teacher": "any"}

@@ -1,5 +1,6 @@
 """The studies that come with the package, and those in a user's files."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +15,7 @@ from attention_transfer.config.studies import (
     TeacherConfig,
     checked_settings,
 )
-from attention_transfer.config.yaml_files import read_nested_file
+from attention_transfer.config.yaml_files import read_nested_file, read_text
 from attention_transfer.errors import InputError, first_problems, nearest
 from attention_transfer.trust import check_settings
 
@@ -25,6 +26,7 @@ __all__ = [
     "named_studies",
     "study_of",
     "study_path",
+    "study_text",
     "titles",
 ]
 
@@ -51,8 +53,8 @@ def study_path(name: str) -> Path:
     named = named_studies()
     if name in named:
         return named[name]
-    path = Path(name).expanduser()
-    if path.suffix not in SUFFIXES and not path.is_file():
+    path = Path(os.path.expanduser(name))
+    if path.suffix not in SUFFIXES and not os.path.isfile(path):
         raise InputError(
             f"unknown study {name!r}; {nearest(name, named)}, or a file such as my.yaml"
         )
@@ -72,6 +74,15 @@ def find_study(name: str) -> StudyConfig:
         for settings in _all_settings(study):
             check_settings(path, settings)
     return study
+
+
+def study_text(name: str) -> str:
+    """Return the file of a study, by its name or path.
+
+    Raises:
+        InputError: there is none, or it is no text.
+    """
+    return read_text(study_path(name))
 
 
 def study_of(values: Mapping[str, Any], source: str) -> StudyConfig:
@@ -210,13 +221,8 @@ class _Reading:
         return {name: {} if part is None else part for name, part in parts.items()}
 
     def _part(self, where: str, values: Any, read: Callable[[str, Any], Any]) -> Any:
-        if values is None or values == "":
-            values = {}
-        if not isinstance(values, dict):
-            self.faults.append(f"{where} must hold 'name: value' lines, got {values!r}")
-            return None
         try:
-            return read(where, values)
+            return _checked_part(where, values, read)
         except InputError as error:
             text = str(error)
             self.faults.append(text if text.startswith(where) else f"{where}: {text}")
@@ -227,7 +233,7 @@ class _Reading:
         values = _with_settings(where, values)
         if isinstance(values.get("on"), dict):
             values["on"] = {
-                data: checked_settings(f"{where} on {data}", settings or {})
+                data: _checked_part(f"{where} on {data}", settings, checked_settings)
                 for data, settings in values["on"].items()
             }
         return TeacherConfig.checked(values)
@@ -246,6 +252,18 @@ class _Reading:
     @staticmethod
     def _figures(where: str, values: dict[str, Any]) -> dict[str, PaperFigure]:
         return {arm: PaperFigure.of(text) for arm, text in values.items()}
+
+
+def _checked_part(where: str, values: Any, read: Callable[[str, Any], Any]) -> Any:
+    """Return what the lines of a part mean; nothing written means no lines.
+
+    Raises:
+        InputError: they are no lines, or what is wrong with them.
+    """
+    lines = {} if values is None or values == "" else values
+    if not isinstance(lines, dict):
+        raise InputError(f"{where} must hold 'name: value' lines, got {values!r}")
+    return read(where, lines)
 
 
 def _with_settings(where: str, values: dict[str, Any]) -> dict[str, Any]:
