@@ -1,14 +1,18 @@
 """``--seeds`` and ``--no-test`` of train and distill."""
 
 import json
+import shlex
+import signal
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 import attention_transfer as at
 from attention_transfer import cli
+from attention_transfer.cli import seeds
 from attention_transfer.data import DataSet
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, Interrupted
 from attention_transfer.runs import Run
 
 ARGUMENTS = [
@@ -54,6 +58,44 @@ def test_other_settings_over_old_runs_are_refused(
     assert not Path("out/seed-8").exists()
     assert cli.main([*ARGUMENTS, "--seeds", "7-8", "--out", "out/seed-0"]) == 2
     assert "out/seed-0 holds a run, expected a folder" in capsys.readouterr().err
+
+
+def test_a_begun_run_with_other_settings_is_refused_before_anything_is_trained(
+    three: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out/seed-0/record.json").unlink()
+    arguments = ["train", "--model", "wrn-10-2", *ARGUMENTS[3:]]
+    assert cli.main([*arguments, "--seeds", "7,0", "--out", "out"]) == 2
+    assert "the run in out/seed-0 began with setting student" in capsys.readouterr().err
+    assert not Path("out/seed-7").exists()
+
+
+def test_an_interruption_names_the_command_for_all_seeds(
+    small_runs: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*arguments: Any, **settings: Any) -> NoReturn:
+        raise Interrupted("stopped by SIGTERM; resume the run: ...", signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("attention_transfer.api.run", stopped)
+        assert cli.main([*ARGUMENTS, "--seeds", "3,0", "--out", "out"]) == 128 + signal.SIGTERM
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "stopped by SIGTERM at seed 3; go on: attention-transfer train" in line
+    words = shlex.split(line.partition("go on: attention-transfer ")[2])
+    assert cli.main(words) == 0
+    assert [Run(Path(f"out/seed-{seed}")).config.seed for seed in (3, 0)] == [3, 0]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_torchrun_needs_a_folder_and_is_told_in_one_line(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(seeds, "AGENT", 1)
+    monkeypatch.setenv("RANK", rank)
+    assert cli.main([*ARGUMENTS, "--seeds", "0-1"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "--seeds" in line]
+    assert len(lines) == (rank == "0")
+    assert all("give --out DIR" in line for line in lines)
 
 
 @pytest.mark.parametrize(

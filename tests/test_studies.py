@@ -1,10 +1,12 @@
 """Studies: their files, plans, statistics and results, without training anything."""
 
+import copy
 import json
 import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from attention_transfer import cli
+from attention_transfer.cli import study as study_command
 from attention_transfer.config import RunConfig
-from attention_transfer.config.studies import StudyConfig, slug
+from attention_transfer.config.studies import LONGEST_SLUG, StudyConfig, slug
 from attention_transfer.config.yaml_files import read_nested_file, write_config_file
 from attention_transfer.errors import InputError, UntrustedError
 from attention_transfer.experiments.study.estimate import KindCost, estimate
@@ -36,7 +39,7 @@ from attention_transfer.experiments.study.statistics import (
     summarize,
     t_quantile,
 )
-from attention_transfer.experiments.study.workers import run_arguments
+from attention_transfer.experiments.study.workers import log_file, run_arguments
 from attention_transfer.runs import Run
 from attention_transfer.trust import trusting
 from made_runs import made_run
@@ -275,6 +278,148 @@ def test_other_data_take_the_place_of_a_studys_own() -> None:
     assert three.data["cluttered-digits"]["batch_size"] == 32
 
 
+@pytest.mark.parametrize("name", ["methods", "length"])
+def test_teachers_are_trained_on_the_data_given(name: str) -> None:
+    packaged = make_plan(find_study(name))
+    assert packaged.teachers == ()
+    changed = make_plan(changed_study(find_study(name), ["cifar10"], {}))
+    (teacher,) = changed.teachers
+    config = teacher.config(Path("s"))
+    assert (config.data, config.epochs, config.lr) == ("cifar10", 200, 0.1)
+
+
+def test_the_packaged_teacher_teaches_no_other_data() -> None:
+    pairs = {"p": {"student": "wrn-10-1", "teacher": "packaged"}}
+    assert plan(pairs=pairs, data={"digits": {"data": "cluttered-digits"}}).runs
+    with pytest.raises(InputError, match="was trained on cluttered-digits and not on cifar10"):
+        plan(pairs=pairs, data=["cifar10"])
+
+
+def test_which_run_saves_maps_depends_on_no_other_seed() -> None:
+    def probes(seeds: str) -> dict[int, Any]:
+        made = plan(seeds=seeds, arms={"AT": {}})
+        return {run.settings["seed"]: run.settings.get("probes") for run in made.runs}
+
+    assert probes("0-1") == {0: None, 1: 0}
+    assert probes("5,0") == {5: 0, 0: None}
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "message"),
+    [
+        ("length", "minutes", "variants 5 epochs sets epochs 5"),
+        ("do-no-harm", "paper", "settings sets epochs 15"),
+        ("table-3", "minutes", "data cluttered-digits sets epochs 30"),
+    ],
+)
+def test_a_recipe_without_effect_is_refused(
+    name: str, recipe: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["study", name, "--recipe", recipe, "--commands"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--recipe {recipe} would not set all lengths" in line
+    assert message in line
+
+
+def test_a_recipe_with_effect_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["study", "length", "--recipe", "short", "--commands", "--seeds", "1"]) == 0
+    assert "--epochs 14" in capsys.readouterr().out
+    assert cli.main(["study", "methods", "--recipe", "minutes", "--commands"]) == 0
+    assert "--epochs 12" in capsys.readouterr().out
+
+
+def test_data_are_downloaded_if_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["study", "table-2", "--commands", "--download"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    assert lines
+    assert all("--download" in line for line in lines)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_torchrun_is_refused_in_one_line(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study_command, "AGENT", 1)
+    monkeypatch.setenv("RANK", rank)
+    assert cli.main(["study", "methods"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (rank == "0")
+    assert all("run it without torchrun, with --processes N" in line for line in lines)
+
+
+WHOLE: dict[str, Any] = {
+    **SMALL,
+    "note": "A note",
+    "recipe": "paper",
+    "cache": "yes",
+    "data": {"cluttered-digits": {"validation": "0.2"}, "cifar10": {}},
+    "teachers": {
+        "big": {
+            "student": "wrn-10-2",
+            "ready": {"cifar10": "wrn-10-2@random"},
+            "settings": {"lr": "0.1"},
+            "on": {"cluttered-digits": {"epochs": "3"}},
+        }
+    },
+    "pairs": {
+        "p": {
+            "student": "wrn-10-1",
+            "teacher": "big",
+            "data": ["cifar10", "cluttered-digits"],
+            "arms": ["alone", "AT"],
+            "settings": {"batch_size": "8"},
+        }
+    },
+    "variants": {"short": {"steps": "70"}, "long": {"epochs": "9"}},
+    "arms": {"alone": {"teacher": "none"}, "AT": {"terms": ["dist"]}},
+    "select": [{"setting": "lr", "values": ["0.1", "0.2"], "arms": ["AT"], "seeds": ["7", "8"]}],
+    "compare": {"AT": ["alone"]},
+    "paper": {"p": {"AT": "8.77 C", "teacher": "29.3/10.0 M"}},
+}
+"""A study with every part."""
+
+WRONG: list[Any] = [
+    *(None, "", "x", "²", "nan", "-1", "9" * 400, "none", "../..", "a" * 300, "{}"),
+    *([], ["x"], [[]], [None], [{}], ["²"], ["x", "x"]),
+    *({}, {"x": "y"}, {"x": None}, {"x": []}, {"x": {}}, {"x": {"x": "y"}}, {"²": "²"}),
+    *({"steps": "²"}, {"steps": []}, {"epochs": {}}, {"terms": {}}, {"data": []}),
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every value in nested mappings and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in items:
+        yield (*path, key)
+        if isinstance(part, dict | list):
+            yield from places(part, (*path, key))
+
+
+@pytest.mark.parametrize("place", list(places(WHOLE)), ids=str)
+def test_a_wrong_value_anywhere_is_bad_input(place: tuple[Any, ...], tmp_path: Path) -> None:
+    images = {"cluttered-digits": 100, "cifar10": 100}
+    accepted = 0
+    for wrong in WRONG:
+        values = copy.deepcopy(WHOLE)
+        inner = values
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = wrong
+        try:
+            made = make_plan(study_of(values, "whole.yaml"), images)
+            for run in made.all_runs:
+                run_arguments(run, tmp_path)
+        except InputError:
+            continue
+        accepted += 1
+    assert accepted < len(WRONG)
+
+
+def test_a_whole_study_can_be_planned() -> None:
+    made = make_plan(study_of(WHOLE, "whole.yaml"), {"cluttered-digits": 100, "cifar10": 100})
+    assert len(made.selection_runs) == 2 * 2 * 2 * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [
@@ -302,6 +447,8 @@ def test_other_data_take_the_place_of_a_studys_own() -> None:
         ({"pairs": {"p": {"teacher": "big"}}}, ["pairs p: student is missing"]),
         ({"seeds": "0-"}, ["seeds is '0-', it should be a range such as 0-4"]),
         ({"seeds": "1,1"}, ["each seed once"]),
+        ({"seeds": ["0", "0", "1"]}, ["each seed once"]),
+        ({"seeds": ["0", "²"]}, ["each seed once"]),
         ({"name": "My Study"}, ["name is 'My Study'"]),
         ({"arms": {"AT": {"seed": "3"}}}, ["arms AT: seed is given by the study itself"]),
         ({"arms": {"AT": {"teacher": "big"}}}, ["teacher is given by the study itself"]),
@@ -660,6 +807,25 @@ def test_slugs_are_safe_names_of_folders() -> None:
     assert slug("../../etc/passwd") == "etc-passwd"
     assert slug("...") == "-"
     assert slug("F_sum^2") == "f_sum-2"
+    names = ["a" * 300 + end for end in ("b", "c")]
+    assert [len(slug(name)) for name in names] == [LONGEST_SLUG] * 2
+    assert slug(names[0]) != slug(names[1])
+
+
+def test_names_of_any_length_have_folders(tmp_path: Path) -> None:
+    long = "a" * 200
+    made = plan(
+        data={long: {"data": "cluttered-digits"}},
+        pairs={long: {"student": "wrn-10-1", "teacher": "big"}},
+        variants={long: {"epochs": "2"}, "b" * 300: {"epochs": "3"}},
+        select={"setting": "terms", "values": [f"dist(beta={'1' * 300})", "dkd"]},
+    )
+    for run in made.all_runs:
+        (tmp_path / run.folder).mkdir(parents=True)
+        log = log_file(run, tmp_path)
+        log.parent.mkdir(exist_ok=True)
+        log.touch()
+    assert len(list((tmp_path / "logs").iterdir())) == len(made.all_runs)
 
 
 def test_list_and_show_need_no_torch(tmp_path: Path) -> None:
@@ -703,6 +869,9 @@ def test_commands_are_printed_without_torch_and_run_nothing(tmp_path: Path) -> N
         ([], "study needs one name or file"),
         (["table-9"], "unknown study 'table-9'; did you mean table-"),
         (["nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
+        (["show", "nowhere.yaml"], "cannot read the configuration nowhere.yaml: No such file"),
+        (["a" * 300], "unknown study"),
+        (["show", "table-9"], "unknown study 'table-9'; did you mean table-"),
         (["show"], "study needs one name or file"),
         (["table-1", "table-2"], "study needs one name or file"),
         (["table-1", "--processes", "0"], "--processes is 0, expected at least 1"),

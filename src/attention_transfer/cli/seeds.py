@@ -1,6 +1,8 @@
 """``--seeds`` of train and distill: the same run over several seeds, and their statistics."""
 
+import os
 import shlex
+import signal
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +13,11 @@ from pydantic_core import PydanticCustomError
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import RunConfig
 from attention_transfer.config.studies import seeds_of
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, Interrupted
+from attention_transfer.report.command_line import command_line
 from attention_transfer.terminal import print_line
+from attention_transfer.torchrun import AGENT
+from attention_transfer.trust import trust_flags, trusted
 
 if TYPE_CHECKING:
     from attention_transfer.runs import Run
@@ -54,6 +59,8 @@ def begin_seeds(config: RunConfig, arguments: Namespace) -> int:
 
     if "seed" in arguments:
         raise InputError("got --seed and --seeds, expected one of them; leave --seed out")
+    if config.out is None and AGENT is not None:
+        return _refuse_new_folder()
     kind = "train" if config.teacher is None else "distill"
     folder = config.out or new_folder(kind)
     if (folder / "config.yaml").is_file():
@@ -67,30 +74,56 @@ def begin_seeds(config: RunConfig, arguments: Namespace) -> int:
         seed: config.replace(seed=seed, out=folder / f"seed-{seed}")
         for seed in parsed_seeds(arguments.seeds)
     }
-    for wanted in configs.values():
-        _check_same(wanted)
+    if not arguments.allow_changes:
+        for wanted in configs.values():
+            _check_same(wanted)
     runs = {}
     for seed, wanted in configs.items():
         progress.write_line(f"seed {seed}: {wanted.out}")
-        runs[seed] = api.run(
-            wanted,
-            progress,
-            resume_or_start=True,
-            allow_changes=arguments.allow_changes,
-        )
+        try:
+            runs[seed] = api.run(
+                wanted,
+                progress,
+                resume_or_start=True,
+                allow_changes=arguments.allow_changes,
+            )
+        except Interrupted as error:
+            name = signal.Signals(error.signal).name
+            command = _command(config, folder, arguments)
+            raise Interrupted(
+                f"stopped by {name} at seed {seed}; go on: {command}", error.signal
+            ) from None
     if PartialState().is_main_process:
         _print(runs, folder, arguments.json)
     return 0
 
 
+def _refuse_new_folder() -> int:
+    """Say that torchrun's processes need the same folder: in the first, the others end silently."""
+    if os.environ.get("RANK", "0") == "0":
+        raise InputError(
+            "--seeds under torchrun needs the folder that all processes share; give --out DIR"
+        )
+    return 2
+
+
+def _command(config: RunConfig, folder: Path, arguments: Namespace) -> str:
+    """Return the command that goes on with the runs."""
+    settings = config.model_dump(exclude_unset=True, mode="json")
+    flags = ["--seeds", arguments.seeds, "--out", str(folder)]
+    flags += ["--allow-changes"] if arguments.allow_changes else []
+    flags += ["--json"] if arguments.json else []
+    return f"{command_line(settings)} {shlex.join([*flags, *trust_flags(sorted(trusted()))])}"
+
+
 def _check_same(wanted: RunConfig) -> None:
-    """Raise an InputError if a finished run in the configuration's folder has other settings."""
+    """Raise an InputError if a run in the configuration's folder was begun with other settings."""
     from attention_transfer.runs import Run
     from attention_transfer.runs.differences import check_same_settings
 
     assert wanted.out is not None
     run = Run(wanted.out)
-    if run.is_finished:
+    if (run.folder / "config.yaml").is_file():
         check_same_settings(run.config, wanted, shlex.quote(str(run.folder)))
 
 

@@ -10,6 +10,7 @@ from attention_transfer.cli.arguments import Parser
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.errors import InputError
 from attention_transfer.terminal import print_line
+from attention_transfer.torchrun import AGENT
 from attention_transfer.trust import trust_flags, trusted
 from attention_transfer.waiting import loading, waiting_for
 
@@ -52,6 +53,9 @@ def add_arguments(parser: Parser) -> None:
         help="length of the runs: the paper's, a tenth of it, or minutes",
     )
     parser.add_argument("--seeds", metavar="N|0-4|0,2,5", help="seeds of the runs")
+    parser.add_argument(
+        "--download", action="store_true", help="download data sets that are missing"
+    )
     parser.add_argument(
         "--cache",
         action="store_true",
@@ -111,26 +115,43 @@ def run(arguments: Namespace) -> int:
     if words == ["list"]:
         return _list(arguments.json)
     if len(words) == 2 and words[0] == "show":
-        from attention_transfer.experiments.study.files import study_path
+        from attention_transfer.experiments.study.files import study_text
 
-        print(study_path(words[1]).read_text(encoding="utf-8"), end="")
+        print(study_text(words[1]), end="")
         return 0
     if len(words) != 1 or words == ["show"]:
         raise InputError(
             "study needs one name or file, or list, or show NAME; got "
             f"{shlex.join(words) or 'none'}"
         )
-    from attention_transfer.experiments.study.files import changed_study, find_study
+    if AGENT is not None:
+        return _refuse_torchrun()
+    from attention_transfer.experiments.study.files import changed_study, check_recipe, find_study
 
     changes = {
         name: getattr(arguments, name) for name in ("recipe", "seeds", "cache") if name in arguments
     }
-    study = changed_study(find_study(words[0]), vars(arguments).get("data"), changes)
+    study = find_study(words[0])
+    if "download" in arguments:
+        changes["settings"] = {**study.settings, "download": True}
+    study = changed_study(study, vars(arguments).get("data"), changes)
+    if "recipe" in arguments:
+        check_recipe(study)
     if arguments.processes < 1:
         raise InputError(f"--processes is {arguments.processes}, expected at least 1")
     folder = vars(arguments).get("out") or Path("runs") / f"study-{study.name}"
     # Runs may be started from other folders, and on other machines of a queue.
     return _of_study(study, Path(os.path.abspath(folder)), arguments)
+
+
+def _refuse_torchrun() -> int:
+    """Say that a study begins its own processes: in the first, the others end silently."""
+    if os.environ.get("RANK", "0") == "0":
+        raise InputError(
+            "study begins its own processes, and torchrun has begun this one; run it without "
+            "torchrun, with --processes N, or give torchrun the lines of --commands"
+        )
+    return 2
 
 
 def _list(as_json: bool) -> int:
@@ -252,12 +273,16 @@ def _resume_command(arguments: Namespace, folder: Path) -> str:
     for name in ("recipe", "seeds"):
         if name in arguments:
             words += [f"--{name}", getattr(arguments, name)]
+    if "download" in arguments:
+        words.append("--download")
     if "cache" in arguments:
         words.append("--cache" if arguments.cache else "--no-cache")
     if "ray" in arguments:
         words += ["--ray", arguments.ray]
     if arguments.processes > 1:
         words += ["--processes", str(arguments.processes)]
+    words += [] if arguments.measure else ["--no-measure"]
+    words += ["--json"] if arguments.json else []
     return shlex.join([*words, "--out", str(folder), *trust_flags(sorted(trusted()))])
 
 
@@ -267,10 +292,11 @@ def _report_outcome(outcome: "Outcome", folder: Path, arguments: Namespace) -> i
 
     out = console(arguments.json)
     if arguments.json:
+        from attention_transfer.experiments.study.preflight import LARGEST_STUDY
         from attention_transfer.experiments.study.results import STUDY_FILE
         from attention_transfer.files import read_json
 
-        document = read_json(folder / STUDY_FILE, 2**26)
+        document = read_json(folder / STUDY_FILE, LARGEST_STUDY)
         print_json({"folder": str(folder), **document, "failed": outcome.failed})
     else:
         for row in outcome.results.rows:

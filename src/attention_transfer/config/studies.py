@@ -1,5 +1,6 @@
 """A study as a value: arms x seeds x data x pairs of networks, what is chosen and what compared."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -13,6 +14,7 @@ from attention_transfer.config.runs import RunConfig
 from attention_transfer.errors import InputError, nearest
 
 __all__ = [
+    "LONGEST_SLUG",
     "PACKAGED",
     "PaperFigure",
     "PairConfig",
@@ -38,6 +40,9 @@ GIVEN_BY_THE_STUDY = ("seed", "out", "cache", "teacher", "student", "report")
 
 MOST_SEEDS = 1000
 
+LONGEST_SLUG = 80
+"""Characters of a folder's name."""
+
 Settings = dict[str, Any]
 
 
@@ -57,33 +62,49 @@ def seeds_of(text: object) -> object:
     if len(pieces) == 1 and spans[0] and spans[0][2] is None:
         ends = [(0, ends[0][0] - 1)]
     seeds = [seed for low, high in ends for seed in range(low, min(high, low + MOST_SEEDS) + 1)]
-    if None in spans or not seeds or len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS:
-        raise PydanticCustomError(
-            "seeds",
-            "should be a range such as 0-4, a list such as 0,2,5, or a number of seeds such as 5; "
-            "each seed once, at most {most}",
-            {"most": MOST_SEEDS},
-        )
+    if None in spans:
+        raise _no_seeds()
+    return _each_once(seeds)
+
+
+def _each_once(seeds: list[int]) -> tuple[int, ...]:
+    if not 0 < len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
+        raise _no_seeds()
     return tuple(seeds)
+
+
+def _no_seeds() -> PydanticCustomError:
+    return PydanticCustomError(
+        "seeds",
+        "should be a range such as 0-4, a list such as 0,2,5, or a number of seeds such as 5; "
+        "each seed once, at most {most}",
+        {"most": MOST_SEEDS},
+    )
 
 
 def _seeds_of_list(values: object) -> object:
     """Return seeds given as a text or as a list."""
-    if isinstance(values, list) and all(isinstance(one, str) and one.isdigit() for one in values):
-        return tuple(values)
-    return seeds_of(values)
+    if not isinstance(values, list):
+        return seeds_of(values)
+    if not all(re.fullmatch(r"\d{1,18}", str(one)) for one in values):
+        raise _no_seeds()
+    return _each_once([int(one) for one in values])
 
 
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_seeds_of_list), Field(min_length=1)]
 
 
 def slug(name: str) -> str:
-    """Return a name as it is used for folders.
+    """Return a name as it is used for folders; a long one is cut, and ends with its digest.
 
     >>> slug("AT+KD, beta 30"), slug("folder:my photos")
     ('at+kd-beta-30', 'folder-my-photos')
     """
-    return re.sub(r"[^a-z0-9+._]+", "-", name.lower()).strip("-.") or "-"
+    safe = re.sub(r"[^a-z0-9+._]+", "-", name.lower()).strip("-.") or "-"
+    if len(safe) <= LONGEST_SLUG:
+        return safe
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{safe[: LONGEST_SLUG - 9]}-{digest}"
 
 
 class TeacherConfig(Config):
@@ -250,7 +271,7 @@ class StudyConfig(Config):
 class _Length(Config):
     """A length that is no setting of a run."""
 
-    steps: Count | None = None
+    steps: Annotated[Count, Field(le=10**12)] | None = None
 
 
 _NETWORKS = {"student": "any", "teacher": "any"}

@@ -11,7 +11,7 @@ from attention_transfer.config import Config
 from attention_transfer.errors import InputError
 from attention_transfer.files import read_bytes, write_text
 
-__all__ = ["read_config_file", "read_nested_file", "write_config_file"]
+__all__ = ["read_config_file", "read_nested_file", "read_text", "write_config_file"]
 
 LARGEST_FILE = 100_000
 """Bytes; a configuration is a page of text."""
@@ -94,15 +94,23 @@ def read_nested_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _mapping(path: Path, refused_token: Callable[[str], yaml.Token | None]) -> dict[Any, Any]:
-    """Read the mapping that a YAML file holds; an empty file holds an empty one."""
+def read_text(path: Path) -> str:
+    """Return the text of a configuration file.
+
+    Raises:
+        InputError: the file is missing, too large or no text.
+    """
     try:
-        text = read_bytes(path, LARGEST_FILE).decode()
+        return read_bytes(path, LARGEST_FILE).decode()
     except OSError as error:
         raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"the configuration {path} is not UTF-8 text") from None
-    values = _parsed(text, path, refused_token)
+
+
+def _mapping(path: Path, refused_token: Callable[[str], yaml.Token | None]) -> dict[Any, Any]:
+    """Read the mapping that a YAML file holds; an empty file holds an empty one."""
+    values = _parsed(read_text(path), path, refused_token)
     if values is None:
         return {}
     if not isinstance(values, dict):

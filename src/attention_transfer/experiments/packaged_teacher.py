@@ -3,7 +3,10 @@
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["packaged_teacher"]
+__all__ = ["PACKAGED_DATA", "packaged_teacher"]
+
+PACKAGED_DATA = "cluttered-digits"
+"""The data set that the packaged teacher was trained on."""
 
 
 def packaged_teacher() -> Path:

@@ -1,11 +1,13 @@
 """The studies that come with the package, and those in a user's files."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from attention_transfer.config.studies import (
+    STEPS,
     PairConfig,
     PaperFigure,
     SelectionConfig,
@@ -13,11 +15,20 @@ from attention_transfer.config.studies import (
     TeacherConfig,
     checked_settings,
 )
-from attention_transfer.config.yaml_files import read_nested_file
-from attention_transfer.errors import InputError, nearest
+from attention_transfer.config.yaml_files import read_nested_file, read_text
+from attention_transfer.errors import InputError, first_problems, nearest
 from attention_transfer.trust import check_settings
 
-__all__ = ["changed_study", "find_study", "named_studies", "study_of", "study_path", "titles"]
+__all__ = [
+    "changed_study",
+    "check_recipe",
+    "find_study",
+    "named_studies",
+    "study_of",
+    "study_path",
+    "study_text",
+    "titles",
+]
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -42,8 +53,8 @@ def study_path(name: str) -> Path:
     named = named_studies()
     if name in named:
         return named[name]
-    path = Path(name).expanduser()
-    if path.suffix not in SUFFIXES and not path.is_file():
+    path = Path(os.path.expanduser(name))
+    if path.suffix not in SUFFIXES and not os.path.isfile(path):
         raise InputError(
             f"unknown study {name!r}; {nearest(name, named)}, or a file such as my.yaml"
         )
@@ -63,6 +74,15 @@ def find_study(name: str) -> StudyConfig:
         for settings in _all_settings(study):
             check_settings(path, settings)
     return study
+
+
+def study_text(name: str) -> str:
+    """Return the file of a study, by its name or path.
+
+    Raises:
+        InputError: there is none, or it is no text.
+    """
+    return read_text(study_path(name))
 
 
 def study_of(values: Mapping[str, Any], source: str) -> StudyConfig:
@@ -102,6 +122,38 @@ def changed_study(
         known = {*values["pairs"], *data}
         values["paper"] = {row: part for row, part in study.paper.items() if row in known}
     return StudyConfig.checked(values)
+
+
+def check_recipe(study: StudyConfig) -> None:
+    """Raise an InputError if a recipe has no effect on the length of some of a study's runs.
+
+    The recipe "short" shortens every length; the others set it, and all else overrides them.
+
+    Args:
+        study: with its recipe, of the command line.
+    """
+    if study.recipe == "short":
+        return
+    parts = {"settings": study.settings}
+    for kind in ("data", "variants", "arms"):
+        parts |= {f"{kind} {name}": part for name, part in getattr(study, kind).items()}
+    parts |= {f"pairs {name}": pair.settings for name, pair in study.pairs.items()}
+    for name, teacher in study.teachers.items():
+        parts[f"teachers {name}"] = teacher.settings
+        parts |= {f"teachers {name} on {data}": teacher.on.get(data, {}) for data in study.data}
+    lengths = [
+        f"{where} sets {name} {part[name]}"
+        for where, part in parts.items()
+        for name in ("epochs", STEPS)
+        if name in part
+    ]
+    if lengths:
+        raise InputError(
+            f"--recipe {study.recipe} would not set all lengths, since the study {study.name} sets "
+            f"some by itself: {first_problems(lengths)}; leave --recipe out, give --recipe short "
+            "(a tenth of every length), or change a copy: attention-transfer study show "
+            f"{study.name}"
+        )
 
 
 def _pairs_on(study: StudyConfig, data: Sequence[str]) -> dict[str, PairConfig]:
@@ -169,13 +221,8 @@ class _Reading:
         return {name: {} if part is None else part for name, part in parts.items()}
 
     def _part(self, where: str, values: Any, read: Callable[[str, Any], Any]) -> Any:
-        if values is None or values == "":
-            values = {}
-        if not isinstance(values, dict):
-            self.faults.append(f"{where} must hold 'name: value' lines, got {values!r}")
-            return None
         try:
-            return read(where, values)
+            return _checked_part(where, values, read)
         except InputError as error:
             text = str(error)
             self.faults.append(text if text.startswith(where) else f"{where}: {text}")
@@ -186,7 +233,7 @@ class _Reading:
         values = _with_settings(where, values)
         if isinstance(values.get("on"), dict):
             values["on"] = {
-                data: checked_settings(f"{where} on {data}", settings or {})
+                data: _checked_part(f"{where} on {data}", settings, checked_settings)
                 for data, settings in values["on"].items()
             }
         return TeacherConfig.checked(values)
@@ -205,6 +252,18 @@ class _Reading:
     @staticmethod
     def _figures(where: str, values: dict[str, Any]) -> dict[str, PaperFigure]:
         return {arm: PaperFigure.of(text) for arm, text in values.items()}
+
+
+def _checked_part(where: str, values: Any, read: Callable[[str, Any], Any]) -> Any:
+    """Return what the lines of a part mean; nothing written means no lines.
+
+    Raises:
+        InputError: they are no lines, or what is wrong with them.
+    """
+    lines = {} if values is None or values == "" else values
+    if not isinstance(lines, dict):
+        raise InputError(f"{where} must hold 'name: value' lines, got {values!r}")
+    return read(where, lines)
 
 
 def _with_settings(where: str, values: dict[str, Any]) -> dict[str, Any]:

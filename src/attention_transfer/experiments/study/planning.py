@@ -11,6 +11,7 @@ from attention_transfer.config import RunConfig
 from attention_transfer.config.presets import with_preset
 from attention_transfer.config.runs import NEEDS_TEACHER
 from attention_transfer.config.studies import (
+    PACKAGED,
     STEPS,
     PairConfig,
     SelectionConfig,
@@ -19,6 +20,7 @@ from attention_transfer.config.studies import (
     slug,
 )
 from attention_transfer.errors import InputError
+from attention_transfer.experiments.packaged_teacher import PACKAGED_DATA
 from attention_transfer.experiments.study.plan import Cell, Plan, PlannedRun, Selection
 from attention_transfer.experiments.study.recipes import recipe_settings, shortened
 
@@ -132,9 +134,10 @@ class _Planning:
             middle = selection.values[len(selection.values) // 2]
             settings |= _of_selection(selection, middle if value is None else value)
         seeds = self.cells.setdefault(cell, {})
-        for number, seed in enumerate(self.study.seeds):
-            # The attention maps of one run are enough to look at.
-            maps = {} if number == 0 or "probes" in settings else {"probes": 0}
+        for seed in self.study.seeds:
+            # The attention maps of one run are enough to look at; which one does not depend on the
+            # other seeds, which may be added or left out later.
+            maps = {} if seed == 0 or "probes" in settings else {"probes": 0}
             run = self._run(f"runs/{cell.folder}/seed-{seed}", cell, {**settings, **maps}, seed)
             run = replace(run, waits_for=waits_for)
             seeds[seed] = self._shared(run, self.runs)
@@ -197,7 +200,13 @@ class _Planning:
         """Return a row's teacher as a MODEL, and the folder of its run if the study trains it."""
         teacher = self.study.teachers.get(pair.teacher)
         if teacher is None or cell.data in teacher.ready:
-            return (pair.teacher if teacher is None else teacher.ready[cell.data]), None
+            model = pair.teacher if teacher is None else teacher.ready[cell.data]
+            if model == PACKAGED and self._data_of(cell) != PACKAGED_DATA:
+                raise InputError(
+                    f"the packaged teacher was trained on {PACKAGED_DATA} and not on {cell.data}; "
+                    "name one of the study's teachers, which are trained on each data set"
+                )
+            return model, None
         folder = f"teachers/{slug(cell.data)}/{slug(pair.teacher)}"
         if folder not in self.teachers:
             study = self.study
@@ -217,6 +226,9 @@ class _Planning:
             self.teachers[folder] = run
         self.teacher_of_row[cell.row] = folder
         return folder, folder
+
+    def _data_of(self, cell: Cell) -> str:
+        return str(self.study.data[cell.data].get("data", cell.data))
 
     def _cache(self, settings: dict[str, Any], pair: PairConfig, cell: Cell) -> str | None:
         """Return the folder of a run's cache; None where its terms need the teacher itself."""

@@ -1,6 +1,7 @@
 """Run the runs of a study: in this process, or each in a process of its own."""
 
 import ctypes
+import hashlib
 import os
 import shlex
 import signal
@@ -31,6 +32,9 @@ __all__ = [
 PATIENCE = 120.0
 """Seconds that runs have to save their state after a signal, before they are killed."""
 
+LONGEST_LOG = 200
+"""Characters of a log's name, without its digest and suffix."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -50,7 +54,7 @@ class Workers(Protocol):
         ...
 
     def begin(self, run: PlannedRun) -> None:
-        """Begin a planned run, which may go on after this returns."""
+        """Train or resume a planned run; it may end before this returns, or after."""
         ...
 
     def ended(self, timeout: float) -> Sequence[Ended]:
@@ -82,7 +86,10 @@ def run_command(run: PlannedRun, study: Path) -> str:
 
 def log_file(run: PlannedRun, study: Path) -> Path:
     """Return the file that gets the output of a run of a study."""
-    return study / "logs" / (run.folder.replace("/", "--") + ".log")
+    name = run.folder.replace("/", "--")
+    if len(name) > LONGEST_LOG:
+        name = f"{name[:LONGEST_LOG]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return study / "logs" / f"{name}.log"
 
 
 def cores() -> int:
