@@ -5,7 +5,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from attention_transfer.data.decoding import CorruptImageError, decode, image_size
+from attention_transfer.data.decoding import (
+    CorruptImageError,
+    check_channels,
+    open_image,
+    resized_part,
+)
 from attention_transfer.errors import InputError
 
 __all__ = ["faults", "skipped"]
@@ -20,20 +25,23 @@ MOST_NAMED = 5
 """Corrupt images that messages name."""
 
 
-def faults(sources: Sequence[Callable[[], bytes | Path]], total: int) -> list[str | None]:
+def faults(
+    sources: Sequence[Callable[[], bytes | Path]], total: int, channels: int = 3
+) -> list[str | None]:
     """Return why each image cannot be decoded; None where it can.
 
     Args:
         sources: functions that return the bytes of a file, or its path.
         total: the number of images in all splits of the set.
+        channels: that images are brought to.
     """
 
     def fault(source: Callable[[], bytes | Path]) -> str | None:
         try:
-            if total <= MOST_DECODED:
-                decode(source(), (8, 8))
-            else:
-                image_size(source())
+            with open_image(source()) as image:
+                check_channels(image, channels)
+                if total <= MOST_DECODED:
+                    resized_part(image, (8, 8), draft=True)
         except CorruptImageError as error:
             return str(error)
         return None

@@ -18,10 +18,10 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLESPERPIXEL, TILELENGTH, TILE
 from attention_transfer.config import Interpolation
 from attention_transfer.data.deep_images import (
     bands_of_image,
-    describe_tiff,
     scaled_bands,
     sixteen_bit_colours,
 )
+from attention_transfer.data.tiff_files import as_stored, describe_tiff, has_undeclared_band
 from attention_transfer.errors import first_line
 from attention_transfer.preprocessing import PixelRange
 
@@ -31,7 +31,9 @@ __all__ = [
     "Bands",
     "Box",
     "CorruptImageError",
+    "check_channels",
     "decode",
+    "file_channels",
     "file_content",
     "image_size",
     "open_image",
@@ -102,6 +104,9 @@ def open_image(source: bytes | Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             file = source if isinstance(source, Path) else io.BytesIO(source)
             with Image.open(file, formats=FORMATS) as image:
+                layout = as_stored(image)
+                if layout is not None:
+                    raise _other_layout(layout)
                 width, height = image.size
                 if width * height > MOST_PIXELS:
                     raise CorruptImageError(
@@ -120,13 +125,17 @@ def open_image(source: bytes | Path) -> Iterator[Image.Image]:
         layout = describe_tiff(source)
         if layout is None:
             raise CorruptImageError("it is not an image") from None
-        raise CorruptImageError(
-            f"it is {layout}, expected 1 band, or 3 or 4 of 8 or 16 bits; load such files by a "
-            "function of your own that gives arrays (C, H, W): --data package.module:factory"
-        ) from None
+        raise _other_layout(layout) from None
     except Exception as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise CorruptImageError(reason or type(error).__name__) from None
+
+
+def _other_layout(layout: str) -> CorruptImageError:
+    return CorruptImageError(
+        f"it is {layout}, expected 1 band, or 3 or 4 of 8 or 16 bits; load such files by a "
+        "function of your own that gives arrays (C, H, W): --data package.module:factory"
+    )
 
 
 def decode(
@@ -164,6 +173,31 @@ def image_size(source: bytes | Path) -> tuple[int, int]:
     """
     with open_image(source) as image:
         return upright_size(image)
+
+
+def file_channels(source: bytes | Path) -> int:
+    """Return the channels that the image in a file is brought to: 4 if a TIFF file has a fourth
+    band that it does not declare as opacity, else 3.
+
+    Raises:
+        CorruptImageError: see :func:`open_image`.
+    """
+    with open_image(source) as image:
+        return 4 if has_undeclared_band(image) else 3
+
+
+def check_channels(image: Image.Image, channels: int) -> None:
+    """Raise a CorruptImageError if an opened image cannot be brought to a number of channels."""
+    if channels == 3 and has_undeclared_band(image):
+        raise CorruptImageError(
+            "it has 4 bands, of which none is declared as opacity (TIFF tag ExtraSamples), "
+            "expected 1 or 3 bands; remove the fourth, or give a network of 4 channels images "
+            "that all have 4"
+        )
+    if channels not in (1, 3) and len(image.getbands()) not in (1, channels):
+        raise CorruptImageError(
+            f"it has {len(image.getbands())} channels, expected {channels}, as the others have"
+        )
 
 
 def resized_part(

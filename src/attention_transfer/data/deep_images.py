@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from attention_transfer.data.tiff_files import as_stored, unsigned_values
 from attention_transfer.preprocessing import EIGHT_BITS, PixelRange
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "array_of",
     "bands_of_array",
     "bands_of_image",
-    "describe_tiff",
     "extent_of",
     "found_range",
     "is_deep",
@@ -86,7 +86,7 @@ def may_be_deep(source: bytes | Path) -> bool:
 def bands_of_image(image: Image.Image) -> list[Image.Image]:
     """Return the bands of an opened image, turned as its EXIF data say, in full precision."""
     if not sixteen_bit_colours(image):
-        return list(ImageOps.exif_transpose(image).split())
+        return list(unsigned_values(image, ImageOps.exif_transpose(image)).split())
     low_bytes = _with_low_bytes(image)
     high, low = ImageOps.exif_transpose(image), ImageOps.exif_transpose(low_bytes)
     bands = []
@@ -132,6 +132,7 @@ def _with_low_bytes(image: Image.Image) -> Image.Image:
         file.seek(0)
         again = Image.open(io.BytesIO(file.read()), formats=[image.format or ""])
         file.seek(position)
+    as_stored(again)
     swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
     tiles = []
     for tile in again.tile:
@@ -294,27 +295,3 @@ def _scaled(band: Image.Image, pixel_range: PixelRange) -> Image.Image:
         scaled = np.nan_to_num(exact, nan=0.0).clip(0, 1).astype(np.float32)
         result.paste(Image.fromarray(scaled), (0, top))
     return result
-
-
-def describe_tiff(source: bytes | Path) -> str | None:
-    """Describe the pixels of a TIFF file that PIL does not read; None: it is no TIFF file."""
-    try:
-        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-            start = file.read(8)
-            if start[:4] not in (b"II*\0", b"MM\0*"):
-                return None
-            tags = TiffImagePlugin.ImageFileDirectory_v2(start)
-            file.seek(tags.next)
-            tags.load(file)
-    except Exception:
-        return None
-    kind = {2: "signed integers", 3: "floating-point numbers"}.get(
-        _first(tags.get(TiffImagePlugin.SAMPLEFORMAT, 1)), "integers"
-    )
-    bits = _first(tags.get(TiffImagePlugin.BITSPERSAMPLE, 1))
-    bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
-    return f"a TIFF file of {bands} {'band' if bands == 1 else 'bands'} of {bits}-bit {kind}"
-
-
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, tuple) else value

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from attention_transfer.data.classes import abridged
 from attention_transfer.data.corrupt_images import faults, skipped
+from attention_transfer.data.decoding import CorruptImageError, file_channels
 from attention_transfer.data.files import FileImages
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from attention_transfer.data.label_values import is_multi_label
@@ -85,12 +87,15 @@ def file_data_set(
         )
     splits = with_test_split(dict(splits))
     total = sum(len(split.paths) for split in splits.values())
-    corrupt = _remove_corrupt(splits, total)
+    channels = _channels(splits["train"])
+    corrupt = _remove_corrupt(splits, total, channels)
     notices = [*notices, *skipped(corrupt, total)]
     for name, split in splits.items():
         notices += _check_classes(split, classes, name, gaps)
     images = {
-        name: FileImages(split.labels, CropResize(size), split.folder, tuple(split.paths))
+        name: FileImages(
+            split.labels, CropResize(size, channels=channels), split.folder, tuple(split.paths)
+        )
         for name, split in splits.items()
     }
     if "test" not in images:
@@ -108,12 +113,22 @@ def file_data_set(
     )
 
 
-def _remove_corrupt(splits: Mapping[str, SplitFiles], total: int) -> list[tuple[str, str]]:
+def _channels(split: SplitFiles) -> int:
+    """Return the channels that images are brought to: those of the first that can be opened."""
+    for path in split.paths:
+        with suppress(CorruptImageError):
+            return file_channels(split.folder / path)
+    return 3
+
+
+def _remove_corrupt(
+    splits: Mapping[str, SplitFiles], total: int, channels: int
+) -> list[tuple[str, str]]:
     """Remove corrupt images from the splits, and return the path of each and why."""
     corrupt = []
     for split in splits.values():
         paths = [split.folder / path for path in split.paths]
-        reasons = faults([partial(Path, path) for path in paths], total)
+        reasons = faults([partial(Path, path) for path in paths], total, channels)
         corrupt += [
             (str(path), reason) for path, reason in zip(paths, reasons, strict=True) if reason
         ]

@@ -118,7 +118,9 @@ def _without_corrupt(data: DataSet) -> DataSet:
     total = sum(len(images) for images in splits.values())
     corrupt: list[tuple[str, str]] = []
     for name, images in splits.items():
-        reasons = faults([partial(images.content, index) for index in range(len(images))], total)
+        reasons = faults(
+            [partial(images.content, index) for index in range(len(images))], total, data.channels
+        )
         corrupt += [(images.name(index), reason) for index, reason in enumerate(reasons) if reason]
         whole = [index for index, reason in enumerate(reasons) if reason is None]
         splits[name] = images.subset(np.array(whole, dtype=np.int64))

@@ -28,6 +28,7 @@ from attention_transfer.data.deep_images import (
     may_be_deep,
 )
 from attention_transfer.data.images import DataSet, DecodedImages, Images, ImageSet
+from attention_transfer.data.tiff_files import has_undeclared_band
 from attention_transfer.errors import InputError
 from attention_transfer.preprocessing import EIGHT_BITS, PixelRange
 
@@ -234,8 +235,8 @@ def _extent(read: _Read) -> Extent | None:
 def _extent_of_image(image: Image.Image) -> Extent | None:
     if not is_deep(image):
         return None
-    bands = opened_bands(image)
-    return extent_of(bands[:3])  # a fourth is opacity
+    count = 4 if has_undeclared_band(image) else 3  # another fourth is opacity
+    return extent_of(opened_bands(image)[:count])
 
 
 def _extent_of_tensor(images: ImageSet, check_floats: bool) -> Extent | None:

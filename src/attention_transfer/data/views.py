@@ -17,6 +17,8 @@ from attention_transfer.data.decoding import (
     Bands,
     Box,
     CorruptImageError,
+    check_channels,
+    file_channels,
     file_content,
     image_size,
     opened_bands,
@@ -163,6 +165,8 @@ class CropResize:
         Raises:
             CorruptImageError: it has other channels than the set, or takes too much memory.
         """
+        if isinstance(image, Image.Image):
+            check_channels(image, self.channels)
         if isinstance(image, Image.Image) and self._is_converted(image):
             return self._typed(self._eight_bits(image, view, index, draft))
         bands, pixel_range = self._bands(image)
@@ -178,6 +182,8 @@ class CropResize:
         Raises:
             CorruptImageError: as of :meth:`decode`.
         """
+        if isinstance(image, Image.Image):
+            check_channels(image, self.channels)
         if isinstance(image, Image.Image) and self._is_converted(image):
             pixels = resized_part(image, self.size, box, self.interpolation, draft=draft)
             return self._typed(pixels)
@@ -364,7 +370,7 @@ def size_and_channels(image: Any) -> tuple[tuple[int, int], int]:
     """
     content, array = file_content(image), array_of(image)
     if content is not None:
-        return image_size(content), 3
+        return image_size(content), file_channels(content)
     if array is None:
         return upright_size(as_pil(image)), 3
     bands = bands_of_array(array)
