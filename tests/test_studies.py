@@ -23,6 +23,7 @@ from attention_transfer.config import RunConfig
 from attention_transfer.config.studies import LONGEST_SLUG, StudyConfig, slug
 from attention_transfer.config.yaml_files import read_nested_file, write_config_file
 from attention_transfer.errors import InputError, UntrustedError
+from attention_transfer.experiments.study.caches import FROM_FIELDS, FROM_LOGITS
 from attention_transfer.experiments.study.estimate import KindCost, estimate
 from attention_transfer.experiments.study.files import (
     changed_study,
@@ -32,7 +33,7 @@ from attention_transfer.experiments.study.files import (
 )
 from attention_transfer.experiments.study.plan import Plan, PlannedRun
 from attention_transfer.experiments.study.planning import make_plan
-from attention_transfer.experiments.study.preflight import check_document
+from attention_transfer.experiments.study.preflight import check_document, needs_images
 from attention_transfer.experiments.study.running import StudyFolder
 from attention_transfer.experiments.study.statistics import (
     paired_difference,
@@ -41,6 +42,7 @@ from attention_transfer.experiments.study.statistics import (
 )
 from attention_transfer.experiments.study.workers import log_file, run_arguments
 from attention_transfer.runs import Run
+from attention_transfer.transfer import TERMS, PairTerm
 from attention_transfer.trust import trusting
 from made_runs import made_run
 
@@ -213,8 +215,88 @@ def test_lengths_in_steps_become_the_nearest_epochs() -> None:
     )
     epochs = {run.folder.split("/")[3]: run.settings["epochs"] for run in made.runs}
     assert epochs == {"short": 1, "long": 15}  # 57 steps an epoch
+    assert made.steps == {
+        ("cluttered-digits", "small from big", "short"): (57,),
+        ("cluttered-digits", "small from big", "long"): (855,),
+    }
     with pytest.raises(InputError, match="steps need the number of images"):
         plan(variants={"short": {"steps": "70"}, "long": {"steps": "850"}})
+
+
+def test_the_table_names_the_steps_that_were_run(tmp_path: Path) -> None:
+    arms = {"alone": {"teacher": "none"}, "large batches": {"batch_size": "128"}}
+    value = study(variants={"70 steps": {"steps": "70"}}, arms=arms)
+    StudyFolder(value, tmp_path, {"cluttered-digits": 3600}).write()
+    title = "## small from big, 70 steps, cluttered-digits (57 or 58 steps run): test error"
+    assert title in (tmp_path / "table.md").read_text()
+    assert json.loads((tmp_path / "study.json").read_text())["rows"][0]["steps"] == [57, 58]
+
+
+def test_a_length_in_steps_may_be_chosen() -> None:
+    select = {"setting": "steps", "values": ["70", "850"], "by": "alone"}
+    made = make_plan(study(select=select), {"cluttered-digits": 3600})
+    assert [run.settings["epochs"] for run in made.selection_runs] == [1, 15]
+    errors = {run.folder: error for run, error in zip(made.selection_runs, (9, 8), strict=True)}
+    chosen = make_plan(study(select=select), {"cluttered-digits": 3600}, errors)
+    assert {run.settings["epochs"] for run in chosen.runs} == {15}
+    assert needs_images(study(select=select))
+
+
+def test_equal_settings_in_other_words_are_one_run() -> None:
+    arms = {"a": {"lr": "0.1"}, "b": {"lr": "0.10"}, "c": {"lr": "1e-1", "map": "sum"}}
+    assert len(plan(arms=arms).runs) == 2
+
+
+def test_built_in_terms_read_caches() -> None:
+    arms = {
+        "KD": {"attention": "none", "kd_alpha": "0.9"},
+        "DIST": {"attention": "none", "terms": "dist"},
+        "DKD": {"attention": "none", "terms": "dkd(beta=4)"},
+        "AT": {},
+        "AT and DIST": {"terms": ["dist"]},
+        "CAT": {"attention": "none", "terms": "class_attention"},
+        "own": {"attention": "none", "terms": "own:Term"},
+        "full": {"attention": "none", "terms": ["dist", "full_activation"]},
+    }
+    made = plan(arms=arms)
+    runs = {run.folder: run for run in made.runs}
+    caches = {cell.arm: runs[seeds[0]].cache for cell, seeds in made.cells.items()}
+    assert caches["KD"] == caches["DIST"] == caches["DKD"]
+    assert caches["AT"] == caches["AT and DIST"]
+    assert len({caches["KD"], caches["AT"], caches["CAT"], None}) == 4
+    assert caches["own"] is caches["full"] is None
+
+
+def test_terms_that_read_caches_read_what_is_in_them() -> None:
+    for name in FROM_LOGITS:
+        assert TERMS[name].needs_teacher_logits
+        assert not issubclass(TERMS[name], PairTerm)
+        assert not TERMS[name].needs_teacher_gradient
+    for name in FROM_FIELDS:
+        assert issubclass(TERMS[name], PairTerm)
+    # What reads nothing of a teacher, raw features or the teacher's gradient.
+    others = set(TERMS) - {*FROM_LOGITS, *FROM_FIELDS}
+    assert others == {
+        *("cross_entropy", "binary_cross_entropy", "flip_symmetry", "input_gradient_norm"),
+        *("full_activation", "gradient_attention"),
+    }
+
+
+def test_the_papers_figures_stand_beside_its_data_alone(tmp_path: Path) -> None:
+    paper = {"small from big": {"AT": "7.93 C"}, "cluttered-digits": {"alone": "8 M"}}
+    data = ["cluttered-digits", "cifar10:somewhere"]
+    value = study(paper=paper, data=data, paper_data="cifar10")
+    StudyFolder(value, tmp_path, {}).write()
+    figures = {
+        (row["data"], arm["arm"]): arm["paper"] and arm["paper"]["error"]
+        for row in json.loads((tmp_path / "study.json").read_text())["rows"]
+        for arm in row["arms"]
+    }
+    assert figures["cifar10:somewhere", "AT"] == 7.93
+    assert figures["cluttered-digits", "AT"] is None
+    assert figures["cluttered-digits", "alone"] == 8
+    for name in ("table-1", "table-2", "table-3", "table-5"):
+        assert find_study(name).paper_data is not None
 
 
 def test_recipes_set_the_length() -> None:
@@ -466,6 +548,14 @@ def test_a_whole_study_can_be_planned() -> None:
         ({"paper": {"small from big": {"AT": "8.77"}}}, ["'8.77' is no figure"]),
         ({"paper": {"small": {"AT": "8.77 C"}}}, ["paper 'small' is not in the study"]),
         ({"data": {}}, ["data is {}, it"]),
+        (
+            {"select": {"setting": "lr", "values": ["0.1", "0.10"]}},
+            ["select: '0.1' and '0.10' are the same lr; leave one out"],
+        ),
+        (
+            {"select": {"setting": "lr", "values": ["1", "2"], "seeds": "1-2"}},
+            ["select: seed 1 of lr is one of the table's seeds; give others"],
+        ),
     ],
 )
 def test_everything_wrong_in_a_study_is_said_at_once(
@@ -476,6 +566,36 @@ def test_everything_wrong_in_a_study_is_said_at_once(
     assert str(raised.value).startswith("small.yaml: ")
     for message in messages:
         assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "faults"),
+    [
+        ({"pairs": {"p": {"teacher": "big"}}}, 1),
+        ({"teachers": {"big": {}}}, 1),
+        ({"arms": "AT"}, 1),
+        ({"arms": "AT", "pairs": {"p": {}}}, 3),
+    ],
+)
+def test_a_fault_is_said_once(changes: dict[str, Any], faults: int) -> None:
+    with pytest.raises(InputError) as raised:
+        study(**changes)
+    assert len(str(raised.value).split("; ")) == faults
+
+
+def test_a_fault_of_several_arms_is_said_once() -> None:
+    settings = {"sync_batch_norm": "yes"}
+    teachers = {"big": {"student": "wrn-10-2", "settings": settings}}
+    with pytest.raises(InputError) as raised:
+        plan(teachers=teachers, settings={"compile": "yes"})
+    message = "AT of small from big; AT+KD of small from big: sync_batch_norm does not go with"
+    assert str(raised.value).count("sync_batch_norm") == 1
+    assert str(raised.value).startswith(message)
+
+
+def test_steps_of_an_automatic_beta_are_measured_apart(tmp_path: Path) -> None:
+    made = plan(arms={"AT": {}, "AT 9": {"beta": "9"}, "AT auto": {"beta": "auto"}}, seeds="1")
+    assert estimate(made, set(), tmp_path, None).kinds == 1 + 2
 
 
 def test_settings_that_do_not_fit_together_are_found_in_planning() -> None:

@@ -1,5 +1,6 @@
 """The tables of speed and memory."""
 
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -102,6 +103,26 @@ def images_a_second(column: dict[str, Any], name: str) -> str:
     return f"{column['images_per_second'][name]['median']:.0f}"
 
 
+def speed_rows(
+    found: Mapping[str, dict[str, Any]], speeds: Mapping[str, str], ratios: Mapping[str, str]
+) -> list[list[str]]:
+    """Return rows of images a second, then of ratios.
+
+    Args:
+        found: the columns, by title.
+        speeds: what was timed, with the row's title.
+        ratios: of them, with the row's title.
+    """
+    rows = [
+        [title, *(images_a_second(column, name) for column in found.values())]
+        for name, title in speeds.items()
+    ]
+    return rows + [
+        [title, *(ratio(column, name) for column in found.values())]
+        for name, title in ratios.items()
+    ]
+
+
 def runs(sources: Sources, _: str) -> list[str]:
     """Return images a second of whole runs, and when a cache has paid off."""
     found = columns(sources, "run", "run_bf16")
@@ -118,11 +139,7 @@ def runs(sources: Sources, _: str) -> list[str]:
         "seconds to build the cache": "seconds to build the cache, as many views as epochs",
         "runs until the cache has paid": "runs after which the cache has paid off",
     }
-    rows = [
-        [title, *(images_a_second(c, name) for c in found.values())]
-        for name, title in speeds.items()
-    ]
-    rows += [[title, *(ratio(c, name) for c in found.values())] for name, title in ratios.items()]
+    rows = speed_rows(found, speeds, ratios)
     rows += [
         [title, *(f"{c['figures'][name]:.0f}" for c in found.values())]
         for name, title in figures.items()
@@ -143,12 +160,7 @@ def peers(sources: Sources, _: str) -> list[str]:
         "live_over_torchdistill": "**live over torchdistill**",
         "cached_over_torchdistill": "**cached over torchdistill**",
     }
-    rows = [
-        [title, *(images_a_second(c, name) for c in found.values())]
-        for name, title in speeds.items()
-    ]
-    rows += [[title, *(ratio(c, name) for c in found.values())] for name, title in ratios.items()]
-    return lines(["", *found], rows)
+    return lines(["", *found], speed_rows(found, speeds, ratios))
 
 
 def fused(sources: Sources, _: str) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from attention_transfer.config.checked import Config, with_none
-from attention_transfer.config.fields import Count, Seed, as_several
+from attention_transfer.config.fields import Count, Seed, Several, as_several
 from attention_transfer.config.runs import RunConfig
 from attention_transfer.errors import InputError, nearest
 
@@ -213,6 +213,11 @@ class StudyConfig(Config):
     paper: dict[str, dict[str, PaperFigure]] = Field(
         {}, description="the paper's figures: pair or data set: arm: such as 8.77 C"
     )
+    paper_data: Several | None = Field(
+        None,
+        description="kinds of data that the paper's figures of pairs are of, such as cifar10; on "
+        "others they are left out; default: any",
+    )
 
     @field_validator("select")
     @classmethod
@@ -223,7 +228,7 @@ class StudyConfig(Config):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
-        """Refuse names that nothing has, and names that share a folder."""
+        """Refuse names that nothing has, names that share a folder, and seeds used twice."""
         faults = list(self._unknown_names())
         for what in ("data", "teachers", "pairs", "variants", "arms"):
             faults += _shared_folders(what, getattr(self, what))
@@ -242,6 +247,13 @@ class StudyConfig(Config):
         for selection in self.selections:
             for arm in (*selection.arms, *([selection.by] if selection.by else [])):
                 yield from _unknown("select: arm", arm, self.arms)
+        for selection in self.selections:
+            both = sorted(set(selection.seeds) & set(self.seeds))
+            if both:
+                yield (
+                    f"select: seed {both[0]} of {selection.setting} is one of the table's seeds; "
+                    "give others, which the table does not use"
+                )
         chosen = [arm for selection in self.selections for arm in selection.arms or self.arms]
         for arm in dict.fromkeys(chosen):
             if chosen.count(arm) > 1:
@@ -253,6 +265,10 @@ class StudyConfig(Config):
             yield from _unknown("paper", row, [*self.pairs, *self.data])
             for arm in figures:
                 yield from _unknown(f"paper {row}", arm, [*self.arms, "teacher"])
+
+    def kind_of(self, data: str) -> str:
+        """Return the kind of one of the study's data sets, such as cifar10 of cifar10:DIR."""
+        return str(self.data[data].get("data", data)).partition(":")[0]
 
     @property
     def selections(self) -> tuple[SelectionConfig, ...]:

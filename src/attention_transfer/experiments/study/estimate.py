@@ -54,6 +54,8 @@ def kind_of(run: PlannedRun) -> tuple[tuple[str, str], ...]:
     """Return what decides the cost of a step of a run."""
     settings = {name: str(value) for name, value in run.settings.items()}
     alpha = {"kd_alpha": "set"} if "kd_alpha" in settings else {}
+    if settings.get("beta") == "auto":  # which measures gradients
+        alpha["beta"] = "auto"
     kept = {name: text for name, text in settings.items() if name not in NOT_OF_A_KIND}
     return tuple(sorted({**kept, **alpha, "cache": str(run.cache is not None)}.items()))
 

@@ -30,6 +30,12 @@ __all__ = [
     "titles",
 ]
 
+STAND_INS = {
+    "teachers": TeacherConfig(student="any"),
+    "pairs": PairConfig(student="any", teacher="any:any"),
+}
+"""Stand for parts with faults while the rest of a study is checked."""
+
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -175,6 +181,8 @@ class _Reading:
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
         self.faults: list[str] = []
+        self.unreadable = False
+        """Whether a part is of another type, so that the study cannot be checked as a whole."""
 
     def study(self) -> StudyConfig | None:
         read: dict[str, Callable[[str, Any], Any]] = {
@@ -201,6 +209,8 @@ class _Reading:
                 arm: tuple(others) if isinstance(others, list) else (others,)
                 for arm, others in values["compare"].items()
             }
+        if self.unreadable:
+            return None
         try:
             return StudyConfig.checked(values)
         except InputError as error:
@@ -215,10 +225,12 @@ class _Reading:
             values = {name: {} for name in values}
         if not isinstance(values, dict):
             self.faults.append(f"{where} must hold 'name: settings' lines, got {values!r}")
+            self.unreadable = True
             return {}
         parts = {name: self._part(f"{where} {name}", part, read) for name, part in values.items()}
         # A part with a fault keeps its name, so that names that refer to it are no faults too.
-        return {name: {} if part is None else part for name, part in parts.items()}
+        instead: Any = STAND_INS.get(where, {})
+        return {name: instead if part is None else part for name, part in parts.items()}
 
     def _part(self, where: str, values: Any, read: Callable[[str, Any], Any]) -> Any:
         try:
@@ -245,8 +257,15 @@ class _Reading:
     @staticmethod
     def _selection(where: str, values: dict[str, Any]) -> SelectionConfig:
         selection = SelectionConfig.checked(values)
+        values_of: dict[str, str] = {}
         for value in selection.values:
-            checked_settings(where, {selection.setting: value})
+            typed = str(checked_settings(where, {selection.setting: value})[selection.setting])
+            if typed in values_of:
+                raise InputError(
+                    f"{where}: {values_of[typed]!r} and {value!r} are the same "
+                    f"{selection.setting}; leave one out"
+                )
+            values_of[typed] = value
         return selection
 
     @staticmethod

@@ -120,6 +120,8 @@ class Plan:
     selections: tuple[Selection, ...]
     teacher_of_row: dict[tuple[str, str, str], str]
     """Row -> the folder of its teacher's run, of those that the study trains."""
+    steps: dict[tuple[str, str, str], tuple[int, ...]]
+    """Row whose length is given in steps -> the steps of its runs, which are whole epochs."""
 
     @property
     def all_runs(self) -> tuple[PlannedRun, ...]:

@@ -1,6 +1,5 @@
 """Plan a study: from its value to the list of its runs, without reading or writing anything."""
 
-import hashlib
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from attention_transfer.config import RunConfig
-from attention_transfer.config.presets import with_preset
 from attention_transfer.config.runs import NEEDS_TEACHER
 from attention_transfer.config.studies import (
     PACKAGED,
@@ -19,21 +17,13 @@ from attention_transfer.config.studies import (
     checked_settings,
     slug,
 )
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_problems
 from attention_transfer.experiments.packaged_teacher import PACKAGED_DATA
+from attention_transfer.experiments.study.caches import cache_folder
 from attention_transfer.experiments.study.plan import Cell, Plan, PlannedRun, Selection
 from attention_transfer.experiments.study.recipes import recipe_settings, shortened
 
 __all__ = ["make_plan"]
-
-CACHE_DEPENDS_ON = (
-    *("data", "columns", "label_offset", "class_order", "pixel_range"),
-    *("randaugment", "random_erasing", "mixup", "cutmix", "validation", "data_seed"),
-    *("precision", "channels_last", "map", "power", "cache_views"),
-)
-"""Settings on which the targets in a cache depend, beside the teacher, the size of the images and
-the number of views.
-"""
 
 
 def make_plan(
@@ -53,17 +43,17 @@ def make_plan(
         InputError: settings do not fit together, or a length in steps without ``images``.
     """
     planning = _Planning(study, images or {}, validation_errors or {})
-    faults: dict[str, None] = {}
+    faults: dict[str, list[str]] = {}
     for row in planning.rows():
         for arm in study.pairs[row[1]].arms or study.arms:
             try:
                 planning.add(Cell(*row, arm))
             except InputError as error:
-                faults[f"{arm} of {row[1]}: {error}"] = None
-    for fault in planning.incomparable():
-        faults[fault] = None
-    if faults:
-        raise InputError("; ".join(faults))
+                faults.setdefault(str(error), []).append(f"{arm} of {row[1]}")
+    found = [f"{first_problems(where)}: {error}" for error, where in faults.items()]
+    found += dict.fromkeys(planning.incomparable())
+    if found:
+        raise InputError("; ".join(found))
     return planning.plan()
 
 
@@ -85,6 +75,7 @@ class _Planning:
         self.cells: dict[Cell, dict[int, str]] = {}
         self.selections: dict[tuple[tuple[str, str, str], str], Selection] = {}
         self.teacher_of_row: dict[tuple[str, str, str], str] = {}
+        self.steps: dict[tuple[str, str, str], list[int]] = {}
         self._known: dict[str, str] = {}
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
@@ -121,18 +112,22 @@ class _Planning:
             self.cells,
             tuple(self.selections.values()),
             self.teacher_of_row,
+            {row: tuple(steps) for row, steps in self.steps.items()},
         )
 
     def add(self, cell: Cell) -> None:
         """Add the runs of a cell, and those that they need."""
-        settings, waits_for = self._settings(cell), ""
+        chosen, waits_for = {}, ""
         selection = self._selection_of(cell.arm)
         if selection is not None:
             choice = self._choice(cell, selection)
             value = choice.chosen
             waits_for = "" if value is not None else selection.setting
             middle = selection.values[len(selection.values) // 2]
-            settings |= _of_selection(selection, middle if value is None else value)
+            chosen = _of_selection(selection, middle if value is None else value)
+        settings, steps = self._settings(cell, chosen)
+        if steps is not None and steps not in self.steps.setdefault(cell.row, []):
+            self.steps[cell.row].append(steps)
         seeds = self.cells.setdefault(cell, {})
         for seed in self.study.seeds:
             # The attention maps of one run are enough to look at; which one does not depend on the
@@ -143,19 +138,29 @@ class _Planning:
             seeds[seed] = self._shared(run, self.runs)
 
     def _shared(self, run: PlannedRun, runs: dict[str, PlannedRun]) -> str:
-        """Add a run unless an equal one is there, and return the folder of the one there is."""
-        same = {**run.settings, "needs": run.needs, "cache": run.cache, "waits": run.waits_for}
-        if run.waits_for:
-            same["folder"] = run.folder
-        key = repr(sorted((name, str(value)) for name, value in same.items()))
+        """Add a run unless an equal one is there, and return the folder of the one there is.
+
+        A run whose setting waits to be chosen may turn out equal to another, and is kept until
+        then.
+
+        Raises:
+            InputError: its settings do not fit together.
+        """
+        settings = run.config(Path("study")).model_dump(mode="json", exclude={"out"})
+        key = repr((settings, run.folder if run.waits_for else ""))
         folder = self._known.setdefault(key, run.folder)
         if folder == run.folder:
-            run.config(Path("study"))  # raises if the settings do not fit together
             runs[folder] = run
         return folder
 
-    def _settings(self, cell: Cell) -> dict[str, Any]:
-        """Return the settings of a cell's runs, but for teacher, seed and folders."""
+    def _settings(self, cell: Cell, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
+        """Return the settings of a cell's runs, but for teacher, seed and folders; and their steps
+        if the length is given in steps.
+
+        Args:
+            cell: the place in the table.
+            chosen: by a selection, which overrides all else.
+        """
         study, pair = self.study, self.study.pairs[cell.pair]
         of_data = {"data": cell.data, **study.data[cell.data]}
         parts = (
@@ -165,25 +170,32 @@ class _Planning:
             pair.settings,
             study.variants.get(cell.variant, {}),
             study.arms[cell.arm],
+            chosen,
         )
         merged: dict[str, Any] = {"student": pair.student}
         for part in parts:
             merged = _overridden(merged, part)
         return self._with_epochs(merged, cell.data)
 
-    def _with_epochs(self, settings: dict[str, Any], data: str) -> dict[str, Any]:
-        """Return settings with a length in epochs, shortened if the recipe says so."""
+    def _with_epochs(
+        self, settings: dict[str, Any], data: str
+    ) -> tuple[dict[str, Any], int | None]:
+        """Return settings with a length in epochs, shortened if the recipe says so; and how many
+        steps these epochs have, if the length is given in steps.
+        """
         default = int(RunConfig.model_fields["epochs"].default)
         if self.study.recipe == "short":
             settings = shortened(settings, default)
         settings = dict(settings)
         steps = settings.pop(STEPS, None)
-        if steps is not None:
-            if data not in self.images:
-                raise InputError(f"steps need the number of images of {data}, which is not known")
-            batch = int(settings.get("batch_size", RunConfig.model_fields["batch_size"].default))
-            settings["epochs"] = max(1, round(int(steps) / -(-self.images[data] // batch)))
-        return settings
+        if steps is None:
+            return settings, None
+        if data not in self.images:
+            raise InputError(f"steps need the number of images of {data}, which is not known")
+        batch = int(settings.get("batch_size", RunConfig.model_fields["batch_size"].default))
+        of_an_epoch = -(-self.images[data] // batch)
+        epochs = max(1, round(int(steps) / of_an_epoch))
+        return {**settings, "epochs": epochs}, epochs * of_an_epoch
 
     def _run(self, folder: str, cell: Cell, settings: dict[str, Any], seed: int) -> PlannedRun:
         """Return a run of a cell; its teacher is added to the plan."""
@@ -193,7 +205,7 @@ class _Planning:
         pair = self.study.pairs[cell.pair]
         model, needed = self._teacher(pair, cell)
         settings["teacher"] = model
-        cache = self._cache(settings, pair, cell) if self.study.cache else None
+        cache = cache_folder(settings, cell.data, pair.teacher) if self.study.cache else None
         return PlannedRun(folder, settings, () if needed is None else (needed,), cache)
 
     def _teacher(self, pair: PairConfig, cell: Cell) -> tuple[str, str | None]:
@@ -201,7 +213,7 @@ class _Planning:
         teacher = self.study.teachers.get(pair.teacher)
         if teacher is None or cell.data in teacher.ready:
             model = pair.teacher if teacher is None else teacher.ready[cell.data]
-            if model == PACKAGED and self._data_of(cell) != PACKAGED_DATA:
+            if model == PACKAGED and self.study.kind_of(cell.data) != PACKAGED_DATA:
                 raise InputError(
                     f"the packaged teacher was trained on {PACKAGED_DATA} and not on {cell.data}; "
                     "name one of the study's teachers, which are trained on each data set"
@@ -220,38 +232,12 @@ class _Planning:
                 teacher.on.get(cell.data, {}),
             ):
                 settings = _overridden(settings, part)
-            settings = self._with_epochs(settings, cell.data)
+            settings, _ = self._with_epochs(settings, cell.data)
             run = PlannedRun(folder, _alone({**settings, "seed": 0, "report": False}, {}))
             run.config(Path("study"))
             self.teachers[folder] = run
         self.teacher_of_row[cell.row] = folder
         return folder, folder
-
-    def _data_of(self, cell: Cell) -> str:
-        return str(self.study.data[cell.data].get("data", cell.data))
-
-    def _cache(self, settings: dict[str, Any], pair: PairConfig, cell: Cell) -> str | None:
-        """Return the folder of a run's cache; None where its terms need the teacher itself."""
-        settings = dict(with_preset(settings))
-        if settings.get("full_activation_beta") is not None or settings.get("terms"):
-            return None
-        if settings.get("pooling") == "features":
-            return None
-        attention = str(settings.get("attention", "activation"))
-        uses_maps = "activation" in attention
-        gradient = settings.get("gradient_beta") is not None or "gradient" in attention
-        if uses_maps and not str(settings.get("pairs", "auto")).startswith("auto"):
-            return None
-        if not uses_maps and not gradient and settings.get("kd_alpha") is None:
-            return None
-        depends = {name: str(settings[name]) for name in CACHE_DEPENDS_ON if name in settings}
-        depends["image_size"] = str(settings.get("image_size") or _size_of(settings["student"]))
-        depends["views"] = str(settings.get("cache_views") or settings.get("epochs"))
-        # A run with distillation alone makes a cache without maps, which serves no other.
-        depends |= {"teacher": str(settings["teacher"]), "gradient": str(gradient)}
-        depends["maps"] = str(uses_maps)
-        digest = hashlib.sha256(repr(sorted(depends.items())).encode()).hexdigest()[:8]
-        return f"caches/{slug(cell.data)}/{slug(pair.teacher)[-40:]}-{digest}"
 
     def _selection_of(self, arm: str) -> SelectionConfig | None:
         for selection in self.study.selections:
@@ -265,7 +251,6 @@ class _Planning:
         if (cell.row, arm) in self.selections:
             return self.selections[cell.row, arm]
         deciding = replace(cell, arm=arm)
-        settings = self._settings(deciding)
         runs: dict[str, tuple[str, ...]] = {}
         for value in selection.values:
             folders = []
@@ -273,8 +258,8 @@ class _Planning:
                 folder = (
                     f"selection/{deciding.folder}/{selection.setting}-{slug(value)}/seed-{seed}"
                 )
-                of_value = _of_selection(selection, value)
-                changed = {**settings, **of_value, "probes": 0, "test": False}
+                settings, _ = self._settings(deciding, _of_selection(selection, value))
+                changed = {**settings, "probes": 0, "test": False}
                 run = self._run(folder, deciding, changed, seed)
                 folders.append(self._shared(run, self.selection_runs))
             runs[value] = tuple(folders)
@@ -293,13 +278,6 @@ def _alone(settings: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any
     return {
         name: value for name, value in settings.items() if name not in NEEDS_TEACHER or name in arm
     }
-
-
-def _size_of(student: str) -> str:
-    """Return the name of a student that decides the size of images in files; empty if it does not,
-    as the networks of this package do not.
-    """
-    return student if any(mark in student for mark in ":/") else ""
 
 
 def _of_selection(selection: SelectionConfig, value: str) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def needs_images(study: StudyConfig) -> bool:
     parts += [pair.settings for pair in study.pairs.values()]
     parts += [teacher.settings for teacher in study.teachers.values()]
     parts += [part for teacher in study.teachers.values() for part in teacher.on.values()]
-    return any(STEPS in part for part in parts)
+    chosen = [selection.setting for selection in study.selections]
+    return STEPS in chosen or any(STEPS in part for part in parts)
 
 
 def training_images(study: StudyConfig) -> dict[str, int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from attention_transfer.config import CacheConfig, flag_of
 from attention_transfer.config.studies import StudyConfig
+from attention_transfer.experiments.study.caches import field_terms
 from attention_transfer.experiments.study.plan import Plan, PlannedRun
 from attention_transfer.experiments.study.preflight import check_unchanged
 from attention_transfer.experiments.study.results import current_plan
@@ -63,8 +64,8 @@ def _caches(ready: list[PlannedRun], plan: Plan, folder: Path) -> Iterator[str]:
     """Yield a command for each cache that the runs share."""
     seen: set[str] = set()
     for run in ready:
-        if run.cache is None or run.cache in seen:
-            continue
+        if run.cache is None or run.cache in seen or field_terms(run.settings):
+            continue  # the first run that reads fields of its own builds their cache
         seen.add(run.cache)
         resolved = run.resolved(folder)
         config = run.config(folder)

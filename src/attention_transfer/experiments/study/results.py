@@ -80,6 +80,8 @@ class RowResults:
     """None if the teacher has other classes than the data, or is not trained yet."""
     teacher_paper: PaperFigure | None
     comparisons: list[Comparison]
+    steps: tuple[int, ...]
+    """Steps of its runs, if the length is given in steps; several if batches differ."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -173,6 +175,7 @@ def _row_document(row: RowResults) -> dict[str, Any]:
         "data": row.data,
         "pair": row.pair,
         "variant": row.variant,
+        "steps": list(row.steps),
         **{f"teacher_{split}_error": None for split in row.splits},
         **({f"teacher_{row.teacher.split}_error": row.teacher.error} if row.teacher else {}),
         "teacher_paper": _figure(row.teacher_paper),
@@ -333,6 +336,7 @@ class _Reading:
             self._teacher(cells),
             self._paper(first, "teacher"),
             list(self._comparisons(arms)),
+            self.plan.steps.get(first.row, ()),
         )
 
     def _arm(self, cell: Cell) -> ArmResults:
@@ -352,9 +356,11 @@ class _Reading:
         )
 
     def _paper(self, cell: Cell, arm: str) -> PaperFigure | None:
-        for row in (cell.pair, cell.data):
-            if arm in self.plan.study.paper.get(row, {}):
-                return self.plan.study.paper[row][arm]
+        study = self.plan.study
+        of_the_paper = study.paper_data is None or study.kind_of(cell.data) in study.paper_data
+        for row in (*((cell.pair,) if of_the_paper else ()), cell.data):
+            if arm in study.paper.get(row, {}):
+                return study.paper[row][arm]
         return None
 
     def _teacher(self, cells: list[Cell]) -> TeacherError | None:

@@ -48,8 +48,9 @@ def explanation(results: StudyResults) -> str:
 
 
 def row_title(row: RowResults) -> str:
-    """Return the pair, the length and the data set of a row, and what its errors are of."""
-    return f"{_place(row.data, row.pair, row.variant)}: {_either(row.splits)} error"
+    """Return pair, length and data set of a row, what was run, and what its errors are of."""
+    run = f" ({' or '.join(map(str, row.steps))} steps run)" if row.steps else ""
+    return f"{_place(row.data, row.pair, row.variant)}{run}: {_either(row.splits)} error"
 
 
 def _place(data: str, pair: str, variant: str) -> str:
