@@ -216,7 +216,7 @@ BAD: dict[str, tuple[str, str]] = {
     "no weights file": ("train --model wrn-10-1@none.pt", r"no weights at none.pt; expected a \.s"),
     "a pickle": (
         "train --model wrn-10-1@pickle.safetensors",
-        "not a whole safetensors file.*pickled weights are not loaded.*save_file",
+        r"not a whole safetensors file.*give a file of torch\.save another name",
     ),
     "a torch file": (
         "distill --teacher wrn-10-1@torch.pt --student wrn-10-1",
@@ -225,7 +225,7 @@ BAD: dict[str, tuple[str, str]] = {
     "cut": ("train --model wrn-10-1@cut.safetensors", "cut.safetensors is not a whole safetensors"),
     "cut header": ("train --model wrn-10-1@cut-header.safetensors", "not a whole safetensors"),
     "long header": ("train --model wrn-10-1@long-header.safetensors", "not a whole safetensors"),
-    "blank": ("train --model wrn-10-1@blank.safetensors", "not a whole safetensors"),
+    "blank": ("train --model wrn-10-1@blank.safetensors", "blank.safetensors is empty"),
     "card without fields": (
         "distill --teacher card-stub --student wrn-10-1",
         "card-stub/model.json is not a model card",

@@ -6,6 +6,7 @@ NAME is ``wrn-d-k``, ``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no 
 ``timm:NAME``; ``torchvision:NAME``; or ``package.module:factory``.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def build(name: str, classes: int | None, image_size: ImageSize | None = None) -
         return WideResNet(depth, width, classes, batch_norm=batch_norm)
     if base in ("nin-thin", "nin-wide"):
         return NetworkInNetwork(base.removeprefix("nin-"), classes, batch_norm=batch_norm)
-    if Path(name).is_file():
+    if os.path.isfile(name):  # also of names that are too long for a path
         raise InputError(
             f"{name!r} is a file and names no network; give the network that its weights are of, "
             f"as {EXAMPLES[0]}@{name} or timm:NAME@{name}, or, for a TorchScript program, "
