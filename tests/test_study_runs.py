@@ -1,91 +1,27 @@
-"""Studies that run: in one process and in several, killed, resumed, and with a run that fails."""
+"""Studies that run, in this process: results, resumed and grown, chosen settings, failures."""
 
 import json
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from attention_transfer import cli
 from attention_transfer.benchmark.synthetic_images import cifar_files
 from attention_transfer.runs import Run
-
-STUDY: dict[str, Any] = {
-    "name": "tiny",
-    "title": "A tiny study",
-    "settings": {
-        "epochs": 1,
-        "batch_size": 8,
-        "image_size": 16,
-        "precision": "fp32",
-        "workers": 0,
-        "probes": 4,
-        "trust_teacher": True,
-        "lr": 0.05,
-    },
-    "seeds": "0-1",
-    "data": ["folder:images"],
-    "teachers": {"big": {"student": "wrn-10-2", "settings": {"epochs": 2}}},
-    "pairs": {"small from big": {"student": "wrn-10-1", "teacher": "big"}},
-    "arms": {"alone": {"teacher": "none"}, "AT+KD": {"kd_alpha": 0.9}},
-    "paper": {"small from big": {"AT+KD": "7.51 M"}},
-}
-
-
-def write_images(folder: Path) -> None:
-    """Write images of two classes, a bright top or a bright bottom."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 20), ("val", 6)):
-        for label, name in enumerate(("top", "bottom")):
-            place = folder / "images" / split / name
-            place.mkdir(parents=True)
-            for number in range(count):
-                pixels = generator.integers(0, 60, (16, 16, 3), dtype=np.uint8)
-                pixels[label * 8 : label * 8 + 8] += 150
-                Image.fromarray(pixels).save(place / f"{number}.png")
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "attention_transfer", *arguments]
-
-
-def study(
-    folder: Path, *arguments: str, value: dict[str, Any] = STUDY, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(value, sort_keys=False))
-    if not (folder / "images").exists():
-        write_images(folder)
-    done = subprocess.run(
-        command("study", "tiny.yaml", "--out", "out", "--no-measure", *arguments),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr + done.stdout
-    return done
+from tiny_study import STUDY, run_command, run_study
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A study run in two processes; its working folder, and the document it printed."""
+    """A study that was run; its working folder, and the document it printed."""
     folder = tmp_path_factory.mktemp("study")
-    done = study(folder, "--processes", "2", "--json")
-    return folder, json.loads(done.stdout)
+    return folder, json.loads(run_study(folder, "--json").stdout)
 
 
-def test_a_study_in_two_processes_leaves_results_a_table_and_a_report(
+def test_a_study_leaves_results_a_table_and_a_report(
     finished: tuple[Path, dict[str, Any]],
 ) -> None:
     folder, document = finished
@@ -119,7 +55,7 @@ def test_a_finished_study_trains_nothing_again(finished: tuple[Path, dict[str, A
     folder, _ = finished
     record = folder / "out/teachers/folder-images/big/record.json"
     before = record.stat().st_mtime_ns
-    done = study(folder)
+    done = run_study(folder)
     assert "0 are missing" in done.stdout
     assert "begins" not in done.stdout
     assert "tiny" in done.stdout
@@ -128,7 +64,7 @@ def test_a_finished_study_trains_nothing_again(finished: tuple[Path, dict[str, A
 
 def test_more_seeds_are_added_to_old_results(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
-    done = study(folder, "--seeds", "0-2")
+    done = run_study(folder, "--seeds", "0-2")
     assert "2 are missing" in done.stdout
     assert json.loads((folder / "out/study.json").read_text())["runs_finished"] == 7
 
@@ -137,23 +73,16 @@ def test_a_changed_study_over_old_results_shows_the_difference(
     finished: tuple[Path, dict[str, Any]],
 ) -> None:
     changed = {**STUDY, "arms": {"alone": {"teacher": "none"}, "AT+KD": {"kd_alpha": 0.5}}}
-    done = study(finished[0], value=changed, code=2)
-    assert "arms AT+KD kd_alpha was 0.9, is 0.5" in done.stderr
-    assert len(done.stderr.strip().splitlines()[-1:]) == 1
+    done = run_study(finished[0], value=changed, code=2)
+    assert "setting kd_alpha was 0.9, is 0.5; restore them" in done.stderr
+    assert len([line for line in done.stderr.splitlines() if not line.endswith("...")]) == 1
 
 
 def test_the_plan_has_times_by_measured_steps_and_writes_nothing(
     finished: tuple[Path, dict[str, Any]],
 ) -> None:
     folder, _ = finished
-    done = subprocess.run(
-        command("study", "tiny.yaml", "--out", "plan", "--plan", "--json"),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=True,
-    )
+    done = run_command(folder, "study", "tiny.yaml", "--out", "plan", "--plan", "--json")
     plan = json.loads(done.stdout)
     assert (plan["teachers"], plan["runs"], plan["finished"]) == (1, 4, 0)
     assert plan["missing"]["seconds"] > 0
@@ -170,86 +99,58 @@ def test_runs_of_another_study_without_its_document_are_found(
     document = (folder / "out/study.json").read_bytes()
     (folder / "out/study.json").unlink()
     try:
-        done = study(folder, value=changed, code=2)
+        done = run_study(folder, value=changed, code=2)
     finally:
         (folder / "out/study.json").write_bytes(document)
-    assert "holds a run of another study: setting batch_size was 8, is 5" in done.stderr
+    assert "holds a run with other settings: setting batch_size was 8, is 5" in done.stderr
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_study_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path, processes: int) -> None:
-    longer = {**STUDY, "settings": {**STUDY["settings"], "epochs": 12, "checkpoint_steps": 5}}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(longer, sort_keys=False))
-    write_images(tmp_path)
-    begun = command("study", "tiny.yaml", "--out", "out", "--no-measure", "--seeds", "1")
-    process = subprocess.Popen(
-        [*begun, "--processes", str(processes)],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    runs = tmp_path / "out/runs/folder-images/small-from-big"
-    wait_for(lambda: any(runs.glob("*/seed-0/checkpoints/*-step-*")))
-    process.kill()
-    process.wait()
-    time.sleep(2)  # the runs of a killed study are told to end by Linux
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
-    assert len(finished) < 3, "it was killed too late"
-    study(tmp_path, "--seeds", "1", value=longer)
-    assert json.loads((tmp_path / "out/study.json").read_text())["complete"]
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
-
-
-@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
-def test_a_signal_lets_the_runs_save_and_names_the_line_that_resumes(
-    tmp_path: Path, number: signal.Signals, processes: int
-) -> None:
-    longer = {**STUDY, "settings": {**STUDY["settings"], "epochs": 2000}}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(longer, sort_keys=False))
-    write_images(tmp_path)
-    arguments = ["study", "tiny.yaml", "--out", "out", "--no-measure", "--seeds", "1"]
-    process = subprocess.Popen(
-        command(*arguments, "--processes", str(processes)),
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics = tmp_path / "out/runs/folder-images/small-from-big/alone/seed-0/metrics.jsonl"
-    wait_for(lambda: metrics.is_file() and os.path.getsize(metrics) > 0)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 128 + number
-    line = stderr.strip().splitlines()[-1]
-    assert f"stopped by {number.name}; resume the study: attention-transfer study" in line
-    words = shlex.split(line.partition("resume the study: ")[2])
-    assert words[:3] == ["attention-transfer", "study", "tiny.yaml"]
-    assert ("--processes" in words) == (processes > 1)
-    assert any((metrics.parent / "checkpoints").iterdir())
-    assert not (metrics.parent / ".lock").exists()
-
-
-def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_run_that_fails_or_diverges_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     arms = {
         "alone": {"teacher": "none"},
         "broken": {"pairs": "nothing:group1"},
-        "KD": {"attention": "none", "kd_alpha": 0.9},  # before AT, which needs more of the teacher
-        "AT": {},
+        "diverges": {"lr": 1e30},
     }
     value = {**STUDY, "arms": arms, "seeds": "1", "paper": {}}
-    done = study(tmp_path, "--processes", "2", value=value, code=1)
-    assert "/broken/seed-0 failed: attention-transfer: " in done.stdout
+    done = run_study(tmp_path, value=value, code=1)
+    assert "/broken/seed-0 failed: " in done.stdout
+    assert "/diverges/seed-0 diverged: " in done.stdout
     assert "1 runs are missing; run them: attention-transfer study tiny.yaml" in done.stdout
     document = json.loads((tmp_path / "out/study.json").read_text())
-    assert (document["runs_planned"], document["runs_finished"]) == (5, 4)
-    assert not document["complete"]
+    counts = [document[f"runs_{kind}"] for kind in ("planned", "finished", "diverged")]
+    assert (counts, document["complete"]) == ([4, 2, 1], False)
+    del arms["broken"]
+    done = run_study(tmp_path, value=value)  # what diverged is not trained again
+    assert "begins" not in done.stdout
+    assert "0 of 1, 1 diverged" in done.stdout
+    folder = tmp_path / "out/runs/folder-images/small-from-big/diverges/seed-0"
+    assert "is not finite in epoch 1" in (folder / "diverged.txt").read_text()
+
+
+def test_values_that_all_diverge_are_named(tmp_path: Path) -> None:
+    value = {
+        **STUDY,
+        "seeds": "1",
+        "paper": {},
+        "arms": {"alone": {"teacher": "none"}},
+        "select": {"setting": "lr", "values": ["1e30", "1e31"]},
+    }
+    done = run_study(tmp_path, value=value, code=1)
+    assert "choosing lr for folder:images, small from big, alone: the runs of every" in done.stdout
+
+
+def test_errors_of_validation_images_are_called_that(tmp_path: Path) -> None:
+    settings = {**STUDY["settings"], "test": "false"}
+    value = {**STUDY, "settings": settings, "seeds": "1", "arms": {"alone": {"teacher": "none"}}}
+    done = run_study(tmp_path, value={**value, "paper": {}})
+    assert "small from big, folder:images: validation error" in done.stdout
+    for name in ("table.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "Validation error in percent over seeds" in text
+        assert "Test error" not in text
+    (row,) = json.loads((tmp_path / "out/study.json").read_text())["rows"]
+    record = Run(tmp_path / "out/runs/folder-images/small-from-big/alone/seed-0").record
+    assert row["arms"][0]["validation_errors"] == {"0": record.final.validation_error}
 
 
 def test_a_setting_chosen_on_validation_is_recorded(tmp_path: Path) -> None:
@@ -260,7 +161,7 @@ def test_a_setting_chosen_on_validation_is_recorded(tmp_path: Path) -> None:
         "arms": {"alone": {"teacher": "none"}},
         "select": {"setting": "lr", "values": [0.001, 0.05]},
     }
-    study(tmp_path, value=value)
+    run_study(tmp_path, value=value)
     document = json.loads((tmp_path / "out/study.json").read_text())
     (selection,) = document["selections"]
     errors = selection["validation_errors"]
@@ -278,16 +179,14 @@ def test_a_setting_chosen_on_validation_is_recorded(tmp_path: Path) -> None:
 
 def test_the_commands_of_a_study_run_it(tmp_path: Path) -> None:
     value = {**STUDY, "seeds": "1"}
-    lines = study(tmp_path, "--commands", value=value).stdout.splitlines()
+    lines = run_study(tmp_path, "--commands", value=value).stdout.splitlines()
     words = [shlex.split(line) for line in lines if not line.startswith("#")]
     assert [line[1] for line in words] == ["train", "cache", "train", "distill"]
     for line in words:
-        subprocess.run(
-            command(*line[1:]), cwd=tmp_path, capture_output=True, timeout=280, check=True
-        )
-    (line,) = study(tmp_path, "--commands", value=value).stdout.splitlines()
+        run_command(tmp_path, *line[1:])
+    (line,) = run_study(tmp_path, "--commands", value=value).stdout.splitlines()
     assert line.startswith("# all runs are finished")
-    study(tmp_path, value=value)
+    run_study(tmp_path, value=value)
     assert json.loads((tmp_path / "out/study.json").read_text())["complete"]
     taught = Run(tmp_path / "out/runs/folder-images/small-from-big/at+kd/seed-0")
     assert taught.record.cache.seconds_building < 1

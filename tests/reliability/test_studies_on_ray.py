@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from test_study_runs import STUDY, study, write_images
+from tiny_study import STUDY, start_study, write_images
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def cluster() -> Iterator[str]:
 
 
 def test_a_study_runs_on_a_cluster_of_two_workers(tmp_path: Path, cluster: str) -> None:
-    study(tmp_path, "--ray", cluster)
+    start_study(tmp_path, "--ray", cluster)
     document = json.loads((tmp_path / "out/study.json").read_text())
     assert document["complete"]
     assert (document["runs_planned"], document["runs_finished"]) == (5, 5)
@@ -44,7 +44,7 @@ def test_a_study_runs_on_a_cluster_of_two_workers(tmp_path: Path, cluster: str) 
 def test_a_run_that_fails_on_a_cluster_is_reported(tmp_path: Path, cluster: str) -> None:
     arms = {"broken": {"pairs": "nothing:group1"}}
     value = {**STUDY, "seeds": "1", "arms": arms, "paper": {}}
-    done = study(tmp_path, "--ray", cluster, value=value, code=1)
+    done = start_study(tmp_path, "--ray", cluster, value=value, code=1)
     assert "broken/seed-0 failed: attention-transfer: " in done.stdout
 
 
@@ -84,6 +84,6 @@ def test_an_address_that_does_not_answer_is_said_within_ten_seconds(
 
 
 def test_an_address_of_another_form_is_refused(tmp_path: Path) -> None:
-    done = study(tmp_path, "--ray", "nowhere", code=2)
+    done = start_study(tmp_path, "--ray", "nowhere", code=2)
     assert "--ray is 'nowhere', expected HOST:PORT" in done.stderr
     assert not (tmp_path / "out").exists()
