@@ -125,9 +125,10 @@ def _check_companions(folder: Path, filled: Sequence[Path]) -> None:
 def _check_wrapper(folder: Path, filled: Sequence[Path]) -> None:
     """Raise an InputError if a single subfolder has images, and those in subfolders of its own."""
     with_images = [entry for entry in filled if any(map(is_image, files_under(entry)))]
-    if len(with_images) != 1:
+    holders = with_images or filled
+    if len(holders) != 1:
         return
-    (inner,) = with_images
+    (inner,) = holders
     while len(subfolders := user_folders(inner)) == 1 and not split_of(subfolders[0].name):
         (inner,) = subfolders
     if subfolders:
