@@ -4,6 +4,7 @@ import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,6 +204,50 @@ def test_a_class_of_other_files_says_what_they_are(
         (tmp_path / "emu" / f"IMG_{index}{suffix}").write_bytes(b"data")
     with pytest.raises(InputError, match=f"no images of 1 of 4 classes: emu; emu holds {advice}"):
         load_data(f"folder:{tmp_path}", **SMALL)
+
+
+def phone(root: Path, count: int) -> Path:
+    """Write classes of some images and ten HEIC files each."""
+    for name in fill(root, count).iterdir():
+        for index in range(10):
+            (name / f"IMG_{index}.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "match"),
+    [
+        (2, {}, "class 'bird' has 2 images, expected at least 3"),
+        (3, {"validation": 0.01}, "validation share of 0.01 .* choose another --validation"),
+    ],
+)
+def test_files_of_other_formats_are_named_when_images_are_too_few(
+    tmp_path: Path, count: int, options: dict[str, Any], match: str
+) -> None:
+    phone(tmp_path, count)
+    said = r"; 30 .heic files are not read as images \(bird/IMG_0.heic\); convert them to JPEG"
+    with pytest.raises(InputError, match=f"{match}.*{said}") as error:
+        load_data(f"folder:{tmp_path}", **SMALL, **options)
+    assert str(error.value).count("not read as images") == 1
+
+
+def test_files_of_other_formats_are_named_where_they_are_skipped(tmp_path: Path) -> None:
+    data = load_data(f"folder:{phone(tmp_path / 'photos', 10)}", **SMALL)
+    assert any("30 .heic files are not read as images" in notice for notice in data.notices)
+    fill(tmp_path / "splits" / "train", 10)
+    (tmp_path / "splits" / "val").mkdir()
+    (tmp_path / "splits" / "val" / "1.heic").write_bytes(b"data")
+    (notice,) = load_data(f"folder:{tmp_path / 'splits'}", **SMALL).notices
+    assert "val holds no images: it is left out; 1 .heic files are not read" in notice
+
+
+def test_a_heic_file_is_known_by_any_name(tmp_path: Path) -> None:
+    phone(tmp_path, 10)
+    (tmp_path / "cat" / "IMG_0.heic").rename(tmp_path / "cat" / "IMG_0.jpg")
+    data = load_data(f"folder:{tmp_path}", **SMALL)
+    ((name, reason),) = data.corrupt
+    assert name == str(tmp_path / "cat" / "IMG_0.jpg")
+    assert reason == "it is a HEIC file, a format that is not read; convert it to JPEG or PNG"
 
 
 def test_two_folders_of_one_name_are_refused(tmp_path: Path) -> None:

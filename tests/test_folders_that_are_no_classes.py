@@ -99,6 +99,17 @@ def folds(root: Path) -> None:
         fill(root / f"fold{number}", 2, start=100 * number)
 
 
+def folds_with_splits(root: Path) -> None:
+    for number in range(2):
+        fill(root / f"split_{number}", 2, ("train", "val"), start=100 * number)
+
+
+def named_masks(root: Path) -> None:
+    for index in range(6):
+        write(root / "train" / "imgs" / f"img_{index}.png", index)
+        write(root / "train" / "ground_truth" / f"gt_{index}.png", 100 + index)
+
+
 def data_sets(root: Path) -> None:
     for number, name in enumerate(("home", "office")):
         for split in ("train", "test"):
@@ -128,6 +139,8 @@ def linked_file(root: Path) -> None:
         (roboflow, "train holds labels beside images"),
         (annotated, "annotations beside images.* give folder:{root}/images"),
         (folds, r"fold0, fold1, fold2, .*\(bird, cat, dog\): parts .* give .*folder:{root}/fold0"),
+        (folds_with_splits, r"split_0, split_1, and each of them the same .*\(train, val\)"),
+        (named_masks, "train holds ground_truth beside imgs, with images with the names of those"),
         (data_sets, "home/train holds bird, cat, dog: if .* give folder:{root}/home;"),
         (lambda root: fill(root / "images"), "3 subfolders .* give folder:{root}/images, if"),
         (lambda root: fill(root / "a" / "b" / "c"), "give folder:{root}/a/b/c, if"),

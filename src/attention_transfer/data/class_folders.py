@@ -76,7 +76,7 @@ def check_are_classes(folder: Path, entries: Sequence[Path]) -> list[str]:
     _check_wrapper(folder, filled)
     inner = [{path.name for path in user_folders(entry)} for entry in filled]
     same = sorted(set.intersection(*inner)) if inner else []
-    if len(filled) < 2 or len(same) < 2 or sum(split_of(name) is not None for name in same) > 1:
+    if len(filled) < 2 or len(same) < 2:
         return []
     names = abridged([entry.name for entry in filled])
     if all(_FOLDS.fullmatch(re.sub(r"[\W_]", "", entry.name.lower())) for entry in filled):
@@ -86,7 +86,8 @@ def check_are_classes(folder: Path, entries: Sequence[Path]) -> list[str]:
             "move their subfolders into train/ and test/, or give a table of all images with "
             "their labels and splits as csv:FILE"
         )
-    if all(names == set(same) for names in inner):
+    are_splits = sum(split_of(name) is not None for name in same) > 1
+    if all(each == set(same) for each in inner) and not are_splits:
         return [
             f"{names} in {folder} are read as the classes, and each holds the same subfolders "
             f"({abridged(same)}); if those are the classes, give folder:{filled[0]}, or csv:FILE"
@@ -99,10 +100,11 @@ def _check_companions(folder: Path, filled: Sequence[Path]) -> None:
     roles = {entry: _role(entry.name) for entry in filled}
     images = [entry for entry in filled if roles[entry] == "images"]
     companions = [entry for entry in filled if roles[entry] == "companions"]
-    stems = {entry: _image_stems(entry) for entry in filled}
-    others = [entry for entry in filled if roles[entry] is None and stems[entry]]
-    if not images or not companions or others:
+    if not images or not companions:
         return
+    if any(_has_images(entry) for entry in filled if roles[entry] is None):
+        return
+    stems = {entry: _image_stems(entry) for entry in (*images, *companions)}
     of_images = set().union(*(stems[entry] for entry in images))
     for entry in companions:
         if 2 * len(stems[entry] & of_images) < len(stems[entry]):
@@ -124,10 +126,11 @@ def _check_companions(folder: Path, filled: Sequence[Path]) -> None:
 
 def _check_wrapper(folder: Path, filled: Sequence[Path]) -> None:
     """Raise an InputError if a single subfolder has images, and those in subfolders of its own."""
-    with_images = [entry for entry in filled if any(map(is_image, files_under(entry)))]
-    if len(with_images) != 1:
+    with_images = [entry for entry in filled if _has_images(entry)]
+    holders = with_images or filled
+    if len(holders) != 1:
         return
-    (inner,) = with_images
+    (inner,) = holders
     while len(subfolders := user_folders(inner)) == 1 and not split_of(subfolders[0].name):
         (inner,) = subfolders
     if subfolders:
@@ -156,7 +159,13 @@ def _role(name: str) -> str | None:
     return "images" if words & _IMAGES else None
 
 
+def _has_images(folder: Path) -> bool:
+    """Return whether a folder holds an image at any depth."""
+    return any(map(is_image, files_under(folder)))
+
+
 def _image_stems(folder: Path) -> set[str]:
-    """Return the names of images, without suffixes such as ``.png`` and ``_mask.png``."""
+    """Return the names of images without what tells them apart: ``img_1.png``, ``1_mask.png``."""
+    words = "|".join(sorted(_IMAGES | _COMPANIONS))
     stems = (path.stem for path in files_under(folder) if is_image(path))
-    return {re.sub(rf"[\W_]+({'|'.join(sorted(_COMPANIONS))})$", "", stem) for stem in stems}
+    return {re.sub(rf"^({words})[\W_]+|[\W_]+({words})$", "", stem.lower()) for stem in stems}

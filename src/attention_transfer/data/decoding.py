@@ -22,6 +22,7 @@ from attention_transfer.data.deep_images import (
     sixteen_bit_colours,
 )
 from attention_transfer.data.tiff_files import as_stored, describe_tiff, has_undeclared_band
+from attention_transfer.data.unread_files import describe_content
 from attention_transfer.errors import first_line
 from attention_transfer.preprocessing import PixelRange
 
@@ -124,7 +125,7 @@ def open_image(source: bytes | Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         layout = describe_tiff(source)
         if layout is None:
-            raise CorruptImageError("it is not an image") from None
+            raise CorruptImageError(describe_content(source)) from None
         raise _other_layout(layout) from None
     except Exception as error:
         reason = getattr(error, "strerror", None) or first_line(error)

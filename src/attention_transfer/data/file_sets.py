@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from attention_transfer.data.files import FileImages
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from attention_transfer.data.label_values import is_multi_label
 from attention_transfer.data.splitting import hold_out_test, with_test_split
+from attention_transfer.data.unread_files import NOT_READ, unread_images, what_to_do
 from attention_transfer.data.views import CropResize
 from attention_transfer.errors import InputError
 
@@ -31,12 +32,6 @@ SUFFIXES = frozenset(
     )
 )
 """The suffixes of image files."""
-
-_REMEDIES = {
-    **dict.fromkeys((".heic", ".heif"), "magick mogrify -format jpg *.heic converts them"),
-    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"), "unpack them"),
-}
-"""What to do with files of some suffixes that are not images here; others are to be converted."""
 
 
 @dataclass
@@ -86,6 +81,29 @@ def file_data_set(
             f"{folder} has {len(classes)} subfolders, expected one for each class, at least two"
         )
     splits = with_test_split(dict(splits))
+    unread = [
+        path for split in splits.values() for paths in split.unread.values() for path in paths
+    ]
+    remark = unread_images(unread)
+    try:
+        data = _checked(folder, splits, classes, size, data_seed, notices, gaps)
+    except InputError as error:
+        if remark is None or NOT_READ in str(error):
+            raise
+        raise InputError(f"{error}; {remark}") from None
+    return data if remark is None else replace(data, notices=(*data.notices, remark))
+
+
+def _checked(
+    folder: Path,
+    splits: Mapping[str, SplitFiles],
+    classes: Sequence[str],
+    size: tuple[int, int],
+    data_seed: int,
+    notices: Sequence[str],
+    gaps: bool,
+) -> DataSet:
+    """Return the data set without corrupt images; see :func:`file_data_set`."""
     total = sum(len(split.paths) for split in splits.values())
     channels = _channels(splits["train"])
     corrupt = _remove_corrupt(splits, total, channels)
@@ -163,12 +181,7 @@ def _check_classes(
 def _remedy(split: SplitFiles, empty: Sequence[str]) -> str:
     """Return what to do about classes without images: by what their folders hold instead."""
     for name in empty:
-        suffixes = Counter(Path(path).suffix.lower() for path in split.unread.get(name, []))
-        if suffixes:
-            suffix, count = suffixes.most_common(1)[0]
-            what = f"{count} {suffix} files" if suffix else f"{count} files without a suffix"
-            remedy = _REMEDIES.get(suffix, "convert them to JPEG, PNG or TIFF")
-            if "convert" in remedy and suffix in (".heic", ".heif"):
-                remedy = f"convert them to JPEG or PNG: {remedy}"
-            return f"{name} holds {what}, which are not read as images; {remedy}"
+        unread = what_to_do(split.unread.get(name, []))
+        if unread is not None:
+            return f"{name} holds {unread}"
     return "add some, or remove the subfolders"

@@ -21,9 +21,10 @@ def folder_data(folder: Path, size: tuple[int, int], data_seed: int = 0) -> Data
     The folder holds either a subfolder for each class, and a fifth of each class is held out for
     the test; or ``train/`` with those subfolders, and ``val/``, ``test/`` or both beside it (also
     under names such as ``valid``, ``dev``, ``eval``, ``holdout``, ``test1``). If there is only one
-    of the two, it is the test split. The layouts of ImageNet (also of Kaggle's archive),
-    Tiny-ImageNet, CUB-200-2011 and MIT Indoor Scenes are recognised. A folder without subfolders
-    for classes and with ``labels.csv`` is read by that table.
+    of the two, it is the test split. The splits may also be inside each class: ``cat/train/``. The
+    layouts of ImageNet (also of Kaggle's archive), Tiny-ImageNet, CUB-200-2011 and MIT Indoor
+    Scenes are recognised. A folder without subfolders for classes and with ``labels.csv`` is read
+    by that table.
 
     Every image is decoded once before training. Corrupt ones are skipped and named, up to 1 % of
     the set, and always up to 5. A notice names whatever else is left out.
@@ -37,8 +38,10 @@ def folder_data(folder: Path, size: tuple[int, int], data_seed: int = 0) -> Data
         The data set; validation is empty unless there are folders for it and for the test.
 
     Raises:
-        InputError: no such folder, no classes, classes that differ between splits, a split that
-            cannot be used, too few images of a class, or too many corrupt ones.
+        InputError: no such folder, no classes, subfolders that are no classes, such as masks beside
+            images, classes that differ between splits, a split that cannot be used, an image that
+            is linked to another class or split, too few images of a class, or too many corrupt
+            ones.
     """
     if not folder.is_dir():
         raise InputError(

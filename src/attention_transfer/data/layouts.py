@@ -13,6 +13,7 @@ from attention_transfer.data.left_behind import files_under, is_users, user_fold
 from attention_transfer.data.listed_splits import annotated_labels, imagenet_folder, listed_splits
 from attention_transfer.data.repeated_files import LabelledFile, once_each
 from attention_transfer.data.splitting import named_splits, split_of
+from attention_transfer.data.unread_files import unread_images
 from attention_transfer.errors import InputError
 
 __all__ = ["FolderSplits", "folder_splits"]
@@ -232,7 +233,10 @@ def _files_of_split(
         return None
     if not classes:
         if next(_images_in(path), None) is None:
-            found.notices.append(f"{path} holds no images: it is left out")
+            unread = unread_images(map(str, files_under(path)))
+            found.notices.append(
+                f"{path} holds no images: it is left out{f'; {unread}' if unread else ''}"
+            )
             return None
         raise InputError(
             f"{path} has images and no subfolders for their classes, so it cannot be the {split} "
