@@ -162,10 +162,10 @@ def with_head_of_file(network: nn.Module, found: Fitted, head: Collection[str]) 
     taken = {own[kind]: f"{layer}.{kind}" for layer in layers for kind in own}
     if len(layers) != 1 or not others.keys() >= set(taken.values()):
         return found
-    weights = {name: value for name, value in found.weights.items() if name not in others}
+    weights = {n: value for n, value in found.weights.items() if n not in taken.values()}
     weights |= {name: others[in_file] for name, in_file in taken.items()}
     line = f"its last layer is {layers[0]}, the network's {own['weight'].removesuffix('.weight')}"
-    left = {name: value for name, value in others.items() if name not in taken.values()}
+    left = {name: value for name, value in found.left.items() if name not in taken.values()}
     changes = [*found.changes, line]
     return Fitted(weights, misfit(network, weights), changes, left, found.prefix)
 
