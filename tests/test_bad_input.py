@@ -101,6 +101,10 @@ CASES = {
         "distill --teacher nin-wide@pretrained --student wrn-10-1",
         "nin-wide has no pretrained weights",
     ),
+    "no teacher": (
+        "distill --teacher none --student wrn-10-1",
+        "teacher is 'none', it should be the network to learn from.*attention-transfer train --mod",
+    ),
     "power zero": (DISTILL + "--power 0", "power is '0', it should be greater than 0"),
     "power negative": (DISTILL + "--power -1", "power is '-1'"),
     "beta negative": (DISTILL + "--beta -1", "beta is '-1', it should be greater than or equal"),

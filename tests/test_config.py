@@ -1,7 +1,9 @@
 """Configurations: hostile files are refused, sources agree, what is written is read back."""
 
+import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from attention_transfer.config import (
     RunConfig,
     flag_of,
 )
+from attention_transfer.config.checked import is_optional
 from attention_transfer.config.yaml_files import read_config_file, write_config_file
 from attention_transfer.errors import InputError
 
@@ -111,7 +114,7 @@ def test_numbers_are_finite(name: str, number: str) -> None:
         ("nesterov", "perhaps", "it should be a valid boolean"),
         ("map", "mean", "expected one of sum, max"),
         ("form", "eq2", "expected one of code, paper, paper-eq2"),
-        ("teacher", None, "it should be a valid string"),
+        ("teacher", None, "it should be the network to learn from"),
     ],
 )
 def test_a_wrong_value_is_shown_with_what_was_expected(
@@ -247,3 +250,16 @@ def test_a_configuration_is_frozen_and_replaced_by_a_checked_one() -> None:
 )
 def test_defaults_are_the_documented_ones(name: str, value: object) -> None:
     assert getattr(from_flags("--teacher a --student b"), name) == value
+
+
+def _all_configurations(base: type[Config]) -> Iterator[type[Config]]:
+    for config in base.__subclasses__():
+        yield config
+        yield from _all_configurations(config)
+
+
+@pytest.mark.parametrize("config", _all_configurations(Config), ids=lambda config: config.__name__)
+def test_a_setting_whose_help_offers_none_takes_it(config: type[Config]) -> None:
+    for name, field in config.model_fields.items():
+        if re.search(r"\bnone: ", field.description or ""):
+            assert is_optional(field), name

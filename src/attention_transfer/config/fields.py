@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from attention_transfer.errors import nearest
 
 __all__ = [
+    "TEACHER",
     "TRACKERS",
     "Beta",
     "ColumnNames",
@@ -27,6 +28,12 @@ __all__ = [
     "height_and_width",
     "low_and_high",
 ]
+
+TEACHER = (
+    "the network to learn from: a run folder, NAME or NAME@FILE[#KEY]; several, separated by "
+    "commas, are averaged"
+)
+"""The description of every setting that takes a teacher."""
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
@@ -64,6 +71,18 @@ def known_trackers(names: str) -> str:
                 "tracker", "names no tracker {name}; {hint}", {"name": repr(name), "hint": hint}
             )
     return ",".join(asked)
+
+
+def a_teacher(names: object) -> object:
+    """Refuse none, where the student is to learn from a teacher."""
+    if names in (None, "none"):
+        raise PydanticCustomError(
+            "no_teacher",
+            "should be {teacher}; attention-transfer train --model NAME (in Python at.train) "
+            "trains a network without a teacher",
+            {"teacher": TEACHER},
+        )
+    return names
 
 
 def as_size(size: object) -> object:

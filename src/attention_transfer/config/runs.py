@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from attention_transfer.config.checked import Config
 from attention_transfer.config.fields import (
+    TEACHER,
     Beta,
     ColumnNames,
     Count,
@@ -26,6 +27,7 @@ from attention_transfer.config.fields import (
     Seed,
     ValueRange,
     Workers,
+    a_teacher,
     as_several,
     in_order,
     known_trackers,
@@ -213,11 +215,7 @@ class TrainingConfig(OptimizationConfig, ImagesConfig):
 class RunConfig(TrainingConfig):
     """Settings of a whole run: a student that learns from a teacher or, without one, alone."""
 
-    teacher: Names | None = Field(
-        None,
-        description="the network to learn from: a run folder, NAME or NAME@FILE[#KEY]; "
-        "several, separated by commas, are averaged; none: the student learns alone",
-    )
+    teacher: Names | None = Field(None, description=f"{TEACHER}; none: the student learns alone")
     trust_teacher: bool = Field(
         False,
         description="no warning if the teacher answers the validation images no better than "
@@ -348,7 +346,7 @@ class RunConfig(TrainingConfig):
 class DistillConfig(RunConfig):
     """Settings of a run in which the student learns from a teacher."""
 
-    teacher: Names = Field(description=RunConfig.model_fields["teacher"].description)
+    teacher: Annotated[Names, BeforeValidator(a_teacher)] = Field(description=TEACHER)
 
 
 def flag_of(name: str, config: type[Config] = RunConfig) -> str:
