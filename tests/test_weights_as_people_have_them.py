@@ -248,10 +248,10 @@ HOSTILE = {
     whole_network: "holds a whole pickled network.*torch.load.*torch.save",
     malice_beside: r"without running code.*posix.system.*import torch; content = torch.load",
     malice_legacy: "without running code.*import torch",
-    bare_pickle: "without running code.*import torch",
-    cut: "is damaged, or no file of weights",
+    bare_pickle: "without running code.*import pathlib, pickle, torch",
+    cut: "is cut: it begins as a file of torch.save does",
     compressed: "it is compressed",
-    text: "is damaged, or no file of weights",
+    text: "is a Git LFS pointer in place of the file",
     no_weights: r"holds no weights \(epoch, args\)",
 }
 
