@@ -16,9 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import attention_transfer as at
 from attention_transfer.cli import main
+from attention_transfer.data import DataSet
 from attention_transfer.errors import InputError
 from attention_transfer.models import build, load
+from conftest import SMALL
 
 NAME = "wrn-10-1"
 
@@ -142,10 +145,13 @@ def network(state: State) -> nn.Module:
 
 
 def exported(state: State, path: Path) -> None:
-    images = torch.rand(2, 3, 16, 16)
+    batch = torch.export.Dim("batch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(torch.export.export(network(state).eval(), (images,)), path)
+        program = torch.export.export(
+            network(state).eval(), (torch.rand(2, 3, 16, 16),), dynamic_shapes=({0: batch},)
+        )
+        torch.export.save(program, path)
 
 
 def plain_pickle(state: State, path: Path) -> None:
@@ -186,3 +192,48 @@ def test_a_printed_conversion_makes_weights_that_load(file: str, state: State) -
     assert converted in code
     loaded = load(f"{NAME}@{converted}", 3, trained=True).network.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("file", ["ts.pt", "w.pth", "w.safetensors", "other.model", "w.pth#ema"])
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_file_alone_needs_the_name_of_its_network(
+    file: str, state: State, small_runs: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if file == "ts.pt":
+        torch.jit.save(torch.jit.script(network(state)), file)
+    else:
+        (safetensors if "safe" in file else of_torch)(state, Path(file.partition("#")[0]))
+    assert main(["distill", "--teacher", file, "--student", NAME, "--out", "run"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{file} is a file, and a file holds weights alone; give the network" in error
+    assert f"NAME@{file}, such as wrn-16-2@{file}" in error
+    assert ("torch.jit.load" in error) == (file == "ts.pt")
+
+
+@pytest.mark.parametrize("kind", ["TorchScript", "torch.export"])
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_program_alone_teaches_as_the_error_says(kind: str, state: State, data: DataSet) -> None:
+    path = "program.pt" if kind == "TorchScript" else "program.pt2"
+    if kind == "TorchScript":
+        torch.jit.save(torch.jit.script(network(state).eval()), path)
+    else:
+        exported(state, Path(path))
+    with pytest.raises(InputError, match=f"as a program of {kind} it can teach") as refused:
+        load(path, 3, trained=True)
+    code = str(refused.value).partition("from Python: ")[2].replace("student=...", "**settings")
+    settings = {**SMALL, "student": NAME, "data": data, "epochs": 1}
+    run = eval(code, {"at": at, "torch": torch, "settings": {**settings, "out": "run"}})
+    assert run.record.config.kd_alpha == 0.9
+
+
+def test_a_file_of_a_run_and_a_missing_path() -> None:
+    Path("run").mkdir()
+    for name in ("model.json", "model.safetensors"):
+        (Path("run") / name).touch()
+    for model, expected in (
+        ("run/model.safetensors", "is a file of a run; give the run's folder, run"),
+        ("runs/teacher", "there is no such folder or file"),
+        ("weights.pth", "there is no such folder or file"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            load(model, 3, trained=True)

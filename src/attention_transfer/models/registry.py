@@ -6,7 +6,6 @@ NAME is ``wrn-d-k``, ``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no 
 ``timm:NAME``; ``torchvision:NAME``; or ``package.module:factory``.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,22 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.errors import InputError, nearest
+from attention_transfer.errors import InputError
 from attention_transfer.model_names import run_folder, split_name, weights_file
+from attention_transfer.models.building import build, zoo_model
 from attention_transfer.models.card import ModelCard
 from attention_transfer.models.channels import input_channels
 from attention_transfer.models.fitting import check_fit, fitted, put
 from attention_transfer.models.heads import logit_layers, replace_head
-from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.weight_files import StoredWeights, read_weights
-from attention_transfer.models.wide_resnet import WideResNet
-from attention_transfer.models.zoo import (
-    Factory,
-    ImageSize,
-    TimmModel,
-    TorchvisionModel,
-    ZooModel,
-)
+from attention_transfer.models.zoo import Factory, ImageSize
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.trust import check_names, trusting
 from attention_transfer.waiting import waiting_for
@@ -47,8 +39,6 @@ __all__ = [
     "model_structure",
     "read_card",
 ]
-
-EXAMPLES = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "nin-thin", "nin-wide")
 
 
 @dataclass(frozen=True)
@@ -72,40 +62,6 @@ class ModelStructure(NamedTuple):
     network: nn.Module
     input_size: tuple[int, int, int]
     """Channels, height and width."""
-
-
-def build(name: str, classes: int | None, image_size: ImageSize | None = None) -> nn.Module:
-    """Build a network by its name, initialised from torch's random state.
-
-    Args:
-        name: NAME in the module's docstring, without ``@``.
-        classes: number of classes; None: the network's default (ours: 10).
-        image_size: height and width in pixels, for a network of fixed input size.
-
-    Raises:
-        InputError: an unknown name, or settings that the network does not take.
-
-    Example:
-        >>> type(build("nin-thin-nobn", classes=10)).__name__
-        'NetworkInNetwork'
-    """
-    zoo_model = _zoo_model(name)
-    if zoo_model is not None:
-        return zoo_model.build(classes, image_size)
-    classes = 10 if classes is None else classes
-    base = name.removesuffix("-nobn")
-    batch_norm = base == name
-    wide_resnet = re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", base)
-    if wide_resnet:
-        depth, width = map(int, wide_resnet.groups())
-        return WideResNet(depth, width, classes, batch_norm=batch_norm)
-    if base in ("nin-thin", "nin-wide"):
-        return NetworkInNetwork(base.removeprefix("nin-"), classes, batch_norm=batch_norm)
-    raise InputError(
-        f"unknown model {name!r}; {nearest(name, EXAMPLES)} "
-        "(wrn-DEPTH-WIDTH, nin-thin or nin-wide, each also with -nobn; timm:NAME; "
-        "torchvision:NAME; package.module:factory; or the folder of a run)"
-    )
 
 
 def load(
@@ -159,29 +115,29 @@ def _load_named(
     name: str, weights: str, classes: int | None, trained: bool, image_size: ImageSize | None
 ) -> LoadedModel:
     """Load ``NAME@WEIGHTS``, where the weights may be empty."""
-    zoo_model = _zoo_model(name)
-    if isinstance(zoo_model, Factory) and weights in ("", "random"):
-        network = zoo_model.build(classes)
-        return LoadedModel(name, network, notices=tuple(zoo_model.notices))
+    zoo = zoo_model(name)
+    if isinstance(zoo, Factory) and weights in ("", "random"):
+        network = zoo.build(classes)
+        return LoadedModel(name, network, notices=tuple(zoo.notices))
     if weights == "random" or (not weights and not trained):
         return LoadedModel(name, build(name, classes, image_size))
     preprocessing = None
-    if zoo_model is not None and zoo_model.has_pretrained:
-        preprocessing = zoo_model.preprocessing()
+    if zoo is not None and zoo.has_pretrained:
+        preprocessing = zoo.preprocessing()
         preprocessing = preprocessing._replace(size=image_size or preprocessing.size)
     if weights not in ("", "pretrained"):
         network, notices = _with_weights_of_file(name, weights, classes, trained, image_size)
         return LoadedModel(name, network, preprocessing=preprocessing, notices=tuple(notices))
-    if zoo_model is None:
+    if zoo is None:
         with torch.device("meta"):
             build(name, classes)  # refuses an unknown name
-    if zoo_model is None or preprocessing is None:
+    if zoo is None or preprocessing is None:
         raise InputError(
             f"{name} has no pretrained weights; give the folder of a run (train one with "
             f"'attention-transfer train --model {name}'), {name}@FILE.safetensors "
             f"(or .pth), or {name}@random if you mean an untrained network"
         )
-    network = zoo_model.build(None if trained else classes, image_size, pretrained=True)
+    network = zoo.build(None if trained else classes, image_size, pretrained=True)
     return LoadedModel(name, network, preprocessing=preprocessing)
 
 
@@ -227,8 +183,8 @@ def default_input_size(model: str) -> tuple[int, int, int]:
     folder = run_folder(model)
     if folder is not None:
         return read_card(folder).input_size
-    zoo_model = _zoo_model(split_name(model)[0])
-    return (3, 32, 32) if zoo_model is None else zoo_model.input_size
+    zoo = zoo_model(split_name(model)[0])
+    return (3, 32, 32) if zoo is None else zoo.input_size
 
 
 def load_run(
@@ -250,7 +206,7 @@ def load_run(
         card = read_card(folder)
     path = folder / "model.safetensors"
     weights = read_weights(path).tensors
-    if not isinstance(_zoo_model(card.name), Factory):
+    if not isinstance(zoo_model(card.name), Factory):
         # Before it takes memory: a card may name any size of network.
         check_fit(model_structure(str(folder)).network, weights, path)
     size = image_size or card.input_size[1:]
@@ -361,12 +317,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _zoo_model(name: str) -> ZooModel | None:
-    """Return the zoo's network or factory that a name means; None: one of ours."""
-    source, colon, rest = name.partition(":")
-    if not colon:
-        return None
-    zoos: dict[str, type[ZooModel]] = {"timm": TimmModel, "torchvision": TorchvisionModel}
-    return zoos[source](rest) if source in zoos else Factory(name)
