@@ -329,3 +329,34 @@ def test_the_commands_take_them_and_say_what_they_did(
     assert main(["train", "--model", "~/run", *SMALL, "--out", "x,y"]) == 0
     assert main(["distill", "--teacher", "~/x,y", "--student", NAME, *SMALL, "--out", "z"]) == 0
     assert main(["points", NAME, "--pair", "~/x,y", "--json"]) == 0
+
+
+def test_keys_choose_at_any_level_and_hints_name_them(state: State) -> None:
+    """MoCo's encoders; a lone dictionary within another; names within one of several."""
+    encoders = {"module.queue": torch.zeros(3, 4)}
+    for encoder, by in (("encoder_q", 0.0), ("encoder_k", 5.0)):
+        own = moved(state, by)
+        encoders |= {f"module.{encoder}.{name}": value for name, value in own.items()}
+    torch.save({"state_dict": encoders, "more": {"state_dict": moved(state)}}, "moco.pth")
+    equal, said = same(f"{NAME}@moco.pth", state)
+    assert equal
+    (chosen,) = re.findall(r"which FILE#(\S+) chooses", said)
+    assert chosen == "module.encoder_k"
+    for key in (chosen, f"state_dict.{chosen}"):
+        assert same(f"{NAME}@moco.pth#{key}", moved(state, 5.0)) == (True, "")
+    assert same(f"{NAME}@moco.pth#more", moved(state)) == (True, "")
+
+    average = {"ema": {"shadow": moved(state), "decay": 0.99}, "model": state}
+    torch.save({"checkpoint": {"state": average}}, "ema.pth")
+    for key in ("ema", "ema.shadow"):
+        assert same(f"{NAME}@ema.pth#checkpoint.state.{key}", moved(state)) == (True, "")
+    with pytest.raises(InputError, match=r"several weights in 'checkpoint': checkpoint\.st"):
+        load(f"{NAME}@ema.pth#checkpoint", 3, trained=True)
+
+
+def test_others_that_no_key_chooses_have_no_hint(state: State) -> None:
+    wrapped = {f"net.{name}": value for name, value in state.items()}
+    torch.save({**wrapped, "projector.0.weight": torch.zeros(2, 2)}, "more.pth")
+    equal, said = same(f"{NAME}@more.pth", state)
+    assert equal
+    assert said.endswith("left out 1 others (projector.0.weight, ...)")

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -160,12 +160,7 @@ def _without_wrappers(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the weights under names without wrappers, and a line about it."""
     names = {name: _unwrapped_name(name) for name in weights}
-    counts = Counter(
-        name[: len(name) - len(rest)]
-        for name in names.values()
-        for rest in _endings(name)
-        if rest in expected
-    )
+    counts = Counter(_starts(names.values(), expected))
     prefix = min(counts, key=lambda prefix: (-counts[prefix], len(prefix)), default="")
     if 2 * counts[prefix] < len(expected):  # endings that are the same by accident
         prefix = ""
@@ -179,11 +174,23 @@ def _without_wrappers(
     ]
     removed += [prefix] if prefix else []
     notices = [f"took {' and '.join(removed)} off the names"] if removed else []
-    left = [name for name in names.values() if not name.startswith(prefix)]
+    left = [before for before, name in names.items() if not name.startswith(prefix)]
     if left:
-        start = left[0].partition(".")[0]
-        notices.append(f"left out {len(left)} others ({left[0]}, ...), which FILE#{start} chooses")
+        others = Counter(_starts(left, expected))
+        chosen = max(others, key=lambda start: (others[start], -len(start)), default="")
+        choice = (
+            f", which FILE#{chosen[:-1]} chooses" if 2 * others[chosen] >= len(expected) else ""
+        )
+        notices.append(f"left out {len(left)} others ({left[0]}, ...){choice}")
     return renamed, notices
+
+
+def _starts(names: Iterable[str], expected: Collection[str]) -> Iterator[str]:
+    """Yield what names have before the names that a network expects."""
+    for name in names:
+        for rest in _endings(name):
+            if rest in expected:
+                yield name[: len(name) - len(rest)]
 
 
 def _unwrapped_name(name: str) -> str:

@@ -54,6 +54,9 @@ LARGEST_PICKLE = 64_000_000
 MOST_GLOBALS = 1_000
 """Different classes and functions that a file may name."""
 
+MOST_LEVELS = 5
+"""Dictionaries within each other in which state dicts are looked for."""
+
 LEGACY_PICKLES = 4
 """Pickles before the values in the files of torch before 1.6."""
 
@@ -76,8 +79,9 @@ def read_weights(path: Path, key: str | None = None) -> StoredWeights:
 
     Args:
         path: a safetensors file, or one of ``torch.save`` or ``torch.jit.save``.
-        key: of one of several state dicts in it, also nested ("ema.state_dict"), or of names that
-            begin so ("student").
+        key: of one of several state dicts in it, also nested ("ema.state_dict"); of the dictionary
+            that holds one ("ema"); or of names that begin so ("student"), also in one of several
+            state dicts ("state_dict.student").
 
     Raises:
         InputError: the file is missing or damaged; it holds no weights, none of that key, or what
@@ -337,11 +341,18 @@ def _preference(name: str, state: dict[str, Tensor]) -> tuple[int, int]:
 
 
 def _of_key(states: dict[str, dict[str, Tensor]], key: str, path: Path) -> dict[str, Tensor]:
-    if key in states and key:
+    """Return the state dict of a key: its own, the only one within it, or names that begin so."""
+    if key and key in states:
         return states[key]
     start = f"{key}."
-    for state in states.values():
-        own = {name.removeprefix(start): state[name] for name in state if name.startswith(start)}
+    within = [name for name in states if name.startswith(start)]
+    if len(within) == 1:
+        return states[within[0]]
+    if within:
+        raise InputError(f"{path} holds several weights in {key!r}: {', '.join(within)}; give one")
+    for name, state in sorted(states.items(), key=lambda one: not start.startswith(f"{one[0]}.")):
+        prefix = start.removeprefix(f"{name}.")
+        own = {one.removeprefix(prefix): state[one] for one in state if one.startswith(prefix)}
         if own and key:
             return own
     known = [name for name in states if name]
@@ -351,7 +362,7 @@ def _of_key(states: dict[str, dict[str, Tensor]], key: str, path: Path) -> dict[
 
 def _state_dicts(content: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Yield the dictionaries of tensors in a file by their keys, joined with dots."""
-    if not isinstance(content, Mapping) or depth > 2:
+    if not isinstance(content, Mapping) or depth > MOST_LEVELS:
         return
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if tensors and all(isinstance(key, str) for key in tensors):
