@@ -168,21 +168,6 @@ def test_a_network_that_renames_its_old_weights(tmp_path: Path, monkeypatch: Any
     assert same("renames:Net@old.pth", dict(state)) == (True, "")
 
 
-def test_a_head_of_other_classes(state: State) -> None:
-    torch.save(state, "three.pth")
-    loaded = load(f"{NAME}@three.pth", 5, trained=False)
-    assert loaded.network(torch.rand(2, 3, 16, 16)).shape == (2, 5)
-    assert torch.equal(loaded.network.state_dict()["stem.weight"], state["stem.weight"])
-    (said,) = loaded.notices
-    assert f"{NAME} gets a new last layer: that of three.pth is for 3 classes, not 5" in said
-    kept = load(f"{NAME}@three.pth", 5, trained=True)  # a teacher's is never a random one
-    assert torch.equal(kept.network.state_dict()["classifier.weight"], state["classifier.weight"])
-    torch.save({n: v for n, v in state.items() if "classifier" not in n}, "none.pth")
-    assert "that of none.pth has none" in load(f"{NAME}@none.pth", 3, trained=False).notices[0]
-    with pytest.raises(InputError, match="a teacher with a random one teaches nothing"):
-        load(f"{NAME}@none.pth", 3, trained=True)
-
-
 def test_what_fits_in_part_is_refused_by_cause(state: State) -> None:
     part = {name: value for name, value in state.items() if "group2" not in name}
     part |= {"more.weight": torch.zeros(2), "stem.weight": torch.zeros(5, 3, 3, 3)}

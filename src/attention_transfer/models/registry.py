@@ -20,8 +20,9 @@ from attention_transfer.model_names import run_folder, split_name, weights_file
 from attention_transfer.models.building import build, zoo_model
 from attention_transfer.models.card import ModelCard
 from attention_transfer.models.channels import input_channels
+from attention_transfer.models.file_heads import fitted_with_head, head_names
 from attention_transfer.models.fitting import check_fit, fitted, put
-from attention_transfer.models.heads import logit_layers, replace_head
+from attention_transfer.models.heads import replace_head
 from attention_transfer.models.weight_files import StoredWeights, read_weights
 from attention_transfer.models.zoo import Factory, ImageSize
 from attention_transfer.preprocessing import Preprocessing
@@ -256,19 +257,25 @@ def _with_weights_of_file(
     """
     path, key = weights_file(file)
     stored = read_weights(path, key)
+    size = (3, *(image_size or default_input_size(name)[1:]))
     network = build(name, classes, image_size)
-    weights, differs, changes = fitted(network, stored.tensors)
+    weights, differs, changes, other_head = fitted_with_head(network, stored.tensors, size)
     notices = [*stored.notices, *(f"weights of {path}: {line}" for line in changes)]
     if differs.names:
-        size = (3, *(image_size or default_input_size(name)[1:]))
-        head = _head_names(network, size)
+        head = head_names(network, size)
         count = next((len(weights[one]) for one in head if one in weights), None)
         if not differs.names <= set(head):
             _refuse(network, stored, path, weights)
         elif not trained and classes is not None:
             has = "has none" if count is None else f"is for {count} classes, not {classes}"
+            has = f"is another ({', '.join(other_head)})" if other_head else has
             notices.append(f"{name} gets a new last layer: that of {path} {has}, and is left out")
             weights = {one: value for one, value in weights.items() if one not in head}
+        elif other_head:
+            raise InputError(
+                f"the last layer in {path} ({', '.join(other_head)}) is another than that of "
+                f"{name} ({', '.join(head)}); give a package.module:factory of the whole network"
+            )
         elif count is None:
             raise InputError(
                 f"{path} holds all of {name} but its last layer ({', '.join(head)}): a teacher "
@@ -276,7 +283,7 @@ def _with_weights_of_file(
             )
         else:
             network = build(name, count, image_size)
-            weights, differs, _ = fitted(network, stored.tensors)
+            weights, differs, _, _ = fitted_with_head(network, stored.tensors, size)
             if differs.names:
                 _refuse(network, stored, path, weights)
     put(weights, network)
@@ -297,18 +304,6 @@ def _refuse(
             f"package.module:factory, which returns torch.jit.load({str(path)!r}), with "
             "--attention none --kd-alpha 0.9"
         ) from None
-
-
-def _head_names(network: nn.Module, size: tuple[int, int, int]) -> list[str]:
-    """Return the names of the weights and biases that compute the logits, weights first."""
-    try:
-        heads = logit_layers(network, size)
-    except Exception:  # a network that has none, or does not run on such images
-        return []
-    names = network.state_dict().keys()
-    return [
-        f"{head}.{one}" for one in ("weight", "bias") for head in heads if f"{head}.{one}" in names
-    ]
 
 
 @contextmanager
