@@ -195,7 +195,7 @@ def test_what_a_run_took_is_said_recorded_and_repeated(vit: str) -> None:
     text = "\n".join(progress.lines)
     assert "schedule cosine with lr 0.001" in text
     assert (
-        "optimizer adamw: weight decay 0.05 but on norms and biases, warmup over 0.3 epochs, "
+        "optimizer adamw: weight decay 0.05 except on norms and biases, warmup over 0.3 epochs, "
         "gradients clipped at 1" in text
     )
     assert "trained by adamw by default; --optimizer sgd" in text

@@ -146,7 +146,7 @@ def describe_optimization(config: RunConfig) -> str:
     if is_sgd(config.optimizer):
         nesterov = " (Nesterov)" if config.nesterov and config.momentum else ""
         parts.append(f"momentum {config.momentum:g}{nesterov}")
-    spared = " but on norms and biases" if config.weight_decay_exclude else ""
+    spared = " except on norms and biases" if config.weight_decay_exclude else ""
     parts.append(f"weight decay {config.weight_decay:g}{spared}")
     if config.warmup is not None:
         parts.append(f"warmup over {config.warmup:g} epochs")
