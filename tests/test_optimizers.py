@@ -142,6 +142,7 @@ def test_a_run_by_any_optimizer_resumes_exactly(vit: str, optimizer: str) -> Non
         ("--optimizer LBFGS", "lbfgs evaluates the loss several times a step"),
         ("--optimizer adahessian", "adahessian needs second derivatives"),
         ("--optimizer bnbadam8bit", "bnbadam8bit cannot be used here"),
+        ("--optimizer kron", "optimizer kron needs a GPU: it compiles its step"),
         ("--optimizer adamw --momentum 0.5", "adamw has no setting momentum"),
         ("--optimizer adamw --no-nesterov", "adamw has no Nesterov momentum"),
         ("--warmup 3 --epochs 3", "warmup is '3', it should be less than the 3 epochs"),

@@ -16,6 +16,9 @@ COMMON = ("sgd", "adamw", "lamb", "lion", "muon")
 CLOSURES = ("lbfgs",)
 """Optimizers of torch that evaluate the loss several times a step."""
 
+COMPILED = ("kron", "kronw", "kronc")
+"""Optimizers that compile their step anew for each shape of weights: minutes a step on a CPU."""
+
 
 def is_sgd(name: str) -> bool:
     """Return whether an optimizer is SGD, or a variant of it with the same learning rates.
@@ -30,8 +33,8 @@ def check_optimizer(config: RunConfig) -> None:
     """Check that there is such an optimizer, and that the settings are its own.
 
     Raises:
-        InputError: an unknown optimizer, one that a run cannot use or that is not installed, or
-            momentum for one that has none.
+        InputError: an unknown optimizer, one that a run cannot use here or that is not
+            installed, or momentum for one that has none.
     """
     name = config.optimizer
     if name == "sgd":
@@ -49,6 +52,11 @@ def check_optimizer(config: RunConfig) -> None:
         hint = nearest(name, known)
         hint = hint if hint.startswith("did you mean") else f"give a name of timm's, {alternatives}"
         raise InputError(f"unknown optimizer {name!r}; {hint}")
+    if name in COMPILED and not torch.cuda.is_available():
+        raise InputError(
+            f"optimizer {name} needs a GPU: it compiles its step anew for each shape of weights, "
+            f"which takes minutes on a CPU; give another, {alternatives}"
+        )
     info = get_optimizer_info(name)
     if info.second_order:
         raise InputError(
