@@ -16,6 +16,7 @@ import pytest
 from attention_transfer.cli import COMMANDS, main, parser_of
 from attention_transfer.cli.arguments import choices_of
 from attention_transfer.cli.completion_scripts import SHELLS
+from attention_transfer.cli.offered_values import NO_FILES, OFFERED, OR_FILES
 from conftest import needed
 
 
@@ -43,6 +44,7 @@ def completed(script: str, line: str) -> list[str]:
 
 ATTENTION = ["activation", "gradient", "activation,gradient", "none"]
 D = "attention-transfer distill "
+NADAM = ["nadam", "nadamc", "nadamlegacy", "nadamuon", "nadamw"]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,18 @@ D = "attention-transfer distill "
         (D + "--teacher runs/my", ["runs/my teacher"]),
         (D + "--data folder:run", ["runs"]),
         (D + "--config=set", ["settings.yaml"]),
+        ("attention-transfer train --optimizer nadam", NADAM),
+        ("attention-transfer train --optimizer=nadam", NADAM),
+        (D + "--term d", ["dist", "dkd"]),
+        (D + "--track wa", ["wandb"]),
+        (D + "--beta ", ["auto"]),
+        (D + "--beta-schedule ", ["constant", "linear", "cosine", "none"]),
+        (D + "--pooling ", ["maps", "features"]),
+        (D + "--class-order s", ["string", "settings.yaml"]),
+        (D + "--data c", ["cluttered-digits", "cifar10", "cifar100"]),
+        (D + "--pairs ", []),
+        (D + "--image-size ", []),
+        ("attention-transfer maps runs --points t", ["top"]),
         ("attention-transfer cache bui", ["build"]),
         ("attention-transfer cache build run", ["runs"]),
         ("attention-transfer cache --epochs 3 ver", ["verify"]),
@@ -115,6 +129,22 @@ def test_a_script_names_every_flag_and_choice(shell: str, scripts: dict[str, str
                 fish = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
                 assert (fish if shell == "fish" else flag) in scripts[shell]
             assert " ".join(choices_of(action)) in scripts[shell]
+
+
+def test_names_that_are_repeated_for_shells_are_those_that_runs_take() -> None:
+    from timm.optim import get_optimizer_info, list_optimizers
+
+    from attention_transfer.transfer import TERMS
+
+    taken = [
+        name
+        for name in map(str, list_optimizers())
+        if not get_optimizer_info(name).second_order and not name.startswith(("bnb", "fused"))
+    ]
+    assert sorted(OFFERED["optimizer"]) == sorted(taken)
+    assert sorted(OFFERED["terms"]) == sorted(TERMS)
+    settings = {action.dest for name in COMMANDS for action in parser_of(name).actions}
+    assert settings >= {*OFFERED, *NO_FILES, *OR_FILES}
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -169,6 +199,9 @@ def test_an_unknown_shell_is_refused(
         ("attention-transfer dis", {"distill"}),
         ("attention-transfer distill --beta-s", {"--beta-schedule"}),
         ("attention-transfer distill --precision ", {"auto", "fp32", "bf16", "fp16"}),
+        ("attention-transfer distill --optimizer nadam", set(NADAM)),
+        ("attention-transfer distill --optimizer=nadam", {f"--optimizer={n}" for n in NADAM}),
+        ("attention-transfer distill --class-order s", {"string"}),
         ("attention-transfer study tab", {f"table-{number}" for number in range(1, 6)}),
     ],
 )

@@ -161,7 +161,7 @@ class Parser(argparse.ArgumentParser):
                 flag, dest=name, metavar=metavar, nargs="+", action="extend", help=description
             )
         else:
-            self.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=description)
+            self.add_argument(flag, dest=name, metavar=_metavar(field), help=description)
 
 
 def _with_negative_ranges(arguments: list[str]) -> list[str]:
@@ -214,13 +214,17 @@ def _default(field: FieldInfo) -> str:
     return f" (default: {default})"
 
 
-def _metavar(annotation: Any) -> str:
-    choices = _choices(annotation)
-    if choices:
-        return choices
+def _metavar(field: FieldInfo) -> str:
+    annotation = field.annotation
+    named = next((one for one in field.metadata if isinstance(one, str)), None)
+    if named is not None:
+        return named
     for kind in _types(annotation):
         if get_origin(kind) is Annotated and isinstance(get_args(kind)[-1], str):
             return str(get_args(kind)[-1])
+    choices = _choices(annotation)
+    if choices:
+        return choices
     names = {int: "N", float: "X", Path: "DIR"}
     return next(
         (names[kind] for kind in _types(annotation) if isinstance(kind, type) and kind in names),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from attention_transfer.cli.arguments import Parser, choices_of
+from attention_transfer.cli.offered_values import NO_FILES, OFFERED, OR_FILES
 
 __all__ = ["SHELLS"]
 
@@ -18,7 +19,7 @@ NUMBERS = ("N", "X")
 
 
 class _Values(NamedTuple):
-    """The values of a flag or of positional arguments: one of some words, or a file."""
+    """The values of a flag or of positional arguments: some words, files, or both."""
 
     words: list[str]
     files: bool
@@ -64,8 +65,9 @@ def _command(name: str, parser: Parser) -> _Command:
 
 
 def _values(action: argparse.Action) -> _Values:
-    words = choices_of(action)
-    return _Values(words, not words and action.metavar not in NUMBERS)
+    words = OFFERED.get(action.dest) or choices_of(action)
+    of_files = action.metavar not in NUMBERS and action.dest not in NO_FILES
+    return _Values(words, action.dest in OR_FILES if words else of_files)
 
 
 def _short(text: str) -> str:
@@ -113,8 +115,11 @@ def _zsh(commands: Iterable[_Command]) -> str:
         return text.replace("'", "'\\''")
 
     def action(values: _Values) -> str:
-        if values.words:
-            return f"({' '.join(values.words)})"
+        words = " ".join(values.words)
+        if words and values.files:
+            return f" _attention_transfer_or_files {words}"
+        if words:
+            return f"({words})"
         return "_files" if values.files else " "
 
     names, cases = "", ""
@@ -158,7 +163,7 @@ def _fish(commands: Iterable[_Command]) -> str:
                 values = ""
                 if flag.values is not None:
                     words = f" -a {quoted(' '.join(flag.values.words))}" * bool(flag.values.words)
-                    values = " -r -F" if flag.values.files else f" -x{words}"
+                    values = f" -r -F{words}" if flag.values.files else f" -x{words}"
                 lines.append(f"{here} {name}{values} -d {quoted(flag.help)}")
         if command.positional.words:
             lines.append(f"{here} -a {quoted(' '.join(command.positional.words))}")
@@ -221,6 +226,10 @@ complete -F _attention_transfer attention-transfer
 ZSH = """\
 #compdef attention-transfer
 # zsh completion of attention-transfer; made by: attention-transfer completion zsh
+_attention_transfer_or_files() {
+  compadd -- "$@"
+  _files
+}
 _attention_transfer() {
   local -a commands
   commands=(
