@@ -72,6 +72,7 @@ NADAM = ["nadam", "nadamc", "nadamlegacy", "nadamuon", "nadamw"]
         (D + "--term d", ["dist", "dkd"]),
         (D + "--track wa", ["wandb"]),
         (D + "--beta ", ["auto"]),
+        (D + "--gradient-beta ", ["auto"]),
         (D + "--beta-schedule ", ["constant", "linear", "cosine", "none"]),
         (D + "--pooling ", ["maps", "features"]),
         (D + "--class-order s", ["string", "settings.yaml"]),

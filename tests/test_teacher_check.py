@@ -239,6 +239,39 @@ def test_a_constant_answer_makes_no_order_of_unequal_classes() -> None:
         assert find_class_order(torch.full((100,), answer), labels, names) is None
 
 
+@pytest.mark.parametrize("images", [40, 100, 200])
+def test_few_answers_that_depend_on_the_images_make_no_order(images: int) -> None:
+    """As of an untrained network: two of four outputs, which any matching makes half right."""
+    labels = torch.arange(images) % 4
+    answers = torch.tensor([2, 2, 3, 3])[labels]
+    for one in (answers, torch.where(torch.arange(images) % 7 == 0, 0, answers)):
+        assert find_class_order(one, labels, list("abcd")) is None
+    three = torch.tensor([1, 2, 2, 3])[labels]
+    assert find_class_order(three, labels, list("abcd")) is None
+    assert find_class_order(torch.tensor([1, 2, 0, 3])[labels], labels, list("abcd")) is not None
+
+
+def test_many_classes_in_another_order_are_found_with_few_images_of_each() -> None:
+    generator = np.random.default_rng(0)
+    labels, order = generator.integers(0, 100, 512), generator.permutation(100)
+    answers = np.where(generator.random(512) < 0.2, generator.integers(0, 100, 512), order[labels])
+    names = [f"class {index:02}" for index in range(100)]
+    found = find_class_order(torch.from_numpy(answers), torch.from_numpy(labels), names)
+    assert found is not None
+    assert np.mean(np.array(found.outputs) == order) > 0.95
+
+
+@pytest.mark.parametrize("seed", [12, 14])
+def test_an_untrained_teacher_is_at_chance_and_not_in_another_order(
+    seed: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(seed)
+    teacher = at.models.build("torchvision:resnet18", CLASSES)
+    _, lines = distilled(teacher, tmp_path / "run", images_of(200))
+    assert "another order" not in lines
+    assert "no better than chance: error " in lines
+
+
 def test_a_constant_answer_is_at_chance_and_a_few_images_say_nothing() -> None:
     unequal = (torch.arange(300) % 10 == 0).long()
     assert agreement(torch.zeros(300, dtype=torch.long), unequal).at_chance

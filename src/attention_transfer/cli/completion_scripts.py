@@ -65,7 +65,9 @@ def _command(name: str, parser: Parser) -> _Command:
 
 
 def _values(action: argparse.Action) -> _Values:
-    words = OFFERED.get(action.dest) or choices_of(action)
+    metavar = action.metavar if isinstance(action.metavar, str) else ""
+    # Of "FLOAT or auto" the word.
+    words = OFFERED.get(action.dest) or choices_of(action) or metavar.split(" or ")[1:]
     of_files = action.metavar not in NUMBERS and action.dest not in NO_FILES
     return _Values(words, action.dest in OR_FILES if words else of_files)
 

@@ -30,8 +30,6 @@ OFFERED: dict[str, list[str]] = {
     "terms": TERMS.split(),
     "track": list(TRACKERS),
     "points": ["low", "middle", "top", "all"],
-    "beta": ["auto"],
-    "full_activation_beta": ["auto"],
     "class_order": ["string", "natural"],
     "data": ["cluttered-digits", "cifar10", "cifar100"],
 }

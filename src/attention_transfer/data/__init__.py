@@ -24,7 +24,7 @@ from attention_transfer.data.names import loader
 from attention_transfer.data.pixel_ranges import on_one_scale
 from attention_transfer.data.randomness import AugmentedView
 from attention_transfer.data.splitting import hold_out_test, hold_out_validation
-from attention_transfer.data.unread_files import NOT_READ
+from attention_transfer.data.unread_files import naming_unread
 from attention_transfer.data.views import Augmentation, Transform
 from attention_transfer.errors import InputError
 from attention_transfer.preprocessing import PixelRange
@@ -123,11 +123,8 @@ def load_data(
     )
     if len(result.validation):
         return result
-    try:
+    with naming_unread(result.notices):
         return hold_out_validation(result, validation, data_seed)
-    except InputError as error:
-        unread = [notice for notice in result.notices if NOT_READ in notice]
-        raise InputError("; ".join([str(error), *unread])) from None
 
 
 def _resized(data: DataSet, size: tuple[int, int]) -> DataSet:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from attention_transfer.data.files import FileImages
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from attention_transfer.data.label_values import is_multi_label
 from attention_transfer.data.splitting import hold_out_test, with_test_split
-from attention_transfer.data.unread_files import NOT_READ, unread_images, what_to_do
+from attention_transfer.data.unread_files import naming_unread, unread_images, what_to_do
 from attention_transfer.data.views import CropResize
 from attention_transfer.errors import InputError
 
@@ -85,43 +85,27 @@ def file_data_set(
         path for split in splits.values() for paths in split.unread.values() for path in paths
     ]
     remark = unread_images(unread)
-    try:
-        data = _checked(folder, splits, classes, size, data_seed, notices, gaps)
-    except InputError as error:
-        if remark is None or NOT_READ in str(error):
-            raise
-        raise InputError(f"{error}; {remark}") from None
-    return data if remark is None else replace(data, notices=(*data.notices, remark))
-
-
-def _checked(
-    folder: Path,
-    splits: Mapping[str, SplitFiles],
-    classes: Sequence[str],
-    size: tuple[int, int],
-    data_seed: int,
-    notices: Sequence[str],
-    gaps: bool,
-) -> DataSet:
-    """Return the data set without corrupt images; see :func:`file_data_set`."""
-    total = sum(len(split.paths) for split in splits.values())
-    channels = _channels(splits["train"])
-    corrupt = _remove_corrupt(splits, total, channels)
-    notices = [*notices, *skipped(corrupt, total)]
-    for name, split in splits.items():
-        notices += _check_classes(split, classes, name, gaps)
-    images = {
-        name: FileImages(
-            split.labels, CropResize(size, channels=channels), split.folder, tuple(split.paths)
-        )
-        for name, split in splits.items()
-    }
-    if "test" not in images:
-        images["train"], images["test"] = hold_out_test(images["train"], classes, data_seed)
+    notices = [*notices, *([remark] if remark else [])]
+    with naming_unread(notices):
+        total = sum(len(split.paths) for split in splits.values())
+        channels = _channels(splits["train"])
+        corrupt = _remove_corrupt(splits, total, channels)
+        notices = [*notices, *skipped(corrupt, total)]
+        for name, split in splits.items():
+            notices += _check_classes(split, classes, name, gaps)
+        images = {
+            name: FileImages(
+                split.labels, CropResize(size, channels=channels), split.folder, tuple(split.paths)
+            )
+            for name, split in splits.items()
+        }
+        if "test" not in images:
+            images["train"], images["test"] = hold_out_test(images["train"], classes, data_seed)
+    nothing = np.zeros(0, dtype=np.int64)
     return DataSet(
         name=folder.name or str(folder.resolve()),
         train=images["train"],
-        validation=images.get("validation", images["train"].subset(np.zeros(0, dtype=np.int64))),
+        validation=images.get("validation", images["train"].subset(nothing)),
         test=images["test"],
         class_names=tuple(classes),
         mean=IMAGENET_MEAN,

@@ -1,10 +1,13 @@
 """Files among images that are not read: images of other formats, and archives."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["NOT_READ", "describe_content", "unread_images", "what_to_do"]
+from attention_transfer.errors import InputError
+
+__all__ = ["describe_content", "naming_unread", "unread_images", "what_to_do"]
 
 NOT_READ = "not read as images"
 """What every message about such files says."""
@@ -50,6 +53,18 @@ def unread_images(paths: Iterable[str]) -> str | None:
     suffix = Counter(Path(path).suffix.lower() for path in known).most_common(1)[0][0]
     alike = [path for path in known if Path(path).suffix.lower() == suffix]
     return f"{len(alike)} {suffix} files are {NOT_READ} ({alike[0]}); {_REMEDIES[suffix]}"
+
+
+@contextmanager
+def naming_unread(notices: Iterable[str]) -> Iterator[None]:
+    """Add the notices about files that are not read to an InputError that names none of them."""
+    try:
+        yield
+    except InputError as error:
+        unread = [notice for notice in notices if NOT_READ in notice]
+        if not unread or NOT_READ in str(error):
+            raise
+        raise InputError("; ".join([str(error), *unread])) from None
 
 
 def describe_content(source: bytes | Path) -> str:

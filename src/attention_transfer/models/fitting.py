@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from attention_transfer.errors import InputError, first_line
 from attention_transfer.taps import structure_copy, unwrapped
 
-__all__ = ["Fitted", "Misfit", "check_fit", "fitted", "misfit", "put", "with_head_of_file"]
+__all__ = ["Misfit", "check_fit", "fitted", "misfit", "put"]
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Names that torch.compile and others put anywhere between those of modules."""
@@ -92,41 +92,18 @@ def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> Misfit:
     )
 
 
-class Fitted(NamedTuple):
-    """Weights under a network's names."""
-
-    weights: dict[str, Tensor]
-    misfit: Misfit
-    """How they still differ."""
-    changes: list[str]
-    """Lines about what was changed."""
-    left: dict[str, Tensor]
-    """Weights of other networks in the file."""
-    prefix: str = ""
-    """What was taken off the names."""
-
-    @property
-    def notices(self) -> list[str]:
-        """Lines about what was changed and left out."""
-        if not self.left:
-            return self.changes
-        first = next(iter(self.left))
-        chooses = f"FILE#{_apart(first, self.prefix)} chooses"
-        return [*self.changes, f"left out {len(self.left)} others ({first}, ...), which {chooses}"]
-
-
-def fitted(network: nn.Module, weights: dict[str, Tensor]) -> Fitted:
-    """Return weights under the network's names.
+def fitted(
+    network: nn.Module, weights: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Misfit, list[str]]:
+    """Return weights under the network's names, how they still differ, and lines of what changed.
 
     Wrappers' names (``module.``, ``_orig_mod.``, ``backbone.``, ...) are taken off, and networks of
     timm convert weights of other sizes and of their authors' own code.
     """
     found = misfit(network, weights)
     if not found.names:
-        return Fitted(weights, found, [], {})
-    renamed, prefix, notices, left = _without_wrappers(
-        weights, unwrapped(network).state_dict().keys()
-    )
+        return weights, found, []
+    renamed, notices = _without_wrappers(weights, unwrapped(network).state_dict().keys())
     differs = misfit(network, renamed)
     if differs.names:
         converted = _converted(network, renamed)
@@ -135,39 +112,8 @@ def fitted(network: nn.Module, weights: dict[str, Tensor]) -> Fitted:
             renamed, differs = converted, after
             notices.append("converted them to the network's input size and names")
     if len(differs.names) < len(found.names):
-        return Fitted(renamed, differs, notices, left, prefix)
-    return Fitted(weights, found, [], {})
-
-
-def with_head_of_file(network: nn.Module, found: Fitted, head: Collection[str]) -> Fitted:
-    """Return weights with the file's last layer under the network's name for it, if it has another.
-
-    It is the one layer of the file that the network does not have and that takes as many features.
-
-    Args:
-        network: what the weights are for.
-        found: weights that may lack the last layer.
-        head: the names of the weight and the bias of the network's last layer.
-    """
-    expected = unwrapped(network).state_dict()
-    own = {name.rpartition(".")[2]: name for name in head if name in found.misfit.missing}
-    if "weight" not in own or len(own) < len(head):
-        return found
-    others = found.left | {name: found.weights[name] for name in found.misfit.unexpected}
-    layers = [
-        name.removesuffix(".weight")
-        for name, value in others.items()
-        if name.endswith(".weight") and value.shape[1:] == expected[own["weight"]].shape[1:]
-    ]
-    taken = {own[kind]: f"{layer}.{kind}" for layer in layers for kind in own}
-    if len(layers) != 1 or not others.keys() >= set(taken.values()):
-        return found
-    weights = {n: value for n, value in found.weights.items() if n not in taken.values()}
-    weights |= {name: others[in_file] for name, in_file in taken.items()}
-    line = f"its last layer is {layers[0]}, the network's {own['weight'].removesuffix('.weight')}"
-    left = {name: value for name, value in found.left.items() if name not in taken.values()}
-    changes = [*found.changes, line]
-    return Fitted(weights, misfit(network, weights), changes, left, found.prefix)
+        return renamed, differs, notices
+    return weights, found, []
 
 
 def put(weights: Mapping[str, Tensor], network: nn.Module) -> None:
@@ -211,17 +157,10 @@ def check_fit(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
 
 def _without_wrappers(
     weights: dict[str, Tensor], expected: Collection[str]
-) -> tuple[dict[str, Tensor], str, list[str], dict[str, Tensor]]:
-    """Return the weights under names without wrappers, the prefix that was taken off, a line about
-    it, and what is left out.
-    """
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights under names without wrappers, and a line about it."""
     names = {name: _unwrapped_name(name) for name in weights}
-    counts = Counter(
-        name[: len(name) - len(rest)]
-        for name in names.values()
-        for rest in _endings(name)
-        if rest in expected
-    )
+    counts = Counter(_starts(names.values(), expected))
     prefix = min(counts, key=lambda prefix: (-counts[prefix], len(prefix)), default="")
     if 2 * counts[prefix] < len(expected):  # endings that are the same by accident
         prefix = ""
@@ -235,19 +174,23 @@ def _without_wrappers(
     ]
     removed += [prefix] if prefix else []
     notices = [f"took {' and '.join(removed)} off the names"] if removed else []
-    left = {name: weights[before] for before, name in names.items() if not name.startswith(prefix)}
-    return renamed, prefix, notices, left
+    left = [before for before, name in names.items() if not name.startswith(prefix)]
+    if left:
+        others = Counter(_starts(left, expected))
+        chosen = max(others, key=lambda start: (others[start], -len(start)), default="")
+        choice = (
+            f", which FILE#{chosen[:-1]} chooses" if 2 * others[chosen] >= len(expected) else ""
+        )
+        notices.append(f"left out {len(left)} others ({left[0]}, ...){choice}")
+    return renamed, notices
 
 
-def _apart(name: str, prefix: str) -> str:
-    """Return the beginning of a name that tells it from those with a prefix.
-
-    >>> _apart("module.encoder_k.conv1.weight", "module.encoder_q.")
-    'module.encoder_k'
-    """
-    parts = name.split(".")
-    starts = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return next(start for start in starts if not prefix.startswith(f"{start}."))
+def _starts(names: Iterable[str], expected: Collection[str]) -> Iterator[str]:
+    """Yield what names have before the names that a network expects."""
+    for name in names:
+        for rest in _endings(name):
+            if rest in expected:
+                yield name[: len(name) - len(rest)]
 
 
 def _unwrapped_name(name: str) -> str:

@@ -6,9 +6,7 @@ NAME is ``wrn-d-k``, ``nin-thin`` or ``nin-wide``, each also with ``-nobn`` (no 
 ``timm:NAME``; ``torchvision:NAME``; or ``package.module:factory``.
 """
 
-import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.errors import InputError, nearest
+from attention_transfer.errors import InputError
 from attention_transfer.model_names import run_folder, split_name, weights_file
+from attention_transfer.models.building import build, zoo_model
 from attention_transfer.models.card import ModelCard
 from attention_transfer.models.channels import input_channels
-from attention_transfer.models.fitting import Misfit, check_fit, fitted, put, with_head_of_file
-from attention_transfer.models.heads import logit_layers, replace_head
-from attention_transfer.models.network_in_network import NetworkInNetwork
+from attention_transfer.models.file_heads import fitted_with_head, head_names
+from attention_transfer.models.fitting import check_fit, fitted, put
+from attention_transfer.models.heads import replace_head
 from attention_transfer.models.weight_files import StoredWeights, read_weights
-from attention_transfer.models.wide_resnet import WideResNet
-from attention_transfer.models.zoo import (
-    Factory,
-    ImageSize,
-    TimmModel,
-    TorchvisionModel,
-    ZooModel,
-)
+from attention_transfer.models.zoo import Factory, ImageSize
 from attention_transfer.preprocessing import Preprocessing
 from attention_transfer.trust import check_names, trusting
 from attention_transfer.waiting import waiting_for
@@ -48,8 +40,6 @@ __all__ = [
     "model_structure",
     "read_card",
 ]
-
-EXAMPLES = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "nin-thin", "nin-wide")
 
 
 @dataclass(frozen=True)
@@ -73,46 +63,6 @@ class ModelStructure(NamedTuple):
     network: nn.Module
     input_size: tuple[int, int, int]
     """Channels, height and width."""
-
-
-def build(name: str, classes: int | None, image_size: ImageSize | None = None) -> nn.Module:
-    """Build a network by its name, initialised from torch's random state.
-
-    Args:
-        name: NAME in the module's docstring, without ``@``.
-        classes: number of classes; None: the network's default (ours: 10).
-        image_size: height and width in pixels, for a network of fixed input size.
-
-    Raises:
-        InputError: an unknown name, or settings that the network does not take.
-
-    Example:
-        >>> type(build("nin-thin-nobn", classes=10)).__name__
-        'NetworkInNetwork'
-    """
-    zoo_model = _zoo_model(name)
-    if zoo_model is not None:
-        return zoo_model.build(classes, image_size)
-    classes = 10 if classes is None else classes
-    base = name.removesuffix("-nobn")
-    batch_norm = base == name
-    wide_resnet = re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", base)
-    if wide_resnet:
-        depth, width = map(int, wide_resnet.groups())
-        return WideResNet(depth, width, classes, batch_norm=batch_norm)
-    if base in ("nin-thin", "nin-wide"):
-        return NetworkInNetwork(base.removeprefix("nin-"), classes, batch_norm=batch_norm)
-    if os.path.isfile(name):  # also of names that are too long for a path
-        raise InputError(
-            f"{name!r} is a file and names no network; give the network that its weights are of, "
-            f"as {EXAMPLES[0]}@{name} or timm:NAME@{name}, or, for a TorchScript program, "
-            f"package.module:factory, which returns torch.jit.load({name!r})"
-        )
-    raise InputError(
-        f"unknown model {name!r}; {nearest(name, EXAMPLES)} "
-        "(wrn-DEPTH-WIDTH, nin-thin or nin-wide, each also with -nobn; timm:NAME; "
-        "torchvision:NAME; package.module:factory; or the folder of a run)"
-    )
 
 
 def load(
@@ -166,29 +116,29 @@ def _load_named(
     name: str, weights: str, classes: int | None, trained: bool, image_size: ImageSize | None
 ) -> LoadedModel:
     """Load ``NAME@WEIGHTS``, where the weights may be empty."""
-    zoo_model = _zoo_model(name)
-    if isinstance(zoo_model, Factory) and weights in ("", "random"):
-        network = zoo_model.build(classes)
-        return LoadedModel(name, network, notices=tuple(zoo_model.notices))
+    zoo = zoo_model(name)
+    if isinstance(zoo, Factory) and weights in ("", "random"):
+        network = zoo.build(classes)
+        return LoadedModel(name, network, notices=tuple(zoo.notices))
     if weights == "random" or (not weights and not trained):
         return LoadedModel(name, build(name, classes, image_size))
     preprocessing = None
-    if zoo_model is not None and zoo_model.has_pretrained:
-        preprocessing = zoo_model.preprocessing()
+    if zoo is not None and zoo.has_pretrained:
+        preprocessing = zoo.preprocessing()
         preprocessing = preprocessing._replace(size=image_size or preprocessing.size)
     if weights not in ("", "pretrained"):
         network, notices = _with_weights_of_file(name, weights, classes, trained, image_size)
         return LoadedModel(name, network, preprocessing=preprocessing, notices=tuple(notices))
-    if zoo_model is None:
+    if zoo is None:
         with torch.device("meta"):
             build(name, classes)  # refuses an unknown name
-    if zoo_model is None or preprocessing is None:
+    if zoo is None or preprocessing is None:
         raise InputError(
             f"{name} has no pretrained weights; give the folder of a run (train one with "
             f"'attention-transfer train --model {name}'), {name}@FILE.safetensors "
             f"(or .pth), or {name}@random if you mean an untrained network"
         )
-    network = zoo_model.build(None if trained else classes, image_size, pretrained=True)
+    network = zoo.build(None if trained else classes, image_size, pretrained=True)
     return LoadedModel(name, network, preprocessing=preprocessing)
 
 
@@ -234,8 +184,8 @@ def default_input_size(model: str) -> tuple[int, int, int]:
     folder = run_folder(model)
     if folder is not None:
         return read_card(folder).input_size
-    zoo_model = _zoo_model(split_name(model)[0])
-    return (3, 32, 32) if zoo_model is None else zoo_model.input_size
+    zoo = zoo_model(split_name(model)[0])
+    return (3, 32, 32) if zoo is None else zoo.input_size
 
 
 def load_run(
@@ -257,13 +207,13 @@ def load_run(
         card = read_card(folder)
     path = folder / "model.safetensors"
     weights = read_weights(path).tensors
-    if not isinstance(_zoo_model(card.name), Factory):
+    if not isinstance(zoo_model(card.name), Factory):
         # Before it takes memory: a card may name any size of network.
         check_fit(model_structure(str(folder)).network, weights, path)
     size = image_size or card.input_size[1:]
     network = build(card.name, card.classes, size)
     if size != card.input_size[1:]:
-        weights = fitted(network, weights).weights
+        weights, _, _ = fitted(network, weights)
     check_fit(network, weights, path)
     put(weights, network)
     return LoadedModel(card.name, network, card, card.preprocessing._replace(size=size))
@@ -293,7 +243,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
         InputError: the file is missing or damaged, cannot be read without running code, or does not
             fit the network.
     """
-    weights = fitted(network, read_weights(path).tensors).weights
+    weights, _, _ = fitted(network, read_weights(path).tensors)
     check_fit(network, weights, path)
     put(weights, network)
 
@@ -307,51 +257,37 @@ def _with_weights_of_file(
     """
     path, key = weights_file(file)
     stored = read_weights(path, key)
+    size = (3, *(image_size or default_input_size(name)[1:]))
     network = build(name, classes, image_size)
-    found = fitted(network, stored.tensors)
-    lines: list[str] = []
-    if found.misfit.names:
-        head = _head_names(network, (3, *(image_size or default_input_size(name)[1:])))
-        found = with_head_of_file(network, found, head)
-        count = next((len(found.weights[one]) for one in head if one in found.weights), None)
-        if not found.misfit.names <= {*head, *_of_another_head(network, found.misfit, head)}:
-            _refuse(network, stored, path, found.weights)
-        if found.misfit.names and not trained and classes is not None:
-            has = (
-                "has none that fits" if count is None else f"is for {count} classes, not {classes}"
+    weights, differs, changes, other_head = fitted_with_head(network, stored.tensors, size)
+    notices = [*stored.notices, *(f"weights of {path}: {line}" for line in changes)]
+    if differs.names:
+        head = head_names(network, size)
+        count = next((len(weights[one]) for one in head if one in weights), None)
+        if not differs.names <= set(head):
+            _refuse(network, stored, path, weights)
+        elif not trained and classes is not None:
+            has = "has none" if count is None else f"is for {count} classes, not {classes}"
+            has = f"is another ({', '.join(other_head)})" if other_head else has
+            notices.append(f"{name} gets a new last layer: that of {path} {has}, and is left out")
+            weights = {one: value for one, value in weights.items() if one not in head}
+        elif other_head:
+            raise InputError(
+                f"the last layer in {path} ({', '.join(other_head)}) is another than that of "
+                f"{name} ({', '.join(head)}); give a package.module:factory of the whole network"
             )
-            lines.append(f"{name} gets a new last layer: that of {path} {has}, and is left out")
-            body = network.state_dict().keys() - set(head)
-            found = found._replace(weights={n: v for n, v in found.weights.items() if n in body})
-        elif found.misfit.names and count is None:
+        elif count is None:
             raise InputError(
                 f"{path} holds all of {name} but its last layer ({', '.join(head)}): a teacher "
                 "with a random one teaches nothing; give weights with it, or train it first"
             )
-        elif found.misfit.names:
+        else:
             network = build(name, count, image_size)
-            found = with_head_of_file(network, fitted(network, stored.tensors), head)
-            if found.misfit.names:
-                _refuse(network, stored, path, found.weights)
-    put(found.weights, network)
-    changes = [f"weights of {path}: {line}" for line in found.notices]
-    return network, [*stored.notices, *changes, *lines]
-
-
-def _of_another_head(network: nn.Module, differs: Misfit, head: Sequence[str]) -> list[str]:
-    """Return the weights of a file that may be a last layer, or layers, of another kind.
-
-    They are in the place of the network's last layer, or where the network has nothing at all.
-    """
-    if not set(head) <= set(differs.missing):
-        return []
-    layers = tuple(f"{name.rpartition('.')[0]}." for name in head)
-    body = {name.partition(".")[0] for name in network.state_dict() if name not in head}
-    return [
-        name
-        for name in differs.unexpected
-        if name.startswith(layers) or name.partition(".")[0] not in body
-    ]
+            weights, differs, _, _ = fitted_with_head(network, stored.tensors, size)
+            if differs.names:
+                _refuse(network, stored, path, weights)
+    put(weights, network)
+    return network, notices
 
 
 def _refuse(
@@ -370,30 +306,9 @@ def _refuse(
         ) from None
 
 
-def _head_names(network: nn.Module, size: tuple[int, int, int]) -> list[str]:
-    """Return the names of the weights and biases that compute the logits, weights first."""
-    try:
-        heads = logit_layers(network, size)
-    except Exception:  # a network that has none, or does not run on such images
-        return []
-    names = network.state_dict().keys()
-    return [
-        f"{head}.{one}" for one in ("weight", "bias") for head in heads if f"{head}.{one}" in names
-    ]
-
-
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed torch's generator inside the block, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _zoo_model(name: str) -> ZooModel | None:
-    """Return the zoo's network or factory that a name means; None: one of ours."""
-    source, colon, rest = name.partition(":")
-    if not colon:
-        return None
-    zoos: dict[str, type[ZooModel]] = {"timm": TimmModel, "torchvision": TorchvisionModel}
-    return zoos[source](rest) if source in zoos else Factory(name)

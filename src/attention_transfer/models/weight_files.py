@@ -20,6 +20,16 @@ from torch import Tensor
 
 from attention_transfer.errors import InputError, first_line, nearest
 from attention_transfer.models.card import check_weights
+from attention_transfer.models.file_kinds import (
+    EXPORTED_ENTRY,
+    SCRIPT_ENTRY,
+    by_torch,
+    conversion,
+    exported_conversion,
+    fault_of,
+    is_safetensors,
+    is_tar,
+)
 
 __all__ = ["StoredWeights", "read_weights"]
 
@@ -44,6 +54,9 @@ LARGEST_PICKLE = 64_000_000
 MOST_GLOBALS = 1_000
 """Different classes and functions that a file may name."""
 
+MOST_LEVELS = 5
+"""Dictionaries within each other in which state dicts are looked for."""
+
 LEGACY_PICKLES = 4
 """Pickles before the values in the files of torch before 1.6."""
 
@@ -66,72 +79,73 @@ def read_weights(path: Path, key: str | None = None) -> StoredWeights:
 
     Args:
         path: a safetensors file, or one of ``torch.save`` or ``torch.jit.save``.
-        key: of one of several state dicts in it, also nested ("ema.state_dict"), or of names that
-            begin so ("student").
+        key: of one of several state dicts in it, also nested ("ema.state_dict"); of the dictionary
+            that holds one ("ema"); or of names that begin so ("student"), also in one of several
+            state dicts ("state_dict.student").
 
     Raises:
         InputError: the file is missing or damaged; it holds no weights, none of that key, or what
             can only be read by running code.
     """
     if not path.is_file():
-        raise InputError(f"no weights at {path}; expected a .safetensors, .pth or .ckpt file")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(
+            f"no weights at {path}, which {what}; expected a .safetensors or .pth file"
+        )
     try:
-        _check_beginning(path)
         check_weights(path)
-        safetensors = path.suffix == ".safetensors" or _is_safetensors(path)
+        fault = fault_of(path)
+        safetensors = is_safetensors(path)
     except OSError as error:
         raise InputError(f"cannot read the weights {path}: {error.strerror}") from None
+    if fault is not None:
+        raise InputError(f"{path} {fault}")
+    if not safetensors and path.suffix == ".safetensors":
+        raise InputError(
+            f"{path} is not a safetensors file, but pickled; pickled weights are not loaded under "
+            "this name, because they can run code: save them with safetensors.torch.save_file, or "
+            "with torch.save under another name (.pth)"
+        )
     content = _read_safetensors(path) if safetensors else _read_pickle(path)
     stored = _chosen(content, path, key)
-    without = [name for name, tensor in stored.tensors.items() if tensor.is_meta]
-    if without:
-        raise InputError(
-            f"{path} holds {len(without)} tensors without values ({without[0]}, ...), of torch's "
-            "meta device; save the network after its weights are loaded"
-        )
+    _check_values(stored.tensors, path)
     return stored
-
-
-def _check_beginning(path: Path) -> None:
-    """Raise an InputError for what people often have in place of the file itself."""
-    with path.open("rb") as file:
-        start = file.read(512).lstrip()
-    cause = None
-    if not start:
-        cause = "is empty"
-    elif start.startswith(b"version https://git-lfs"):
-        cause = "is a pointer of Git LFS, and not the file itself: run 'git lfs pull' where it is"
-    elif start.startswith(b"<"):
-        cause = "is a web page, as a download leaves it that needs a login or a confirmation"
-    elif start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        cause = "is cut off: its end is missing"
-    if cause is not None:
-        raise InputError(f"{path} {cause}; copy or download the weights again")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        advice = (
-            "copy or download it again"
-            if _is_safetensors(path)
-            else "give a file of torch.save another name (.pth)"
-        )
         raise InputError(
-            f"{path} is not a whole safetensors file ({first_line(error)}); {advice}"
+            f"{path} is damaged, though it begins as safetensors do ({first_line(error)}); copy or "
+            "download it again"
         ) from None
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Return whether a file begins as safetensors do: with the length of a JSON header."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") < path.stat().st_size
+def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise an InputError for tensors that a network cannot take, by the first of them."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise InputError(
+                f"{path} holds no values: {name} is on the meta device; save the network again "
+                "after its weights are loaded"
+            )
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else "sparse"
+            method = "dequantize" if tensor.is_quantized else "to_dense"
+            raise InputError(
+                f"{path} holds {kind} tensors ({name}), which no network here takes; save "
+                f"value.{method}() for each of them"
+            )
 
 
 def _read_pickle(path: Path) -> object:
     """Read a file of torch as tensors, plain values and inert stand-ins."""
+    if not by_torch(path):
+        raise InputError(
+            f"{path} is a pickle that torch.save did not write, and cannot be read without running "
+            f"code; if you trust it, convert it: {conversion(path)}"
+        )
     try:
         if not zipfile.is_zipfile(path):
             with path.open("rb") as file:
@@ -141,19 +155,16 @@ def _read_pickle(path: Path) -> object:
     except _NoPlainDataError as error:
         raise InputError(f"{path} holds no weights that can be read: {error}") from None
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        pickled = isinstance(error, pickle.UnpicklingError) or _is_pickle(path)
+        refused = isinstance(error, pickle.UnpicklingError)
+        if not refused and not is_tar(path):
+            raise InputError(
+                f"{path} is cut or damaged, though it begins as a file of torch.save does "
+                f"({_reason(error)}); copy or download it again"
+            ) from None
         raise InputError(
             f"{path} cannot be read as tensors without running code ({_reason(error)}); if it is "
-            f"whole and you trust it, convert it: {_conversion(path)}"
-            if pickled
-            else f"{path} is damaged, or no file of weights ({_reason(error)}); expected one of "
-            "safetensors or torch.save"
+            f"whole and you trust it, convert it: {conversion(path)}"
         ) from None
-
-
-def _is_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1) == pickle.PROTO
 
 
 def _reason(error: Exception) -> str:
@@ -164,39 +175,21 @@ def _reason(error: Exception) -> str:
     return first_line(ValueError(reason.strip() or type(error).__name__))[:200]
 
 
-def _conversion(path: Path) -> str:
-    """Return the lines of Python that save the weights in a pickle."""
-    return (
-        "import torch; "
-        f"content = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
-        "torch.save(content.state_dict() if hasattr(content, 'state_dict') else "
-        f"content.get('state_dict', content), {_converted_name(path)!r})"
-    )
-
-
-def _converted_name(path: Path) -> str:
-    return str(path.with_suffix(".weights.pth"))
-
-
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> object:
     entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
     if any(entry.compress_type and "code/" not in entry.filename for entry in entries.values()):
         raise _NoPlainDataError("it is compressed, as no file of torch.save is")
     if sum(entry.compress_size for entry in entries.values()) > path.stat().st_size:
         raise _NoPlainDataError("its parts overlap")
-    if "models/model.json" in entries:
+    if EXPORTED_ENTRY in entries:
         raise _NoPlainDataError(
-            "it is a program of torch.export, which only code can read; if you trust it, convert "
-            f"it: import torch; torch.save(dict(torch.export.load({str(path)!r}).state_dict), "
-            f"{_converted_name(path)!r})"
+            f"it is a program of torch.export; convert it: {exported_conversion(path)}"
         )
-    if "data.pkl" not in entries:
-        raise _NoPlainDataError("it is a zip file, and torch.save did not write it")
     if entries["data.pkl"].file_size > LARGEST_PICKLE:
         raise _NoPlainDataError(f"its pickle has more than {LARGEST_PICKLE:,} bytes")
     with archive.open(entries["data.pkl"]) as file:
         names = _named_globals(file, 1)
-    if "constants.pkl" not in entries:
+    if SCRIPT_ENTRY not in entries:
         return _load(path, names)
     # TorchScript: its state without its program.
     packed = io.BytesIO()
@@ -211,7 +204,8 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> object:
 def _load(file: Path | IO[bytes], names: set[str]) -> object:
     if not isinstance(file, Path):
         file.seek(0)
-    with warnings.catch_warnings(), torch.serialization.safe_globals([(_Inert, n) for n in names]):
+    inert: list[Any] = [(type("_Named", (_Inert,), {"source": name}), name) for name in names]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(inert):
         warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -233,7 +227,19 @@ def _named_globals(file: IO[bytes], pickles: int) -> set[str]:
 class _Inert:
     """A stand-in, without code, for every class and function that a file names."""
 
+    source: str = ""
+    """The class or function."""
     state: object = None
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it stands for a torch module."""
+        return isinstance(self.state, dict) and "_modules" in self.state
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it stands for a NumPy array."""
+        return self.source.startswith("numpy") and self.source.endswith("._reconstruct")
 
     def __new__(cls, *_: object, **__: object) -> "_Inert":
         return object.__new__(cls)
@@ -263,7 +269,7 @@ def _chosen(content: object, path: Path, key: str | None) -> StoredWeights:
     if isinstance(content, _Inert):
         raise InputError(
             f"{path} holds a whole pickled network, which can only be read by running code; if you "
-            f"trust it, convert it: {_conversion(path)}"
+            f"trust it, convert it: {conversion(path, 'content.state_dict()')}"
         )
     if isinstance(content, _Program):
         notice = f"read the tensors of {path}, a TorchScript program, and did not run its code"
@@ -274,16 +280,8 @@ def _chosen(content: object, path: Path, key: str | None) -> StoredWeights:
     inner = {name: state for name, state in states.items() if name}
     if key is not None:
         return StoredWeights(_of_key(states, key, path), [])
-    if not states and _of_numpy(content):
-        raise InputError(
-            f"{path} holds NumPy arrays in place of tensors, which only code can read; if you "
-            f"trust it, convert it: import torch; content = torch.load({str(path)!r}, "
-            "weights_only=False); torch.save({name: torch.as_tensor(value) for name, value in "
-            f"content.get('state_dict', content).items()}}, {_converted_name(path)!r})"
-        )
     if not states:
-        kinds = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
-        raise InputError(f"{path} holds no weights ({str(kinds)[:200]}); expected a state dict")
+        raise InputError(f"{path} holds {_without_tensors(content, path)}")
     if not inner:
         return StoredWeights(states[""], [])
     name = min(inner, key=lambda name: _preference(name, inner[name]))
@@ -294,32 +292,67 @@ def _chosen(content: object, path: Path, key: str | None) -> StoredWeights:
     return StoredWeights(inner[name], [notice])
 
 
-def _of_numpy(content: object) -> bool:
-    """Return whether a file holds NumPy arrays by name."""
-    if isinstance(content, _Inert):  # what ndarray pickles: version, shape, dtype, order, bytes
-        state = content.state
-        return isinstance(state, tuple) and len(state) == 5 and isinstance(state[4], bytes)
-    return isinstance(content, Mapping) and any(map(_of_numpy, content.values()))
+def _without_tensors(content: object, path: Path) -> str:
+    """Return what a file holds in place of state dicts, and what to do."""
+    networks, arrays = [], []
+    for name, value in _entries(content):
+        if value.is_network:
+            networks.append(name)
+        elif value.is_array:
+            arrays.append(name[:-1])
+    if networks:
+        network = min(networks, key=lambda name: _rank(name[0]))
+        weights = f"{_python(network)}.state_dict()"
+        return (
+            f"a whole pickled network ({'.'.join(network)}), which can only be read by running "
+            f"code; if you trust it, convert it: {conversion(path, weights)}"
+        )
+    if arrays:
+        weights = _python(min(arrays, key=lambda name: _rank(*name[:1])))
+        return (
+            f"NumPy arrays and no tensors; if you trust it, convert it: {conversion(path, weights)}"
+        )
+    kinds = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
+    return f"no weights ({str(kinds)[:200]}); expected a state dict"
+
+
+def _entries(content: object, *name: str) -> Iterator[tuple[tuple[str, ...], "_Inert"]]:
+    """Yield the stand-ins in the dictionaries of a file, by their keys."""
+    for key, value in content.items() if isinstance(content, Mapping) and len(name) < 3 else ():
+        if isinstance(value, _Inert) and isinstance(key, str):
+            yield (*name, key), value
+        elif isinstance(key, str):
+            yield from _entries(value, *name, key)
+
+
+def _python(keys: tuple[str, ...]) -> str:
+    return "content" + "".join(f"[{key!r}]" for key in keys)
+
+
+def _rank(first: str = "") -> int:
+    """Return the place of a key among the names of state dicts, the one to take first."""
+    return PREFERRED.index(first) if first in PREFERRED else len(PREFERRED)
 
 
 def _preference(name: str, state: dict[str, Tensor]) -> tuple[int, int]:
     """Return a key to sort state dicts by: known names first, then the largest."""
     first, *_ = name.split(".")
-    known = PREFERRED.index(first) if first in PREFERRED else len(PREFERRED)
-    return known, -sum(tensor.numel() for tensor in state.values())
+    return _rank(first), -sum(tensor.numel() for tensor in state.values())
 
 
 def _of_key(states: dict[str, dict[str, Tensor]], key: str, path: Path) -> dict[str, Tensor]:
-    if key in states and key:
+    """Return the state dict of a key: its own, the only one within it, or names that begin so."""
+    if key and key in states:
         return states[key]
     start = f"{key}."
-    inner = [name for name in states if name.startswith(start)]
-    if len(inner) > 1:
-        raise InputError(f"{path} holds several weights in {key!r}: choose one, {', '.join(inner)}")
-    if inner:
-        return states[inner[0]]
-    for state in states.values():
-        own = {name.removeprefix(start): state[name] for name in state if name.startswith(start)}
+    within = [name for name in states if name.startswith(start)]
+    if len(within) == 1:
+        return states[within[0]]
+    if within:
+        raise InputError(f"{path} holds several weights in {key!r}: {', '.join(within)}; give one")
+    for name, state in sorted(states.items(), key=lambda one: not start.startswith(f"{one[0]}.")):
+        prefix = start.removeprefix(f"{name}.")
+        own = {one.removeprefix(prefix): state[one] for one in state if one.startswith(prefix)}
         if own and key:
             return own
     known = [name for name in states if name]
@@ -329,7 +362,7 @@ def _of_key(states: dict[str, dict[str, Tensor]], key: str, path: Path) -> dict[
 
 def _state_dicts(content: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Yield the dictionaries of tensors in a file by their keys, joined with dots."""
-    if not isinstance(content, Mapping) or depth > 2:
+    if not isinstance(content, Mapping) or depth > MOST_LEVELS:
         return
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     numbers_alone = all(tensor.dim() == 0 for tensor in tensors.values())  # such as a decay

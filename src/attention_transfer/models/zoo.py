@@ -203,14 +203,14 @@ class TorchvisionModel(ZooModel):
     def _resized(self, network: nn.Module, image_size: ImageSize | None) -> nn.Module:
         """Return a network for another input size with the same weights."""
         other = self.build(None, image_size)
-        found = fitted(other, network.state_dict())
-        if found.misfit.names:
+        weights, differs, _ = fitted(other, network.state_dict())
+        if differs.names:
             height, width = self.input_size[1:]
             raise InputError(
                 f"the weights of torchvision:{self.name} are for images {height}x{width} "
-                f"({found.misfit.describe(other, found.weights)}); leave out --image-size"
+                f"({differs.describe(other, weights)}); leave out --image-size"
             )
-        put(found.weights, other)
+        put(weights, other)
         return other
 
     def preprocessing(self) -> Preprocessing:

@@ -6,6 +6,7 @@ from typing import Any
 
 from attention_transfer.config import Config, DistillConfig, TrainingConfig, flag_of
 from attention_transfer.config.optimization import CHOSEN_BY_THE_RUN
+from attention_transfer.config.runs import NEEDS_TEACHER
 from attention_transfer.factories import OBJECT
 
 __all__ = ["command_line"]
@@ -20,6 +21,8 @@ def command_line(settings: Mapping[str, Any]) -> str:
     Example:
         >>> command_line({"student": "wrn-16-1", "epochs": 3, "nesterov": False, "lr": 0.4})
         'attention-transfer train --model wrn-16-1 --epochs 3 --no-nesterov'
+        >>> command_line({"student": "wrn-16-1", "teacher": None, "flip_symmetry_beta": 0.1})
+        'attention-transfer distill --student wrn-16-1 --teacher none --flip-symmetry-beta 0.1'
     """
     objects = [
         name for name in ("student", "teacher", "data", "terms") if _is_object(settings, name)
@@ -29,9 +32,16 @@ def command_line(settings: Mapping[str, Any]) -> str:
             f"This run was given Python objects ({', '.join(objects)}), which a command line "
             "cannot name; to repeat it, call at.train or at.distill with them."
         )
-    if settings.get("teacher") is not None:
+    if settings.get("teacher") is not None or _has_terms_of_distill(settings):
         return " ".join(["attention-transfer distill", *_flags(settings, DistillConfig)])
     return " ".join(["attention-transfer train", *_flags(settings, TrainingConfig)])
+
+
+def _has_terms_of_distill(settings: Mapping[str, Any]) -> bool:
+    """Return whether a run without a teacher has a term that ``train`` has no flag for."""
+    fields = DistillConfig.model_fields
+    others = fields.keys() - TrainingConfig.model_fields.keys() - {"teacher", *NEEDS_TEACHER}
+    return any(settings.get(name, fields[name].default) != fields[name].default for name in others)
 
 
 def _is_object(settings: Mapping[str, Any], name: str) -> bool:

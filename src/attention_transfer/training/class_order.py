@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 import networkx
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from attention_transfer.data.classes import natural_order
-from attention_transfer.training.agreement import agreement
+from attention_transfer.training.agreement import agreement_of_shares
 
 __all__ = ["AS_NUMBERS", "AS_TEXT", "ClassOrder", "find_class_order", "match_outputs"]
 
@@ -21,6 +20,9 @@ Indices = NDArray[np.int64]
 
 SIGNIFICANT = 2.8
 """Standard deviations by which one order must be better than the other: a chance of 1 in 400."""
+
+UNLIKELY = 1 / 400
+"""Probability of missing all images of a class, below which the classifier does not know it."""
 
 
 class ClassOrder(NamedTuple):
@@ -43,8 +45,9 @@ def find_class_order(
 
     Orders that are common mistakes are tried, and the one with the most right answers. For that,
     outputs are matched to classes on one half of the images and judged on the other, so that the
-    chance hits of a weak classifier make no order. With it the classifier must not be weak: an
-    untrained network, too, answers alike the images of a class that look alike.
+    chance hits of a weak classifier make no order. With the order, the classifier has to be far
+    better than chance and know every class: the answers of an untrained network are few outputs,
+    but depend on the images, so that a matching makes them right for some of the classes.
 
     Args:
         predicted: (N,) the most probable output for each image; negative ones are wrong.
@@ -64,16 +67,21 @@ def find_class_order(
     matched = match_outputs(answers, truth, classes)
     orders.append((matched, _right_when_held_out(answers, truth, classes), ""))
     order, right, reason = max(orders, key=lambda one: int(one[1].sum()))
-    if _weak(order, predicted, labels):
-        return None
     usual = answers == truth
     won, lost = int((right & ~usual).sum()), int((usual & ~right).sum())
     if won - lost <= SIGNIFICANT * np.sqrt(won + lost):
         return None
     votes = np.zeros((classes, 2), dtype=np.int64)
     np.add.at(votes, truth, np.stack([order[truth] == answers, usual], axis=1))
+    images = np.bincount(truth, minlength=classes)
+    answered = np.bincount(answers[answers >= 0], minlength=classes)
+    by_chance = float(answered[order] @ images) / len(truth) ** 2
+    ordered = agreement_of_shares(float(right.mean()), by_chance, len(truth))
+    missed = (ordered.error / 100) ** images[votes[:, 0] == 0]  # the probability of missing all
+    if ordered.weak or not ordered.beyond_chance or (missed < UNLIKELY).any():
+        return None
     moved = np.flatnonzero((order != np.arange(classes)) & (votes[:, 0] > votes[:, 1]))
-    return ClassOrder(order.tolist(), 100 - 100 * float(right.mean()), moved.tolist(), reason)
+    return ClassOrder(order.tolist(), ordered.error, moved.tolist(), reason)
 
 
 def match_outputs(predicted: Indices, labels: Indices, classes: int) -> Indices:
@@ -102,12 +110,6 @@ def match_outputs(predicted: Indices, labels: Indices, classes: int) -> Indices:
     order[own] = own
     order[order < 0] = np.setdiff1d(np.arange(classes), order)
     return order
-
-
-def _weak(order: Indices, predicted: Tensor, labels: Tensor) -> bool:
-    """Return whether answers in an order of the outputs are those of a weak classifier."""
-    classes = torch.from_numpy(np.argsort(order))
-    return agreement(torch.where(predicted < 0, predicted, classes[predicted]), labels).weak
 
 
 def _right_when_held_out(predicted: Indices, labels: Indices, classes: int) -> NDArray[np.bool_]:

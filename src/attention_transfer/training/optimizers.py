@@ -1,6 +1,5 @@
 """Optimizers by timm's names: which there are, and how a run makes its own."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,6 +16,9 @@ COMMON = ("sgd", "adamw", "lamb", "lion", "muon")
 CLOSURES = ("lbfgs",)
 """Optimizers of torch that evaluate the loss several times a step."""
 
+COMPILED = ("kron", "kronw", "kronc")
+"""Optimizers that compile their step anew for each shape of weights: minutes a step on a CPU."""
+
 
 def is_sgd(name: str) -> bool:
     """Return whether an optimizer is SGD, or a variant of it with the same learning rates.
@@ -31,8 +33,8 @@ def check_optimizer(config: RunConfig) -> None:
     """Check that there is such an optimizer, and that the settings are its own.
 
     Raises:
-        InputError: an unknown optimizer, one that a run cannot use or that is not installed, or
-            momentum for one that has none.
+        InputError: an unknown optimizer, one that a run cannot use here or that is not
+            installed, or momentum for one that has none.
     """
     name = config.optimizer
     if name == "sgd":
@@ -50,16 +52,16 @@ def check_optimizer(config: RunConfig) -> None:
         hint = nearest(name, known)
         hint = hint if hint.startswith("did you mean") else f"give a name of timm's, {alternatives}"
         raise InputError(f"unknown optimizer {name!r}; {hint}")
+    if name in COMPILED and not torch.cuda.is_available():
+        raise InputError(
+            f"optimizer {name} needs a GPU: it compiles its step anew for each shape of weights, "
+            f"which takes minutes on a CPU; give another, {alternatives}"
+        )
     info = get_optimizer_info(name)
     if info.second_order:
         raise InputError(
             f"optimizer {name} needs second derivatives of every weight, which a run does not "
             f"compute; give another, {alternatives}"
-        )
-    if name == "kron" and find_spec("opt_einsum") is None:
-        raise InputError(
-            "optimizer kron needs opt_einsum, without which its products take hours: "
-            f"pip install opt_einsum, or give another, {alternatives}"
         )
     try:
         get_optimizer_class(name)
