@@ -1,4 +1,4 @@
-"""Build the missing shards of a cache, beside other processes that do the same."""
+"""Build a cache's missing shards, beside other processes that do the same."""
 
 import errno
 import time

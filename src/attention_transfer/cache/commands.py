@@ -36,7 +36,7 @@ __all__ = ["build_cache", "target_source"]
 
 
 def target_source(config: CacheConfig) -> TargetSource:
-    """Load and check the teacher and the images of a cache; write nothing.
+    """Load and check a cache's teacher and images; write nothing.
 
     Raises:
         InputError: bad settings, or a teacher that does not fit the images.

@@ -1,4 +1,4 @@
-"""The contents of a cache of teacher targets: the fields of a row, and their provenance."""
+"""A cache's contents: the fields of a row of teacher targets, and their provenance."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The source of a cache's targets: a teacher, and the augmented views of its images."""
+"""A cache's source: a teacher, and the augmented views of its images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

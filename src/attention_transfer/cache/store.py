@@ -1,4 +1,4 @@
-"""Shards of a cache on the disk: each whole or absent, with its checksum, memory-mapped."""
+"""A cache's shards on the disk: each whole or absent, with its checksum, memory-mapped."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ MANIFEST = "cache.json"
 CHECKSUM_BYTES = 32
 
 LARGEST_MANIFEST = 2**20
-"""Bytes of the largest description of a cache."""
+"""Bytes of the largest cache description."""
 
 SPARE_BYTES = 2**28
 """Bytes left free on a disk, beside what a cache takes."""

@@ -34,7 +34,7 @@ __all__ = [
 
 
 class CacheConfig(ImagesConfig):
-    """Settings of a cache of teacher targets."""
+    """Settings of the command ``cache``, for teacher targets on the disk."""
 
     cache: Path = Field(description="cache folder")
     teacher: Names = Field(

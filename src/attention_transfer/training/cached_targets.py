@@ -23,7 +23,7 @@ from attention_transfer.transfer import TargetField, Transfer, map_reduction
 __all__ = ["CachedTargets", "cached_targets"]
 
 ANNOUNCED_BYTES = 2**30
-"""Size of a cache from which on its check is announced."""
+"""Bytes of the smallest cache whose check is announced."""
 
 
 @dataclass(frozen=True)

@@ -129,14 +129,7 @@ class GradientBalance(nn.Module):
         self._auto = {
             term for (term, _), beta in zip(self._pairs, largest, strict=True) if beta is not None
         }
-        at_weights = [pair == WEIGHTS for _, pair in self._pairs]
-        found = [beta is not None for beta in largest]
         self._at_weights = [term for term, pair in self._pairs if pair == WEIGHTS]
-        self._counts = {
-            kind: sum(own == kind and auto for own, auto in zip(at_weights, found, strict=True))
-            for kind in (False, True)
-        }
-        """How many weights are found here: at points, and at the student's weights."""
         bounds = [0.0 if beta is None else beta for beta in largest]
         unknown = torch.full((len(pairs),), math.nan)
         self.register_buffer("largest", torch.tensor(bounds), persistent=False)
@@ -171,7 +164,10 @@ class GradientBalance(nn.Module):
         places = self._places[term]
         own = slice(places[0], places[-1] + 1)
         task_norms, term_norms = self.task_norms[own], self.term_norms[own]
-        count = self._counts[self.is_at_weights(term)]
+        kind = self.is_at_weights(term)
+        count = sum(
+            self.is_at_weights(other) == kind for other, _ in self._pairs if other in self._auto
+        )
         return balanced_beta(task_norms, term_norms, count, self.get_buffer("largest")[own])
 
     def ratios(self, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -323,11 +319,11 @@ class Measurement:
         for handle in self._handles.pop(point, ()):  # of a sequence: its last module came first
             handle.remove()
         self._handles[point] = (
-            features.register_hook(lambda gradient: self._see_attention(point, gradient)),  # type: ignore[no-untyped-call]
-            output.register_hook(lambda gradient: self._see_all(point, gradient)),  # type: ignore[no-untyped-call]
+            features.register_hook(lambda gradient: self._keep_attention(point, gradient)),  # type: ignore[no-untyped-call]
+            output.register_hook(lambda gradient: self._measure_task(point, gradient)),  # type: ignore[no-untyped-call]
         )
 
-    def see_loss(self, term: str, pair: str, loss: Tensor, features: Tensor) -> None:
+    def measure_pair(self, term: str, pair: str, loss: Tensor, features: Tensor) -> None:
         """Measure now the gradient of a pair's loss at the features that it was computed from."""
         if not (loss.requires_grad and features.requires_grad):
             return
@@ -335,7 +331,7 @@ class Measurement:
         if gradient is not None:
             self._term[term, pair] = self._square(gradient)
 
-    def see_weights(
+    def measure_in_weights(
         self, term: str | None, loss: Tensor, parameters: Sequence[nn.Parameter]
     ) -> None:
         """Measure now the gradient of a loss in the student's weights.
@@ -372,11 +368,11 @@ class Measurement:
         for term, vector in self._weights.items():
             self._sums.weights[term] = self._sums.weights.get(term, 0) + vector
 
-    def _see_attention(self, point: str, gradient: Tensor) -> None:
+    def _keep_attention(self, point: str, gradient: Tensor) -> None:
         if self._scale is not None:
             self._attention[point] = gradient
 
-    def _see_all(self, point: str, gradient: Tensor) -> None:
+    def _measure_task(self, point: str, gradient: Tensor) -> None:
         if self._scale is None:  # another backward pass, such as that of the loss to the input
             return
         attention = self._attention.pop(point, None)

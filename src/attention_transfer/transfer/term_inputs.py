@@ -1,4 +1,4 @@
-"""Terms by name, what each of them sees of a batch, and the value it returns."""
+"""Terms by name, the inputs of each, and the value it returns."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -223,7 +223,7 @@ def term_inputs(
     progress: float = 0.0,
     gradients: InputGradients | None = None,
 ) -> TermInputs:
-    """Return what a term sees of a batch: what it declares, and no more.
+    """Return a term's inputs of a batch: what it declares, and no more.
 
     Raises:
         InputError: the term needs logits or a gradient that are not there.

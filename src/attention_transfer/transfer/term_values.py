@@ -77,7 +77,7 @@ def term_value(
     Args:
         name: of the term.
         term: the term.
-        inputs: what it sees.
+        inputs: its inputs of the batch.
         balance: with the weights of its layer pairs, if they are "auto".
         measurement: measures the gradients of layer pairs, if this pass is measured.
 
@@ -130,9 +130,9 @@ def watch_loss(
         return
     parameters = [weights for weights in student.parameters() if weights.requires_grad]
     others = [values[name].weighted for name in values if not terms[name].needs_input_gradient]
-    measurement.see_weights(None, _sum([torch.zeros(()), *others]), parameters)
+    measurement.measure_in_weights(None, _sum([torch.zeros(()), *others]), parameters)
     for name in measurement.at_weights:
-        measurement.see_weights(name, values[name].raw, parameters)
+        measurement.measure_in_weights(name, values[name].raw, parameters)
 
 
 def _sum(values: Sequence[Tensor]) -> Tensor:
@@ -153,5 +153,5 @@ def _pair_losses(
             pair = replace(pair, raw_student_features=alone.view_as(features))
         loss = losses[str(pair.pair)] = term.pair_loss(pair)
         if watched and measurement is not None:
-            measurement.see_loss(name, str(pair.pair), loss, pair.raw_student_features)
+            measurement.measure_pair(name, str(pair.pair), loss, pair.raw_student_features)
     return losses
