@@ -114,6 +114,8 @@ class GradientBalance(nn.Module):
     task_norms: Tensor
     term_norms: Tensor
     steps: Tensor
+    betas: Tensor
+    """Of all pairs, until the means change; 0 where they are constant."""
 
     def __init__(
         self, pairs: Sequence[tuple[str, str, str | None]], largest: Sequence[float | None]
@@ -135,6 +137,7 @@ class GradientBalance(nn.Module):
         self.register_buffer("largest", torch.tensor(bounds), persistent=False)
         self.register_buffer("task_norms", unknown)
         self.register_buffer("term_norms", unknown.clone())
+        self.register_buffer("betas", torch.zeros(len(pairs)), persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         """Saved as two numbers for each pair, under its name: another Transfer may have others."""
         self._step: int | None = 0
@@ -158,17 +161,23 @@ class GradientBalance(nn.Module):
         return term in self._auto
 
     def beta(self, term: str) -> Tensor:
-        """Return the weights of a term's layer pairs, in order, from the steps before this one; one
-        of a term over input gradients.
-        """
+        """Return the weights of a term's pairs, in order, from the steps before this one."""
         places = self._places[term]
-        own = slice(places[0], places[-1] + 1)
-        task_norms, term_norms = self.task_norms[own], self.term_norms[own]
-        kind = self.is_at_weights(term)
-        count = sum(
-            self.is_at_weights(other) == kind for other, _ in self._pairs if other in self._auto
-        )
-        return balanced_beta(task_norms, term_norms, count, self.get_buffer("largest")[own])
+        return self.betas[places[0] : places[-1] + 1]
+
+    def _set_betas(self) -> None:
+        """Follow the means; earlier betas stay as they are, as graphs may hold them."""
+        largest = self.get_buffer("largest")
+        betas = torch.zeros_like(self.betas)
+        for term in self._auto:
+            kind, places = self.is_at_weights(term), self._places[term]
+            count = sum(
+                self.is_at_weights(other) == kind for other, _ in self._pairs if other in self._auto
+            )
+            betas[places] = balanced_beta(
+                self.task_norms[places], self.term_norms[places], count, largest[places]
+            )
+        self.betas = betas
 
     def ratios(self, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """Return beta_j * A_j / N_j: the gradient that a term sends to each point, or to the
@@ -242,6 +251,7 @@ class GradientBalance(nn.Module):
         for mean, value in ((self.task_norms, task), (self.term_norms, term)):
             moved = torch.where(mean.isnan(), value, left * mean + (1 - left) * value)
             mean.copy_(torch.where(known, moved, mean))
+        self._set_betas()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move as any module, but stay in float32."""
@@ -268,6 +278,7 @@ class GradientBalance(nn.Module):
             unknown = torch.full((2,), math.nan)
             self.task_norms[place], self.term_norms[place] = state_dict.get(name, unknown)
         self._step = self._sums = None
+        self._set_betas()
 
     def _names(self, prefix: str) -> list[str]:
         return [prefix + f"{term}/{pair}".replace(".", "/") for term, pair in self._pairs]

@@ -104,7 +104,7 @@ def term_value(
     if term.weight != AUTO or balance is None:
         return TermValue(raw, raw * factor, {})
     betas = balance.beta(name) * factor
-    weighted = _sum([beta * loss for beta, loss in zip(betas, losses.values(), strict=True)])
+    weighted = (betas * torch.stack(list(losses.values()))).sum()
     return TermValue(raw, weighted, dict(zip(losses, betas.detach(), strict=True)))
 
 
