@@ -110,6 +110,9 @@ def measure(steps: int, batch_size: int, folder: Path) -> None:
     accelerator = make_accelerator()
     trainer = Trainer(set_up_run(config), Run(folder / "run"), accelerator, RunProgress())
     step = trainer.train_step
+    # Its measured steps have even numbers, as the trainer's own steps here: they would count as
+    # the cost of agreeing. benchmarks/auto_beta.py measures them.
+    step.transfer.gradient_balance = None
     step.set_train_mode()
     times: dict[str, list[float]] = {"safe": [], "bare": []}
     everything = remaining_batches(trainer.setup, 0, 0, trainer.processes, accelerator.device)
