@@ -37,7 +37,8 @@ class Watch:
     One thread writes this process's signs to the store and reads those of the others. Such calls
     have no limit where the store's machine is frozen, so another thread measures how long the
     first has been at it. It counts its own rounds in place of the clock: a process that was
-    stopped itself does not blame the others when it goes on.
+    stopped itself does not blame the others when it goes on. Nor does it blame them while the
+    store does not answer: their silence is counted in rounds in which it did.
 
     Args:
         name: of this start of the processes, by which they find each other's signs.
@@ -97,7 +98,7 @@ class Watch:
         self._store_lost = True
 
     def _watch(self) -> None:
-        now = orphaned_since = answered_at = 0.0
+        now = orphaned_since = answered_at = answered_seconds = 0.0
         exchanges = 0
         while not self._over.wait(BEAT_SECONDS):
             now += BEAT_SECONDS
@@ -112,13 +113,14 @@ class Watch:
                 continue
             if exchanges != self._exchanges:
                 exchanges, answered_at = self._exchanges, now
+                answered_seconds += BEAT_SECONDS
             if now - answered_at > SILENT_SECONDS:
                 self._end(
                     f"the store of the processes on {os.environ.get('MASTER_ADDR')} has given no "
                     f"answer for {SILENT_SECONDS:.0f} s"
                 )
             for rank, sign in self._signs.items():
-                fault = sign.fault(now, self.passed())
+                fault = sign.fault(answered_seconds, self.passed())
                 if fault:
                     self._end(f"process {rank} ({sign.where or 'unknown'}) {fault}")
 
@@ -151,7 +153,7 @@ class _Sign:
         """Return what is wrong with the process, which others have passed more points than.
 
         Args:
-            now: seconds that have been watched.
+            now: seconds that have been watched, without those in which the store was silent.
             passed: points of its steps that this process has passed.
         """
         text = self.text
