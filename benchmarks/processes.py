@@ -1,9 +1,9 @@
 """What one more process gives, and what agreeing after each step and checkpoints cost.
 
-    python benchmarks/processes.py [--steps 120] [--repeat 3]
+    python benchmarks/processes.py [--steps 240] [--repeat 3]
 
 The same training (WRN-16-1 from WRN-16-2 on cluttered-digits, batch 128, fp32) by one process with
-two threads, and by two processes with one thread each. In each, the trainer's own steps alternate
+two threads, and by two processes with one thread each. In each, the trainer's own steps are mixed
 with steps that neither agree with the other processes nor keep batch norm's statistics for the case
 of a fault: the ratio of their medians is what that costs. A checkpoint is saved ten times. One JSON
 document goes to standard output; a repetition is a new start of each kind, in turn.
@@ -16,6 +16,7 @@ parameters.
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -45,7 +46,7 @@ WARM_UP = 6
 def main() -> None:
     """Measure one and two processes in turn, or be one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=BATCH, help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -110,16 +111,19 @@ def measure(steps: int, batch_size: int, folder: Path) -> None:
     accelerator = make_accelerator()
     trainer = Trainer(set_up_run(config), Run(folder / "run"), accelerator, RunProgress())
     step = trainer.train_step
-    # Its measured steps have even numbers, as the trainer's own steps here: they would count as
-    # the cost of agreeing. benchmarks/auto_beta.py measures them.
+    # The cost of measuring gradients is another one, which benchmarks/auto_beta.py gives.
     step.transfer.gradient_balance = None
     step.set_train_mode()
     times: dict[str, list[float]] = {"safe": [], "bare": []}
     everything = remaining_batches(trainer.setup, 0, 0, trainer.processes, accelerator.device)
     batches = iter(islice(everything, steps + WARM_UP))
+    # One of each kind in two steps, in a random order, the same in all processes: a fixed order is
+    # worth something itself.
+    order = random.Random(0)
+    pairs = [order.sample((True, False), 2) for _ in range(0, steps + WARM_UP, 2)]
     for index, batch in enumerate(batches):
         position = StepIndex(0, index, index / (steps + WARM_UP))
-        safe = index % 2 == 0
+        safe = pairs[index // 2][index % 2]
         began = time.perf_counter()
         if safe:
             step.step(batch, None, position, 0, 0)
