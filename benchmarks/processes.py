@@ -1,12 +1,14 @@
 """What one more process gives, and what agreeing after each step and checkpoints cost.
 
-    python benchmarks/processes.py [--steps 240] [--repeat 3]
+    python benchmarks/processes.py [--steps 270] [--repeat 3]
 
 The same training (WRN-16-1 from WRN-16-2 on cluttered-digits, batch 128, fp32) by one process with
-two threads, and by two processes with one thread each. In each, the trainer's own steps are mixed
-with steps that neither agree with the other processes nor keep batch norm's statistics for the case
-of a fault: the ratio of their medians is what that costs. A checkpoint is saved ten times. One JSON
-document goes to standard output; a repetition is a new start of each kind, in turn.
+two threads, and by two processes with one thread each. In each, three kinds of step are mixed: bare
+ones; those that keep batch norm's statistics for the case of a fault; and those that also agree
+with the other processes. Ratios of medians are what that costs. The trainer agrees in one step of
+several, so the cost over a run is ``kept + (agreeing - kept) / steps between``. A checkpoint is
+saved ten times. One JSON document goes to standard output; a repetition is a new start of each
+kind, in turn.
 
 The model of docs/scaling.md is checked as well: one process with one thread and half the batch
 computes what each of two processes does, and they exchange the sum of as many floats as there are
@@ -34,6 +36,7 @@ from attention_transfer.config import DistillConfig
 from attention_transfer.environment import describe_machine, make_accelerator, package_versions
 from attention_transfer.runs import Run
 from attention_transfer.training.monitoring.progress import RunProgress
+from attention_transfer.training.processes import StepAgreement
 from attention_transfer.training.remaining_batches import remaining_batches
 from attention_transfer.training.setup import set_up_run
 from attention_transfer.training.train_step import StepIndex
@@ -41,12 +44,13 @@ from attention_transfer.training.trainer import Trainer
 
 BATCH = 128
 WARM_UP = 6
+KINDS = ("bare", "kept", "agreeing")
 
 
 def main() -> None:
     """Measure one and two processes in turn, or be one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=270)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=BATCH, help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -94,7 +98,7 @@ def started(processes: int, threads: int, batch_size: int, steps: int) -> dict[s
 
 
 def measure(steps: int, batch_size: int, folder: Path) -> None:
-    """Train in this process, with every other step bare, and write the figures."""
+    """Train in this process, with the kinds of step in turn, and write the figures."""
     config = DistillConfig.checked(
         {
             "teacher": "wrn-16-2@random",
@@ -102,7 +106,7 @@ def measure(steps: int, batch_size: int, folder: Path) -> None:
             "data": "cluttered-digits",
             "batch_size": batch_size,
             "precision": "fp32",
-            "epochs": 1 + (steps + WARM_UP) * batch_size // 3600,
+            "epochs": 1 + 2 * (steps + WARM_UP) * batch_size // 3600,
             "beta": 100,
             "probes": 0,
             "out": str(folder / "run"),
@@ -114,23 +118,27 @@ def measure(steps: int, batch_size: int, folder: Path) -> None:
     # The cost of measuring gradients is another one, which benchmarks/auto_beta.py gives.
     step.transfer.gradient_balance = None
     step.set_train_mode()
-    times: dict[str, list[float]] = {"safe": [], "bare": []}
+    every_step = StepAgreement(trainer.processes, every_step=True)
+    chosen = step._agreement
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     everything = remaining_batches(trainer.setup, 0, 0, trainer.processes, accelerator.device)
-    batches = iter(islice(everything, steps + WARM_UP))
-    # One of each kind in two steps, in a random order, the same in all processes: a fixed order is
+    # Each kind once in three steps, in a random order, the same in all processes: a fixed order is
     # worth something itself.
     order = random.Random(0)
-    pairs = [order.sample((True, False), 2) for _ in range(0, steps + WARM_UP, 2)]
-    for index, batch in enumerate(batches):
-        position = StepIndex(0, index, index / (steps + WARM_UP))
-        safe = pairs[index // 2][index % 2]
+    rounds = -(-(steps + WARM_UP) // len(KINDS))
+    kinds = [kind for _ in range(rounds) for kind in order.sample(KINDS, len(KINDS))]
+    for index, (kind, batch) in enumerate(zip(kinds, islice(everything, len(kinds)), strict=True)):
+        position = StepIndex(0, index, index / len(kinds))
+        step._agreement = every_step if kind == "agreeing" else Alone()  # type: ignore[assignment]
         began = time.perf_counter()
-        if safe:
-            step.step(batch, None, position, 0, 0)
+        if kind == "bare":
+            step._step(batch, None, position, (0, 0))
         else:
-            bare(trainer, lambda: step._step(batch, None, position, (0, 0)))  # noqa: B023
+            step.step(batch, None, position, 0, 0)
         if index >= WARM_UP:
-            times["safe" if safe else "bare"].append(time.perf_counter() - began)
+            times[kind].append(time.perf_counter() - began)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    ratios = {kind: medians[kind] / medians["bare"] for kind in KINDS}
     parameters = sum(weight.numel() for weight in trainer.setup.transfer.parameters())
     exchange = seconds_to_exchange(parameters)
     if accelerator.is_main_process:
@@ -140,10 +148,13 @@ def measure(steps: int, batch_size: int, folder: Path) -> None:
             trainer._write_checkpoint([])
             costs.append(trainer.checkpointing.cost)
         checkpoint = statistics.median(costs)
-        medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+        between = chosen.steps_between(medians["kept"])
         result = {
-            "safe_over_bare": medians["safe"] / medians["bare"],
-            "seconds_a_step": medians["safe"],
+            "kept_over_bare": ratios["kept"],
+            "agreeing_over_bare": ratios["agreeing"],
+            "steps_between_agreements": between,
+            "run_over_bare": ratios["kept"] + (ratios["agreeing"] - ratios["kept"]) / between,
+            "seconds_a_step": medians["kept"],
             "parameters": parameters,
             "seconds_to_exchange": exchange,
             "seconds_a_checkpoint": checkpoint,
@@ -169,22 +180,11 @@ def seconds_to_exchange(parameters: int) -> float:
 
 
 class Alone:
-    """Takes the place of the agreement, whose count of steps then stays the same everywhere."""
+    """Takes the place of the agreement in steps without one."""
 
     def beginning(self, *wishes: int) -> Callable[[], tuple[int, ...]]:
         """Return zeros, as in a step after which the processes do not agree."""
         return lambda: (0,) * len(wishes)
-
-
-def bare(trainer: Trainer, run_step: Callable[[], Any]) -> None:
-    """Take a step in which the processes do not agree."""
-    processes, step = trainer.processes, trainer.train_step
-    group, processes._group = processes._group, None
-    agreement, step._agreement = step._agreement, Alone()  # type: ignore[assignment]
-    try:
-        run_step()
-    finally:
-        processes._group, step._agreement = group, agreement
 
 
 if __name__ == "__main__":

@@ -84,6 +84,12 @@ def test_settings_reach_the_terms() -> None:
     )
 
 
+def test_the_inputs_of_gradients_reach_all_gradient_terms() -> None:
+    betas = dict.fromkeys(("gradient_beta", "flip_symmetry_beta", "input_gradient_norm_beta"), 1)
+    config = DistillConfig.checked({**PAIR, **betas, "gradient_inputs": "normalized"})
+    assert [term.inputs for term in configured_terms(config)[-3:]] == ["normalized"] * 3
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -181,6 +181,45 @@ def test_the_gradient_is_at_the_images_given_before_normalisation() -> None:
     torch.testing.assert_close(transfer(images, labels).loss, expected)
 
 
+@pytest.mark.parametrize("form", ["paper", "squared"])
+def test_the_gradient_is_at_the_normalized_images_where_asked_for(form: Any) -> None:
+    student, teacher, (images, labels) = network(0), network(1), batch()
+    mean, std = (0.5, 0.4), (0.25, 0.2)
+    terms = [
+        at.GradientAttention(1.0, form, inputs="normalized"),
+        at.InputGradientNorm(2.0, form, inputs="normalized"),
+        at.FlipSymmetry(4.0, form, classes=(0, 1), inputs="normalized"),
+    ]
+    transfer = at.Transfer(
+        student,
+        teacher,
+        terms,
+        student_normalization=(mean, std),
+        teacher_normalization=(mean, std),
+    )
+    normalized = transfer.student_normalization(images)
+    straight, of_teacher = (plain_gradient(one, normalized, labels) for one in (student, teacher))
+    flipped = plain_gradient(student, normalized.flip(3), labels).flip(3)
+    chosen = (labels < 2).view(-1, 1, 1, 1)
+    expected = (
+        half(straight - of_teacher, form),
+        2 * half(straight, form),
+        4 * half((straight - flipped) * chosen, form),
+    )
+    out = transfer(images, labels)
+    for value, other in zip(out.terms.values(), expected, strict=True):
+        torch.testing.assert_close(value, other)
+
+
+def test_images_that_come_normalized_are_the_normalized_images() -> None:
+    student, (images, labels) = network(0), batch()
+    losses = [
+        at.Transfer(student, terms=[at.InputGradientNorm(1.0, inputs=inputs)])(images, labels).loss
+        for inputs in ("images", "normalized")
+    ]
+    assert torch.equal(*losses)
+
+
 def test_it_combines_with_every_other_term() -> None:
     student, teacher, (images, labels) = network(0), network(1), batch()
     terms = [

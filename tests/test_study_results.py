@@ -52,6 +52,25 @@ def test_results_are_those_of_the_records(tmp_path: Path) -> None:
     assert "Mark M at the paper's figures: remembered, not confirmed." in table
 
 
+def test_an_arm_may_be_compared_with_its_own_teacher(tmp_path: Path) -> None:
+    value = study(compare={"AT": ["alone", "teacher"], "alone": "teacher"}, seeds="0-2")
+    finish(tmp_path, make_plan(value), {"alone": 12, "AT": 0, "AT+KD": 8})
+    StudyFolder(value, tmp_path, {}).write()
+    (row,) = json.loads((tmp_path / "study.json").read_text())["rows"]
+    compared = {(one["arm"], one["baseline"]): one for one in row["comparisons"]}
+    assert compared["AT", "teacher"]["mean"] == -1.0  # 0, 1 and 2 % less 2 %
+    assert not compared["AT", "teacher"]["established"]
+    assert compared["alone", "teacher"]["sentence"].startswith("loss of 11.00 points established")
+    assert "vs teacher: no difference seen" in (tmp_path / "table.md").read_text()
+
+
+def test_teachers_that_differ_in_their_seeds() -> None:
+    teachers = {f"big {seed}": {"student": "wrn-10-2", "seed": seed} for seed in (0, 7)}
+    pairs = {name: {"student": "wrn-10-1", "teacher": name} for name in teachers}
+    made = plan(teachers=teachers, pairs=pairs)
+    assert [run.settings["seed"] for run in made.teachers] == [0, 7]
+
+
 def diverge(folder: Path, run: PlannedRun) -> None:
     """Write the folder of a run as if it had diverged."""
     Run.create(folder / run.folder, run.config(folder)).write_divergence("the loss is not finite")

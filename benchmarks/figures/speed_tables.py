@@ -247,9 +247,16 @@ def processes(sources: Sources, _: str) -> list[str]:
                 median_and_range(file.one("two_over_one_images_per_second"), 2),
             ],
             [
-                "a step that agrees and keeps batch norm's statistics for a fault, over one that "
-                "does neither",
-                *(median_and_range(one["safe_over_bare"], 3) for one in both),
+                "a step that keeps batch norm's statistics for a fault, over one that does not",
+                *(median_and_range(one["kept_over_bare"], 3) for one in both),
+            ],
+            [
+                "and that agrees as well",
+                *(median_and_range(one["agreeing_over_bare"], 3) for one in both),
+            ],
+            [
+                "both, over a run that agrees once a second",
+                *(median_and_range(one["run_over_bare"], 3) for one in both),
             ],
             ["a step over the formula's", "", median_and_range(file.one("two_over_model"), 2)],
             ["a checkpoint", *(milliseconds(one["seconds_a_checkpoint"]) for one in both)],

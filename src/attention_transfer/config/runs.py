@@ -287,6 +287,11 @@ class RunConfig(TrainingConfig):
         description="form of the gradient terms: beta/2 times the norm of the difference of input "
         "gradients (paper), or times its square",
     )
+    gradient_inputs: Literal["images", "normalized"] = Field(
+        "images",
+        description="input gradients of all gradient terms are those at the images, or at the "
+        "images as normalized for the student (times the standard deviation of each channel)",
+    )
     gradient_map: Literal["sum", "max"] | None = Field(
         None,
         description="compare attention maps of the gradients, with this reduction over channels; "

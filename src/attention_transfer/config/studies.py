@@ -21,6 +21,7 @@ __all__ = [
     "Recipe",
     "SelectionConfig",
     "StudyConfig",
+    "TEACHER",
     "TeacherConfig",
     "checked_settings",
     "seeds_of",
@@ -31,6 +32,9 @@ Recipe = Literal["paper", "short", "minutes"]
 
 PACKAGED = "packaged"
 """The name, in a study, of the demo's teacher, which comes with the package."""
+
+TEACHER = "teacher"
+"""What arms are compared with where they are compared with their own teacher."""
 
 STEPS = "steps"
 """A length in optimizer steps, which a study turns into the nearest number of epochs."""
@@ -114,6 +118,7 @@ class TeacherConfig(Config):
     ready: dict[str, str] = Field(
         {}, description="data set: MODEL with trained weights to use there instead, or packaged"
     )
+    seed: Seed = Field(0, description="seed of its run")
     settings: Settings = Field({}, description="settings of its run")
     on: dict[str, Settings] = Field(
         {}, description="data set: further settings of its run on that data set"
@@ -208,7 +213,9 @@ class StudyConfig(Config):
         (), description="settings chosen on validation images"
     )
     compare: dict[str, tuple[str, ...]] | None = Field(
-        None, description="arm: the arms it is compared with; default: every arm with the first"
+        None,
+        description="arm: the arms it is compared with, or teacher; default: every arm with the "
+        "first",
     )
     paper: dict[str, dict[str, PaperFigure]] = Field(
         {}, description="the paper's figures: pair or data set: arm: such as 8.77 C"
@@ -259,12 +266,13 @@ class StudyConfig(Config):
             if chosen.count(arm) > 1:
                 yield f"select: {arm} chooses two settings; leave it out of one"
         for arm, others in (self.compare or {}).items():
-            for name in (arm, *others):
-                yield from _unknown("compare", name, self.arms)
+            yield from _unknown("compare", arm, self.arms)
+            for other in others:
+                yield from _unknown("compare", other, [*self.arms, TEACHER])
         for row, figures in self.paper.items():
             yield from _unknown("paper", row, [*self.pairs, *self.data])
             for arm in figures:
-                yield from _unknown(f"paper {row}", arm, [*self.arms, "teacher"])
+                yield from _unknown(f"paper {row}", arm, [*self.arms, TEACHER])
 
     def kind_of(self, data: str) -> str:
         """Return the kind of one of the study's data sets, such as cifar10 of cifar10:DIR."""
@@ -277,7 +285,7 @@ class StudyConfig(Config):
 
     @property
     def comparisons(self) -> dict[str, tuple[str, ...]]:
-        """Arm -> the arms it is compared with."""
+        """Arm -> the arms it is compared with, of which TEACHER is its row's teacher."""
         if self.compare is not None:
             return self.compare
         first, *others = self.arms

@@ -146,7 +146,7 @@ def _terms_of_settings(config: RunConfig, has_own_terms: bool) -> list[Term]:
 
 
 def _gradient_terms(config: RunConfig) -> Iterator[Term]:
-    form = config.gradient_form
+    form, inputs = config.gradient_form, config.gradient_inputs
     if "gradient" in config.attention and config.gradient_beta is None:
         raise InputError(
             "attention gradient needs its weight, got no gradient_beta; give --gradient-beta, "
@@ -154,11 +154,15 @@ def _gradient_terms(config: RunConfig) -> Iterator[Term]:
         )
     if config.gradient_beta is not None:
         yield GradientAttention(
-            config.gradient_beta, form, config.gradient_normalize, config.gradient_map
+            config.gradient_beta,
+            form,
+            config.gradient_normalize,
+            config.gradient_map,
+            inputs=inputs,
         )
     if config.flip_symmetry_beta is not None:
         classes = config.flip_classes
         chosen = None if classes is None else tuple(map(int, classes.split(",")))
-        yield FlipSymmetry(config.flip_symmetry_beta, form, config.flip_axis, chosen)
+        yield FlipSymmetry(config.flip_symmetry_beta, form, config.flip_axis, chosen, inputs=inputs)
     if config.input_gradient_norm_beta is not None:
-        yield InputGradientNorm(config.input_gradient_norm_beta, form)
+        yield InputGradientNorm(config.input_gradient_norm_beta, form, inputs=inputs)

@@ -109,6 +109,17 @@ class InputGradients:
         assert self._logits is not None
         return self._gradient(self._double, self._logits, self.labels, self.images)
 
+    @cached_property
+    def deviations(self) -> Tensor | None:
+        """The standard deviations (C, 1, 1) by which the student normalizes the images; None: it
+        gets them as they are.
+        """
+        if self.preprocessing is None:
+            return None
+        channels = self.images.shape[1]
+        values = torch.tensor(self.preprocessing.for_channels(channels).std)
+        return values.to(self.images).view(-1, *(1,) * (self.images.dim() - 2))
+
     def flipped(self, axis: int, chosen: Tensor | None = None) -> Tensor:
         """Return J of the flipped images, flipped back.
 

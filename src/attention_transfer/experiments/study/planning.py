@@ -233,7 +233,9 @@ class _Planning:
             ):
                 settings = _overridden(settings, part)
             settings, _ = self._with_epochs(settings, cell.data)
-            run = PlannedRun(folder, _alone({**settings, "seed": 0, "report": False}, {}))
+            run = PlannedRun(
+                folder, _alone({**settings, "seed": teacher.seed, "report": False}, {})
+            )
             run.config(Path("study"))
             self.teachers[folder] = run
         self.teacher_of_row[cell.row] = folder

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from attention_transfer.config.studies import PaperFigure, StudyConfig
+from attention_transfer.config.studies import TEACHER, PaperFigure, StudyConfig
 from attention_transfer.experiments.study.plan import Cell, Plan, PlannedRun
 from attention_transfer.experiments.study.planning import make_plan
 from attention_transfer.experiments.study.statistics import (
@@ -326,16 +326,16 @@ class _Reading:
         self.planned = {run.folder: run for run in plan.runs}
 
     def row(self, cells: list[Cell]) -> RowResults:
-        first = cells[0]
+        first, teacher = cells[0], self._teacher(cells)
         arms = {cell.arm: self._arm(cell) for cell in cells}
         return RowResults(
             first.data,
             first.pair,
             first.variant,
             list(arms.values()),
-            self._teacher(cells),
-            self._paper(first, "teacher"),
-            list(self._comparisons(arms)),
+            teacher,
+            self._paper(first, TEACHER),
+            list(self._comparisons(arms, teacher)),
             self.plan.steps.get(first.row, ()),
         )
 
@@ -376,13 +376,22 @@ class _Reading:
                     return TeacherError(run.split, run.teacher_error)
         return None
 
-    def _comparisons(self, arms: Mapping[str, ArmResults]) -> Iterator[Comparison]:
+    def _comparisons(
+        self, arms: Mapping[str, ArmResults], teacher: TeacherError | None
+    ) -> Iterator[Comparison]:
+        of_teacher = {} if teacher is None or TEACHER in arms else {TEACHER: teacher}
         for arm, baselines in self.plan.study.comparisons.items():
-            for baseline in baselines:
-                if arm not in arms or baseline not in arms:
-                    continue
-                if arms[arm].split != arms[baseline].split:
-                    continue  # errors of other images
-                difference = paired_difference(arms[arm].errors, arms[baseline].errors)
+            for name in baselines:
+                baseline = of_teacher.get(name) or arms.get(name)
+                if arm not in arms or baseline is None or arms[arm].split != baseline.split:
+                    continue  # not in this row, or errors of other images
+                difference = paired_difference(arms[arm].errors, _errors(baseline, arms[arm]))
                 if difference is not None:
-                    yield Comparison(arm, baseline, difference)
+                    yield Comparison(arm, name, difference)
+
+
+def _errors(baseline: ArmResults | TeacherError, arm: ArmResults) -> Mapping[int, float]:
+    """Return a baseline's errors by seed; a teacher has one, whatever the seed of the arm."""
+    if isinstance(baseline, TeacherError):
+        return dict.fromkeys(arm.errors, baseline.error)
+    return baseline.errors

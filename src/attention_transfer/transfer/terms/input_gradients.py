@@ -20,8 +20,9 @@ from attention_transfer.transfer.terms.beta import WeightNamedBeta
 from attention_transfer.transfer.terms.inputs import PairedMaps, TermInputs
 from attention_transfer.transfer.terms.logits import check_classes
 
-__all__ = ["FlipAxis", "FlipSymmetry", "GradientAttention", "InputGradientNorm"]
+__all__ = ["FlipAxis", "FlipSymmetry", "GradientAttention", "GradientInputs", "InputGradientNorm"]
 
+GradientInputs = Literal["images", "normalized"]
 FlipAxis = Literal["horizontal", "vertical"]
 _AXES: dict[str | int, int] = {"horizontal": 3, "vertical": 2, 3: 3, 2: 2, -1: 3, -2: 2}
 
@@ -33,12 +34,18 @@ class _GradientTerm(WeightNamedBeta, Term):
     needs_input_gradient = True
 
     def __init__(
-        self, beta: Weight, form: losses.GradientForm, schedule: Schedule, name: str | None
+        self,
+        beta: Weight,
+        form: losses.GradientForm,
+        inputs: GradientInputs,
+        schedule: Schedule,
+        name: str | None,
     ) -> None:
         check_weight("beta", beta, auto=True)
         super().__init__(beta, schedule, name)
         check_choice("form", form, get_args(losses.GradientForm))
-        self.form = form
+        check_choice("inputs", inputs, get_args(GradientInputs))
+        self.form, self.inputs = form, inputs
 
     def check(self, inputs: TermInputs) -> None:
         if inputs.logits.dim() != 2:
@@ -46,6 +53,17 @@ class _GradientTerm(WeightNamedBeta, Term):
                 f"gradient attention needs logits (N, classes), got {tuple(inputs.logits.shape)}; "
                 "leave the gradient terms out, or return one row of logits for each image"
             )
+
+    def _half_norm(self, gradients: Tensor, inputs: TermInputs) -> Tensor:
+        """Return half the norm, or its square, of input gradients (N, C, H, W), for each image."""
+        return losses.half_l2_norm(self._at_inputs(gradients, inputs), self.form)
+
+    def _at_inputs(self, gradients: Tensor, inputs: TermInputs) -> Tensor:
+        """Return gradients at the images as gradients at what the term's ``inputs`` names."""
+        deviations = inputs.input_gradients.deviations
+        if self.inputs == "images" or deviations is None:
+            return gradients
+        return gradients * deviations
 
 
 class GradientAttention(_GradientTerm):
@@ -64,6 +82,9 @@ class GradientAttention(_GradientTerm):
             weights of everything but terms over input gradients, and A that of the term's own loss
             without a weight, both as running means over the steps before.
         form: ``"paper"`` or ``"squared"``.
+        inputs: J is the gradient at the ``"images"``, or at the images ``"normalized"`` by the
+            student's ``student_normalization``: J times the standard deviation of each channel.
+            Without such a normalization both are the same.
         normalize: compare J / ||J||_2, for networks whose gradients differ in scale.
         map: compare F(J), ``"sum"`` or ``"max"`` of |J|^power over colours, (H, W), instead of J.
         power: p > 0 of the map.
@@ -88,8 +109,9 @@ class GradientAttention(_GradientTerm):
         power: float = 2.0,
         schedule: Schedule = "constant",
         name: str | None = None,
+        inputs: GradientInputs = "images",
     ) -> None:
-        super().__init__(beta, form, schedule, name)
+        super().__init__(beta, form, inputs, schedule, name)
         if map is not None:
             check_choice("map", map, get_args(maps.MapKind))
         check_power(power)
@@ -111,8 +133,10 @@ class GradientAttention(_GradientTerm):
             inputs.maps["input:input"] = PairedMaps(
                 *(maps.activation_map(gradient) for gradient in (student, teacher))
             )
-        difference = self._attention(student) - self._attention(teacher)
-        return losses.half_l2_norm(difference, self.form).mean()
+        student, teacher = (
+            self._attention(self._at_inputs(gradient, inputs)) for gradient in (student, teacher)
+        )
+        return losses.half_l2_norm(student - teacher, self.form).mean()
 
     def _attention(self, gradient: Tensor) -> Tensor:
         """Return what is compared: J, or its map, normalized or not; (N, ...)."""
@@ -129,6 +153,7 @@ class FlipSymmetry(_GradientTerm):
     Args:
         beta: the weight, at least 0; or ``"auto"``, as of :class:`GradientAttention`.
         form: ``"paper"``, or ``"squared"`` for beta/2 * ||.||^2.
+        inputs: as of :class:`GradientAttention`.
         axis: ``"horizontal"`` (left and right change places; 3 or -1, as an axis of the images)
             or ``"vertical"`` (top and bottom; 2 or -2).
         classes: indices of the classes whose images keep their class when flipped; images of others
@@ -154,8 +179,9 @@ class FlipSymmetry(_GradientTerm):
         classes: Sequence[int] | None = None,
         schedule: Schedule = "constant",
         name: str | None = None,
+        inputs: GradientInputs = "images",
     ) -> None:
-        super().__init__(beta, form, schedule, name)
+        super().__init__(beta, form, inputs, schedule, name)
         if axis not in _AXES:
             raise InputError(
                 f'axis must be "horizontal" or "vertical" (or 3, 2, -1, -2), got {axis!r}'
@@ -188,7 +214,7 @@ class FlipSymmetry(_GradientTerm):
             chosen = torch.isin(labels, torch.tensor(self.classes, device=labels.device))
         flipped = inputs.input_gradients.flipped(_AXES[self.axis], chosen)
         difference = (gradient if chosen is None else gradient[chosen]) - flipped
-        return losses.half_l2_norm(difference, self.form).sum() / len(gradient)
+        return self._half_norm(difference, inputs).sum() / len(gradient)
 
 
 class InputGradientNorm(_GradientTerm):
@@ -198,6 +224,7 @@ class InputGradientNorm(_GradientTerm):
     Args:
         beta: the weight, at least 0; or ``"auto"``, as of :class:`GradientAttention`.
         form: ``"paper"``, or ``"squared"`` for beta/2 * ||.||^2, as Drucker and LeCun have it.
+        inputs: as of :class:`GradientAttention`.
         schedule: of beta, as of :class:`attention_transfer.Term`.
         name: the key in the output.
 
@@ -214,8 +241,9 @@ class InputGradientNorm(_GradientTerm):
         form: losses.GradientForm = "paper",
         schedule: Schedule = "constant",
         name: str | None = None,
+        inputs: GradientInputs = "images",
     ) -> None:
-        super().__init__(beta, form, schedule, name)
+        super().__init__(beta, form, inputs, schedule, name)
 
     def forward(self, inputs: TermInputs) -> Tensor:
-        return losses.half_l2_norm(inputs.input_gradients.input_gradient, self.form).mean()
+        return self._half_norm(inputs.input_gradients.input_gradient, inputs).mean()
