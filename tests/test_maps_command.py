@@ -19,9 +19,9 @@ import attention_transfer as at
 from attention_transfer.cli import main
 from attention_transfer.config import MapsConfig
 from attention_transfer.errors import InputError
+from attention_transfer.inference.images import find_image_files, source_images
 from attention_transfer.models import ModelCard, build
 from attention_transfer.viewing import write_maps
-from attention_transfer.viewing.images import find_image_files, source_images
 
 Capture = pytest.CaptureFixture[str]
 
@@ -360,7 +360,7 @@ def test_a_configuration_file_may_name_one_network_and_one_image() -> None:
 def test_files_are_found_once_in_order_and_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     files = find_image_files(["photos/**/*.png", "photos", "photos/a.jpg"])
     assert [path.name for path in files] == ["b.png", "c.png", "a.jpg"]
-    monkeypatch.setattr("attention_transfer.viewing.images.MOST_FILES", 2)
+    monkeypatch.setattr("attention_transfer.inference.images.MOST_FILES", 2)
     with pytest.raises(InputError, match="got 3 images, expected at most 2"):
         find_image_files(["photos"])
     with pytest.raises(InputError, match="no file matches"):
@@ -385,7 +385,7 @@ def test_images_are_accepted_in_any_form(form: str) -> None:
     pixels = np.array(Image.open("photos/b.png"))
     (image,) = source_images(FORMS[form](pixels))
     assert image.size == (20, 30)
-    whole = at.viewing.images.Box(0, 0, 30, 20)
+    whole = at.inference.images.Box(0, 0, 30, 20)
     values = image.crop((20, 30), whole, "bilinear")
     np.testing.assert_allclose(values.numpy(), pixels.transpose(2, 0, 1) / 255, atol=1e-6)
 

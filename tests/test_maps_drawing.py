@@ -27,7 +27,7 @@ from attention_transfer.drawing.scale import (
 )
 from attention_transfer.drawing.sprites import map_sprite
 from attention_transfer.drawing.text import ignore_missing_glyphs, shorten, text_width, wrap
-from attention_transfer.viewing.networks import distinct_names
+from attention_transfer.inference.networks import distinct_names
 
 GOLDEN = Path(__file__).parent / "golden" / "maps.png"
 INFERNO = matplotlib.colormaps["inferno"]

@@ -14,7 +14,7 @@ Convolutional Neural Networks via Attention Transfer*, ICLR 2017.
 
 ``at.maps``, ``at.losses`` and ``at.measures`` are the formulas (``at.metrics`` the measures over a
 data set), ``at.models`` and ``at.data`` what is trained and on what, ``at.train`` and
-``at.distill`` whole runs.
+``at.distill`` whole runs, ``at.load`` a trained network to predict with.
 """
 
 import importlib
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from attention_transfer.api import distill, resume, train
     from attention_transfer.errors import InputError, TrainingError, UntrustedError
     from attention_transfer.functional import losses, maps, measures
+    from attention_transfer.inference import Classifier, Prediction, load
     from attention_transfer.preprocessing import Preprocessing
     from attention_transfer.report.page import write_report
     from attention_transfer.runs import Run
@@ -75,6 +76,7 @@ __all__ = [
     "AttentionPoint",
     "BinaryCrossEntropy",
     "ClassAttention",
+    "Classifier",
     "CrossEntropy",
     "FlipSymmetry",
     "FrozenTeacher",
@@ -89,6 +91,7 @@ __all__ = [
     "PairInputs",
     "PairTerm",
     "PointTable",
+    "Prediction",
     "Reduction",
     "Run",
     "Targets",
@@ -103,6 +106,7 @@ __all__ = [
     "data",
     "distill",
     "distillation_terms",
+    "load",
     "losses",
     "map_reduction",
     "maps",
@@ -128,6 +132,7 @@ _HOMES = {
     "errors": ("InputError", "TrainingError", "UntrustedError"),
     "taps": ("AttentionPoint", "PointTable", "attention_points"),
     "runs": ("Run",),
+    "inference": ("Classifier", "Prediction", "load"),
     "viewing": ("show",),
     "api": ("distill", "resume", "train"),
     "preprocessing": ("Preprocessing",),

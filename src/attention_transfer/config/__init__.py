@@ -27,6 +27,7 @@ from attention_transfer.config.tools import (
     EvaluateConfig,
     MapsConfig,
     PointsConfig,
+    PredictConfig,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "DemoConfig",
     "DistillConfig",
     "EvaluateConfig",
+    "PredictConfig",
     "ImagesConfig",
     "Interpolation",
     "MapsConfig",

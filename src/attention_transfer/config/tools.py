@@ -1,9 +1,10 @@
 """Settings of the commands other than runs."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from attention_transfer.config.checked import Config
 from attention_transfer.config.fields import (
@@ -27,6 +28,7 @@ __all__ = [
     "DemoConfig",
     "CacheConfig",
     "EvaluateConfig",
+    "PredictConfig",
     "PointsConfig",
     "MapsConfig",
     "BenchmarkConfig",
@@ -99,6 +101,41 @@ class EvaluateConfig(Config):
         None, description="seed of the scenes and the splits; default: the run's, or 0"
     )
     precision: Precision = Field("fp32", description="fp32, bf16, fp16 (GPU only) or auto")
+
+
+class PredictConfig(Config):
+    """Settings of predictions on images."""
+
+    model: str = Field(
+        description="a run folder, NAME@FILE[#KEY], or a name such as timm:resnet34, with its "
+        "pretrained weights"
+    )
+    images: Several = Field(description="files, folders, or patterns with *, ? and **")
+    top: Count = Field(1, description="classes to print for each image, most probable first")
+    image_size: ImageSize | None = Field(
+        None, description="size of the images in pixels, N or HxW; default: the network's own"
+    )
+    pixel_range: ValueRange | None = Field(
+        None,
+        description="pixel values that become 0 and 1, of images of more than 8 bits; default: "
+        "those that the run was trained with, or one range found from all the images",
+    )
+    batch_size: Count = Field(64, description="images in a batch")
+    maps: bool = Field(
+        False, description="also draw attention maps of the network on the images, as maps does"
+    )
+    out: Path | None = Field(
+        None, description="folder for the pictures of --maps; default: a new one in runs/"
+    )
+
+    @model_validator(mode="after")
+    def _out_needs_maps(self) -> Self:
+        """Refuse a folder for pictures that are not drawn."""
+        if self.out is not None and not self.maps:
+            raise PydanticCustomError(
+                "out", "out is the folder for the pictures of maps; give --maps as well"
+            )
+        return self
 
 
 class PointsConfig(Config):

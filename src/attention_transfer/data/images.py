@@ -13,6 +13,7 @@ from torch import Tensor
 from attention_transfer.config import Interpolation
 from attention_transfer.data.randomness import AugmentedView
 from attention_transfer.data.views import (
+    CENTRE_SHARE,
     Augmentation,
     CropResize,
     Pixels,
@@ -277,6 +278,13 @@ class DataSet:
             if 3 == self.channels == len(self.mean)
             else expected.for_channels(self.channels)
         )
+
+    @property
+    def centre_share(self) -> float:
+        """The sides of the centre crop that networks are evaluated on, over those of the largest
+        one of its aspect ratio; 1 where they get whole images.
+        """
+        return 1.0 if isinstance(self.test, ImageSet) else CENTRE_SHARE
 
     @property
     def channels(self) -> int:

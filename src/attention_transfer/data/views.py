@@ -46,6 +46,7 @@ from attention_transfer.errors import TrainingError
 from attention_transfer.preprocessing import EIGHT_BITS, PixelRange
 
 __all__ = [
+    "CENTRE_SHARE",
     "Augmentation",
     "CropResize",
     "Pixels",
@@ -70,9 +71,13 @@ CROP_AREA = 0.08, 1.0
 """Least and largest share of an image that a random crop takes."""
 CROP_RATIO = 3 / 4, 4 / 3
 """Least and largest width over height of a random crop, relative to that of the result."""
+CENTRE_SHARE = 0.875
+"""The sides of the part of an image in a file that networks are evaluated on, over those of the
+largest one of its shape.
+"""
 
 
-def centre(whole: tuple[int, int], size: tuple[int, int], share: float = 0.875) -> Box:
+def centre(whole: tuple[int, int], size: tuple[int, int], share: float = CENTRE_SHARE) -> Box:
     """Return the middle of an image: the largest part of the size's shape, less a border.
 
     Args:

@@ -37,6 +37,19 @@ class ModelCard:
     data: str
     """The name of the data set that it was trained on."""
     interpolation: Interpolation = "bilinear"
+    """The filter by which Pillow resizes the crop, wide enough to prevent aliasing."""
+    orientation: Literal["exif"] = "exif"
+    """Images are turned as their EXIF data say, before anything else."""
+    transparency: Literal["white"] = "white"
+    """The colour that transparent parts are laid on."""
+    crop: Literal["centre"] = "centre"
+    """The part of an image that is resized: its middle, of the network's aspect ratio."""
+    crop_share: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """The sides of that part over those of the largest one; 1 for data in memory, whose images
+    networks get whole.
+    """
+    probabilities: Literal["softmax", "sigmoid"] = "softmax"
+    """Of the logits: softmax where an image is of one class, sigmoid where of several."""
     pixel_range: tuple[float, float] | None = None
     """The pixel values that became 0 and 1 in training; None: 0 and 255, of 8 bits."""
     weights_sha256: str | None = None

@@ -191,7 +191,7 @@ def default_input_size(model: str) -> tuple[int, int, int]:
 def load_run(
     folder: str | Path, trust: Iterable[str] = (), *, image_size: ImageSize | None = None
 ) -> LoadedModel:
-    """Load the network that a run trained, with its card.
+    """Load the network that a run trained, with its card, in eval mode.
 
     Args:
         folder: of the run.
@@ -216,7 +216,7 @@ def load_run(
         weights, _, _ = fitted(network, weights)
     check_fit(network, weights, path)
     put(weights, network)
-    return LoadedModel(card.name, network, card, card.preprocessing._replace(size=size))
+    return LoadedModel(card.name, network.eval(), card, card.preprocessing._replace(size=size))
 
 
 def read_card(folder: Path) -> ModelCard:

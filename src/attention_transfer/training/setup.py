@@ -115,6 +115,8 @@ class RunSetup:
             std=tuple(self.preprocessing.std),
             data=self.config.data,
             interpolation=self.preprocessing.interpolation,
+            crop_share=self.data.centre_share,
+            probabilities="sigmoid" if self.multi_label else "softmax",
             pixel_range=self.preprocessing.pixel_range,
         )
 

@@ -14,12 +14,12 @@ from attention_transfer.config import MapsConfig, height_and_width, low_and_high
 from attention_transfer.drawing.maps import MapsFigure, count_lines, draw_maps
 from attention_transfer.errors import InputError
 from attention_transfer.files import replacing, write_arrays
+from attention_transfer.inference.images import FileImage, find_image_files
+from attention_transfer.inference.networks import named_models
 from attention_transfer.preprocessing import PixelRange
 from attention_transfer.runs import new_folder, writing_to
-from attention_transfer.viewing.images import FileImage, find_image_files
 from attention_transfer.viewing.inference import MapRequest
 from attention_transfer.viewing.layout import MapGrid, compute_grid, on_one_scale
-from attention_transfer.viewing.networks import named_models
 
 __all__ = ["MapsResult", "write_maps"]
 

@@ -14,12 +14,12 @@ from attention_transfer.data.decoding import Box, CorruptImageError
 from attention_transfer.data.views import centre
 from attention_transfer.errors import InputError, first_line
 from attention_transfer.functional.maps import MapKind, to_float32
+from attention_transfer.inference.images import SourceImage
+from attention_transfer.inference.networks import NamedModel
 from attention_transfer.transfer import Attention, attention_of
 from attention_transfer.transfer.pairing import PairingSide
 from attention_transfer.transfer.terms.base import check_choice, check_power
-from attention_transfer.viewing.images import SourceImage
 from attention_transfer.viewing.levels import GRADIENT, MapPoint, select_points
-from attention_transfer.viewing.networks import NamedModel
 
 __all__ = ["Answer", "MapRequest", "NetworkMaps"]
 
@@ -122,7 +122,7 @@ class MapRequest:
         """Return the part of an image that a network receives, in the image's pixels."""
         height, width = image.size
         if self.crop:
-            return centre((height, width), self._input_size(network, image))
+            return centre((height, width), self._input_size(network, image), network.crop_share)
         return Box(0, 0, width, height)
 
     def _input_size(self, network: NamedModel, image: SourceImage) -> tuple[int, int]:

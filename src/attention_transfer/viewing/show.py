@@ -7,13 +7,13 @@ from typing import Literal
 from attention_transfer.drawing.maps import MapsFigure, draw_maps
 from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import MapKind
+from attention_transfer.inference.images import Images, source_images
+from attention_transfer.inference.networks import NamedModel, Networks, named_models
 from attention_transfer.preprocessing import PixelRange, Preprocessing
 from attention_transfer.transfer.terms.base import check_choice
 from attention_transfer.trust import trusting
-from attention_transfer.viewing.images import Images, source_images
 from attention_transfer.viewing.inference import MapRequest
 from attention_transfer.viewing.layout import compute_grid, on_one_scale
-from attention_transfer.viewing.networks import NamedModel, Networks, named_models
 
 __all__ = ["show"]
 

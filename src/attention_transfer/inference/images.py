@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from attention_transfer.config import Interpolation
 from attention_transfer.data.decoding import Box, image_size, open_image, upright_size
@@ -129,9 +128,9 @@ class TensorImage:
     """Values (C, H, W), which stay exact where the size does not change.
 
     Args:
-        values: from 0 to 1, or those of more than 8 bits.
+        values: uint8, from 0 to 1, or those of more than 8 bits.
         name: of the image.
-        scaled: whether they are from 0 to 1.
+        scaled: whether they are uint8 or from 0 to 1.
     """
 
     pixel_range: PixelRange | None = None
@@ -154,18 +153,11 @@ class TensorImage:
         self, size: tuple[int, int], box: Box, interpolation: Interpolation, channels: int = 3
     ) -> Tensor:
         """Return a part of the image at a size, with all its channels; grey ones get three."""
-        left, top, right, bottom = (round(edge) for edge in box)
-        part = self.values[:, top : max(bottom, top + 1), left : max(right, left + 1)]
-        if not self.scaled:
-            low, span = 0.0, 1.0
-            if self.pixel_range is not None:
-                low, span = self.pixel_range.low, self.pixel_range.span
-            part = ((part.double() - low) / span).nan_to_num(0.0).clamp(0, 1).float()
-        if len(part) == 1:
-            part = part.expand(3, -1, -1)
-        if tuple(part.shape[1:]) == size:
-            return part
-        return functional.interpolate(part[None], size, mode=interpolation, antialias=True)[0]
+        pixel_range = self.pixel_range
+        if self.scaled:
+            pixel_range = PixelRange(0.0, 1.0) if self.values.is_floating_point() else None
+        cropping = CropResize(size, interpolation, None, pixel_range, channels)
+        return _to_tensor(cropping.part(self.values.movedim(0, -1).numpy(), box))
 
 
 def put_on_one_scale(
@@ -335,9 +327,7 @@ def _from_tensor(values: Tensor, expected: _Expected) -> Iterator[SourceImage]:
         raise InputError(f"got images {tuple(values.shape)}, expected {expected}")
     values = values.detach().cpu()
     scaled = values.is_floating_point() or values.dtype in (torch.uint8, torch.bool)
-    if values.dtype == torch.uint8:
-        values = values.float() / 255
-    elif scaled:
+    if values.is_floating_point():
         values = values.float()
         low, high = float(values.min()), float(values.max())
         if expected.raw:

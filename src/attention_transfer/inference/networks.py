@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD
+from attention_transfer.data.views import CENTRE_SHARE
 from attention_transfer.errors import InputError
 from attention_transfer.models import (
     LoadedModel,
@@ -51,6 +53,10 @@ class NamedModel:
     """Whether the network itself says how its images are preprocessed."""
     channels: int = 3
     """That the network takes."""
+    crop_share: float = CENTRE_SHARE
+    """See :class:`attention_transfer.models.ModelCard`."""
+    probabilities: Literal["softmax", "sigmoid"] = "softmax"
+    """Of the logits."""
 
     @property
     def image_channels(self) -> int:
@@ -136,9 +142,11 @@ def _from_loaded(loaded: LoadedModel, model: str) -> NamedModel:
             f"{model} does not declare how its images are normalized; using ImageNet's mean and "
             "standard deviation",
         )
-    names = None
+    names: tuple[str, ...] | None = None
+    of_card: dict[str, Any] = {}
     if loaded.card is not None:
         names = loaded.card.class_names
+        of_card = {name: getattr(loaded.card, name) for name in ("crop_share", "probabilities")}
     elif loaded.preprocessing is not None:
         names = imagenet_classes()
     return NamedModel(
@@ -148,6 +156,7 @@ def _from_loaded(loaded: LoadedModel, model: str) -> NamedModel:
         names,
         notices=notices,
         declares_preprocessing=loaded.preprocessing is not None,
+        **of_card,
     )
 
 
