@@ -108,6 +108,20 @@ def gradient_arms(sources: Sources, pair: str) -> list[str]:
     return lines([*head, "compared with alone, seed by seed", "seconds"], rows)
 
 
+def transformer(sources: Sources, _: str) -> list[str]:
+    """Return the errors of a vision transformer by optimizer."""
+    rows = []
+    for name, arm in sources.measured("vit_optimizers").one("arms").items():
+        for part, key in (("", ""), (", averaged weights", "_of_averaged_weights")):
+            errors = arm.get(f"test_errors{key}")
+            if errors is None:
+                continue
+            mean = f"{arm[f'mean_of_test_errors{key}']:.1f}"
+            each = ", ".join(f"{error:.1f}" for error in errors)
+            rows.append([name + part, mean, each, str(arm["diverged"] or "")])
+    return lines(["", "test error %, mean", "each seed", "runs that diverged"], rows)
+
+
 def checked(sources: Sources, _: str) -> list[str]:
     """Return the paper's claims that were run on other images: its figures, and what was seen."""
     small, nin = "wrn-16-1 from wrn-16-2", "nin-thin-nobn from nin-wide-nobn"
@@ -179,6 +193,7 @@ TABLES: dict[str, Table] = {
     "accuracy": accuracy,
     "accuracy-cached": accuracy_cached,
     "gradient-arms": gradient_arms,
+    "transformer": transformer,
     "checked": checked,
     "paper": paper,
     "study": study,
