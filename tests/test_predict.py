@@ -15,41 +15,13 @@ import attention_transfer as at
 from attention_transfer import cli
 from attention_transfer.models import load_run
 from conftest import SMALL, small_data
-
-CLASSES = ("crosses", "discs", "rings")
-
-
-def picture(label: int, seed: int, size: tuple[int, int] = (40, 56)) -> Image.Image:
-    """A colour image whose class is where it is bright, of another shape than the network's."""
-    generator = np.random.default_rng(seed)
-    pixels = generator.integers(0, 90, (*size, 3), dtype=np.uint8)
-    third = size[1] // 3
-    pixels[10:30, label * third : (label + 1) * third] += 150
-    return Image.fromarray(pixels)
+from small_pictures import CLASSES, picture, write_pictures
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of images: PNG, JPEG of many pixels, grey, transparent, turned by EXIF."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for split, count in (("train", 8), ("test", 4)):
-        for label, name in enumerate(CLASSES):
-            place = folder / split / name
-            place.mkdir(parents=True)
-            for index in range(count):
-                image = picture(label, 100 * label + index + (50 if split == "test" else 0))
-                if index == 0:
-                    image.resize((560, 400)).save(place / "large.jpg", quality=90)
-                elif index == 1:
-                    image.convert("L").save(place / "grey.png")
-                elif index == 2:
-                    image.putalpha(Image.fromarray(np.eye(40, 56, dtype=np.uint8) * 255))
-                    image.save(place / "transparent.png")
-                else:
-                    turned = image.getexif()
-                    turned[0x0112] = 6
-                    image.save(place / f"{index}.jpg", exif=turned, quality=95)
-    return folder
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ __all__ = [
     "Precision",
     "Names",
     "Several",
+    "as_words",
     "NetworkPair",
     "ImageSize",
     "ValueRange",
@@ -81,6 +82,14 @@ def as_columns(columns: object) -> object:
 def as_several(values: object) -> object:
     """Return a single text as a tuple of one, as configuration files have it."""
     return (values,) if isinstance(values, str) else values
+
+
+def as_words(values: object) -> object:
+    """Return the words of a text, or of a list of texts, separated by commas or spaces."""
+    texts = [values] if isinstance(values, str) else values
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        return values
+    return tuple(word for text in texts for word in text.replace(",", " ").split())
 
 
 Names = Annotated[str, BeforeValidator(joined)]

@@ -21,6 +21,7 @@ from attention_transfer.config.fields import (
     ValueRange,
     Workers,
     as_several,
+    as_words,
 )
 from attention_transfer.config.runs import ImagesConfig
 
@@ -29,6 +30,7 @@ __all__ = [
     "CacheConfig",
     "EvaluateConfig",
     "PredictConfig",
+    "ExportConfig",
     "PointsConfig",
     "MapsConfig",
     "BenchmarkConfig",
@@ -136,6 +138,38 @@ class PredictConfig(Config):
                 "out", "out is the folder for the pictures of maps; give --maps as well"
             )
         return self
+
+
+class ExportConfig(Config):
+    """Settings of the export of a run's network."""
+
+    run: Path = Field(description="the folder of a finished run")
+    formats: Annotated[
+        tuple[Literal["safetensors", "onnx", "pt2", "int8"], ...],
+        BeforeValidator(as_words),
+        Field(min_length=1),
+    ] = Field(
+        ("safetensors", "onnx", "pt2", "int8"),
+        description="files to write: safetensors (always), onnx, pt2 (torch.export) and int8 "
+        "(quantized onnx)",
+    )
+    out: Path | None = Field(
+        None, description="folder to write to; default: the folder export in the run's"
+    )
+    normalize_in_graph: bool = Field(
+        False,
+        description="graphs take pixels (N, H, W, 3), uint8, and normalize them; without it they "
+        "take normalized images (N, C, H, W)",
+    )
+    data: str | None = Field(
+        None, description="data set to compare and quantize with; default: the run's"
+    )
+    calibration_images: Count = Field(
+        256, description="training images from which int8 takes the ranges of activations"
+    )
+    workers: Workers | None = Field(
+        None, description="processes that decode image files; default: by the number of cores"
+    )
 
 
 class PointsConfig(Config):

@@ -7,7 +7,7 @@ import torch
 
 from attention_transfer.class_alignment import aligned, class_names_of
 from attention_transfer.config import EvaluateConfig, height_and_width, low_and_high
-from attention_transfer.data import DataSet, as_input, load_data
+from attention_transfer.data import DataSet, Images, as_input, load_data
 from attention_transfer.data.classes import abridged, normal_form
 from attention_transfer.environment import make_accelerator, resolve_precision
 from attention_transfer.errors import InputError
@@ -20,7 +20,7 @@ from attention_transfer.training.processes import Processes
 from attention_transfer.training.shared_evaluation import SharedEvaluation
 from attention_transfer.trust import check_names
 
-__all__ = ["evaluate_model"]
+__all__ = ["evaluate_model", "load_with_data"]
 
 
 def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evaluation] | None:
@@ -41,6 +41,24 @@ def _evaluate(
     config: EvaluateConfig, processes: Processes, device: torch.device
 ) -> tuple[LoadedModel, DataSet, Evaluation] | None:
     precision = resolve_precision(config.precision)
+    model, data, images = load_with_data(config)
+    processes.wait()
+    logits = SharedEvaluation(processes, precision, device, config.workers).logits(
+        model.network.to(device),
+        images,
+        preprocessing_for(model, data),
+        len(data.class_names),
+        config.batch_size,
+    )
+    return None if logits is None else (model, data, compute_metrics(logits, images.labels))
+
+
+def load_with_data(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Images]:
+    """Load a MODEL with DATA of its classes, and the images of the split to evaluate it on.
+
+    Raises:
+        InputError: the model or the data set is unknown, or the two do not fit.
+    """
     data = _load_data(config)
     model = load(config.model, len(data.class_names), trained=True)
     data = aligned(data, [(config.model, model)])
@@ -60,15 +78,7 @@ def _evaluate(
     if model.preprocessing is not None:
         images = images.resized(images.size, model.preprocessing.interpolation)
     try_out(model, data, as_input(images.pixels(np.arange(1))))
-    processes.wait()
-    logits = SharedEvaluation(processes, precision, device, config.workers).logits(
-        model.network.to(device),
-        images,
-        preprocessing_for(model, data),
-        len(data.class_names),
-        config.batch_size,
-    )
-    return None if logits is None else (model, data, compute_metrics(logits, images.labels))
+    return model, data, images
 
 
 def _load_data(config: EvaluateConfig) -> DataSet:
