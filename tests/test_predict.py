@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,23 @@ def test_a_corrupt_image_is_skipped_and_said(
     assert code == 0
     assert "good.png" in out
     assert f"skipped {tmp_path / 'bad.png'}: " in err
+
+
+def test_a_run_ends_with_the_lines_that_use_it(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my run"
+    arguments = ["--data", f"folder:{pictures}", "--out", str(folder), "--image-size=16"]
+    arguments += ["--epochs=1", "--batch-size=8", "--probes=0", "--no-report", "--workers=0"]
+    code, out, _ = run_command(capsys, "train", "--model=wrn-10-1", *arguments)
+    assert code == 0
+    lines = dict(line.split(": ", 1) for line in out.splitlines() if ": " in line)
+    image = str(pictures / "test" / "discs" / "3.jpg")
+    predict = shlex.split(lines["classify images"])
+    assert predict[:2] == ["attention-transfer", "predict"]
+    assert (
+        run_command(capsys, *(image if word == "IMAGE" else word for word in predict[1:]))[0] == 0
+    )
+    (prediction,) = eval(lines["in Python"].replace("IMAGE", image), {"at": at})
+    assert prediction.label in CLASSES
+    assert shlex.split(lines["for other software"]) == ["attention-transfer", "export", str(folder)]

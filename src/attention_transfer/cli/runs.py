@@ -1,5 +1,6 @@
 """The output of train, distill and resume: progress, then the results."""
 
+import shlex
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.cli.seeds import begin_seeds, parsed_seeds
 from attention_transfer.config import RunConfig
+from attention_transfer.factories import OBJECT
 from attention_transfer.terminal import print_line
+from attention_transfer.trust import factories_in, trust_flags
 from attention_transfer.waiting import loading
 
 if TYPE_CHECKING:
@@ -75,7 +78,26 @@ def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:
         print_line(where, f"averaged weights: {finished.averaged_folder}")
     if page is not None:
         print_line(where, f"report: {page}")
+    for line in _uses(finished):
+        print_line(where, line)
     return 0
+
+
+def _uses(finished: "Run") -> list[str]:
+    """Return the lines that use the trained network."""
+    student = finished.config.student
+    if student.startswith(OBJECT):
+        return []  # no file says how to build it
+    flags = trust_flags(factories_in({"student": student}))
+    folder = str(finished.folder)
+    predict = shlex.join(["attention-transfer", "predict", folder, "IMAGE", *flags])
+    export = shlex.join(["attention-transfer", "export", folder, *flags])
+    trust = f", trust={tuple(flags[1::2])!r}" if flags else ""
+    return [
+        f"classify images: {predict}",
+        f"in Python: at.load({folder!r}{trust}).predict('IMAGE')",
+        f"for other software: {export}",
+    ]
 
 
 def _row(record: "RunRecord", name: str, figures: "FinalMetrics") -> list[str]:
