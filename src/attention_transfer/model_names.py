@@ -1,7 +1,9 @@
-"""The parts of a MODEL as users write it: a run's folder, or ``NAME@FILE#KEY``."""
+"""The parts of a MODEL as users write it: a folder, ``hub:NAME@COMMIT``, or ``NAME@FILE#KEY``."""
 
 import os
 from pathlib import Path
+
+from attention_transfer.hub import HUB, hub_folder
 
 __all__ = ["run_folder", "split_models", "split_name", "weights_file"]
 
@@ -14,10 +16,17 @@ LOCAL = "timm:local-dir:"
 def run_folder(model: str | Path) -> Path | None:
     """Return the folder that a MODEL means, ``~`` expanded; None if it is no folder.
 
+    A network on the hub is fetched if it is not on this machine.
+
+    Raises:
+        InputError: the hub cannot be reached, or has no such network.
+
     >>> run_folder("wrn-16-2") is None
     True
     """
     folder = os.path.expanduser(model)
+    if folder.startswith(HUB):
+        return hub_folder(folder)
     return Path(folder) if os.path.isdir(folder) else None
 
 
@@ -64,6 +73,8 @@ def split_models(models: str) -> list[str]:
 
 def _is_path(model: str) -> bool:
     """Return whether a MODEL with commas names a folder or a file that exists."""
+    if model.startswith(HUB):
+        return False  # no comma is part of its name
     name, weights = split_name(model)
     if run_folder(model) or run_folder(model.removeprefix(LOCAL)):
         return True

@@ -14,6 +14,7 @@ from typing import Any
 
 from attention_transfer.errors import UntrustedError
 from attention_transfer.factories import OBJECT
+from attention_transfer.hub import HUB
 from attention_transfer.model_names import run_folder, split_models
 
 __all__ = ["check_names", "check_settings", "factories_in", "trust_flags", "trusted", "trusting"]
@@ -119,6 +120,8 @@ def _check(source: str | Path, names: Iterable[str]) -> None:
 
 def _factories(kind: str, text: str) -> list[str]:
     """Return the name in a text if it has to be trusted, as a list of one or none."""
+    if kind == "network" and text.startswith(HUB):
+        return [text]  # a file may not have anything fetched
     if kind == "network" and run_folder(text):
         return []  # a run folder, whose own card is checked when it is read
     name = text.partition("(" if kind == "term" else "@")[0].strip() if kind != "data" else text

@@ -14,6 +14,7 @@ EXAMPLES = (
     "export runs/student",
     "export runs/student --formats onnx --normalize-in-graph --out deployed",
     "export runs/student --data folder:photos --json",
+    "export runs/student --push my-name/my-student",
 )
 
 
@@ -35,6 +36,7 @@ def run(arguments: Namespace) -> int:
         print_json(
             {
                 "folder": str(result.folder),
+                "uploaded": result.uploaded,
                 "validation_images": result.validation_images,
                 "forms": [asdict(form) for form in result.forms],
             }
@@ -58,4 +60,6 @@ def run(arguments: Namespace) -> int:
         title=f"{result.validation_images:,} validation images; differences are of probabilities",
     )
     print_line(stdout, f"written to {result.folder}")
+    if result.uploaded is not None:
+        print_line(stdout, f"uploaded; it is now the MODEL {result.uploaded}")
     return 0

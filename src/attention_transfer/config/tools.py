@@ -170,6 +170,19 @@ class ExportConfig(Config):
     workers: Workers | None = Field(
         None, description="processes that decode image files; default: by the number of cores"
     )
+    push: Annotated[str, "OWNER/NAME", Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = Field(
+        None,
+        description="also upload the folder to this repository of the Hugging Face Hub; a new one "
+        "is private",
+    )
+    public: bool = Field(False, description="a new repository of --push is public")
+
+    @model_validator(mode="after")
+    def _public_needs_push(self) -> Self:
+        """Refuse a visibility of a repository that is not made."""
+        if self.public and self.push is None:
+            raise PydanticCustomError("public", "public is about a repository; give --push as well")
+        return self
 
 
 class PointsConfig(Config):

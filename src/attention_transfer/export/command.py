@@ -1,8 +1,9 @@
 """The work of ``attention-transfer export``: files of a run's network, checked and measured."""
 
+import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from attention_transfer.export.graphs import (
 )
 from attention_transfer.export.model_card import model_card
 from attention_transfer.export.network import exported_network
+from attention_transfer.export.upload import check_login, upload
 from attention_transfer.factories import OBJECT
 from attention_transfer.files import replacing, write_json, write_text
 from attention_transfer.models import LoadedModel, load, split_models
@@ -55,6 +57,8 @@ class ExportResult:
     validation_images: int
     notices: list[str] = field(default_factory=list)
     """What could not be measured."""
+    uploaded: str | None = None
+    """The MODEL on the hub, if it was uploaded."""
 
 
 def export_run(config: ExportConfig) -> ExportResult:
@@ -65,7 +69,8 @@ def export_run(config: ExportConfig) -> ExportResult:
     Raises:
         InputError: the run is not finished; its data cannot be loaded; a package is missing; the
             folder exists; the network cannot be exported.
-        TrainingError: an exported graph gives other probabilities than the network.
+        TrainingError: an exported graph gives other probabilities than the network, or the hub
+            refuses the upload.
     """
     run = Run(config.run)
     run.record  # noqa: B018 - raises if it is not finished
@@ -74,6 +79,8 @@ def export_run(config: ExportConfig) -> ExportResult:
     with writing_to(folder):
         if folder.exists():
             raise InputError(f"{folder} exists already; delete it, or choose another --out")
+    if config.push is not None:
+        check_login(config.push)
     evaluation = EvaluateConfig(
         model=str(run.folder), data=config.data, split="validation", workers=config.workers
     )
@@ -88,7 +95,16 @@ def export_run(config: ExportConfig) -> ExportResult:
         folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder) as partial:
         partial.mkdir()
-        return exporting.write(partial, folder)
+        result = exporting.write(partial, folder)
+    if config.push is None:
+        return result
+    try:
+        return replace(result, uploaded=upload(folder, config.push, config.public))
+    except InputError as error:
+        raise TrainingError(
+            f"{error}; the files are in {folder}, and can be uploaded with: "
+            + shlex.join(["hf", "upload", config.push, str(folder)])
+        ) from error
 
 
 class _Export:
