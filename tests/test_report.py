@@ -86,12 +86,38 @@ def test_the_interval_is_wilsons(images: int, data: st.DataObject) -> None:
 def test_the_headline_states_the_gain(alone: Path, taught: Path) -> None:
     assert headline(group_runs(read_runs([alone, taught]))) == (
         "On 100 test images of pets, wrn-10-1 has 12.0 % error alone; distilled from wrn-16-2, it "
-        "has 6.0 % with AT (50 % fewer mistakes)."
+        "has 6.0 % with AT (no difference can be told)."
+    )
+    better = made_run(taught.with_name("better"), teacher="runs/teacher", wrong=(0, 1, 2))
+    assert "it has 3.0 % with AT (75 % fewer mistakes)" in headline(
+        group_runs(read_runs([alone, better]))
     )
     assert "wrn-10-1 alone has 12.0 % error" in headline(group_runs(read_runs([alone])))
     assert "wrn-10-1 with AT has 6.0 % error (teacher wrn-16-2)" in headline(
         group_runs(read_runs([taught]))
     )
+
+
+def test_over_seeds_a_gain_is_said_where_its_interval_excludes_zero(tmp_path: Path) -> None:
+    errors = {"alone": (20, 22, 21), "t": (10, 12, 12), "u": (20, 25, 16)}
+    folders: dict[str, list[Path]] = {
+        teacher: [
+            made_run(
+                tmp_path / f"{teacher}-{seed}",
+                teacher=None if teacher == "alone" else teacher,
+                wrong=tuple(range(count)),
+                seed=seed,
+            )
+            for seed, count in enumerate(counts)
+        ]
+        for teacher, counts in errors.items()
+    }
+    clear, unclear = (
+        headline(group_runs(read_runs([*folders["alone"], *folders[teacher]])))
+        for teacher in ("t", "u")
+    )
+    assert "11.33 % with AT (46 % fewer mistakes)" in clear
+    assert "20.33 % with AT (no difference can be told)" in unclear
 
 
 def test_seeds_are_one_group_with_their_spread(tmp_path: Path) -> None:
@@ -128,22 +154,22 @@ def test_methods_have_their_names(settings: dict[str, Any], method: str, tmp_pat
 def test_each_student_is_compared_with_itself_alone(tmp_path: Path) -> None:
     """Never with another network, and each with its own teacher."""
     runs = [
-        made_run(tmp_path / "small", wrong=(1, 2)),
-        made_run(tmp_path / "large", student="wrn-40-1", wrong=(1, 2, 3, 4)),
-        made_run(tmp_path / "small-at", teacher="t", wrong=(1,)),
-        made_run(tmp_path / "large-at", teacher="t", student="wrn-40-1", wrong=(1, 2, 3)),
+        made_run(tmp_path / "small", wrong=tuple(range(20))),
+        made_run(tmp_path / "large", student="wrn-40-1", wrong=tuple(range(40))),
+        made_run(tmp_path / "small-at", teacher="t", wrong=tuple(range(10))),
+        made_run(tmp_path / "large-at", teacher="t", student="wrn-40-1", wrong=tuple(range(30))),
         made_run(tmp_path / "other", teacher="t", student="nin-thin", wrong=(1,)),
     ]
     groups = group_runs(read_runs(runs))
     assert headline(groups) == (
-        "On 100 test images of pets, wrn-10-1 has 2.0 % error alone; distilled from wrn-16-2, it "
-        "has 1.0 % with AT (50 % fewer mistakes). wrn-40-1 has 4.0 % error alone; distilled from "
-        "wrn-16-2, it has 3.0 % with AT (25 % fewer mistakes). nin-thin with AT has 1.0 % error "
+        "On 100 test images of pets, wrn-10-1 has 20.0 % error alone; distilled from wrn-16-2, it "
+        "has 10.0 % with AT (50 % fewer mistakes). wrn-40-1 has 40.0 % error alone; distilled from "
+        "wrn-16-2, it has 30.0 % with AT (25 % fewer mistakes). nin-thin with AT has 1.0 % error "
         "(teacher wrn-16-2)."
     )
     assert [(change.alone.student, change.corrected) for change in compare_answers(groups)] == [
-        ("wrn-10-1", 1),
-        ("wrn-40-1", 1),
+        ("wrn-10-1", 10),
+        ("wrn-40-1", 10),
     ]
 
 

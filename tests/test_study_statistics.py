@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from attention_transfer.experiments.study.statistics import (
+from attention_transfer.statistics import (
     paired_difference,
     summarize,
     t_quantile,

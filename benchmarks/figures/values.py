@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from attention_transfer.experiments.study.statistics import PairedDifference, paired_difference
+from attention_transfer.statistics import PairedDifference, paired_difference
 from figures.sources import Sources
 from figures.text import NUMBER, Figure
 

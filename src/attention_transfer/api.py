@@ -3,6 +3,7 @@
 import shlex
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 
 from attention_transfer import training
 from attention_transfer.config import DistillConfig, RunConfig
+from attention_transfer.errors import InputError
+from attention_transfer.factories import OBJECT
 from attention_transfer.report.page import write_report
 from attention_transfer.runs import Run
 from attention_transfer.training import RunProgress
@@ -121,10 +124,15 @@ def run(
     resume_or_start: bool = False,
     allow_changes: bool = False,
 ) -> Run:
-    """Train what a configuration describes, and write the run's report.
+    """Train what a configuration describes, the student alone if asked for, and write the report.
 
     See :func:`attention_transfer.training.run`.
     """
+    if config.baseline and config.student.startswith(OBJECT):
+        raise InputError(
+            "--baseline builds the student a second time, by its name, and got a module; leave it "
+            "out, and train a copy with at.train before"
+        )
     finished = training.run(
         config,
         progress,
@@ -132,6 +140,7 @@ def run(
         resume_or_start=resume_or_start,
         allow_changes=allow_changes,
     )
+    _train_alone(finished, progress, objects)
     return _with_report(finished)
 
 
@@ -164,17 +173,33 @@ def resume(
         trust: the factories, as ``"package.module:factory"``, that the run's folder may name.
 
     Raises:
-        InputError: the folder holds no run, the run is finished, another process trains it, its
+        InputError: the folder holds no run, the run (and the student alone,
+            where ``baseline`` asks for it) is finished, another process trains it, its
             checkpoints are damaged, or it would go on with something else than it began with;
             objects are missing, or of another type.
         UntrustedError: the folder names code that is not trusted.
     """
     _, objects = named(student=student, teacher=teacher, data=data, terms=terms)
+    begun = Run(Path(folder))
     with trusting(trust):
-        finished = training.resume(
-            folder, progress, objects, workers=workers, allow_changes=allow_changes
-        )
+        if begun.is_finished and begun.config.baseline and not begun.alone.is_finished:
+            finished = begun
+        else:
+            finished = training.resume(
+                folder, progress, objects, workers=workers, allow_changes=allow_changes
+            )
+        _train_alone(finished, progress, objects)
     return _with_report(finished)
+
+
+def _train_alone(finished: Run, progress: RunProgress | None, objects: RunObjects) -> None:
+    """Train the student of a run alone, if its configuration asks for it."""
+    if finished.config.baseline and not finished.alone.is_finished:
+        config = finished.config.alone().replace(out=finished.alone.folder)
+        if progress is not None:
+            progress.write_line(f"the student alone: {config.out}")
+        alone = replace(objects, student=None, teachers=(), terms=())
+        training.run(config, progress, alone, resume_or_start=True)
 
 
 def _with_report(finished: Run) -> Run:

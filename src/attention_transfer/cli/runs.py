@@ -11,6 +11,7 @@ from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.cli.seeds import begin_seeds, parsed_seeds
 from attention_transfer.config import RunConfig
 from attention_transfer.factories import OBJECT
+from attention_transfer.report.verdict import verdict
 from attention_transfer.terminal import print_line
 from attention_transfer.trust import factories_in, trust_flags
 from attention_transfer.waiting import loading
@@ -66,13 +67,16 @@ def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:
     page = str(written) if written.is_file() else None
     if as_json:
         values = record.model_dump(mode="json")
-        print_json({"folder": str(finished.folder), "report": page, **values})
+        judged = asdict(verdict(finished))
+        print_json({"folder": str(finished.folder), "report": page, "verdict": judged, **values})
         return 0
     rows = [_row(record, record.student.name, record.final)]
     if record.ema is not None:
         rows.append(_row(record, f"{record.student.name}, averaged weights", record.ema.final))
     columns = ["network", "test error %", "validation error %", "parameters", "seconds"]
     print_table(where, columns, rows)
+    for sentence in verdict(finished).sentences:
+        print_line(where, sentence)
     print_line(where, f"the run is in {finished.folder}")
     if record.ema is not None:
         print_line(where, f"averaged weights: {finished.averaged_folder}")

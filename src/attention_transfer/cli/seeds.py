@@ -128,7 +128,7 @@ def _check_same(wanted: RunConfig) -> None:
 
 
 def _print(runs: "dict[int, Run]", folder: Path, as_json: bool) -> None:
-    from attention_transfer.experiments.study.statistics import Summary, summarize
+    from attention_transfer.statistics import Summary, summarize
 
     where = console(as_json)
     splits = {"test": {}, "validation": {}}  # type: dict[str, dict[int, float]]

@@ -224,6 +224,11 @@ class RunConfig(TrainingConfig):
         "chance, has its classes in another order or expects another normalisation; its error is "
         "printed all the same",
     )
+    baseline: bool = Field(
+        False,
+        description="also train the student alone, with the same settings, in the folder alone of "
+        "the run's, and say whether the teacher helped",
+    )
     preset: Preset | None = Field(
         None,
         description="losses of a paper or of well-known code: sets the settings of its terms, as "
@@ -331,6 +336,11 @@ class RunConfig(TrainingConfig):
         """Add the settings of a preset, where none are given."""
         return with_preset(values)
 
+    def alone(self) -> "RunConfig":
+        """Return the settings of the same student trained alone: by the labels, without terms."""
+        names = TrainingConfig.model_fields.keys() - {"terms", "out", "report"}
+        return RunConfig(**{name: getattr(self, name) for name in names}, report=False)
+
     @property
     def schedule_of_beta(self) -> Literal["constant", "linear", "cosine"]:
         """The schedule of the attention's weight, chosen where it is not given."""
@@ -372,6 +382,7 @@ def flag_of(name: str, config: type[Config] = RunConfig) -> str:
 
 NEEDS_TEACHER = (
     "trust_teacher",
+    "baseline",
     "preset",
     "attention",
     "map",

@@ -39,7 +39,7 @@ TEACHER = "teacher"
 STEPS = "steps"
 """A length in optimizer steps, which a study turns into the nearest number of epochs."""
 
-GIVEN_BY_THE_STUDY = ("seed", "out", "cache", "teacher", "student", "report")
+GIVEN_BY_THE_STUDY = ("seed", "out", "cache", "teacher", "student", "report", "baseline")
 """Settings of a run that a study fills in by itself."""
 
 MOST_SEEDS = 1000

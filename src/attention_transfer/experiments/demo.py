@@ -5,6 +5,7 @@ times with the same epochs and schedule: alone, with attention transfer (AT), an
 transfer and knowledge distillation (AT+KD).
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from attention_transfer.experiments.packaged_teacher import packaged_teacher
 from attention_transfer.files import write_arrays, write_json
 from attention_transfer.models import LoadedModel, load_run
 from attention_transfer.network_inputs import preprocessing_for
+from attention_transfer.report.verdict import paired_errors
 from attention_transfer.runs import Run, new_folder, writing_to
 from attention_transfer.training import RunProgress, run
 from attention_transfer.training.objects import RunObjects
@@ -108,7 +110,7 @@ def run_demo(config: DemoConfig, progress: RunProgress | None = None) -> DemoRes
     scenes = _scene_maps({name: load_run(path) for name, path in networks.items()}, data)
     write_arrays(folder / "attention.npz", scenes.arrays())
     settings = _settings(runs["at"].config, runs["at+kd"].config)
-    result = DemoResult(folder, arms, _sentence(arms), settings, scenes)
+    result = DemoResult(folder, arms, _sentence(arms, runs), settings, scenes)
     summary: dict[str, Any] = {"schema_version": 1, "config": config.model_dump(mode="json")}
     summary |= {"arms": [asdict(arm) for arm in arms], "settings": settings}
     write_json(folder / "demo.json", summary)
@@ -146,10 +148,14 @@ def _teacher_arm(folder: Path, finished: Run) -> Arm:
     return Arm("teacher", teacher.test_error, teacher.parameters, Run(folder).record.seconds)
 
 
-def _sentence(arms: list[Arm]) -> str:
+def _sentence(arms: list[Arm], runs: Mapping[str, Run]) -> str:
     error = {arm.name: arm.test_error for arm in arms}
 
     def change(name: str) -> str:
+        paired = paired_errors(runs[name], runs["alone"])
+        assert paired is not None
+        if not paired.established:
+            return f"about as many mistakes, as far as {paired.images:,} images can tell,"
         share = 100 * (error[name] / error["alone"] - 1)
         return f"{abs(share):.0f} % {'fewer' if share <= 0 else 'more'} mistakes"
 

@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attention_transfer.report.groups import Group, find_baseline
-from attention_transfer.runs.attention import Arrays
+from attention_transfer.report.verdict import is_right
+from attention_transfer.runs import Run
+from attention_transfer.statistics import PairedErrors, paired_difference
 
 __all__ = ["AnswerChanges", "compare_answers", "headline"]
 
@@ -49,12 +51,34 @@ def _distillation_sentence(distilled: Sequence[Group], groups: Sequence[Group]) 
 
 
 def _change_in_mistakes(group: Group, alone: Group) -> str:
-    if group.error == alone.error:
-        return "as many mistakes"
+    """Return how many fewer mistakes a group makes, if that is more than chance."""
+    if not _differ(group, alone):
+        return "no difference can be told"
     if alone.error == 0:
         return "alone it makes no mistakes"
     change = 100 * (group.error / alone.error - 1)
     return f"{abs(change):.0f} % {'fewer' if change < 0 else 'more'} mistakes"
+
+
+def _differ(group: Group, alone: Group) -> bool:
+    """Return whether the errors of two groups differ by more than chance: over seeds, or, with one
+    seed in common, over images.
+    """
+    errors, others = (
+        {run.config.seed: run.record.final.held_out.error for run in one.runs}
+        for one in (group, alone)
+    )
+    difference = paired_difference(errors, others)
+    if difference is not None and difference.n > 1:
+        return difference.established
+    right, baseline = (_right(one.representative) for one in (group, alone))
+    if right is None or baseline is None or len(right) != len(baseline):
+        return False
+    return PairedErrors.of(right, baseline).established
+
+
+def _right(run: Run) -> NDArray[np.bool_] | None:
+    return None if run.predictions is None else is_right(run.predictions)
 
 
 @dataclass(frozen=True)
@@ -81,7 +105,7 @@ def compare_answers(groups: Sequence[Group]) -> Iterator[AnswerChanges]:
         after = group.representative.predictions
         if alone is None or before is None or after is None:
             continue
-        right_before, right_after = _is_right(before), _is_right(after)
+        right_before, right_after = is_right(before), is_right(after)
         if len(right_before) != len(right_after) or (right_before == right_after).all():
             continue
         changed = {
@@ -101,9 +125,3 @@ def compare_answers(groups: Sequence[Group]) -> Iterator[AnswerChanges]:
                 if int(index) in changed
             ],
         )
-
-
-def _is_right(predictions: Arrays) -> NDArray[np.bool_]:
-    """Return (N,): whether each image's class is predicted, or all of its several classes."""
-    right: NDArray[np.bool_] = predictions["labels"] == predictions["predicted"]
-    return np.asarray(right.reshape(len(right), -1).all(axis=1))

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AVERAGED", "Run", "new_folder", "read_runs", "resume_command", "writing_to"]
 
+ALONE = "alone"
+"""The name of the folder of the student alone in a run's folder."""
+
 AVERAGED = "ema"
 """The name of the folder of averaged weights in a run's folder."""
 
@@ -157,6 +160,11 @@ class Run:
     def averaged_folder(self) -> Path:
         """The folder of the moving average of weights; it is a MODEL, as the run's own is."""
         return self.folder / AVERAGED
+
+    @property
+    def alone(self) -> "Run":
+        """The run of the student alone that ``--baseline`` trains beside this one."""
+        return Run(self.folder / ALONE)
 
     @property
     def is_finished(self) -> bool:

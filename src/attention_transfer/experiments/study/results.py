@@ -10,13 +10,13 @@ from typing import Any, Literal, NamedTuple
 from attention_transfer.config.studies import TEACHER, PaperFigure, StudyConfig
 from attention_transfer.experiments.study.plan import Cell, Plan, PlannedRun
 from attention_transfer.experiments.study.planning import make_plan
-from attention_transfer.experiments.study.statistics import (
+from attention_transfer.runs import Run
+from attention_transfer.statistics import (
     PairedDifference,
     Summary,
     paired_difference,
     summarize,
 )
-from attention_transfer.runs import Run
 
 __all__ = [
     "SCHEMA_VERSION",
