@@ -171,6 +171,7 @@ BAD: dict[str, tuple[str, str]] = {
         "no whole cifar100 in nowhere.*expected the extracted.*--download",
     ),
     # Networks.
+    "no run to evaluate": ("evaluate runs/none", "there is no such folder or file; expected the"),
     "unknown model": ("train --model wnr-16-1", "unknown model 'wnr-16-1'; did you mean wrn-16-1"),
     "depth not 6n+4": ("train --model wrn-17-2", r"must be 6n\+4 \(10, 16, .*got 17"),
     "width 0": ("train --model wrn-16-0", "at least 1, got width 0"),

@@ -2,6 +2,7 @@
 
 import warnings
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import torchvision
 from torch import Tensor, nn
 
 import attention_transfer as at
+from attention_transfer.cli import main
 from attention_transfer.errors import InputError
+from attention_transfer.models import ModelCard
 from attention_transfer.taps import PointTable, Taps, attention_points
 
 RESNET = ["layer1", "layer2", "layer3", "layer4"]
@@ -342,3 +345,30 @@ def test_a_step_of_attention_transfer_lowers_the_loss(name: str) -> None:
         for parameter in moved:
             parameter -= 0.02 * out.loss / slope * parameter.grad  # type: ignore[operator]
         assert transfer(images).loss < out.loss
+
+
+def test_the_command_shows_the_pairs_and_recommended_points_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["points", "timm:resnet18", "--pair", "wrn-16-2", "--image-size=64"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.index("attends like") < text.index("GFLOPs")
+    assert "* layer1" in text
+    assert "  layer1.0.conv1" not in text
+    assert " further points: --all" in text
+    assert text.count("on 3x64x64 images") == 2
+    assert main([*arguments, "--all"]) == 0
+    every = capsys.readouterr().out
+    assert "  layer1.0.conv1" in every
+    assert "--all" not in every
+
+
+def test_networks_beside_a_run_get_its_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("a", "b")
+    card = ModelCard("wrn-10-1", names, (3, 24, 24), (0.5,) * 3, (0.2,) * 3, "tiny")
+    card.write(tmp_path / "model.json")
+    assert main(["points", "timm:resnet18", "--pair", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("on 3x24x24 images") == 2

@@ -256,3 +256,23 @@ def test_a_run_ends_with_the_lines_that_use_it(
     (prediction,) = eval(lines["in Python"].replace("IMAGE", image), {"at": at})
     assert prediction.label in CLASSES
     assert shlex.split(lines["for other software"]) == ["attention-transfer", "export", str(folder)]
+
+
+def test_a_run_is_evaluated_in_its_own_precision(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**SMALL, "epochs": 1, "batch_size": 8, "image_size": 16, "probes": 0, "workers": 0}
+    settings |= {"precision": "bf16", "out": tmp_path / "run"}
+    run = at.train("wrn-10-1", data=f"folder:{pictures}", **settings)
+    losses = {}
+    for flag in ((), ("--precision=bf16",), ("--precision=fp32",)):
+        code, out, _ = run_command(capsys, "evaluate", str(run.folder), "--json", *flag)
+        assert code == 0
+        losses[flag] = json.loads(out)["loss"]
+    assert losses[()] == run.record.final.test_loss == losses[("--precision=bf16",)]
+    assert losses[()] != losses[("--precision=fp32",)]
+
+
+def test_a_runs_folder_is_no_network_to_build(trained: at.Run) -> None:
+    with pytest.raises(at.InputError, match=r"is a folder, .*at\.load\("):
+        at.models.build(str(trained.folder), classes=3)

@@ -115,9 +115,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'did you mean wrn-16-1?'
     >>> nearest("resnet", ["sum", "max"])
     'known: sum, max'
+    >>> nearest("--modle", ["--compile"])  # the dashes are no likeness
+    'known: --compile'
     """
-    names = list(known)
-    close = difflib.get_close_matches(name[:LONGEST_NAME], names, n=3, cutoff=0.6)
+    names = {one.lstrip("-"): one for one in known}
+    wanted = name.lstrip("-")[:LONGEST_NAME]
+    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
     if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"known: {', '.join(names)}"
+        return f"did you mean {' or '.join(names[one] for one in close)}?"
+    return f"known: {', '.join(names.values())}"

@@ -38,20 +38,31 @@ def run(arguments: Namespace) -> int:
     from attention_transfer.models import split_models
     from attention_transfer.transfer.pairing import resolve_pairs
 
-    size = None if config.image_size is None else height_and_width(config.image_size)
     teachers = [] if config.pair is None else split_models(config.pair)
-    networks = [_survey(config.model, size), *(_survey(teacher, None) for teacher in teachers)]
+    given = None if config.image_size is None else height_and_width(config.image_size)
+    size = given or _size_of_runs([config.model, *teachers])
+    networks = [_survey(model, size) for model in (config.model, *teachers)]
     names, sides = [name for name, _ in networks], [side for _, side in networks]
     pairing = None if config.pair is None else resolve_pairs("auto", *sides)
     if arguments.json:
         print_json(_document(names, sides, pairing))
         return 0
     where = console(False)
-    for name, side in zip(names, sides, strict=True):
-        _print_points(where, name, side.points)
     if pairing is not None:
         _print_pairs(where, names, sides, pairing)
+    for name, side in zip(names, sides, strict=True):
+        _print_points(where, name, side.points, config.all)
     return 0
+
+
+def _size_of_runs(models: list[str]) -> tuple[int, int] | None:
+    """Return the images' height and width in the first run among some MODELs, on whose images
+    networks without a run would be trained; None: there is no run.
+    """
+    from attention_transfer.models import read_card, run_folder
+
+    folders = [folder for model in models if (folder := run_folder(model)) is not None]
+    return read_card(folders[0]).input_size[1:] if folders else None
 
 
 def _survey(model: str, size: tuple[int, int] | None) -> "tuple[str, PairingSide]":
@@ -69,7 +80,9 @@ def _survey(model: str, size: tuple[int, int] | None) -> "tuple[str, PairingSide
     return structure.name, side
 
 
-def _print_points(where: "Console", name: str, points: "PointTable") -> None:
+def _print_points(where: "Console", name: str, points: "PointTable", every: bool) -> None:
+    """Print a network's recommended points, or every point with those that cannot be read."""
+    shown = [point for point in points if every or point.recommended]
     size = "x".join(map(str, points.input_size))
     rows = [
         [
@@ -81,7 +94,7 @@ def _print_points(where: "Console", name: str, points: "PointTable") -> None:
             "x".join(f"{stride:g}" for stride in dict.fromkeys(_rounded(point.stride))),
             f"{100 * point.depth:.1f}",
         ]
-        for point in points
+        for point in shown
     ]
     print_table(
         where,
@@ -91,9 +104,14 @@ def _print_points(where: "Console", name: str, points: "PointTable") -> None:
         f"{points.flops / 1e9:.3g} GFLOPs an image",
     )
     print_line(where, "* recommended; depth is the share of all operations up to the point")
-    for reason, names in _by_reason(points).items():
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        print_line(where, f"not readable: {shown}: {reason}")
+    others = len(list(points)) - len(shown)
+    if others:
+        print_line(where, f"{others:,} further points: --all")
+    for reason, names in _by_reason(points).items() if every else ():
+        shown_names = ", ".join(names[:3]) + (
+            f" and {len(names) - 3} more" if len(names) > 3 else ""
+        )
+        print_line(where, f"not readable: {shown_names}: {reason}")
     print_line(where, "")
 
 

@@ -102,7 +102,9 @@ class EvaluateConfig(Config):
     data_seed: Seed | None = Field(
         None, description="seed of the scenes and the splits; default: the run's, or 0"
     )
-    precision: Precision = Field("fp32", description="fp32, bf16, fp16 (GPU only) or auto")
+    precision: Precision | None = Field(
+        None, description="fp32, bf16, fp16 (GPU only) or auto; default: the run's, else fp32"
+    )
 
 
 class PredictConfig(Config):
@@ -193,7 +195,14 @@ class PointsConfig(Config):
         None, description="a teacher to pair the network with, or several, separated by commas"
     )
     image_size: ImageSize | None = Field(
-        None, description="size of the network's images in pixels, N or HxW; default: its own"
+        None,
+        description="size of the networks' images in pixels, N or HxW; default: that of a run "
+        "among them, else each one's own",
+    )
+    all: bool = Field(
+        False,
+        description="list every point, and modules that cannot be read; default: the "
+        "recommended points",
     )
 
 

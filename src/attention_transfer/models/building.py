@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from attention_transfer.errors import InputError, nearest
-from attention_transfer.model_names import weights_file
+from attention_transfer.model_names import run_folder, weights_file
 from attention_transfer.models.file_kinds import program_kind
 from attention_transfer.models.network_in_network import NetworkInNetwork
 from attention_transfer.models.wide_resnet import WideResNet
@@ -51,6 +51,11 @@ def build(name: str, classes: int | None, image_size: ImageSize | None = None) -
     if model is not None:
         return model.build(classes, image_size)
     classes = 10 if classes is None else classes
+    if run_folder(name) is not None:
+        raise InputError(
+            f"{name} is a folder, and build takes the name of a network; load the trained one of a "
+            f"run with at.load({name!r}), or at.models.load_run({name!r})"
+        )
     base = name.removesuffix("-nobn")
     batch_norm = base == name
     wide_resnet = re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", base)

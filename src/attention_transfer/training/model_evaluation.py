@@ -6,12 +6,19 @@ import numpy as np
 import torch
 
 from attention_transfer.class_alignment import aligned, class_names_of
-from attention_transfer.config import EvaluateConfig, height_and_width, low_and_high
+from attention_transfer.config import EvaluateConfig, Precision, height_and_width, low_and_high
 from attention_transfer.data import DataSet, Images, as_input, load_data
 from attention_transfer.data.classes import abridged, normal_form
 from attention_transfer.environment import make_accelerator, resolve_precision
 from attention_transfer.errors import InputError
-from attention_transfer.models import LoadedModel, default_input_size, load, read_card, run_folder
+from attention_transfer.models import (
+    LoadedModel,
+    default_input_size,
+    load,
+    model_structure,
+    read_card,
+    run_folder,
+)
 from attention_transfer.network_inputs import channels_matched, preprocessing_for, try_out
 from attention_transfer.runs import Run
 from attention_transfer.runs.folder import AVERAGED
@@ -40,7 +47,7 @@ def evaluate_model(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Evalua
 def _evaluate(
     config: EvaluateConfig, processes: Processes, device: torch.device
 ) -> tuple[LoadedModel, DataSet, Evaluation] | None:
-    precision = resolve_precision(config.precision)
+    precision = resolve_precision(config.precision or _precision_of_run(config.model))
     model, data, images = load_with_data(config)
     processes.wait()
     logits = SharedEvaluation(processes, precision, device, config.workers).logits(
@@ -51,6 +58,17 @@ def _evaluate(
         config.batch_size,
     )
     return None if logits is None else (model, data, compute_metrics(logits, images.labels))
+
+
+def _precision_of_run(model: str) -> Precision:
+    """Return the precision that a run was trained and evaluated in; fp32 of other MODELs."""
+    folder = run_folder(model)
+    run = None if folder is None else Run(folder.parent if folder.name == AVERAGED else folder)
+    if run is None or not run.is_finished:
+        return "fp32"
+    if run.record.precision == "fp16" and torch.cuda.is_available():
+        return "fp16"
+    return "bf16" if run.record.precision == "bf16" else "fp32"
 
 
 def load_with_data(config: EvaluateConfig) -> tuple[LoadedModel, DataSet, Images]:
@@ -103,6 +121,7 @@ def _load_data(config: EvaluateConfig) -> DataSet:
             validation = trained.validation if validation is None else validation
             data_seed = trained.data_seed if data_seed is None else data_seed
     if name is None:
+        model_structure(config.model)  # raises if there is no such network
         raise InputError(f"{config.model} does not say what it was trained on; give --data DATA")
     return load_data(
         name,
