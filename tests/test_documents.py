@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import attention_transfer as at
 from attention_transfer.cli import COMMANDS
@@ -109,3 +110,12 @@ def test_the_page_on_faults_names_the_tests_that_there_are() -> None:
     assert not [name for name in files if not (tests / name).exists()]
     named = [int(n) for row in re.findall(r"^\| ([\d, ]+) \|", text, re.M) for n in row.split(",")]
     assert sorted(named) == list(range(1, 40))
+
+
+def test_the_citation_names_the_paper_and_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert citation["version"] == project["version"]
+    paper = citation["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Zagoruyko", "Komodakis"]
+    assert paper["title"].startswith("Paying More Attention to Attention")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,45 @@ def test_any_task_and_a_term_of_ones_own(name: str) -> None:
         "own_term": "'similarity_preserving': 0.",
     }
     assert expected[name] in done.stdout
+
+
+def test_the_paper_in_plain_pytorch_has_the_librarys_losses() -> None:
+    """examples/whole_paper.py imports nothing of this library, and computes the same numbers."""
+    path = EXAMPLES / "whole_paper.py"
+    assert "attention_transfer" not in path.read_text(encoding="utf-8")
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 100
+    paper = runpy.run_path(str(path))
+    torch.manual_seed(1)
+    student, teacher = paper["Network"](4).double(), paper["Network"](8).double().eval()
+    images, labels = torch.rand(6, 3, 32, 32, dtype=torch.float64), torch.randint(10, (6,))
+    targets, logits = teacher(images).detach(), student(images)
+    expected = {
+        "cross_entropy": 0.1 * torch.nn.functional.cross_entropy(logits, labels),
+        "knowledge_distillation": 0.9 * paper["distillation_loss"](logits, targets),
+        "activation_attention": paper["attention_loss"](student.features, teacher.features),
+        "gradient_attention": paper["gradient_loss"](
+            paper["input_gradient"](student, images, labels, keep=True),
+            paper["input_gradient"](teacher, images, labels, keep=False),
+            beta=0.01,
+        ),
+    }
+    student.zero_grad()
+    sum(expected.values()).backward()
+    gradients = [parameter.grad.clone() for parameter in student.parameters()]
+    student.zero_grad()
+    pairs = "groups.0:groups.0,groups.1:groups.1,groups.2:groups.2"
+    terms = [
+        *at.distillation_terms(alpha=0.9, temperature=4.0),
+        at.ActivationAttention(beta=1000.0, pairs=pairs),
+        at.GradientAttention(beta=0.01),
+    ]
+    out = at.Transfer(student, teacher, terms)(images, labels)
+    for name, value in expected.items():
+        torch.testing.assert_close(out.terms[name], value)
+    out.loss.backward()
+    for parameter, gradient in zip(student.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert paper["main"](steps=20) < paper["main"](steps=1)
 
 
 def test_the_page_on_extending_works_as_it_is_typed(
