@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from attention_transfer import network_inputs
 from attention_transfer.cli import COMMANDS, main
 from attention_transfer.cli.output import console, print_table
-from attention_transfer.config import DistillConfig
+from attention_transfer.config import DistillConfig, TrainingConfig, flag_of
 from attention_transfer.data import DataSet, ImageSet, load_data
 from attention_transfer.experiments import demo
 from attention_transfer.models import ModelCard, build
@@ -445,3 +445,18 @@ def test_runs_print_their_folder(capsys: Capture) -> None:
     assert "wrn-10-1 epoch 1/1" in err
     assert main(["evaluate", "student", "--data", "cluttered-digits", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 40
+
+
+@pytest.mark.parametrize("command", ["train", "distill"])
+def test_flags_are_in_groups_and_none_is_missing(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    headings = re.findall(r"^(\w[^\n]*):$", text, re.MULTILINE)
+    assert headings[:2] == ["options", "what is trained"]
+    assert headings[-2:] == ["the run", "examples"]
+    config = DistillConfig if command == "distill" else TrainingConfig
+    for name in config.model_fields:
+        assert len(re.findall(rf"^  {flag_of(name, config)}[ ,]", text, re.MULTILINE)) == 1, name

@@ -18,16 +18,19 @@ def escape_control_characters(text: str) -> str:
     )
 
 
-def print_line(console: Console, text: str, style: str = "") -> None:
+def print_line(console: Console, text: str, style: str = "", *, wrap: bool = False) -> None:
     """Print one line unchanged: no markup, emoji codes, control characters or wrapping.
 
     Args:
         console: to print to.
         text: of the line.
         style: of rich, such as "bold yellow", where the console shows styles.
+        wrap: break the line between words on a terminal that is narrower. A command must not be
+            broken so, as it could not be copied any more.
 
     Example:
         >>> print_line(Console(), "[b]:x:")
         [b]:x:
     """
-    console.print(Text(escape_control_characters(text), style), soft_wrap=True)
+    broken = wrap and console.is_terminal
+    console.print(Text(escape_control_characters(text), style), soft_wrap=not broken)

@@ -90,9 +90,14 @@ class Parser(argparse.ArgumentParser):
             metavar="FILE",
             help="YAML file of settings, one 'name: value' per line; flags override them",
         )
-        for name, field in config.model_fields.items():
+        titles = config.groups()
+        headings = {
+            title: self.add_argument_group(title) for title in dict.fromkeys(titles.values())
+        }
+        for name in (*titles, *(name for name in config.model_fields if name not in titles)):
             if name not in positional:
-                self._add_field(flag_of(name, config), name, field)
+                place = headings.get(titles.get(name, ""), self)
+                _add_field(place, flag_of(name, config), name, config.model_fields[name])
         self.add_trust()
         self.add_json()
 
@@ -148,20 +153,20 @@ class Parser(argparse.ArgumentParser):
             help="print one JSON document on stdout; progress goes to stderr",
         )
 
-    def _add_field(self, flag: str, name: str, field: FieldInfo) -> None:
-        default = "" if name in CHOSEN_BY_THE_RUN else _default(field)
-        description = _escape_percent(f"{field.description or ''}{default}")
-        if field.annotation is bool:
-            self.add_argument(
-                flag, dest=name, action=argparse.BooleanOptionalAction, help=description
-            )
-        elif _takes_several(field):
-            metavar = name.upper().removesuffix("S")
-            self.add_argument(
-                flag, dest=name, metavar=metavar, nargs="+", action="extend", help=description
-            )
-        else:
-            self.add_argument(flag, dest=name, metavar=_metavar(field), help=description)
+
+def _add_field(place: "argparse._ActionsContainer", flag: str, name: str, field: FieldInfo) -> None:
+    """Add the flag of a field to a parser, or to a group of it."""
+    default = "" if name in CHOSEN_BY_THE_RUN else _default(field)
+    description = _escape_percent(f"{field.description or ''}{default}")
+    if field.annotation is bool:
+        place.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=description)
+    elif _takes_several(field):
+        metavar = name.upper().removesuffix("S")
+        place.add_argument(
+            flag, dest=name, metavar=metavar, nargs="+", action="extend", help=description
+        )
+    else:
+        place.add_argument(flag, dest=name, metavar=_metavar(field), help=description)
 
 
 def _with_negative_ranges(arguments: list[str]) -> list[str]:

@@ -23,6 +23,13 @@ class Config(BaseModel):
     )
 
     @classmethod
+    def groups(cls) -> dict[str, str]:
+        """Return the heading of each field's flag in a command's help, in the order of the help;
+        fields without one come last.
+        """
+        return {}
+
+    @classmethod
     def checked(cls, values: dict[str, Any]) -> Self:
         """Return a configuration of plain values; strings, as of flags, are converted.
 

@@ -1,5 +1,6 @@
 """Settings of runs: of the images, of training, of distillation."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -41,6 +42,10 @@ __all__ = [
     "TrainingConfig",
     "flag_of",
 ]
+
+
+MAIN = ("teacher", "student", "data", "epochs", "batch_size", "lr", "seed", "out")
+"""The settings that most runs give."""
 
 
 class ImagesConfig(Config):
@@ -108,6 +113,25 @@ class ImagesConfig(Config):
 
 class TrainingConfig(OptimizationConfig, ImagesConfig):
     """Settings of training one network, alone or with a teacher."""
+
+    @classmethod
+    def groups(cls) -> dict[str, str]:
+        """Return the heading of each field: the ones that every run has first."""
+        fields = cls.model_fields
+        of_gradients = [name for name in fields if re.match("(input_)?gradient|flip", name)]
+        of_losses = [name for name in fields if name not in TrainingConfig.model_fields]
+        parts = {
+            "what is trained": MAIN,
+            "losses": ["terms", *(name for name in of_losses if name not in of_gradients)],
+            "losses over input gradients": of_gradients,
+            "optimization": OptimizationConfig.model_fields,
+            "images and numerics": ImagesConfig.model_fields,
+            "the run": TrainingConfig.model_fields,
+        }
+        found: dict[str, str] = {}
+        for title, names in parts.items():
+            found |= {name: title for name in names if name in fields} | found
+        return found
 
     student: str = Field(description="the network that learns, such as wrn-16-1")
     terms: Annotated[tuple[str, ...], BeforeValidator(as_several)] = Field(

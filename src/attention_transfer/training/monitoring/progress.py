@@ -28,6 +28,13 @@ class RunProgress:
         if self._console is not None:
             print_line(self._console, text)
 
+    def write_figures(self, text: str) -> None:
+        """Print a line of figures, broken between words where a terminal is narrower."""
+        if self._console is None:
+            self.write_line(text)
+        else:
+            print_line(self._console, text, wrap=True)
+
     def warn(self, text: str) -> None:
         """Print a warning that stands out; without a console, also warn as Python does."""
         if self._console is None:
@@ -65,7 +72,7 @@ class RunProgress:
             f" | beta of {name} {', '.join(f'{beta:.3g}' for beta in pairs.values())}"
             for name, pairs in metrics.betas.items()
         )
-        self.write_line(
+        self.write_figures(
             f"{self._network} epoch {metrics.epoch}/{epochs}: {terms} | "
             f"train error {metrics.train_error:.1f} % validation error "
             f"{metrics.validation_error:.1f} %{averaged}{betas} | lr {_rate(metrics.lr)} "
