@@ -20,6 +20,8 @@ SLOW = {
     "distill": "distill --teacher wrn-10-1@random --student wrn-10-1",
     "resume": "resume run",
     "evaluate": "evaluate wrn-10-1@random",
+    "predict": "predict wrn-10-1@random photos",
+    "export": "export run",
     "points": "points wrn-10-1",
     "maps": "maps wrn-10-1@random --images photos",
     "cache": "cache info caches/teacher",

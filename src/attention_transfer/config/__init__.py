@@ -13,9 +13,9 @@ from attention_transfer.config.fields import (
     height_and_width,
     low_and_high,
 )
+from attention_transfer.config.images import ImagesConfig
 from attention_transfer.config.runs import (
     DistillConfig,
-    ImagesConfig,
     RunConfig,
     TrainingConfig,
     flag_of,

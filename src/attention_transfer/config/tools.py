@@ -23,7 +23,7 @@ from attention_transfer.config.fields import (
     as_several,
     as_words,
 )
-from attention_transfer.config.runs import ImagesConfig
+from attention_transfer.config.images import ImagesConfig
 
 __all__ = [
     "DemoConfig",
