@@ -193,7 +193,9 @@ def test_what_is_there_is_not_overwritten(
     before = (exported / "export.json").read_bytes()
     code, line = failing(capsys, str(trained.folder), f"--out={exported}")
     assert code == 2
-    assert "exists already; delete it, or choose another --out" in line
+    assert line == (
+        f"attention-transfer: {exported} exists already; delete it, or choose another --out"
+    )
     assert (exported / "export.json").read_bytes() == before
 
 

@@ -21,9 +21,13 @@ MOST_NEIGHBOURS = 200
 """Folders beside a run's in which the student alone is looked for."""
 
 LARGEST_SHARE = 0.5
-"""Of the loss that terms other than those over logits have, without a word about it."""
+"""Of the loss that a term has which compares layers or input gradients, without a word about it."""
 
-OF_LOGITS = ("cross_entropy", "binary_cross_entropy", "knowledge_distillation")
+NOT_OVER_LOGITS = (
+    "activation_attention", "full_activation", "class_attention", "attention_distillation",
+    "gradient_attention", "flip_symmetry", "input_gradient_norm",
+)  # fmt: skip
+"""The built-in terms of that kind."""
 
 MAY_DIFFER = (
     "out", "probes", "probe_every", "report", "workers", "track", "masks", "terms", "timeout",
@@ -58,13 +62,13 @@ def verdict(run: Run, alone: Run | None = None) -> Verdict:
     Raises:
         InputError: a file of a run is damaged.
     """
-    against_guessing = tuple(_against_guessing(run))
-    if any("learned nothing" in sentence for sentence in against_guessing):
-        return Verdict("untrained", against_guessing)
+    untrained = _untrained(run)
+    if untrained is not None:
+        return Verdict("untrained", (untrained,))
     if run.record.teacher is None:
-        return Verdict("not compared", against_guessing)
+        return Verdict("not compared", tuple(_about_loss(run)))
     alone = alone or find_alone(run)
-    notes = (*against_guessing, *_share_of_loss(run))
+    notes = (*_about_loss(run), *_about_shares(run))
     if alone is None:
         unknown = (
             "Whether the teacher helped is not known, as no run of the student alone is beside it; "
@@ -75,37 +79,45 @@ def verdict(run: Run, alone: Run | None = None) -> Verdict:
     return Verdict(outcome, (sentence, *notes), str(alone.folder))
 
 
-def _against_guessing(run: Run) -> Iterator[str]:
-    """Yield what is wrong with a network that is no better than guessing."""
+def _untrained(run: Run) -> str | None:
+    """Return what to say of a network that is no better than always answering one class."""
     split, _, error, confusion = run.record.final.held_out
     counts = [sum(row) for row in confusion]
-    if not any(counts):
-        return  # images of several classes each
+    if len(counts) < 2 or not any(counts):
+        return None  # images of several classes each have no confusion
     largest = max(range(len(counts)), key=counts.__getitem__)
     guessing = 100 * (1 - counts[largest] / sum(counts))
-    if error >= guessing and len(counts) > 1:
-        yield (
-            f"The network has learned nothing: it errs on {error:.1f} % of the {split} images, and "
-            f"always answering {run.class_names[largest]!r} errs on {guessing:.1f} %. Lower --lr, "
-            "train longer, or check that images and labels belong together."
-        )
-        return
+    if error < guessing:
+        return None
+    return (
+        f"The network has learned nothing: it errs on {error:.1f} % of the {split} images, and "
+        f"always answering {run.class_names[largest]!r} errs on {guessing:.1f} %. Lower --lr, "
+        "train longer, or check that images and labels belong together."
+    )
+
+
+def _about_loss(run: Run) -> Iterator[str]:
+    """Yield that the loss is above that of guessing evenly, if it is."""
+    split, _, _, confusion = run.record.final.held_out
+    if not any(map(any, confusion)):
+        return  # as above
     final = run.record.final
     loss = final.validation_loss if final.test_loss is None else final.test_loss
-    if loss > math.log(len(counts)):
+    classes = len(confusion)
+    if loss > math.log(classes):
         yield (
             f"Its loss on the {split} images, {loss:.2f}, is above that of guessing evenly, "
-            f"{math.log(len(counts)):.2f} (ln {len(counts)}): where it is wrong, it is sure. Try "
+            f"{math.log(classes):.2f} (ln {classes}): where it is wrong, it is sure. Try "
             "--label-smoothing 0.1, fewer epochs, or more augmentation."
         )
 
 
-def _share_of_loss(run: Run) -> Iterator[str]:
-    """Yield which term is most of the loss in the end, if it is not one over logits."""
+def _about_shares(run: Run) -> Iterator[str]:
+    """Yield which term is most of the loss in the end, if it compares layers or gradients."""
     terms = run.metrics[-1].terms if run.metrics else {}
     total = sum(terms.values())
     for name, value in terms.items():
-        if name not in OF_LOGITS and total > 0 and value > LARGEST_SHARE * total:
+        if name in NOT_OVER_LOGITS and total > 0 and value > LARGEST_SHARE * total:
             yield (
                 f"In the last epoch {name} was {100 * value / total:.0f} % of the loss. If the "
                 "error is too high, give it a smaller weight, or auto."

@@ -87,6 +87,8 @@ make it writable, or choose another --out
     """
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: the path contains a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
