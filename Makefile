@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 AXE = $(VENV)/node_modules/axe-core/axe.min.js
 
-.PHONY: demo test programs benchmark figures clean
+.PHONY: demo test test-reliability programs benchmark figures docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/attention-transfer demo
@@ -26,6 +26,10 @@ benchmark: $(VENV)/installed
 # Writes the figures of README.md and docs/*.md from the files in benchmarks/results and docs/results.
 figures: $(VENV)/installed
 	cd benchmarks && $(abspath $(BIN))/python -m figures
+
+# The documentation site, in the folder site; a broken link or reference fails.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # A browser for the report and shells for completion. Tests whose program is missing are left out
 # (not where CI is set).

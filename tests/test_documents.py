@@ -1,5 +1,6 @@
 """Documents are right: Python and commands in them run, and so do examples in docstrings."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -119,3 +120,21 @@ def test_the_citation_names_the_paper_and_this_version() -> None:
     paper = citation["preferred-citation"]
     assert [author["family-names"] for author in paper["authors"]] == ["Zagoruyko", "Komodakis"]
     assert paper["title"].startswith("Paying More Attention to Attention")
+
+
+def test_the_messages_of_the_page_on_troubleshooting_are_those_of_the_code() -> None:
+    """Capitals and dots stand for what differs; the rest of a message is in one string of it."""
+    texts = []
+    for path in Path(at.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr | ast.Constant):
+                parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+                texts.append("".join(str(getattr(part, "value", "")) for part in parts))
+    page = (ROOT / "docs/how-to/troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE)
+    assert len(messages) > 10
+    for message in messages:
+        fixed = [part.strip() for part in re.split(r"…|\b[A-Z]+\b:?", message)]
+        for part in fixed:
+            if len(part) > 3:
+                assert any(part.strip(" ,;:") in text for text in texts), (message, part)
