@@ -280,6 +280,19 @@ def test_changed_answers_are_counted(alone: Path, taught: Path) -> None:
     assert change.examples == [(index, True) for index in range(9)]  # twelve were kept
     text = _Text(page_of(alone, taught)).text
     assert "Of 100 test images, 9 are corrected" in text
+    assert "Corrected: 6 of 9" in text  # no newly wrong one was kept
+    assert "Newly wrong:" not in text
+
+
+def test_as_many_newly_wrong_images_are_shown_as_corrected_ones(tmp_path: Path) -> None:
+    """Of the first twelve images, whose maps are kept, eight are corrected and two newly wrong."""
+    alone = made_run(tmp_path / "alone", wrong=(*range(8), *range(20, 30)))
+    taught = made_run(tmp_path / "at", teacher="t", wrong=(8, 9, 50, 51, 52))
+    text = _Text(page_of(alone, taught)).text
+    assert "18 are corrected" in text
+    assert "Corrected: 2 of 18" in text
+    assert "Newly wrong: 2 of 5" in text
+    assert "as many of each, among the 10 of them whose maps were kept" in text
 
 
 @pytest.mark.parametrize("teacher", [None, "runs/my teacher"])

@@ -59,10 +59,15 @@ class Opened:
     """An opened page, with its errors and its requests."""
 
     def __init__(
-        self, browser: Any, report: Path, width: int = 1200, scheme: str = "light"
+        self,
+        browser: Any,
+        report: Path,
+        width: int = 1200,
+        scheme: str = "light",
+        motion: str = "reduce",
     ) -> None:
         self.page = browser.new_page(
-            viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
+            viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion=motion
         )
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -128,9 +133,13 @@ def test_the_slider_moves_the_students_attention_onto_the_teachers(
 ) -> None:
     with Opened(browser, report) as page:
         page.select_option(".run", label="wrn-10-1 with AT")
-        page.select_option(".point", label="low")
+        page.select_option(".point", label="low (low)")
         slider = page.locator(".epoch")
-        assert slider.input_value() == str(len(EPOCHS) - 1)
+        assert slider.input_value() == "0"
+        slider.fill(str(len(EPOCHS) - 1))
+        page.wait_for_function(
+            """() => document.querySelector(".status").textContent.includes("is 1.00")"""
+        )
         teacher = pixels(page, "teacher")
         assert pixels(page, "student") == teacher
         assert brightest(teacher) == (0, 0)
@@ -160,6 +169,43 @@ def test_the_play_button_runs_to_the_last_epoch(browser: Any, report: Path) -> N
         assert page.locator(".epoch").input_value() == str(len(EPOCHS) - 1)
 
 
+def test_it_plays_once_when_it_comes_into_view(browser: Any, report: Path) -> None:
+    with Opened(browser, report, motion="no-preference") as page:
+        assert page.locator(".epoch").input_value() == "0"
+        page.locator(".panels").scroll_into_view_if_needed()
+        page.wait_for_function("""() => document.querySelector(".play").textContent === "Stop" """)
+        page.wait_for_function("""() => document.querySelector(".play").textContent === "Play" """)
+        assert page.locator(".epoch").input_value() == str(len(EPOCHS) - 1)
+        page.evaluate("window.scrollTo(0, 0)")
+        page.locator(".panels").scroll_into_view_if_needed()
+        page.wait_for_timeout(800)
+        assert page.locator(".epoch").input_value() == str(len(EPOCHS) - 1)
+
+
+def test_the_student_alone_is_beside_the_student_with_its_teacher(
+    browser: Any, report: Path
+) -> None:
+    with Opened(browser, report) as page:
+        page.select_option(".run", label="wrn-10-1 with AT")
+        page.wait_for_function("""() => document.querySelector(".alone-name").textContent""")
+        names = page.locator(".panels figcaption").all_inner_texts()
+        assert names[1:] == ["student alone", "student with its teacher", "teacher"]
+        alone = pixels(page, "alone")
+        page.select_option(".run", label="wrn-10-1 alone")
+        page.wait_for_function("""() => document.querySelector(".alone-panel").hidden""")
+        assert pixels(page, "student") == alone
+        assert page.locator(".student-name").inner_text() == "student"
+
+
+def test_a_table_that_goes_on_shows_it(browser: Any, report: Path) -> None:
+    with Opened(browser, report, width=360) as page:
+        shadows = page.evaluate(
+            """() => getComputedStyle(document.querySelector("table").closest(".scroll"))
+            .backgroundAttachment"""
+        )
+        assert shadows == "local, local, scroll, scroll"
+
+
 def test_the_keyboard_alone_reaches_everything(browser: Any, report: Path) -> None:
     with Opened(browser, report) as page:
         wanted = page.evaluate(
@@ -180,8 +226,8 @@ def test_the_keyboard_alone_reaches_everything(browser: Any, report: Path) -> No
         assert len(reached - {body, -1}) >= wanted
         page.focus(".epoch")
         before = page.locator(".epoch").input_value()
-        page.keyboard.press("ArrowLeft")
-        assert int(page.locator(".epoch").input_value()) == int(before) - 1
+        page.keyboard.press("ArrowRight")
+        assert int(page.locator(".epoch").input_value()) == int(before) + 1
         page.focus(".thumbs input:checked")
         page.keyboard.press("ArrowRight")
         assert (

@@ -51,26 +51,41 @@ def _disagreement(group: Group, attention: RunAttention, names: Sequence[str]) -
     }
 
 
-def changed_images(changes: AnswerChanges, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return test images whose answer changed, corrected ones first, with their maps."""
+def changed_images(
+    changes: AnswerChanges, names: Sequence[str]
+) -> dict[bool, list[dict[str, Any]]]:
+    """Return test images that were corrected (True) and newly wrong (False), with their maps.
+
+    As many of each are shown, where there are some of both: a page of successes alone would
+    flatter.
+    """
     after, before = changes.distilled.attention, changes.alone.attention
     if after is None:
-        return []
-    corrected = [index for index, is_corrected in changes.examples if is_corrected]
-    newly_wrong = [index for index, is_corrected in changes.examples if not is_corrected]
-    return [
-        {
-            **_image(after, index, names),
-            "corrected": index in corrected,
-            "answers": [
-                _answer("alone", before if _same(before, after, index) else None, index, names),
-                _answer("distilled", after, index, names),
-            ],
-            "cosine": None,
-            "maps": _drawn_maps(list(_before_and_after(before, after, index)), index),
-        }
-        for index in [*corrected[:SHOWN], *newly_wrong[:SHOWN]]
-    ]
+        return {True: [], False: []}
+    kept = {
+        kind: [index for index, corrected in changes.examples if corrected is kind]
+        for kind in (True, False)
+    }
+    fewest = min(len(indices) for indices in kept.values()) or SHOWN
+    return {
+        kind: [_change(before, after, index, names) for index in indices[: min(SHOWN, fewest)]]
+        for kind, indices in kept.items()
+    }
+
+
+def _change(
+    before: RunAttention | None, after: RunAttention, index: int, names: Sequence[str]
+) -> dict[str, Any]:
+    """Return a test image with the answers of the student alone and of the distilled one."""
+    return {
+        **_image(after, index, names),
+        "answers": [
+            _answer("alone", before if _same(before, after, index) else None, index, names),
+            _answer("distilled", after, index, names),
+        ],
+        "cosine": None,
+        "maps": _drawn_maps(list(_before_and_after(before, after, index)), index),
+    }
 
 
 def _before_and_after(

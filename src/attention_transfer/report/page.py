@@ -154,7 +154,7 @@ class _Section:
     plots: list[dict[str, Any]]
     viewer: dict[str, Any] | None
     disagreements: list[dict[str, Any]]
-    changes: list[tuple[AnswerChanges, list[dict[str, Any]]]]
+    changes: list[tuple[AnswerChanges, dict[bool, list[dict[str, Any]]]]]
     measures: list[dict[str, Any]]
     confusion: list[dict[str, Any]]
     commands: list[tuple[str, str]]

@@ -15,7 +15,7 @@ from attention_transfer.drawing.scale import (
     downsample,
 )
 from attention_transfer.drawing.sprites import encode_image, map_sprite
-from attention_transfer.report.groups import Group
+from attention_transfer.report.groups import Group, find_baseline
 from attention_transfer.runs import RunAttention
 
 __all__ = ["class_text", "softmax", "viewer_data"]
@@ -71,9 +71,30 @@ def viewer_data(groups: Sequence[Group], class_names: Sequence[str]) -> dict[str
             )
         ],
         "runs": [
-            _run(group.representative_label, attention, targets, view) for group, attention in shown
+            {
+                **_run(group.representative_label, attention, targets, view),
+                "alone": _index_of(find_baseline(group, groups), [one for one, _ in shown]),
+            }
+            for group, attention in shown
         ],
     }
+
+
+def _index_of(group: Group | None, groups: Sequence[Group]) -> int | None:
+    return groups.index(group) if group in groups else None
+
+
+def _level(number: int, count: int) -> str:
+    """Return what a reader calls one of a run's layers, of which the first is the lowest.
+
+    >>> [_level(number, 3) for number in range(3)], _level(1, 4), _level(0, 1)
+    (['low', 'middle', 'top'], 'middle 1', 'top')
+    """
+    if number == count - 1:
+        return "top"
+    if number == 0:
+        return "low"
+    return "middle" if count == 3 else f"middle {number}"
 
 
 def class_text(label: NDArray[Any], names: Sequence[str]) -> str:
@@ -156,13 +177,15 @@ def _point(attention: RunAttention, number: int, targets: _Targets, view: _View)
         target = _TeacherMaps(teacher_point, attention.teacher_maps[number])
     by_epoch = [attention.student_maps[epoch][number][: view.images] for epoch in attention.epochs]
     small = [downsample(maps, view.side) for maps in by_epoch]
+    level = _level(number, len(attention.points))
     if target is None:
         limits = common_limits(small[-1:])
         sprites = {"sprite": map_sprite(small, limits), "teacher_sprite": None}
-        return {"student": student, "teacher": None, "agreement": None, **sprites}
+        return {"level": level, "student": student, "teacher": None, "agreement": None, **sprites}
     teacher = downsample(target.maps[: view.images], view.side)
     limits = common_limits([small[-1], teacher])
     return {
+        "level": level,
         "student": student,
         "teacher": target.point,
         "sprite": map_sprite(small, limits),

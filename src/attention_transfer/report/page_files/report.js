@@ -99,14 +99,22 @@
       const previous = point.selectedIndex;
       point.replaceChildren();
       data.runs[run.value].points.forEach((entry, index) => {
-        const text = entry.teacher && entry.teacher !== entry.student ? `${entry.student} (teacher: ${entry.teacher})` : entry.student;
-        addOption(point, text, index);
+        const layers = entry.teacher && entry.teacher !== entry.student ? `${entry.student}, teacher ${entry.teacher}` : entry.student;
+        addOption(point, `${entry.level} (${layers})`, index);
       });
       point.selectedIndex = previous >= 0 && previous < point.length ? previous : point.length - 1;
     };
     const resetEpoch = () => {
       epoch.max = data.runs[run.value].epochs.length - 1;
-      epoch.value = epoch.max;
+      epoch.value = 0;
+    };
+    /* The student alone at the same layer, after the epoch that is nearest to this one. */
+    const aloneAt = (current, pair, after) => {
+      const other = current.alone === null ? null : data.runs[current.alone];
+      const same = other ? other.points.find((entry) => entry.student === pair.student) : null;
+      if (!same) return null;
+      const distances = other.epochs.map((value) => Math.abs(value - after));
+      return { sprite: same.sprite, row: distances.indexOf(Math.min(...distances)) };
     };
 
     let latest = 0;
@@ -117,15 +125,19 @@
       const index = Number(epoch.value);
       const student = await pictureOf(pair.sprite);
       const teacher = pair.teacher_sprite ? await pictureOf(pair.teacher_sprite) : null;
+      const alone = aloneAt(current, pair, current.epochs[index]);
+      const aloneMaps = alone ? await pictureOf(alone.sprite) : null;
       if (turn !== latest) return;
       const image = images[chosen];
       const under = overlay.checked ? image : null;
       const ratio = image.height / image.width;
-      for (const name of ["image", "student", "teacher"]) part(name).height = Math.max(16, Math.round(256 * ratio));
+      for (const name of ["image", "alone", "student", "teacher"]) part(name).height = Math.max(16, Math.round(256 * ratio));
       const original = part("image").getContext("2d");
       original.imageSmoothingEnabled = image.width > 48;
       original.drawImage(image, 0, 0, 256, part("image").height);
       drawMap(part("student"), student, pair.sprite, index, chosen, data.colours, under);
+      part("alone-panel").hidden = !alone;
+      if (alone) drawMap(part("alone"), aloneMaps, alone.sprite, alone.row, chosen, data.colours, under);
       part("teacher-panel").hidden = !teacher;
       if (teacher) drawMap(part("teacher"), teacher, pair.teacher_sprite, 0, chosen, data.colours, under);
       const after = current.epochs[index];
@@ -135,8 +147,9 @@
       part("epoch-shown").textContent = `${after} of ${current.epochs[current.epochs.length - 1]}`;
       epoch.setAttribute("aria-valuetext", `after epoch ${after}`);
       part("image-name").textContent = `class: ${truth}`;
-      part("student-name").textContent = `student, ${pair.student}`;
-      part("teacher-name").textContent = `teacher, ${pair.teacher}`;
+      part("alone-name").textContent = "student alone";
+      part("student-name").textContent = alone ? "student with its teacher" : "student";
+      part("teacher-name").textContent = "teacher";
       const status = [`After epoch ${after}`];
       if (agreement !== null) status.push(`the cosine between the maps is ${agreement.toFixed(2)}`);
       if (answer) status.push(`the student predicts ${data.classes[answer[0]]} (${Math.round(100 * answer[1])} %), ${answer[0] === data.images[chosen].label ? "right" : "wrong"}`);
@@ -147,8 +160,7 @@
 
     let timer = null;
     const stop = () => { clearInterval(timer); timer = null; play.textContent = "Play"; };
-    play.addEventListener("click", () => {
-      if (timer) return stop();
+    const begin = () => {
       if (epoch.value === epoch.max) epoch.value = 0;
       play.textContent = "Stop";
       show();
@@ -157,7 +169,8 @@
         epoch.value = Number(epoch.value) + 1;
         show();
       }, 600);
-    });
+    };
+    play.addEventListener("click", () => (timer ? stop() : begin()));
     run.addEventListener("change", () => { stop(); listPoints(); resetEpoch(); show(); });
     point.addEventListener("change", show);
     overlay.addEventListener("change", show);
@@ -165,6 +178,14 @@
     listPoints();
     resetEpoch();
     await show();
+    /* It plays once, when it is first in view, unless the reader has asked for less motion. */
+    if (window.matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+    const watch = new IntersectionObserver((entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      watch.disconnect();
+      if (!timer && epoch.value === "0") begin();
+    }, { threshold: 0.5 });
+    watch.observe(part("panels"));
   };
 
   for (const viewer of document.querySelectorAll("[data-viewer]")) start(viewer);
