@@ -78,11 +78,9 @@ class Transfer(nn.Module):
             pairs that do not fit are found then, and not at the first step. Terms with modules of
             their own (``FullActivation``) need it to make them, and networks that declare no
             points need it for ``pairs="auto"`` and for patterns.
-        student_normalization: (means, standard deviations) by channel, if the images are not
-            normalized yet for the student; a :class:`attention_transfer.Preprocessing` also resizes
-            them. It is applied to the main input.
-        teacher_normalization: the same for the teacher. Several teachers share one, or a list has
-            one for each.
+        student_normalization: (means, standard deviations) by channel of the main input, if it is
+            not normalized yet; a :class:`attention_transfer.Preprocessing` also resizes it.
+        teacher_normalization: the same for the teacher; of several teachers one for all, or a list.
         logits: a function from either network's output to the logits in it, or None. By default
             they are the output if it is a tensor, its ``.logits``, or its item ``"logits"`` or
             ``"out"``.
