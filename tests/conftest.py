@@ -99,13 +99,13 @@ SMALL: dict[str, Any] = {
 """Settings of short runs on the small images."""
 
 
-def needed(there: bool, what: str) -> None:
-    """Skip the test if a program is missing, or fail it where CI is set."""
+def needed(there: bool, what: str, remedy: str = "'make test' installs it where it can") -> None:
+    """Skip the test if a program or a right is missing, or fail it where CI is set."""
     if there:
         return
     if os.environ.get("CI"):
-        pytest.fail(f"{what} is missing; 'make test' installs it")
-    pytest.skip(f"{what} is missing; 'make test' installs it where it can")
+        pytest.fail(f"{what} is missing; {remedy}")
+    pytest.skip(f"{what} is missing; {remedy}")
 
 
 class Listening(RunProgress):

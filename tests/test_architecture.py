@@ -19,11 +19,11 @@ def test_public_names_are_the_listed_ones() -> None:
     assert all(getattr(at, name) is not None for name in listed)
 
 
-def test_importing_the_package_and_asking_for_help_does_not_import_torch() -> None:
+def test_importing_the_package_and_asking_for_help_imports_nothing_large() -> None:
     check = (
         "import sys, attention_transfer.cli as cli; cli.main(['--help']);"
         "cli.COMMANDS['distill'].add_arguments(cli.Parser('distill', '', ()));"
-        "sys.exit('torch' in sys.modules)"
+        "sys.exit(not {'torch', 'numpy'}.isdisjoint(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, check=False)
     assert done.returncode == 0

@@ -117,6 +117,13 @@ def test_images_of_several_classes_have_independent_probabilities(tmp_path: Path
     assert not classifier.network.training
     assert classifier.network(batch).shape == (1, 2)
     assert prediction.probabilities.sum() != pytest.approx(1.0, abs=1e-3)
+    image = str(tmp_path / "1.png")
+    assert (
+        cli.main(["maps", str(run.folder), "--images", image, f"--out={tmp_path}", "--crop"]) == 0
+    )
+    (drawn,) = np.load(tmp_path / "maps.npz")["probabilities"].ravel()
+    (again,) = classifier.predict(image)
+    assert drawn == pytest.approx(again.probability, abs=1e-6)
 
 
 def test_networks_are_in_eval_mode(trained: at.Run) -> None:

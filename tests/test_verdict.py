@@ -63,7 +63,25 @@ def test_other_images_are_not_compared(tmp_path: Path) -> None:
     (tmp_path / "other" / "predictions.npz").unlink()
     judged = verdict(Run(taught.folder))
     assert judged.outcome == "not compared"
-    assert "its answers were not kept" in judged.sentences[0]
+    assert "its answers cannot be read" in judged.sentences[0]
+
+
+def test_a_damaged_run_beside_it_costs_no_verdict(tmp_path: Path) -> None:
+    taught = pair(tmp_path, wrong=5, alone_wrong=30)
+    (tmp_path / "other" / "predictions.npz").write_bytes(b"damaged")
+    assert verdict(Run(taught.folder)).outcome == "not compared"
+    (tmp_path / "other" / "config.yaml").write_text("epochs: [")
+    assert find_alone(Run(taught.folder)) is None
+
+
+def test_a_run_with_a_loss_of_its_own_is_not_the_student_alone(tmp_path: Path) -> None:
+    made_run(tmp_path / "taught", teacher="wrn-10-2")
+    made_run(tmp_path / "penalized", input_gradient_norm_beta=0.1)
+    assert find_alone(Run(tmp_path / "taught")) is None
+    made_run(tmp_path / "plain")
+    found = find_alone(Run(tmp_path / "taught"))
+    assert found is not None
+    assert found.name == "plain"
 
 
 def test_a_network_that_always_gives_one_class_has_learned_nothing(tmp_path: Path) -> None:

@@ -124,7 +124,9 @@ def run(
     resume_or_start: bool = False,
     allow_changes: bool = False,
 ) -> Run:
-    """Train what a configuration describes, the student alone if asked for, and write the report.
+    """Train what a configuration describes, and write the run's report.
+
+    With ``baseline`` the student is then trained alone as well.
 
     See :func:`attention_transfer.training.run`.
     """

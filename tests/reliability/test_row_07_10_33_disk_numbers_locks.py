@@ -24,7 +24,7 @@ from attention_transfer.runs import Run
 from attention_transfer.runs.checkpoints import Checkpoint, load_last_checkpoint, save_checkpoint
 from attention_transfer.runs.lock import locked
 from conftest import SMALL
-from reliability.killing import can_mount, final_state
+from reliability.killing import final_state, need_mounts
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
@@ -102,8 +102,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_rubbish(
     assert at.resume("run", terms=[Broken(-1)], allow_changes=True).is_finished
 
 
-@pytest.mark.skipif(not can_mount(), reason="no right to mount a disk that can only be read")
 def test_a_run_on_a_disk_that_can_only_be_read_is_one_line(tmp_path: Path) -> None:
+    need_mounts()
     config = RunConfig.checked({"student": "wrn-10-1", "data": "cluttered-digits"})
     Run.create(tmp_path / "run", config)
     resume = [sys.executable, "-m", "attention_transfer", "resume", "run"]

@@ -22,10 +22,10 @@ from attention_transfer.errors import TrainingError
 from reliability.killing import (
     SLOW_STEPS,
     alive,
-    can_mount,
     descendants,
     environment,
     kill_all,
+    need_mounts,
     start_line,
     wait_until,
 )
@@ -204,10 +204,10 @@ def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-@pytest.mark.skipif(not can_mount(), reason="no right to mount a small /dev/shm")
 @pytest.mark.parametrize("size", ["256k", "64k"])
 def test_a_small_shared_memory_file_system(tmp_path: Path, size: str) -> None:
     """Batches (here of 221 kB) are not in /dev/shm; where locks have no room, a line says so."""
+    need_mounts()
     line = command(tmp_path, "--epochs=1", "--image-size=96x96", "--batch-size=8")
     done = subprocess.run(
         [

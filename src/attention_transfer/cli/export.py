@@ -1,13 +1,12 @@
 """export a run's network: ONNX, torch.export, int8, a model card, checked and measured"""
 
-import sys
 from argparse import Namespace
 from dataclasses import asdict
 
 from attention_transfer.cli.arguments import Parser, config_from
-from attention_transfer.cli.output import console, print_json, print_table
+from attention_transfer.cli.output import console, print_json, print_notices, print_table
 from attention_transfer.config import ExportConfig
-from attention_transfer.terminal import escape_control_characters, print_line
+from attention_transfer.terminal import print_line
 from attention_transfer.waiting import loading
 
 EXAMPLES = (
@@ -30,8 +29,7 @@ def run(arguments: Namespace) -> int:
     from attention_transfer.export import export_run
 
     result = export_run(config)
-    for notice in result.notices:
-        print(f"attention-transfer: {escape_control_characters(notice)}", file=sys.stderr)
+    print_notices(result.notices)
     if arguments.json:
         print_json(
             {

@@ -1,18 +1,17 @@
 """draw attention maps: activation or gradient attention, networks side by side"""
 
-import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from attention_transfer.cli.arguments import Parser, config_from
-from attention_transfer.cli.output import console, print_json, print_table
+from attention_transfer.cli.output import console, print_json, print_notices, print_table
 from attention_transfer.config import MapsConfig
-from attention_transfer.terminal import escape_control_characters, print_line
+from attention_transfer.terminal import print_line
 from attention_transfer.waiting import loading
 
 if TYPE_CHECKING:
     from attention_transfer.viewing import MapsResult
-    from attention_transfer.viewing.inference import Answer
+    from attention_transfer.viewing.network_maps import Answer
 
 EXAMPLES = (
     "maps timm:resnet34 --images photos",
@@ -34,8 +33,7 @@ def run(arguments: Namespace) -> int:
     from attention_transfer.viewing import write_maps
 
     result = write_maps(config)
-    for notice in _notices(result):
-        print(f"attention-transfer: {escape_control_characters(notice)}", file=sys.stderr)
+    print_notices(_notices(result))
     if arguments.json:
         print_json(_document(result))
         return 0

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from attention_transfer.terminal import escape_control_characters, print_line
 
-__all__ = ["console", "print_json", "print_table"]
+__all__ = ["console", "print_json", "print_notices", "print_table"]
 
 
 def console(as_json: bool) -> Console:
@@ -23,6 +23,12 @@ def print_json(document: Mapping[str, Any]) -> None:
     """Print the JSON document on stdout."""
     json.dump(document, sys.stdout, indent=2)
     print()
+
+
+def print_notices(notices: Iterable[str]) -> None:
+    """Print lines on stderr, as the program's own."""
+    for notice in notices:
+        print(f"attention-transfer: {escape_control_characters(notice)}", file=sys.stderr)
 
 
 def print_table(

@@ -1,16 +1,15 @@
 """classify images with a trained network: labels, probabilities, and where it looked"""
 
 import itertools
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attention_transfer.cli.arguments import Parser, config_from
-from attention_transfer.cli.output import console, print_json, print_table
+from attention_transfer.cli.output import console, print_json, print_notices, print_table
 from attention_transfer.config import MapsConfig, PredictConfig, height_and_width, low_and_high
 from attention_transfer.errors import InputError
-from attention_transfer.terminal import escape_control_characters, print_line
+from attention_transfer.terminal import print_line
 from attention_transfer.waiting import loading
 
 if TYPE_CHECKING:
@@ -52,8 +51,7 @@ def run(arguments: Namespace) -> int:
         path, reason = next(iter(corrupt.items()))
         raise InputError(f"{path} cannot be read: {reason}; give at least one intact image")
     skipped = [f"skipped {name}: {reason}" for name, reason in corrupt.items()]
-    for notice in (*classifier.notices, *skipped):
-        print(f"attention-transfer: {escape_control_characters(notice)}", file=sys.stderr)
+    print_notices((*classifier.notices, *skipped))
     pictures = _maps(config).pictures if config.maps else []
     if arguments.json:
         print_json(_document(config, predictions, corrupt, pictures))

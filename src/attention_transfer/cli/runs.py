@@ -11,7 +11,6 @@ from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.cli.seeds import begin_seeds, parsed_seeds
 from attention_transfer.config import RunConfig
 from attention_transfer.factories import OBJECT
-from attention_transfer.report.verdict import verdict
 from attention_transfer.terminal import print_line
 from attention_transfer.trust import factories_in, trust_flags
 from attention_transfer.waiting import loading
@@ -56,6 +55,7 @@ def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:
     """
     from accelerate import PartialState
 
+    from attention_transfer.report.verdict import verdict
     from attention_transfer.training import RunProgress
 
     where = console(as_json)

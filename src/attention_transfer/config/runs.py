@@ -61,7 +61,9 @@ class TrainingConfig(OptimizationConfig, ImagesConfig):
         }
         found: dict[str, str] = {}
         for title, names in parts.items():
-            found |= {name: title for name in names if name in fields} | found
+            for name in names:
+                if name in fields:
+                    found.setdefault(name, title)
         return found
 
     student: str = Field(description="the network that learns, such as wrn-16-1")

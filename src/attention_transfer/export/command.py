@@ -14,7 +14,7 @@ from torch import Tensor
 from attention_transfer.config import EvaluateConfig, ExportConfig
 from attention_transfer.data import DataSet, Images, batches, resolve_workers
 from attention_transfer.environment import describe_machine, package_versions
-from attention_transfer.errors import InputError, TrainingError
+from attention_transfer.errors import InputError, TrainingError, first_line
 from attention_transfer.export.forms import Form, latencies, logits_by_form, parameter_bytes
 from attention_transfer.export.graphs import (
     Forward,
@@ -31,7 +31,7 @@ from attention_transfer.export.network import exported_network
 from attention_transfer.export.upload import check_login, upload
 from attention_transfer.factories import OBJECT
 from attention_transfer.files import replacing, write_json, write_text
-from attention_transfer.models import LoadedModel, load, split_models
+from attention_transfer.models import LoadedModel, class_probabilities, load, split_models
 from attention_transfer.network_inputs import preprocessing_for
 from attention_transfer.runs import Run, writing_to
 from attention_transfer.training.classification_metrics import compute_metrics
@@ -152,7 +152,7 @@ class _Export:
         return card.input_size[0] in (1, 3) and card.pixel_range is None
 
     def _write_graphs(self, folder: Path, example: Tensor) -> None:
-        """Write the graphs.
+        """Write the network as a graph in each of the formats: pt2, ONNX, quantized ONNX.
 
         Args:
             folder: to write to.
@@ -198,7 +198,9 @@ class _Export:
             name: compute_metrics(values, self.images.labels).error
             for name, values in logits.items()
         }
-        probabilities = {name: self._probabilities(values) for name, values in logits.items()}
+        assert self.model.card is not None  # a run has one
+        kind = self.model.card.probabilities
+        probabilities = {name: class_probabilities(values, kind) for name, values in logits.items()}
         differences = {
             name: float((values - probabilities[STUDENT]).abs().max())
             for name, values in probabilities.items()
@@ -227,11 +229,6 @@ class _Export:
             for name in timed
         ]
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        card = self.model.card
-        assert card is not None
-        return logits.sigmoid() if card.probabilities == "sigmoid" else logits.softmax(dim=1)
-
     def _check(self, differences: dict[str, float]) -> None:
         """Raise a TrainingError if a graph that is not quantized gives other probabilities."""
         for name, difference in differences.items():
@@ -256,7 +253,7 @@ class _Export:
                 own = preprocessing_for(teacher, self.data)(image)
                 network(own)
             except Exception as error:
-                self.notices.append(f"the teacher {name} is not measured: {error}")
+                self.notices.append(f"the teacher {name} is not measured: {first_line(error)}")
                 continue
             which = "teacher" if len(names) == 1 else f"teacher {number}"
             yield f"{which} {teacher.name}, PyTorch", (network, own)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attention_transfer.config import Interpolation
 from attention_transfer.data.decoding import CorruptImageError
 from attention_transfer.data.views import centre
-from attention_transfer.errors import InputError, first_line
+from attention_transfer.errors import InputError
 from attention_transfer.functional.maps import to_float32
 from attention_transfer.inference.images import (
     Images,
@@ -147,9 +147,10 @@ class Classifier:
             while batch := list(itertools.islice(of_one_size, batch_size)):
                 logits = self._logits(torch.stack([one.pixels for one in batch]), expected)
                 names_of_classes = self._names(logits.shape[1])
+                rows = self.model.probabilities_of(logits).float().numpy()
                 predictions += [
-                    Prediction(one.name, probabilities, names_of_classes)
-                    for one, probabilities in zip(batch, self._probabilities(logits), strict=True)
+                    Prediction(one.name, row, names_of_classes)
+                    for one, row in zip(batch, rows, strict=True)
                 ]
         return predictions
 
@@ -176,32 +177,16 @@ class Classifier:
 
     def _logits(self, images: Tensor, expected: Preprocessing | None) -> Tensor:
         """Return the logits (N, K) of images from 0 to 1, in float32."""
-        network, name = self.network, self.model.name
-        parameters = (value for value in network.parameters() if value.is_floating_point())
-        images = images.to(next(parameters, images).device)
-        try:
-            with evaluating(network), torch.no_grad():
-                output = call_network(network, preprocess(network, images, expected))
-        except InputError:
-            raise
-        except Exception as error:
-            height, width = images.shape[-2:]
-            raise InputError(
-                f"{name} does not run on images {height}x{width} ({type(error).__name__}: "
-                f"{first_line(error)}); give images of the size that it expects"
-            ) from error
+        network = self.network
+        with self.model.running_on(images) as placed, evaluating(network), torch.no_grad():
+            output = call_network(network, preprocess(network, placed, expected))
         logits = to_float32(class_logits(output)).cpu()
         if not bool(logits.isfinite().all()):
             raise InputError(
-                f"the logits of {name} are not finite: its training diverged, or its weights are "
-                "damaged; train it again with a lower --lr"
+                f"the logits of {self.model.name} are not finite: its training diverged, or its "
+                "weights are damaged; train it again with a lower --lr"
             )
         return logits
-
-    def _probabilities(self, logits: Tensor) -> NDArray[np.float32]:
-        by_class = logits.sigmoid() if self.model.probabilities == "sigmoid" else logits.softmax(1)
-        values: NDArray[np.float32] = by_class.float().numpy()
-        return values
 
     def _names(self, classes: int) -> tuple[str, ...]:
         return tuple(self.model.class_name(index, classes) for index in range(classes))

@@ -1,18 +1,21 @@
 """Networks in any form that users have them, with distinct names and their preprocessing."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from attention_transfer.data.images import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.views import CENTRE_SHARE
-from attention_transfer.errors import InputError
+from attention_transfer.errors import InputError, first_line
+from attention_transfer.functional.maps import to_float32
 from attention_transfer.models import (
     LoadedModel,
+    class_probabilities,
     default_input_size,
     imagenet_classes,
     input_channels,
@@ -74,6 +77,25 @@ class NamedModel:
         """Return the name of a class, or its number if the names do not fit so many classes."""
         names = self.class_names
         return names[label] if names and len(names) == classes else f"class {label}"
+
+    @contextmanager
+    def running_on(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield images (N, C, H, W) on the network's device; what fails there is an InputError."""
+        weights = (value for value in self.network.parameters() if value.is_floating_point())
+        try:
+            yield images.to(next(weights, images).device)
+        except InputError:
+            raise
+        except Exception as error:
+            height, width = images.shape[-2:]
+            raise InputError(
+                f"{self.name} does not run on images {height}x{width} ({type(error).__name__}: "
+                f"{first_line(error)}); give images of the size that it expects"
+            ) from error
+
+    def probabilities_of(self, logits: Tensor) -> Tensor:
+        """Return the probabilities (N, K) of logits (N, K), in at least float32."""
+        return class_probabilities(to_float32(logits), self.probabilities)
 
 
 def named_models(networks: Networks, image_size: tuple[int, int] | None = None) -> list[NamedModel]:

@@ -1,7 +1,7 @@
 """Networks: the paper's wide ResNets and NINs, those of model zoos, and loading by name."""
 
 from attention_transfer.model_names import run_folder, split_models, split_name
-from attention_transfer.models.card import ModelCard
+from attention_transfer.models.card import ModelCard, class_probabilities
 from attention_transfer.models.channels import input_channels
 from attention_transfer.models.heads import logit_layers
 from attention_transfer.models.network_in_network import NetworkInNetwork
@@ -25,6 +25,7 @@ __all__ = [
     "ModelStructure",
     "NetworkInNetwork",
     "WideResNet",
+    "class_probabilities",
     "build",
     "default_input_size",
     "imagenet_classes",

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
 
 from attention_transfer.config import Interpolation, Positive
 from attention_transfer.errors import InputError, first_problems
 from attention_transfer.files import read_bytes, write_json
 from attention_transfer.preprocessing import PixelRange, Preprocessing
 
-__all__ = ["ModelCard", "check_weights"]
+__all__ = ["ModelCard", "check_weights", "class_probabilities"]
 
 LARGEST_CARD = 8_000_000
 """Bytes of the largest model card: the names of some 100,000 classes."""
@@ -112,6 +113,11 @@ class ModelCard:
         if self.pixel_range is None:  # earlier versions do not know it
             del values["pixel_range"]
         write_json(path, values)
+
+
+def class_probabilities(logits: Tensor, kind: Literal["softmax", "sigmoid"]) -> Tensor:
+    """Return the probabilities (N, K) of logits (N, K), as ``ModelCard.probabilities`` says."""
+    return logits.sigmoid() if kind == "sigmoid" else logits.softmax(dim=1)
 
 
 def check_weights(path: Path) -> None:

@@ -4,12 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from attention_transfer.report.groups import Group, find_baseline
-from attention_transfer.report.verdict import is_right
-from attention_transfer.runs import Run
-from attention_transfer.statistics import PairedErrors, paired_difference
+from attention_transfer.report.verdict import is_right, paired_errors
+from attention_transfer.statistics import paired_difference
 
 __all__ = ["AnswerChanges", "compare_answers", "headline"]
 
@@ -71,14 +69,8 @@ def _differ(group: Group, alone: Group) -> bool:
     difference = paired_difference(errors, others)
     if difference is not None and difference.n > 1:
         return difference.established
-    right, baseline = (_right(one.representative) for one in (group, alone))
-    if right is None or baseline is None or len(right) != len(baseline):
-        return False
-    return PairedErrors.of(right, baseline).established
-
-
-def _right(run: Run) -> NDArray[np.bool_] | None:
-    return None if run.predictions is None else is_right(run.predictions)
+    paired = paired_errors(group.representative, alone.representative)
+    return paired is not None and paired.established
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from attention_transfer.config import RunConfig, TrainingConfig
 from attention_transfer.errors import InputError
 from attention_transfer.runs import Run
 from attention_transfer.runs.attention import Arrays
+from attention_transfer.runs.differences import FREE_SETTINGS
 from attention_transfer.statistics import PairedErrors
 
 __all__ = ["Verdict", "find_alone", "is_right", "paired_errors", "verdict"]
@@ -29,10 +30,7 @@ NOT_OVER_LOGITS = (
 )  # fmt: skip
 """The built-in terms of that kind."""
 
-MAY_DIFFER = (
-    "out", "probes", "probe_every", "report", "workers", "track", "masks", "terms", "timeout",
-    "checkpoint_minutes", "checkpoint_steps", "test", "download",
-)  # fmt: skip
+MAY_DIFFER = {*FREE_SETTINGS, "probes", "probe_every", "masks", "terms", "test"}
 """Settings that may differ between a run and that of the student alone."""
 
 Outcome = Literal["better", "no difference", "worse", "not compared", "untrained"]
@@ -125,12 +123,15 @@ def _about_shares(run: Run) -> Iterator[str]:
 
 
 def _against_alone(run: Run, alone: Run) -> tuple[Outcome, str]:
-    paired = paired_errors(run, alone)
+    try:
+        paired = paired_errors(run, alone)
+    except InputError:
+        paired = None  # the other run's file is damaged, which is no fault of this one
     if paired is None:
         return (
             "not compared",
             f"The student alone in {alone.folder} was evaluated on other images, or its answers "
-            "were not kept, so the two cannot be compared.",
+            "cannot be read, so the two cannot be compared.",
         )
     if not paired.established:
         return (
@@ -176,18 +177,26 @@ def find_alone(run: Run) -> Run | None:
         return run.alone
     parent = run.folder.resolve().parent
     own = _settings(run.config)
-    names = sorted(os.listdir(parent))[:MOST_NEIGHBOURS]
+    try:
+        names = sorted(os.listdir(parent))[:MOST_NEIGHBOURS]
+    except OSError:
+        return None  # a folder that may not be read
     for other in (Run(parent / name) for name in names if name != run.name):
         try:
-            if (
-                other.is_finished
-                and other.record.teacher is None
-                and _settings(other.config) == own
-            ):
+            if other.is_finished and _is_plain(other.config) and _settings(other.config) == own:
                 return other
         except InputError:
             continue  # another version's, or damaged: not this run's matter
     return None
+
+
+def _is_plain(config: RunConfig) -> bool:
+    """Return whether a run has no teacher, and no loss but that of the labels."""
+    fields = RunConfig.model_fields
+    others = fields.keys() - TrainingConfig.model_fields.keys()
+    return not config.terms and all(
+        getattr(config, name) == fields[name].default for name in others
+    )
 
 
 def _settings(config: RunConfig) -> dict[str, object]:

@@ -7,7 +7,14 @@ from attention_transfer.config import RunConfig
 from attention_transfer.config.optimization import CHOSEN_BY_THE_RUN
 from attention_transfer.errors import InputError
 
-__all__ = ["as_recorded", "check_identity", "check_same_settings", "differences", "settings_of"]
+__all__ = [
+    "FREE_SETTINGS",
+    "as_recorded",
+    "check_identity",
+    "check_same_settings",
+    "differences",
+    "settings_of",
+]
 
 FREE_SETTINGS = {
     "out",

@@ -18,8 +18,8 @@ from attention_transfer.inference.images import FileImage, find_image_files
 from attention_transfer.inference.networks import named_models
 from attention_transfer.preprocessing import PixelRange
 from attention_transfer.runs import new_folder, writing_to
-from attention_transfer.viewing.inference import MapRequest
 from attention_transfer.viewing.layout import MapGrid, compute_grid, on_one_scale
+from attention_transfer.viewing.network_maps import MapRequest
 
 __all__ = ["MapsResult", "write_maps"]
 

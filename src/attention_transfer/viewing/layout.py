@@ -10,8 +10,8 @@ from attention_transfer.drawing.scale import Pixels, shared_limit, to_unit_mean
 from attention_transfer.inference.images import SourceImage, put_on_one_scale
 from attention_transfer.inference.networks import NamedModel
 from attention_transfer.preprocessing import PixelRange
-from attention_transfer.viewing.inference import MapRequest, NetworkMaps
 from attention_transfer.viewing.levels import GRADIENT, MapPoint
+from attention_transfer.viewing.network_maps import MapRequest, NetworkMaps
 
 __all__ = ["DisplayImage", "MapGrid", "compute_grid"]
 

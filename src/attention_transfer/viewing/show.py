@@ -12,8 +12,8 @@ from attention_transfer.inference.networks import NamedModel, Networks, named_mo
 from attention_transfer.preprocessing import PixelRange, Preprocessing
 from attention_transfer.transfer.terms.base import check_choice
 from attention_transfer.trust import trusting
-from attention_transfer.viewing.inference import MapRequest
 from attention_transfer.viewing.layout import compute_grid, on_one_scale
+from attention_transfer.viewing.network_maps import MapRequest
 
 __all__ = ["show"]
 

@@ -60,10 +60,10 @@ class _GradientTerm(WeightNamedBeta, Term):
 
     def _at_inputs(self, gradients: Tensor, inputs: TermInputs) -> Tensor:
         """Return gradients at the images as gradients at what the term's ``inputs`` names."""
-        deviations = inputs.input_gradients.deviations
-        if self.inputs == "images" or deviations is None:
+        if self.inputs == "images":
             return gradients
-        return gradients * deviations
+        deviations = inputs.input_gradients.deviations
+        return gradients if deviations is None else gradients * deviations
 
 
 class GradientAttention(_GradientTerm):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from attention_transfer.data.decoding import Box, CorruptImageError
 from attention_transfer.data.views import centre
-from attention_transfer.errors import InputError, first_line
-from attention_transfer.functional.maps import MapKind, to_float32
+from attention_transfer.errors import InputError
+from attention_transfer.functional.maps import MapKind
 from attention_transfer.inference.images import SourceImage
 from attention_transfer.inference.networks import NamedModel
 from attention_transfer.transfer import Attention, attention_of
@@ -153,34 +153,24 @@ class MapRequest:
     def _attention(
         self, network: NamedModel, points: Sequence[MapPoint], images: Tensor
     ) -> Attention:
-        parameters = network.network.parameters()
-        like = next((value for value in parameters if value.is_floating_point()), images)
         names = [point.name for point in points] if self.attention == "activation" else None
-        try:
+        with network.running_on(images) as placed:
             return attention_of(
                 network.network,
-                images.to(like.device),
+                placed,
                 names,
                 self.attention,
                 self.map,
                 self.power,
                 network.preprocessing,
             )
-        except InputError:
-            raise
-        except Exception as error:
-            height, width = images.shape[-2:]
-            raise InputError(
-                f"{network.name} does not run on images {height}x{width} "
-                f"({type(error).__name__}: {first_line(error)}); give the size that it expects"
-            ) from error
 
 
 def _answers(network: NamedModel, output: object, count: int) -> list[Answer | None]:
     """Return the most probable class of each image, where a network returns logits (N, classes)."""
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
         return [None] * count
-    probabilities = to_float32(output.detach().cpu()).softmax(dim=1)
+    probabilities = network.probabilities_of(output.detach().cpu())
     largest, labels = probabilities.max(dim=1)
     classes = output.shape[1]
     return [
