@@ -37,7 +37,9 @@ __all__ = [
     "student_configs",
 ]
 
-TEACHER_RECIPE = RunConfig(student="wrn-16-2", epochs=40, lr=0.3, precision="bf16")
+TEACHER_RECIPE = RunConfig(
+    student="wrn-16-2", epochs=80, lr=0.3, mixup=0.4, weight_decay=0.001, precision="bf16"
+)
 """The configuration of the packaged teacher, which ``--train-teacher`` trains again."""
 
 STUDENT = "wrn-16-1"
