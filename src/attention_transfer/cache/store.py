@@ -7,11 +7,12 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from attention_transfer.cache.contents import Contents, difference
@@ -177,36 +178,28 @@ class TargetCache:
     def claim(self, shard: Shard) -> Iterator[bool]:
         """Yield whether this process is to compute a shard: it is missing, and no one else does.
 
-        The claim is a lock on the shard's partial file, which ends with the process.
+        The claim is the system's lock on a file beside the shard, and ends with the process.
         """
-        partial = self._partial(shard)
-        import fcntl  # not every system has it, and reading needs no locks
-
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+        path = self.folder / f".{self.path(shard).name}.lock"
+        lock = FileLock(path)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            if not _is_file(
-                descriptor, partial
-            ):  # the last holder of the lock has moved it into place
-                yield False
-                return
-            try:
-                yield not self._whole(shard)
-            finally:
-                partial.unlink(missing_ok=True)
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield not self._whole(shard)
         finally:
-            os.close(descriptor)
+            self._partial(shard).unlink(missing_ok=True)
+            with suppress(OSError):  # Windows deletes no open file
+                path.unlink()
+            lock.release()
 
     def write(self, shard: Shard, rows: NDArray[np.void]) -> None:
         """Write a claimed shard; it gets its name only when all of it is on the disk."""
         partial = self._partial(shard)
         content = rows.tobytes()
-        with partial.open("r+b") as file:
-            file.truncate(0)
+        with partial.open("wb") as file:
             file.write(content)
             digest = self._sealed(shard)
             digest.update(content)
@@ -294,7 +287,7 @@ def remove_cache(folder: Path) -> int:
         raise InputError(f"{folder} holds no cache of targets (no {MANIFEST})")
     try:
         freed = 0
-        for path in [*folder.glob("view-*.rows"), *folder.glob(".view-*.partial")]:
+        for path in [*folder.glob("view-*.rows"), *folder.glob(".view-*")]:
             freed += path.stat().st_size
             path.unlink(missing_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -303,11 +296,6 @@ def remove_cache(folder: Path) -> int:
     except OSError as error:
         raise InputError(f"cannot remove the cache in {folder}: {error.strerror}") from None
     return freed
-
-
-def _is_file(descriptor: int, path: Path) -> bool:
-    """Return whether a path still names the file that a descriptor has open."""
-    return os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path))
 
 
 def _remove_command(folder: Path) -> str:
