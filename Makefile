@@ -1,24 +1,53 @@
 # Each target does all set-up on a machine with Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
+ifeq ($(OS),Windows_NT)
+BIN = $(VENV)/Scripts
+else
 BIN = $(VENV)/bin
+endif
 AXE = $(VENV)/node_modules/axe-core/axe.min.js
 
-.PHONY: demo test test-reliability programs benchmark figures docs clean
+# Tests that need no other programs, signals or second processes: they pass on every system.
+PORTABLE = $(patsubst %,tests/test_%.py,attention_distillation augmentation auto_beta channels \
+	class_attention config configuration_files decoding double_backward files formulas fused \
+	gradient_terms labels_as_people_have_them locks logit_losses measures mixed_dtypes paired_errors \
+	pairing points seeds study_statistics taps terms transfer)
+# Whole runs beside, for the lowest versions of the dependencies.
+LOWEST = $(VENV)-lowest
+RUNS = $(patsubst %,tests/test_%.py,cache demo fine_tuning golden gradient_runs loading maps_drawing \
+	optimizers predict report training)
+
+.PHONY: demo lint test test-reliability test-portable test-lowest programs benchmark figures docs \
+	dist release clean
 
 demo: $(VENV)/installed
 	$(BIN)/attention-transfer demo
 
-test: $(VENV)/installed programs
+test: lint programs
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # Interruptions, many processes and other faults that take long to inject.
 test-reliability: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow --numprocesses auto tests/reliability
+
+# For macOS and Windows.
+test-portable: $(VENV)/installed
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PORTABLE)
+
+# With the lowest version of each dependency that pyproject.toml allows, in an environment of its own.
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) scripts/lowest_versions.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt --editable '.[demo]' \
+		hypothesis pytest pytest-timeout pytest-xdist
+	$(LOWEST)/bin/python -m pytest --numprocesses auto --dist loadfile $(PORTABLE) $(RUNS)
 
 benchmark: $(VENV)/installed
 	$(BIN)/attention-transfer benchmark step
@@ -30,6 +59,15 @@ figures: $(VENV)/installed
 # The documentation site, in the folder site; a broken link or reference fails.
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The source archive, and the wheel that is built from it, in the folder dist.
+dist: $(VENV)/installed
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+# The wheel in a new environment: the demo, predictions, an export, and the export without torch.
+release: dist
+	$(PYTHON) scripts/try_release.py dist/*.whl
 
 # A browser for the report and shells for completion. Tests whose program is missing are left out
 # (not where CI is set).
@@ -48,4 +86,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST) dist site

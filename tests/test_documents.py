@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -115,8 +116,7 @@ def test_the_page_on_faults_names_the_tests_that_there_are() -> None:
 
 def test_the_citation_names_the_paper_and_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert citation["version"] == project["version"]
+    assert citation["version"] == at.__version__
     paper = citation["preferred-citation"]
     assert [author["family-names"] for author in paper["authors"]] == ["Zagoruyko", "Komodakis"]
     assert paper["title"].startswith("Paying More Attention to Attention")
@@ -138,3 +138,26 @@ def test_the_messages_of_the_page_on_troubleshooting_are_those_of_the_code() -> 
         for part in fixed:
             if len(part) > 3:
                 assert any(part.strip(" ,;:") in text for text in texts), (message, part)
+
+
+def test_the_workflow_calls_make_targets_and_covers_the_versions_that_are_promised() -> None:
+    text = (ROOT / ".github/workflows/checks.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name, job in jobs.items():
+        commands = [step["run"] for step in job["steps"] if "run" in step]
+        assert [command.split()[:2] for command in commands] == [["make", name]]
+        assert re.search(rf"^{name}:", makefile, re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    promised = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert jobs["test"]["strategy"]["matrix"]["python"] == promised
+    assert project["requires-python"] == f">={promised[0]}"
+
+
+def test_the_portable_tests_exist() -> None:
+    listed = subprocess.run(
+        ["make", "--dry-run", "test-portable"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    files = re.findall(r"tests/test_\w+\.py", listed.stdout)
+    assert len(files) > 20
+    assert [name for name in files if not (ROOT / name).exists()] == []

@@ -20,6 +20,7 @@ data set), ``at.models`` and ``at.data`` what is trained and on what, ``at.train
 import importlib
 
 import attention_transfer.torchrun  # noqa: F401  # first of all: see AGENT in it
+from attention_transfer.version import __version__ as __version__
 
 # Not typing's: with python -m, the current folder is still the first on the path here, and a
 # typing.py in it would be imported. __main__ takes the folder off the path.

@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from attention_transfer.config import Precision
 from attention_transfer.errors import InputError, TrainingError
 from attention_transfer.torchrun import AGENT
+from attention_transfer.version import __version__
 
 __all__ = [
     "AUTOCAST",
@@ -58,13 +59,16 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
     """Return the installed version of each package; None for a missing one."""
-    versions: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str | None:
+    if package == "attention-transfer":  # of the code that runs, installed or not
+        return __version__
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def describe_machine() -> dict[str, object]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attention_transfer.data import Images
+from attention_transfer.environment import package_versions
 from attention_transfer.errors import InputError
 from attention_transfer.functional import maps
 from attention_transfer.preprocessing import Preprocessing
@@ -282,7 +283,7 @@ def contents_of(
         "views": images.provenance,
         "data seed": str(data_seed),
         "precision": precision,
-        **{f"version of {package}": version(package) for package in VERSIONS},
+        **{f"version of {name}": str(of) for name, of in package_versions(VERSIONS).items()},
     }
     for number, (network, preprocessing) in enumerate(teachers):
         name = "teacher" if len(teachers) == 1 else f"teacher {number}"

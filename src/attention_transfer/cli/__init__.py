@@ -35,6 +35,7 @@ from attention_transfer.errors import (
 )
 from attention_transfer.terminal import escape_control_characters
 from attention_transfer.trust import trust_flags, trusting
+from attention_transfer.version import __version__
 from attention_transfer.waiting import announcing
 
 __all__ = ["COMMANDS", "main", "parser_of"]
@@ -110,9 +111,7 @@ def _run(arguments: list[str]) -> int:
         print(_overview())
         return 0
     if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"attention-transfer {version('attention-transfer')}")
+        print(f"attention-transfer {__version__}")
         return 0
     if any("\0" in argument for argument in arguments):
         raise InputError("an argument has a null byte, which no name or path has; remove it")

@@ -4,7 +4,6 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +24,7 @@ from attention_transfer.report.warnings import run_warnings
 from attention_transfer.runs import Run, read_runs
 from attention_transfer.runs.record import NetworkRecord
 from attention_transfer.terminal import escape_control_characters
+from attention_transfer.version import __version__
 
 __all__ = ["ReportTable", "write_report"]
 
@@ -117,7 +117,7 @@ def _render(runs: Sequence[Run], tables: Sequence[ReportTable], explanation: str
         tables=tables,
         explanation=explanation,
         nonce=secrets.token_urlsafe(16),
-        version=version("attention-transfer"),
+        version=__version__,
         style=_file(environment, "report.css"),
         script=_file(environment, "report.js"),
     )
