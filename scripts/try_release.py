@@ -49,14 +49,14 @@ def environment(folder: Path, *packages: str) -> Path:
     """Return the Python of a new environment with some packages."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, *packages]
-    subprocess.run(install, check=True)
+    install = ["-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS), *packages]
+    subprocess.run([str(python), *install], check=True)
     return python
 
 
 def run(folder: Path, program: Path, *arguments: str) -> str:
     """Return what a program prints; whatever it says beside goes to the terminal."""
-    command = [program, *arguments]
+    command = [str(program), *arguments]
     return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

@@ -155,3 +155,19 @@ def test_the_papers_figure_is_drawn_from_runs(tmp_path: Path) -> None:
         assert picture.stat().st_size < 700_000
         with Image.open(picture) as opened:
             assert opened.width > 1_000
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    notebook = nbformat.read(EXAMPLES / "attention_transfer.ipynb", 4)
+    (runs,) = (cell for cell in notebook.cells if '"epochs": 4' in cell.source)
+    runs.source = runs.source.replace('"epochs": 4', '"epochs": 1')
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=280, resources=where).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert re.search(r"test error alone: [\d.]+ %, with attention transfer: [\d.]+ %", printed)
+    drawn = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(drawn) == 2
+    assert at.Run(tmp_path / "runs/taught").is_finished

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -30,8 +30,19 @@ from attention_transfer.taps import unwrapped
 
 __all__ = ["NamedModel", "Network", "Networks", "distinct_names", "named_models"]
 
-Network = nn.Module | LoadedModel | Run | str | Path
-"""A module, the result of ``at.models.load``, a run or its folder, or a MODEL as users write it."""
+
+class Trained(Protocol):
+    """What ``at.load`` returns, as far as it is needed here."""
+
+    @property
+    def model(self) -> "NamedModel":
+        """The network with its preprocessing."""
+
+
+Network = nn.Module | LoadedModel | Trained | Run | str | Path
+"""A module, the result of ``at.load`` or ``at.models.load``, a run or its folder, or a MODEL as
+users write it.
+"""
 
 PROBE_SIZE = (64, 64)
 """Height and width of an image that tells how many channels a network of any input size takes."""
@@ -143,6 +154,9 @@ def _named(network: Network, image_size: tuple[int, int] | None) -> NamedModel:
         return replace(named, preprocessing=named.preprocessing._replace(size=image_size))
     if isinstance(network, LoadedModel):
         return _from_loaded(network, network.name)
+    trained = getattr(network, "model", None)
+    if isinstance(trained, NamedModel):
+        return trained
     if not isinstance(network, nn.Module):
         raise InputError(
             f"got a {type(network).__name__}, expected a network: a torch.nn.Module, a run, or a "

@@ -41,8 +41,8 @@ def show(
     predictions.
 
     Args:
-        networks: one or several: a module, a run, the result of ``at.models.load``, or a MODEL
-            such as ``"timm:resnet18"``; or a dictionary from the names to display to networks.
+        networks: one or several: a module, a run, the result of ``at.load``, or a MODEL such as
+            ``"timm:resnet18"``; or a dictionary from the names to display to networks.
         images: a tensor (N, 3, H, W) or an array (H, W, 3), uint8, from 0 to 1 or of integers of
             more than 8 bits; a PIL image; a path, folder or pattern; or a list of these. Grey
             images have one channel; networks of 4 and more take as many. Each network receives them
