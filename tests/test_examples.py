@@ -167,7 +167,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     nbclient.NotebookClient(notebook, timeout=280, resources=where).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert re.search(r"test error alone: [\d.]+ %, with attention transfer: [\d.]+ %", printed)
+    assert re.search(r"test error alone: [\d.]+ %, taught: [\d.]+ %", printed)
     drawn = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(drawn) == 2
     assert at.Run(tmp_path / "runs/taught").is_finished
