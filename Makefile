@@ -18,7 +18,7 @@ LOWEST = $(VENV)-lowest
 RUNS = $(patsubst %,tests/test_%.py,cache demo fine_tuning golden gradient_runs loading maps_drawing \
 	optimizers predict report training)
 
-.PHONY: demo lint test test-reliability test-portable test-lowest programs benchmark figures docs \
+.PHONY: demo lint test test-reliability test-portable test-lowest programs benchmark figures pictures docs \
 	dist release clean
 
 demo: $(VENV)/installed
@@ -44,8 +44,8 @@ test-portable: $(VENV)/installed
 # With the lowest version of each dependency that pyproject.toml allows, in an environment of its own.
 test-lowest:
 	$(PYTHON) -m venv $(LOWEST)
-	$(PYTHON) scripts/lowest_versions.py > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt --editable '.[demo]' \
+	$(PYTHON) scripts/lowest_versions.py datasets demo metrics > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt --editable '.[datasets,demo,metrics]' \
 		hypothesis pytest pytest-timeout pytest-xdist
 	$(LOWEST)/bin/python -m pytest --numprocesses auto --dist loadfile $(PORTABLE) $(RUNS)
 
@@ -55,6 +55,10 @@ benchmark: $(VENV)/installed
 # Writes the figures of README.md and docs/*.md from the files in benchmarks/results and docs/results.
 figures: $(VENV)/installed
 	cd benchmarks && $(abspath $(BIN))/python -m figures
+
+# Runs the demo and draws the pictures of README.md, docs and the notebook from it.
+pictures: $(VENV)/installed programs
+	$(BIN)/python scripts/pictures.py
 
 # The documentation site, in the folder site; a broken link or reference fails.
 docs: $(VENV)/installed
