@@ -44,6 +44,7 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> at.Run:
         student="wrn-10-1",
         data=data,
         out=runs / "student",
+        ema=0.9,
         **{**settings, "epochs": 4},
     )
 
@@ -180,6 +181,24 @@ def test_runs_of_other_seeds_give_the_spread(pictures: Path, tmp_path: Path) -> 
     text = (tmp_path / "seed-0" / "export" / "MODEL_CARD.md").read_text()
     assert "| all 2 runs that differ in their seed alone |" in text
     assert "over 2 seeds" in text
+
+
+def test_averaged_weights_are_exported_with_their_own_figures(
+    trained: at.Run, tmp_path: Path
+) -> None:
+    averaged = trained.averaged_folder
+    out = tmp_path / "averaged"
+    assert cli.main(["export", str(averaged), f"--out={out}", "--formats=onnx"]) == 0
+    assert (out / "model.safetensors").read_bytes() == (averaged / "model.safetensors").read_bytes()
+    text = (out / "MODEL_CARD.md").read_text()
+    assert trained.record.ema is not None
+    assert f"| this network | {trained.record.ema.final.test_error:.2f} % |" in text
+    assert "the moving average over training" in text
+    images = at.load(averaged).preprocessing(torch.rand(5, 3, 16, 16))  # type: ignore[misc]
+    expected = at.load(averaged).network(images).softmax(1).detach().numpy()
+    found = onnx_probabilities(out / "model.onnx", images.numpy())
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not np.allclose(found, at.load(trained).network(images).softmax(1).detach(), atol=1e-5)
 
 
 def failing(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

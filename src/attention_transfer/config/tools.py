@@ -145,7 +145,7 @@ class PredictConfig(Config):
 class ExportConfig(Config):
     """Settings of the export of a run's network."""
 
-    run: Path = Field(description="the folder of a finished run")
+    run: Path = Field(description="the folder of a finished run, or ema in it: averaged weights")
     formats: Annotated[
         tuple[Literal["safetensors", "onnx", "pt2", "int8"], ...],
         BeforeValidator(as_words),

@@ -72,17 +72,17 @@ def export_run(config: ExportConfig) -> ExportResult:
         TrainingError: an exported graph gives other probabilities than the network, or the hub
             refuses the upload.
     """
-    run = Run(config.run)
+    run = Run.of_weights(config.run)
     run.record  # noqa: B018 - raises if it is not finished
     check_packages(config.formats)
-    folder = config.out or run.folder / "export"
+    folder = config.out or config.run / "export"
     with writing_to(folder):
         if folder.exists():
             raise InputError(f"{folder} exists already; delete it, or choose another --out")
     if config.push is not None:
         check_login(config.push)
     evaluation = EvaluateConfig(
-        model=str(run.folder), data=config.data, split="validation", workers=config.workers
+        model=str(config.run), data=config.data, split="validation", workers=config.workers
     )
     model, data, images = load_with_data(evaluation)
     if config.normalize_in_graph and data.pixel_range is not None:
@@ -123,7 +123,7 @@ class _Export:
     def write(self, folder: Path, final: Path) -> ExportResult:
         """Write all files into a folder, which gets its final name later."""
         assert self.model.card is not None  # a run has one
-        shutil.copyfile(self.run.folder / "model.safetensors", folder / "model.safetensors")
+        shutil.copyfile(self.config.run / "model.safetensors", folder / "model.safetensors")
         self.model.card.write(folder / "model.json")
         first = next(self._inputs(self.images.subset(np.arange(1))))
         self._write_graphs(folder, torch.cat([first, first]))
@@ -137,7 +137,8 @@ class _Export:
             "forms": [asdict(form) for form in forms],
         }
         write_json(folder / "export.json", document)
-        text = model_card(self.run, self.model.card, forms, len(self.images))
+        averaged = self.config.run != self.run.folder
+        text = model_card(self.run, self.model.card, forms, len(self.images), averaged)
         write_text(folder / "MODEL_CARD.md", text)
         if "onnx" in self.graphs and self._is_for_photographs:
             script = files("attention_transfer.export") / "classify.py"

@@ -8,6 +8,7 @@ from attention_transfer.models import ModelCard
 from attention_transfer.report.command_line import command_line
 from attention_transfer.report.groups import Group, group_runs
 from attention_transfer.runs import Run
+from attention_transfer.runs.record import FinalMetrics
 
 __all__ = ["model_card"]
 
@@ -27,7 +28,13 @@ LOSSES = {
 """What a reader calls the built-in terms."""
 
 
-def model_card(run: Run, card: ModelCard, forms: Sequence[Form], validation_images: int) -> str:
+def model_card(
+    run: Run,
+    card: ModelCard,
+    forms: Sequence[Form],
+    validation_images: int,
+    averaged: bool = False,
+) -> str:
     """Return the model card, in Markdown with the front matter of the Hugging Face Hub.
 
     Args:
@@ -35,6 +42,7 @@ def model_card(run: Run, card: ModelCard, forms: Sequence[Form], validation_imag
         card: of its network.
         forms: what was exported and measured.
         validation_images: that their errors are of.
+        averaged: whether the network has the run's averaged weights, instead of the last.
     """
     record = run.record
     taught = f", taught by {record.teacher.name}" if record.teacher else ""
@@ -42,9 +50,9 @@ def model_card(run: Run, card: ModelCard, forms: Sequence[Form], validation_imag
         "Use": _use(card, forms),
         "Data": _data(run, card),
         "Method": _method(run),
-        "Figures": _figures(run),
+        "Figures": _figures(run, averaged),
         "Forms": _forms(forms, validation_images),
-        "Limits": _limits(run, card),
+        "Limits": _limits(_final(run, averaged), card),
         "To repeat it": [*_repeat(run)],
     }
     lines = [
@@ -137,18 +145,25 @@ def _method(run: Run) -> Iterator[str]:
             yield f"| {pair.term} | {pair.student} | {pair.teacher} |"
 
 
-def _figures(run: Run) -> Iterator[str]:
-    group, final = _group(run), run.record.final
+def _final(run: Run, averaged: bool) -> FinalMetrics:
+    """Return the figures of the last or of the averaged weights."""
+    average = run.record.ema if averaged else None
+    return run.record.final if average is None else average.final
+
+
+def _figures(run: Run, averaged: bool) -> Iterator[str]:
+    group, final = _group(run), _final(run, averaged)
+    errors = [_final(one, averaged).held_out.error for one in group.runs]
     split, images, _, _ = final.held_out
     of = "mean over runs" if len(group.runs) > 1 else "95 % interval of this many images"
     yield f"| | error on {images:,} {split} images | {of} |"
     yield "|---|---|---|"
     if len(group.runs) > 1:
         name = f"all {len(group.runs)} runs that differ in their seed alone"
-        yield f"| {name} | {group.error_text} | {group.spread_text} |"
+        yield f"| {name} | {group.text_of(errors)} | {group.spread_of(errors)} |"
         yield f"| this one | {final.held_out.error:.2f} % | |"
     else:
-        yield f"| this network | {final.held_out.error:.2f} % | {group.spread_text} |"
+        yield f"| this network | {final.held_out.error:.2f} % | {group.spread_of(errors)} |"
     calibration = (
         final.validation_calibration_error
         if final.test_calibration_error is None
@@ -156,7 +171,8 @@ def _figures(run: Run) -> Iterator[str]:
     )
     yield from (
         "",
-        f"Calibration error: {calibration:.2f} %. The weights are those of the last step.",
+        f"Calibration error: {calibration:.2f} %. The weights are "
+        + ("the moving average over training." if averaged else "those of the last step."),
     )
 
 
@@ -183,12 +199,12 @@ def _forms(forms: Sequence[Form], validation_images: int) -> Iterator[str]:
         )
 
 
-def _limits(run: Run, card: ModelCard) -> Iterator[str]:
+def _limits(final: FinalMetrics, card: ModelCard) -> Iterator[str]:
     yield (
         f"It knows the {card.classes} classes above and gives one of them for any image. It was "
         "judged on images like those it was trained on; on others its error is not known."
     )
-    confusions = _largest_confusions(run.record.final.held_out.confusion, card.class_names)
+    confusions = _largest_confusions(final.held_out.confusion, card.class_names)
     if confusions:
         yield from ("", "Most frequent mistakes: " + "; ".join(confusions) + ".")
 

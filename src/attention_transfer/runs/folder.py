@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from attention_transfer.models import LoadedModel, ModelCard
 
-__all__ = ["AVERAGED", "Run", "new_folder", "read_runs", "resume_command", "writing_to"]
+__all__ = ["Run", "new_folder", "read_runs", "resume_command", "writing_to"]
 
 ALONE = "alone"
 """The name of the folder of the student alone in a run's folder."""
@@ -157,6 +157,11 @@ class Run:
     def attention_folder(self) -> Path:
         """The folder of raw attention maps."""
         return self.folder / "attention"
+
+    @classmethod
+    def of_weights(cls, folder: Path) -> "Run":
+        """Return the run that a folder of weights is of: the run's own, or its averaged weights."""
+        return cls(folder.parent if folder.name == AVERAGED else folder)
 
     @property
     def averaged_folder(self) -> Path:

@@ -21,7 +21,6 @@ from attention_transfer.models import (
 )
 from attention_transfer.network_inputs import channels_matched, preprocessing_for, try_out
 from attention_transfer.runs import Run
-from attention_transfer.runs.folder import AVERAGED
 from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
 from attention_transfer.training.processes import Processes
 from attention_transfer.training.shared_evaluation import SharedEvaluation
@@ -63,7 +62,7 @@ def _evaluate(
 def _precision_of_run(model: str) -> Precision:
     """Return the precision that a run was trained and evaluated in; fp32 of other MODELs."""
     folder = run_folder(model)
-    run = None if folder is None else Run(folder.parent if folder.name == AVERAGED else folder)
+    run = None if folder is None else Run.of_weights(folder)
     if run is None or not run.is_finished:
         return "fp32"
     if run.record.precision == "fp16" and torch.cuda.is_available():
@@ -110,9 +109,9 @@ def _load_data(config: EvaluateConfig) -> DataSet:
         if name is None:
             check_names(folder / "model.json", data=card.data)
             name = card.data
-        run = folder.parent if folder.name == AVERAGED else folder
-        if (run / "config.yaml").is_file():
-            trained = Run(run).config
+        run = Run.of_weights(folder)
+        if (run.folder / "config.yaml").is_file():
+            trained = run.config
             if name == trained.data:
                 labels = {
                     setting: getattr(trained, setting) if value is None else value
