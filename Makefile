@@ -15,7 +15,7 @@ PORTABLE = $(patsubst %,tests/test_%.py,attention_distillation augmentation auto
 	pairing points seeds study_statistics taps terms transfer)
 # Whole runs beside, for the lowest versions of the dependencies.
 LOWEST = $(VENV)-lowest
-RUNS = $(patsubst %,tests/test_%.py,cache demo fine_tuning golden gradient_runs loading maps_drawing \
+RUNS = $(patsubst %,tests/test_%.py,cache demo fine_tuning gradient_runs loading maps_drawing \
 	optimizers predict report training)
 
 .PHONY: demo lint test test-reliability test-portable test-lowest programs benchmark figures pictures docs \

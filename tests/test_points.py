@@ -81,7 +81,10 @@ def build(name: str, **options: Any) -> nn.Module:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_stages_of_many_families_are_found(name: str) -> None:
     size, recommended, axes, extra = FAMILIES[name]
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            network = build(name)
+    except NotImplementedError:  # what this network computes as it is built, PyTorch lacks there
         network = build(name)
     table = attention_points(network, (3, size, size))
     assert [point.name for point in table.recommended] == recommended

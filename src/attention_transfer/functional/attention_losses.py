@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attention_transfer.functional.kernels import in_one_dtype
 from attention_transfer.functional.maps import normalize, pool, to_float32
 
 __all__ = ["attention_distillation", "class_attention", "class_maps", "token_relations"]
@@ -82,7 +83,7 @@ def class_attention(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
     student, teacher = (
         normalize(maps.flatten(2).flatten(0, 1)) for maps in (student_maps, teacher_maps.detach())
     )
-    return functional.mse_loss(student, teacher)
+    return functional.mse_loss(*in_one_dtype(student, teacher))
 
 
 def token_relations(queries: Tensor, keys: Tensor) -> Tensor:

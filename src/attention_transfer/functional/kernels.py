@@ -29,6 +29,7 @@ __all__ = [
     "power_of_two",
     "scaled_map",
     "shape_of",
+    "in_one_dtype",
     "to_float32",
 ]
 
@@ -44,6 +45,15 @@ def to_float32(tensor: Tensor) -> Tensor:
     torch.float32
     """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def in_one_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two tensors in the wider one's dtype; one in float64 leaves float64.
+
+    PyTorch 2.8 and 2.9 compute no gradient of ``mse_loss`` of two dtypes.
+    """
+    dtype = torch.promote_types(student.dtype, teacher.dtype)
+    return student.to(dtype), teacher.to(dtype)
 
 
 def check_features(features: Tensor, kind: str, power: float) -> None:

@@ -18,7 +18,7 @@ from attention_transfer.functional.attention_losses import (
     class_maps,
     token_relations,
 )
-from attention_transfer.functional.kernels import largest_magnitude, power_of_two
+from attention_transfer.functional.kernels import in_one_dtype, largest_magnitude, power_of_two
 from attention_transfer.functional.label_targets import cross_entropy_targets
 from attention_transfer.functional.logit_losses import (
     dist,
@@ -181,7 +181,7 @@ def full_activation_transfer(student_features: Tensor, teacher_features: Tensor)
         else to_float32(features)
         for features in (student_features, teacher_features.detach())
     )
-    return functional.mse_loss(student, teacher)
+    return functional.mse_loss(*in_one_dtype(student, teacher))
 
 
 def half_l2_norm(difference: Tensor, form: GradientForm = "paper") -> Tensor:
