@@ -82,13 +82,16 @@ def permutation(count: int, *key: Key) -> NDArray[np.int64]:
     return np.argsort(_bits(*key, np.arange(count)), kind="stable")
 
 
-def step_seed(seed: int, epoch: int, step: int) -> int:
+def step_seed(seed: int, epoch: int, step: int, process: int = 0) -> int:
     """Return the seed of torch's generators in a training step, for dropout and the like.
 
     >>> step_seed(0, epoch=1, step=2) == step_seed(0, epoch=2, step=1)
     False
+    >>> step_seed(0, epoch=1, step=2, process=1) == step_seed(0, epoch=1, step=2)
+    False
     """
-    key = f"{seed} {epoch} {step}".encode()
+    of_process = f" {process}" if process else ""
+    key = f"{seed} {epoch} {step}{of_process}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little")
 
 

@@ -214,8 +214,11 @@ class TrainStep:
         rate = self.config.lr * self._learning_rate_factor(step_index.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        # Dropout too is a function of the seed and the step, as all randomness is.
-        torch.manual_seed(step_seed(self.config.seed, step_index.epoch, step_index.step))
+        # Dropout too is a function of the seed and the step, as all randomness is; each process
+        # has masks of its own, for images of its own.
+        process = self.accelerator.process_index
+        seed = step_seed(self.config.seed, step_index.epoch, step_index.step, process)
+        torch.manual_seed(seed)
         if targets is not None:
             targets = targets.to(batch.images.device)
         output, fault, agreeing = self._add_gradients(batch, targets, step_index, wishes)

@@ -1,10 +1,12 @@
 """The output of a Transfer for one batch, and the description of its layer pairs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Real
+from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from attention_transfer.errors import InputError, input_errors
 from attention_transfer.functional.maps import common_size
@@ -36,6 +38,20 @@ class TransferOutput:
     """Term -> "student point:teacher point" -> the weight of that layer pair in this batch, where
     the term's beta is "auto".
     """
+
+
+def _parts(out: TransferOutput) -> tuple[list[Any], None]:
+    return [getattr(out, one.name) for one in fields(out)], None
+
+
+# Whatever looks for tensors in a module's output finds them: DistributedDataParallel with
+# static_graph=True, which otherwise never synchronizes gradients, and others.
+register_pytree_node(
+    TransferOutput,
+    _parts,
+    lambda parts, _: TransferOutput(*parts),
+    serialized_type_name="attention_transfer.TransferOutput",
+)
 
 
 @dataclass(frozen=True)
