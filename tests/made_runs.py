@@ -9,6 +9,8 @@ import yaml
 from numpy.typing import NDArray
 
 from attention_transfer.config import DistillConfig, RunConfig
+from attention_transfer.runs import Run
+from attention_transfer.runs.confusion import Confusion
 
 EPOCHS = (0, 2, 4)
 PROBES, EXAMPLES = 6, 12
@@ -70,14 +72,13 @@ def made_run(
     labels = np.arange(images) % len(classes)
     predicted = labels.copy()
     predicted[list(wrong)] = (predicted[list(wrong)] + 1) % len(classes)
-    confusion = np.zeros((len(classes), len(classes)), dtype=int)
-    np.add.at(confusion, (labels, predicted), 1)
+    confusion = Confusion.of(labels, predicted, len(classes))
     confidence = np.full(images, 0.9, dtype=np.float32)
     np.savez(folder / "predictions.npz", labels=labels, predicted=predicted, confidence=confidence)
     points = list(POINTS if teacher else ("low", "top"))
     error = 100 * len(wrong) / images
     record: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": 2,
         "command": "train" if teacher is None else "distill",
         "config": config.model_dump(mode="json"),
         "versions": {"torch": "2.0"},
@@ -101,7 +102,6 @@ def made_run(
                 "top5_error": None,
                 "loss": 0.5,
                 "calibration_error": 1.0,
-                "confusion": confusion.tolist(),
             }.items()
         },
         "best_on_validation": {"epoch": 4, "validation_error": error},
@@ -119,6 +119,7 @@ def made_run(
         "seconds_waiting_for_data": 0.4,
         "images_per_second": 1000.0,
     }
+    Run(folder).write_confusions(dict.fromkeys(SPLITS[1:], confusion))
     (folder / "record.json").write_text(json.dumps(record))
     (folder / "model.json").write_text(json.dumps({"class_names": classes}))
     (folder / "model.safetensors").write_bytes(bytes(320_000))

@@ -26,7 +26,6 @@ from attention_transfer.training import RunProgress, model_evaluation, setup, tr
 from attention_transfer.training.classification_metrics import (
     calibration_error,
     compute_metrics,
-    confusion_matrix,
 )
 from attention_transfer.training.epoch_meters import EpochMeters
 from attention_transfer.training.monitoring.tracking import scalars
@@ -281,10 +280,10 @@ def test_the_figures_of_an_evaluation() -> None:
     assert compute_metrics(logits[:, :4], torch.tensor([0, 1])).top5_error is None
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 6])).item()
     assert evaluation.loss == pytest.approx(expected)
-    assert confusion_matrix(np.array([0, 0, 1]), np.array([1, 0, 1]), 2).tolist() == [
-        [1, 1],
-        [0, 1],
-    ]
+    assert evaluation.confusion is not None
+    expected_counts = np.zeros((7, 7), dtype=int)
+    expected_counts[1, 0] = expected_counts[6, 1] = 1
+    assert np.array_equal(evaluation.confusion.matrix(), expected_counts)
     confidences, right = np.array([0.95, 0.95, 0.1]), np.array([True, False, False])
     assert calibration_error(confidences, right) == pytest.approx((0.9 + 0.1) / 3)
     with pytest.raises(InputError, match="has 7 outputs, the data set at least 8 classes"):
@@ -306,7 +305,9 @@ def test_evaluating_a_run_repeats_its_figures_on_its_own_data(
         document = json.loads(capsys.readouterr().out)
         final = teacher.record.final
         assert document["error"] == getattr(final, f"{split}_error")
-        assert document["confusion"] == getattr(final, f"{split}_confusion")
+        confusion = teacher.confusion(split)  # type: ignore[arg-type]
+        assert confusion is not None
+        assert document["confusion"] == confusion.matrix().tolist()
         assert document["loss"] == pytest.approx(getattr(final, f"{split}_loss"), rel=1e-5)
     given = {name: value for name, value in asked[0].items() if value is not None}
     assert given == {

@@ -14,11 +14,15 @@ __all__ = ["TABLES"]
 SPLITS = ("test", "validation")
 """The images that the errors of a study's arm are of."""
 
-ARMS = {
+HEADLINE = {
     "alone": "student alone",
-    "at": "with attention transfer (AT)",
-    "at+kd": "with AT and distillation",
+    "KD": "with distillation (KD)",
+    "AT 1000": "with attention transfer (AT)",
+    "AT+KD 1000": "with both (AT+KD)",
 }
+"""Arms of the study ``methods``, by default settings: what a document calls them."""
+
+CACHED_ARMS = {"at": "with attention transfer (AT)", "at+kd": "with AT and distillation"}
 
 GRADIENT_ARMS = {
     "alone": "student alone",
@@ -52,31 +56,42 @@ def from_alone(sources: Sources, file: str, arm: str) -> str:
 
 def accuracy(sources: Sources, detail: str) -> list[str]:
     """Return the demo's arms; with the detail "full" each seed, the difference and the teacher."""
-    file = sources.measured("accuracy")
+    row = sources.study("methods").one("rows/0")
+    arms = {arm["arm"]: arm for arm in row["arms"]}
+    compared = {one["arm"]: one for one in row["comparisons"] if one["baseline"] == "alone"}
+    alone = arms["alone"]["statistics"]["mean"]
     full = detail == "full"
     rows = []
-    for name, title in ARMS.items():
-        arm = file.one(f"arms/{name}")
-        fewer = "" if name == "alone" else f"{arm['below_alone_percent']:.0f} %"
-        row = [title, mean_and_spread(arm), fewer, f"{arm['median_seconds']:.0f}"]
+    for name, title in HEADLINE.items():
+        found = arms[name]["statistics"]
+        fewer = "" if name == "alone" else f"{100 * (1 - found['mean'] / alone):.0f} %"
+        cells = [title, f"{found['mean']:.2f} ± {found['std']:.2f}", fewer]
         if full:
-            row += [each_seed(arm), from_alone(sources, "accuracy", name)]
-        rows.append(row)
+            errors = arms[name]["test_errors"].values()
+            cells.append(", ".join(f"{error:.1f}" for error in errors))
+            cells.append("" if name == "alone" else compared[name]["sentence"])
+        rows.append(cells)
     head = ["", "test error %, mean ± standard deviation", "fewer mistakes than alone"]
-    head += ["training seconds"]
     if full:
         head += ["each seed", "compared with alone, seed by seed"]
-        teacher = f"{file.one('teacher_test_error'):.2f} (one network)"
-        rows.append(["teacher, WRN-16-2", teacher, "", "", "", ""])
+        rows.append(["teacher, WRN-16-2", f"{row['teacher_test_error']:.2f} (one network)"])
+        rows[-1] += ["", "", ""]
     return lines(head, rows)
+
+
+def in_study(sources: Sources, study: str, arm: str) -> str:
+    """Return the sentence on an arm's difference from the student alone, in a study's first row."""
+    comparisons = sources.study(study).one("rows/0/comparisons")
+    (found,) = (one for one in comparisons if (one["arm"], one["baseline"]) == (arm, "alone"))
+    return str(found["sentence"])
 
 
 def accuracy_cached(sources: Sources, _: str) -> list[str]:
     """Return the errors of runs with a live teacher and with cached targets."""
     file = sources.measured("accuracy_cached")
     rows = []
-    for name in ("at", "at+kd"):
-        cells = [ARMS[name]]
+    for name in CACHED_ARMS:
+        cells = [CACHED_ARMS[name]]
         for arm in (file.one(f"arms/{name}"), file.one(f"arms/{name} cached")):
             cells += [mean_and_spread(arm), each_seed(arm)]
         found = difference(sources, "accuracy_cached", f"{name} cached", name)
@@ -108,6 +123,23 @@ def gradient_arms(sources: Sources, pair: str) -> list[str]:
     return lines([*head, "compared with alone, seed by seed", "seconds"], rows)
 
 
+def teachers(sources: Sources, _: str) -> list[str]:
+    """Return what each recipe of a teacher errs on, and how sure it is, mean over seeds."""
+    rows = []
+    for name, recipe in sources.measured("teachers").one("recipes").items():
+        seeds = list(recipe["seeds"].values())
+
+        def mean(part: str, figure: str, form: str, seeds: Any = seeds) -> str:
+            return format(sum(seed[part][figure] for seed in seeds) / len(seeds), form)
+
+        errors = ", ".join(f"{seed['validation']['error']:.2f}" for seed in seeds)
+        row = [name, errors, mean("training_views", "error", ".2f")]
+        row += [mean(part, "entropy", ".2f") for part in ("training_views", "validation")]
+        rows.append(row)
+    head = ["recipe", "validation error %, each seed", "error % on training views"]
+    return lines([*head, "entropy there, nats", "entropy on validation scenes"], rows)
+
+
 def transformer(sources: Sources, _: str) -> list[str]:
     """Return the errors of a vision transformer by optimizer."""
     rows = []
@@ -126,9 +158,9 @@ def checked(sources: Sources, _: str) -> list[str]:
     """Return the paper's claims that were run on other images: its figures, and what was seen."""
     small, nin = "wrn-16-1 from wrn-16-2", "nin-thin-nobn from nin-wide-nobn"
     claims = [
-        ("table-1", small, "AT", "accuracy", "at"),
-        ("table-1", small, "AT+KD", "accuracy", "at+kd"),
-        ("table-1", small, "KD", "gradient_arms_wrn", "distillation"),
+        ("table-1", small, "AT", "methods", "AT 1000"),
+        ("table-1", small, "AT+KD", "methods", "AT+KD 1000"),
+        ("table-1", small, "KD", "methods", "KD"),
         ("table-3", nin, "activation AT", "gradient_arms_nin", "activation attention"),
         ("table-3", nin, "KD", "gradient_arms_nin", "distillation"),
         ("table-3", nin, "gradient AT", "gradient_arms_nin", "gradient attention"),
@@ -141,7 +173,8 @@ def checked(sources: Sources, _: str) -> list[str]:
         alone, with_arm = (str(figures[key]).split() for key in ("alone", arm))
         told = f"{alone[0]} ({alone[1]}) to {with_arm[0]} ({with_arm[1]})"
         title = f"{table.replace('table-', 'Table ')}: {arm}, {pair.replace('-nobn', '')}"
-        rows.append([title, told, from_alone(sources, file, name)])
+        seen = (in_study if file == "methods" else from_alone)(sources, file, name)
+        rows.append([title, told, seen])
     head = ["", "the paper, on CIFAR-10: alone to method", "here, on cluttered-digits"]
     return lines(head, rows)
 
@@ -193,6 +226,7 @@ TABLES: dict[str, Table] = {
     "accuracy": accuracy,
     "accuracy-cached": accuracy_cached,
     "gradient-arms": gradient_arms,
+    "teachers": teachers,
     "transformer": transformer,
     "checked": checked,
     "paper": paper,

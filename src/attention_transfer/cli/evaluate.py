@@ -1,12 +1,22 @@
 """evaluate a trained network on a data set: error, top-5 error, calibration, confusion"""
 
 from argparse import Namespace
+from typing import TYPE_CHECKING, Any
 
 from attention_transfer.cli.arguments import Parser, config_from
 from attention_transfer.cli.output import console, print_json, print_table
 from attention_transfer.config import EvaluateConfig
 from attention_transfer.terminal import print_line
 from attention_transfer.waiting import loading
+
+if TYPE_CHECKING:
+    from attention_transfer.runs.confusion import Confusion
+
+MOST_CLASSES_SHOWN = 20
+"""Classes of a matrix that still fits a terminal."""
+
+MOST_CLASSES_WRITTEN = 100
+"""Classes of a matrix that is written whole with --json."""
 
 EXAMPLES = (
     "evaluate runs/student",
@@ -23,8 +33,6 @@ def run(arguments: Namespace) -> int:
     """Evaluate the network, and print the results."""
     config = config_from(arguments, EvaluateConfig)
     loading("torch", "PyTorch")
-    from dataclasses import asdict
-
     from attention_transfer.training import evaluate_model
 
     result = evaluate_model(config)
@@ -35,7 +43,7 @@ def run(arguments: Namespace) -> int:
         print_line(console(True), notice)
     if arguments.json:
         named = {"model": model.name, "data": data.name, "split": config.split}
-        print_json({**named, **asdict(evaluation)})
+        print_json({**named, **vars(evaluation), **_confusion(evaluation.confusion)})
         return 0
     where = console(False)
     top5 = "" if evaluation.top5_error is None else f"{evaluation.top5_error:.2f}"
@@ -54,10 +62,20 @@ def run(arguments: Namespace) -> int:
         ],
         title=f"{data.name}, {config.split} images",
     )
-    if 0 < len(evaluation.confusion) <= 20:
+    confusion = evaluation.confusion
+    if confusion is not None and confusion.classes <= MOST_CLASSES_SHOWN:
         rows = [
             [name, *map(str, row)]
-            for name, row in zip(data.class_names, evaluation.confusion, strict=True)
+            for name, row in zip(data.class_names, confusion.matrix(), strict=True)
         ]
         print_table(where, ["true \\ predicted", *data.class_names], rows, title="")
     return 0
+
+
+def _confusion(confusion: "Confusion | None") -> dict[str, Any]:
+    """Return the confusion for --json: the matrix; of many classes its entries above 0."""
+    if confusion is None:
+        return {"confusion": None}
+    if confusion.classes <= MOST_CLASSES_WRITTEN:
+        return {"confusion": confusion.matrix().tolist()}
+    return {"confusion": None, "confusion_counts": confusion.counts.tolist()}

@@ -52,7 +52,7 @@ def model_card(
         "Method": _method(run),
         "Figures": _figures(run, averaged),
         "Forms": _forms(forms, validation_images),
-        "Limits": _limits(_final(run, averaged), card),
+        "Limits": _limits(run, card, averaged),
         "To repeat it": [*_repeat(run)],
     }
     lines = [
@@ -154,7 +154,7 @@ def _final(run: Run, averaged: bool) -> FinalMetrics:
 def _figures(run: Run, averaged: bool) -> Iterator[str]:
     group, final = _group(run), _final(run, averaged)
     errors = [_final(one, averaged).held_out.error for one in group.runs]
-    split, images, _, _ = final.held_out
+    split, images, _ = final.held_out
     of = "mean over runs" if len(group.runs) > 1 else "95 % interval of this many images"
     yield f"| | error on {images:,} {split} images | {of} |"
     yield "|---|---|---|"
@@ -199,28 +199,21 @@ def _forms(forms: Sequence[Form], validation_images: int) -> Iterator[str]:
         )
 
 
-def _limits(final: FinalMetrics, card: ModelCard) -> Iterator[str]:
+def _limits(run: Run, card: ModelCard, averaged: bool) -> Iterator[str]:
     yield (
         f"It knows the {card.classes} classes above and gives one of them for any image. It was "
         "judged on images like those it was trained on; on others its error is not known."
     )
-    confusions = _largest_confusions(final.held_out.confusion, card.class_names)
-    if confusions:
-        yield from ("", "Most frequent mistakes: " + "; ".join(confusions) + ".")
-
-
-def _largest_confusions(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> list[str]:
-    """Return the pairs of classes that are confused most often, in words."""
+    confusion = run.confusion(run.record.final.held_out.split, averaged)
+    if confusion is None:
+        return
+    names, counts = card.class_names, confusion.images_by_class
     mistakes = [
-        (count, true, predicted)
-        for true, row in enumerate(confusion)
-        for predicted, count in enumerate(row)
-        if true != predicted and count > 0
+        f"{names[true]} taken for {names[predicted]} ({images} of {counts[true]})"
+        for true, predicted, images in confusion.mistakes(MOST_CONFUSIONS)
     ]
-    return [
-        f"{names[true]} taken for {names[predicted]} ({count} of {sum(confusion[true])})"
-        for count, true, predicted in sorted(mistakes, reverse=True)[:MOST_CONFUSIONS]
-    ]
+    if mistakes:
+        yield from ("", "Most frequent mistakes: " + "; ".join(mistakes) + ".")
 
 
 def _repeat(run: Run) -> Iterator[str]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attention_transfer.report.groups import Group
+from attention_transfer.runs.confusion import Confusion
 
 __all__ = ["confusion"]
 
@@ -16,20 +17,36 @@ MOST_CLASSES = 20
 MOST_PAIRS = 15
 
 
-def confusion(group: Group, names: Sequence[str]) -> dict[str, Any]:
+def confusion(group: Group, names: Sequence[str]) -> dict[str, Any] | None:
     """Return the confusion matrix of a group and its most confused pairs of classes.
 
     Args:
         group: runs, whose matrices are added.
         names: of the classes.
+
+    Returns:
+        None if there is none, as of images of several classes each.
     """
-    matrices = [np.array(run.record.final.held_out.confusion, dtype=np.int64) for run in group.runs]
-    counts = np.sum(matrices, axis=0)
+    split = group.representative.record.final.held_out.split
+    found = [run.confusion(split) for run in group.runs]
+    known = [one for one in found if one is not None]
+    if not known:
+        return None
+    total = Confusion.total(known)
+    counts = total.images_by_class
     return {
         "label": group.label,
-        "rows": _rows(counts, names) if len(counts) <= MOST_CLASSES else [],
+        "rows": _rows(total.matrix(), names) if total.classes <= MOST_CLASSES else [],
         "names": list(names),
-        "pairs": _most_confused(counts, names),
+        "pairs": [
+            {
+                "true": names[true],
+                "predicted": names[predicted],
+                "count": images,
+                "of": int(counts[true]),
+            }
+            for true, predicted, images in total.mistakes(MOST_PAIRS)
+        ],
         "error": group.error_text,
     }
 
@@ -55,20 +72,3 @@ def _rows(counts: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any
 def _heat(share: float) -> int:
     """Return the page's colour step, 0 to 10, for a share; every share above 0 is at least 1."""
     return int(np.ceil(10 * np.sqrt(share)))
-
-
-def _most_confused(counts: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
-    mistakes = counts.copy()
-    np.fill_diagonal(mistakes, 0)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:MOST_PAIRS]
-    pairs = [np.unravel_index(index, mistakes.shape) for index in order]
-    return [
-        {
-            "true": names[label],
-            "predicted": names[predicted],
-            "count": int(mistakes[label, predicted]),
-            "of": int(counts[label].sum()),
-        }
-        for label, predicted in pairs
-        if mistakes[label, predicted]
-    ]

@@ -178,11 +178,7 @@ def _section(number: int, runs: Sequence[Run]) -> _Section:
         disagreements=disagreements(groups, names),
         changes=[(change, changed_images(change, names)) for change in compare_answers(groups)],
         measures=[row for group in groups for row in attention_measures(group)],
-        confusion=[
-            confusion(group, names)
-            for group in groups
-            if group.representative.record.final.held_out.confusion
-        ],
+        confusion=[one for group in groups if (one := confusion(group, names)) is not None],
         commands=[(run.name, command_line(_resolved_settings(run))) for run in runs],
     )
 

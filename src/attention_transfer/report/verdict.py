@@ -79,12 +79,13 @@ def verdict(run: Run, alone: Run | None = None) -> Verdict:
 
 def _untrained(run: Run) -> str | None:
     """Return what to say of a network that is no better than always answering one class."""
-    split, _, error, confusion = run.record.final.held_out
-    counts = [sum(row) for row in confusion]
-    if len(counts) < 2 or not any(counts):
+    split, images, error = run.record.final.held_out
+    confusion = run.confusion(split)
+    if confusion is None or confusion.classes < 2:
         return None  # images of several classes each have no confusion
-    largest = max(range(len(counts)), key=counts.__getitem__)
-    guessing = 100 * (1 - counts[largest] / sum(counts))
+    counts = confusion.images_by_class
+    largest = int(counts.argmax())
+    guessing = 100 * (1 - counts[largest] / images)
     if error < guessing:
         return None
     return (
@@ -96,12 +97,13 @@ def _untrained(run: Run) -> str | None:
 
 def _about_loss(run: Run) -> Iterator[str]:
     """Yield that the loss is above that of guessing evenly, if it is."""
-    split, _, _, confusion = run.record.final.held_out
-    if not any(map(any, confusion)):
+    split = run.record.final.held_out.split
+    confusion = run.confusion(split)
+    if confusion is None:
         return  # as above
     final = run.record.final
     loss = final.validation_loss if final.test_loss is None else final.test_loss
-    classes = len(confusion)
+    classes = confusion.classes
     if loss > math.log(classes):
         yield (
             f"Its loss on the {split} images, {loss:.2f}, is above that of guessing evenly, "

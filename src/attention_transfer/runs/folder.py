@@ -4,12 +4,12 @@ import hashlib
 import os
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from attention_transfer.config import RunConfig
 from attention_transfer.config.yaml_files import read_config_file, write_config_file
@@ -24,6 +24,7 @@ from attention_transfer.files import (
     write_text,
 )
 from attention_transfer.runs.attention import Arrays, RunAttention, read_arrays
+from attention_transfer.runs.confusion import Confusion
 from attention_transfer.runs.record import (
     LARGEST_RECORD,
     EpochMetrics,
@@ -42,6 +43,9 @@ __all__ = ["Run", "new_folder", "read_runs", "resume_command", "writing_to"]
 
 ALONE = "alone"
 """The name of the folder of the student alone in a run's folder."""
+
+CONFUSION = "confusion.npz"
+"""The name of the file of which classes are taken for which, in a run's folder."""
 
 AVERAGED = "ema"
 """The name of the folder of averaged weights in a run's folder."""
@@ -103,7 +107,8 @@ class Run:
     ``config.yaml`` is the whole configuration, ``record.json`` the figures and what they depend
     on, ``metrics.jsonl`` a line per epoch, ``model.safetensors`` and ``model.json`` the network,
     ``ema/`` the same two with the moving average of its weights if it has one, ``predictions.npz``
-    its predictions for the test images, ``attention/`` raw attention maps, ``report.html`` the
+    its predictions for the test images, ``confusion.npz`` which classes it takes for which,
+    ``attention/`` raw attention maps, ``report.html`` the
     report, ``checkpoints/`` what resuming needs, ``diverged.txt`` why a run
     diverged, ``tensorboard/`` and ``trackers.json`` belong to experiment trackers.
 
@@ -252,11 +257,26 @@ class Run:
         """The names of the classes; numbers if the folder has no model card."""
         path = self.folder / "model.json"
         if not path.is_file():
-            return [str(number) for number in range(len(self.record.final.validation_confusion))]
+            confusion = self.confusion("validation")
+            return [str(number) for number in range(confusion.classes if confusion else 0)]
         try:  # ModelCard.read would import torch
             return [str(name) for name in read_json(path, LARGEST_RECORD)["class_names"]]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}), expected a model card") from None
+
+    def confusion(
+        self, split: Literal["validation", "test"], averaged: bool = False
+    ) -> Confusion | None:
+        """Return which classes are taken for which; None if each image is of several classes.
+
+        Args:
+            split: the images.
+            averaged: of the moving average of weights, instead of the last.
+        """
+        path = self.folder / CONFUSION
+        arrays = read_arrays(path) if path.is_file() else {}
+        name = f"ema {split}" if averaged else split
+        return Confusion(int(arrays["classes"]), arrays[name]) if name in arrays else None
 
     @cached_property
     def predictions(self) -> Arrays | None:
@@ -337,6 +357,14 @@ class Run:
             self.folder / "predictions.npz",
             {name: tensor.numpy() for name, tensor in arrays.items()},
         )
+
+    def write_confusions(self, confusions: Mapping[str, Confusion | None]) -> None:
+        """Write the confusions of the classes, by the names that :meth:`confusion` reads."""
+        arrays: dict[str, Any] = {}
+        for name, one in confusions.items():
+            if one is not None:
+                arrays |= {name: one.counts, "classes": one.classes}
+        write_arrays(self.folder / CONFUSION, arrays)
 
     def write_divergence(self, reason: str | None) -> None:
         """Write why training diverged; None: remove that, as the run goes on."""

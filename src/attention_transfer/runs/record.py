@@ -34,10 +34,10 @@ __all__ = [
     "TeacherRecord",
 ]
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 LARGEST_RECORD = 2**26
-"""Bytes of the largest record, or metrics: two confusion matrices of 1,700 classes."""
+"""Bytes of the largest record, or metrics."""
 
 
 class _Schema(BaseModel):
@@ -196,25 +196,18 @@ class FinalMetrics(_Schema):
     validation_top5_error: float | None
     validation_loss: float
     validation_calibration_error: float
-    validation_confusion: list[list[int]]
     test_images: PositiveInt | None = None
     test_error: float | None = None
     test_top5_error: float | None = None
     test_loss: float | None = None
     test_calibration_error: float | None = None
-    test_confusion: list[list[int]] | None = None
 
     @property
     def held_out(self) -> "SplitMetrics":
         """The figures on test images, or on validation images where those were left unread."""
-        if self.test_error is None or self.test_images is None or self.test_confusion is None:
-            return SplitMetrics(
-                "validation",
-                self.validation_images,
-                self.validation_error,
-                self.validation_confusion,
-            )
-        return SplitMetrics("test", self.test_images, self.test_error, self.test_confusion)
+        if self.test_error is None or self.test_images is None:
+            return SplitMetrics("validation", self.validation_images, self.validation_error)
+        return SplitMetrics("test", self.test_images, self.test_error)
 
 
 class SplitMetrics(NamedTuple):
@@ -224,7 +217,6 @@ class SplitMetrics(NamedTuple):
     images: int
     error: float
     """In percent."""
-    confusion: list[list[int]]
 
 
 class BestEpoch(_Schema):
@@ -279,7 +271,7 @@ class ChangeRecord(_Schema):
 class RunRecord(_Schema):
     """The figures of a finished run and what they depend on: the contents of ``record.json``."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     command: Literal["train", "distill"]
     config: RunConfig
     """As the run ended; ``changes`` has what differed before."""
@@ -319,9 +311,23 @@ class RunRecord(_Schema):
             InputError: the file cannot be read or is damaged.
         """
         try:
-            return cls.from_json(read_bytes(path, LARGEST_RECORD), str(path))
+            return cls.from_json(_in_this_schema(read_bytes(path, LARGEST_RECORD)), str(path))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _in_this_schema(text: bytes) -> str | bytes:
+    """Return the text of a record, without the confusions that version 1 had: they have a file."""
+    try:
+        values = json.loads(text)
+        if values["schema_version"] != 1:
+            return text
+        for final in (values["final"], (values.get("ema") or {}).get("final", {})):
+            for split in ("validation", "test"):
+                final.pop(f"{split}_confusion", None)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return text  # damaged, which is told when it is checked
+    return json.dumps({**values, "schema_version": SCHEMA_VERSION})
 
 
 def read_metrics(path: Path) -> list[EpochMetrics]:

@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from attention_transfer.errors import InputError
+from attention_transfer.runs.confusion import Confusion
 
 __all__ = [
     "Evaluation",
     "calibration_error",
     "compute_metrics",
-    "confusion_matrix",
     "validation_figures",
 ]
 
@@ -35,10 +35,8 @@ class Evaluation:
     """Mean cross-entropy, in nats; binary where images are of several classes each."""
     calibration_error: float
     """Expected calibration error over 15 bins of confidence, in percent."""
-    confusion: list[list[int]]
-    """Images by true class (rows) and predicted class (columns); empty where images are of several
-    classes each.
-    """
+    confusion: Confusion | None
+    """Images by true and predicted class; None where images are of several classes each."""
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> Evaluation:
@@ -72,7 +70,7 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> Evaluation:
         top5_error=top5_error,
         loss=functional.cross_entropy(logits, labels).item(),
         calibration_error=100 * calibration_error(confidences.numpy(), correct.numpy()),
-        confusion=confusion_matrix(labels.numpy(), predictions.numpy(), classes).tolist(),
+        confusion=Confusion.of(labels.numpy(), predictions.numpy(), classes),
     )
 
 
@@ -93,7 +91,7 @@ def _multi_label_metrics(logits: Tensor, labels: Tensor) -> Evaluation:
         loss=functional.binary_cross_entropy_with_logits(logits, labels).item(),
         calibration_error=100
         * calibration_error(confidences.flatten().numpy(), correct.flatten().numpy()),
-        confusion=[],
+        confusion=None,
     )
 
 
@@ -111,18 +109,6 @@ def calibration_error(
     indices = np.minimum((confidences * bins).astype(int), bins - 1)
     gaps = np.bincount(indices, weights=confidences - correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidences))
-
-
-def confusion_matrix(
-    labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int
-) -> NDArray[np.int64]:
-    """Count images by true class (rows) and predicted class (columns).
-
-    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 1]), 2).tolist()
-    [[1, 0], [1, 1]]
-    """
-    counts = np.bincount(labels * classes + predictions, minlength=classes**2)
-    return counts.reshape(classes, classes)
 
 
 def validation_figures(logits: Tensor, labels: Tensor) -> dict[str, float]:

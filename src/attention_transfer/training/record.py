@@ -1,7 +1,7 @@
 """The record that a run leaves when it is finished."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from torch import Tensor, nn
 
@@ -26,12 +26,12 @@ from attention_transfer.runs.record import (
     SplitRecord,
     TeacherRecord,
 )
-from attention_transfer.training.classification_metrics import compute_metrics
+from attention_transfer.training.classification_metrics import Evaluation, compute_metrics
 from attention_transfer.training.history import best_epoch, best_epoch_of_average
 from attention_transfer.training.setup import RunSetup, count_flops
 from attention_transfer.training.teacher_check import TeacherCheck
 
-__all__ = ["make_record", "parameter_count"]
+__all__ = ["evaluate_splits", "make_record", "parameter_count"]
 
 MOST_SKIPPED = 1000
 """Corrupt images that a record lists."""
@@ -41,8 +41,7 @@ def make_record(
     setup: RunSetup,
     *,
     rows: Sequence[EpochMetrics],
-    logits: Mapping[str, Tensor | None],
-    logits_of_average: Mapping[str, Tensor | None],
+    evaluations: Mapping[str, Evaluation],
     teacher_test_error: float | None,
     teacher_check: TeacherCheck,
     attention: AttentionRecord | None,
@@ -56,8 +55,8 @@ def make_record(
     Args:
         setup: of the run.
         rows: the figures of its epochs.
-        logits: of the last weights, by split: "validation" and "test".
-        logits_of_average: the same of the moving average of weights; empty without one.
+        evaluations: of the last weights, by split, "validation" and "test"; and of the moving
+            average of weights if there is one, "ema validation" and "ema test".
         teacher_test_error: in percent; None without a teacher with the data's classes.
         teacher_check: what the teacher answered before the first step.
         attention: the attention maps that were saved.
@@ -79,9 +78,9 @@ def make_record(
         student=_network_record([setup.student], setup),
         teacher=_teacher_record(setup, teacher_test_error, teacher_check),
         pairs=[PairRecord(**asdict(pair)) for pair in setup.transfer.pair_descriptions],
-        final=_final_metrics(logits, setup.data),
+        final=_final_metrics(evaluations),
         best_on_validation=best_epoch(rows),
-        ema=_average_record(setup, rows, logits_of_average),
+        ema=_average_record(setup, rows, evaluations),
         epochs_trained=len(rows),
         attention=attention,
         cache=_cache_record(setup, seconds_building_cache),
@@ -107,13 +106,13 @@ def _teacher_record(
 
 
 def _average_record(
-    setup: RunSetup, rows: Sequence[EpochMetrics], logits: Mapping[str, Tensor | None]
+    setup: RunSetup, rows: Sequence[EpochMetrics], evaluations: Mapping[str, Evaluation]
 ) -> AverageRecord | None:
     if setup.config.ema is None:
         return None
     return AverageRecord(
         decay=setup.config.ema,
-        final=_final_metrics(logits, setup.data),
+        final=_final_metrics(evaluations, "ema "),
         best_on_validation=best_epoch_of_average(rows),
     )
 
@@ -127,18 +126,29 @@ def _cache_record(setup: RunSetup, seconds_building: float) -> CacheRecord | Non
     )
 
 
-def _final_metrics(logits: Mapping[str, Tensor | None], data: DataSet) -> FinalMetrics:
+def evaluate_splits(logits: Mapping[str, Tensor | None], data: DataSet) -> dict[str, Evaluation]:
+    """Return the figures of logits, where there are any.
+
+    Args:
+        logits: by split, "validation" and "test", with "ema " before those of averaged weights.
+        data: with the splits' labels.
+    """
     labels = {"validation": data.validation.labels, "test": data.test.labels}
-    evaluations = {
-        split: compute_metrics(values, labels[split])
-        for split, values in logits.items()
+    return {
+        name: compute_metrics(values, labels[name.removeprefix("ema ")])
+        for name, values in logits.items()
         if values is not None
     }
+
+
+def _final_metrics(evaluations: Mapping[str, Evaluation], prefix: str = "") -> FinalMetrics:
     return FinalMetrics(
         **{
-            f"{split}_{name}": value
-            for split, evaluation in evaluations.items()
-            for name, value in asdict(evaluation).items()
+            f"{split}_{one.name}": getattr(evaluations[prefix + split], one.name)
+            for split in ("validation", "test")
+            if prefix + split in evaluations
+            for one in fields(Evaluation)
+            if one.name != "confusion"
         }
     )
 

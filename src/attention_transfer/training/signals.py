@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["StopRequest"]
+__all__ = ["StopAgreedError", "StopRequest"]
 
 SIGNALS = tuple(
     getattr(signal, name)
@@ -21,6 +21,14 @@ ECHO_SECONDS = 5.0
 """How long a second signal counts as the first one's echo in a process that torchrun started: it
 passes on to its processes what they may have got from the terminal themselves.
 """
+
+
+class StopAgreedError(Exception):
+    """All processes have agreed to stop, because one of them got a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
 
 
 class StopRequest:

@@ -31,7 +31,7 @@ from attention_transfer.training.monitoring.probes import Probes, probed_epochs
 from attention_transfer.training.monitoring.progress import RunProgress, StepFigures
 from attention_transfer.training.monitoring.tracking import Tracking
 from attention_transfer.training.processes import Processes
-from attention_transfer.training.record import make_record
+from attention_transfer.training.record import evaluate_splits, make_record
 from attention_transfer.training.remaining_batches import remaining_batches
 from attention_transfer.training.run_state import (
     RunState,
@@ -42,6 +42,7 @@ from attention_transfer.training.run_state import (
 )
 from attention_transfer.training.setup import RunSetup
 from attention_transfer.training.shared_evaluation import SharedEvaluation
+from attention_transfer.training.signals import StopAgreedError
 from attention_transfer.training.summary import run_summary
 from attention_transfer.training.teacher_check import check_teachers
 from attention_transfer.training.train_step import NotFiniteError, StepIndex, TrainStep
@@ -49,14 +50,6 @@ from attention_transfer.training.train_step import NotFiniteError, StepIndex, Tr
 __all__ = ["Trainer"]
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-class _StopAgreedError(Exception):
-    """All processes have agreed to stop, because one of them got a signal."""
-
-    def __init__(self, signal: int) -> None:
-        super().__init__(signal)
-        self.signal = signal
 
 
 class Trainer:
@@ -123,7 +116,7 @@ class Trainer:
                 self.processes.wait()
                 self._train()
                 self._write_results()
-            except _StopAgreedError as stopped:
+            except StopAgreedError as stopped:
                 self._save_checkpoint()
                 raise Interrupted(self._stopped_message(stopped.signal), stopped.signal) from None
             except KeyboardInterrupt as error:  # raised by code of the user's, or in a thread
@@ -244,7 +237,7 @@ class Trainer:
             self.meters.seconds_waiting += waited
             self.meters.seconds += time.perf_counter() - began
             if stop:
-                raise _StopAgreedError(stop)
+                raise StopAgreedError(stop)
             if save:
                 self._save_checkpoint()
             self.progress.step(batch.total, self._step_figures())
@@ -302,7 +295,7 @@ class Trainer:
         """Stop between two batches of an evaluation, if a process got a signal."""
         (stop,) = self.processes.agree(self.stop.signal)
         if stop:
-            raise _StopAgreedError(stop)
+            raise StopAgreedError(stop)
 
     def _write_results(self) -> None:
         """Evaluate the last weights, and their average; write predictions, networks and record."""
@@ -311,7 +304,7 @@ class Trainer:
         splits = {"validation": self.data.validation}
         splits |= {"test": self.data.test} if self.config.test else {}
         logits = {name: self._logits(images) for name, images in splits.items()}
-        averaged = {name: self._logits(splits[name], True) for name in (splits if average else ())}
+        logits |= {f"ema {name}": self._logits(splits[name], True) for name in splits if average}
         tested = self.setup.teachers if self.config.test else []
         teacher_error = self.evaluation.teachers_error(tested, self.data)
         if not self.processes.is_main:
@@ -324,11 +317,12 @@ class Trainer:
         if average is not None:
             with average.applied():
                 self.run.write_model(network, self.setup.card, averaged=True)
+        evaluations = evaluate_splits(logits, self.data)
+        self.run.write_confusions({name: one.confusion for name, one in evaluations.items()})
         record = make_record(
             self.setup,
             rows=self.rows,
-            logits=logits,
-            logits_of_average=averaged,
+            evaluations=evaluations,
             teacher_test_error=teacher_error,
             teacher_check=self.teacher_check,
             attention=self.probes.record(self.epoch) if self.probes else None,
@@ -338,7 +332,7 @@ class Trainer:
             changes=self.changes,
         )
         self.run.write_record(record)
-        split, _, error, _ = record.final.held_out
+        split, _, error = record.final.held_out
         self.tracking.add({"step": self.steps_taken, f"{split}_error": error})
 
     def _probe(self, epoch: int, last: bool = False) -> dict[str, dict[str, float]]:
@@ -393,8 +387,9 @@ class Trainer:
 
     def _logits(self, images: Images, averaged: bool = False) -> Tensor | None:
         """Return the logits of a split, by the weights or their average; None outside of main."""
-        classes = len(self.data.class_names)
         student, preprocessing = self.setup.student.network, self.setup.preprocessing
         average = self.train_step.average if averaged else None
         with nullcontext() if average is None else average.applied():
-            return self.evaluation.logits(student, images, preprocessing, classes)
+            return self.evaluation.logits(
+                student, images, preprocessing, len(self.data.class_names)
+            )

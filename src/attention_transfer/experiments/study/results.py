@@ -281,7 +281,7 @@ def run_figures(folder: Path) -> RunFigures:
 def _figures_of(folder: Path, _written: int) -> RunFigures:
     record = Run(folder).record
     final, teacher = record.final, record.teacher
-    split, _, error, _ = final.held_out
+    split, _, error = final.held_out
     tested = split == "test"
     teacher_error = None
     if teacher is not None:
