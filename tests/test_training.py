@@ -59,6 +59,7 @@ def test_a_run_leaves_everything_it_knows(teacher: Run) -> None:
         "metrics.jsonl",
         "model.safetensors",
         "model.json",
+        "confusion.npz",
         "predictions.npz",
         "attention",
         "checkpoints",
@@ -66,7 +67,7 @@ def test_a_run_leaves_everything_it_knows(teacher: Run) -> None:
     kept = sorted(path.name for path in teacher.checkpoints_folder.iterdir())
     assert kept[-1] == "epoch-0003-step-0000000"
     record = teacher.record
-    assert record.schema_version == 1
+    assert record.schema_version == 2
     assert record.config == teacher.config
     assert record.versions["torch"]
     assert record.student.parameters > 70_000
@@ -92,7 +93,7 @@ def test_record_and_metrics_are_written_and_read_by_one_schema(teacher: Run) -> 
     [
         ({"seconds": None}, r"record.json is damaged \(seconds: Input should be a valid number\)"),
         ({"secondz": 1.0}, r"record.json is damaged \(secondz: Extra inputs are not permitted\)"),
-        ({"schema_version": 2}, "schema version 2, expected 1; use the version"),
+        ({"schema_version": 3}, "schema version 3, expected 2; use the version"),
         ({"config": {"student": 3}}, r"record.json is damaged \(config.student: "),
     ],
 )
