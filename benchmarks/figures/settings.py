@@ -15,9 +15,6 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "10 % of the training scenes",
         "0.4 has the lowest mean error",
         "Alpha is 0.9",
-        "at 0.1:",
-        "at 0.2:",
-        "at 0.3:",
         "peak of 0.05",
         "weight decay of 0.001",
         # Bounds in the tests that the sentence names.
