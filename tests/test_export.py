@@ -133,6 +133,29 @@ def test_the_script_alone_gives_the_same_answers(
     np.testing.assert_allclose(shares, [one.probability for one in predictions], atol=1e-4)
 
 
+def test_the_script_tells_how_it_is_used_and_which_images_it_cannot_read(
+    exported: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    whole = str(next((pictures / "test").rglob("*.*")))
+
+    def typed(*arguments: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-c", ALONE, str(exported / "classify.py"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    assert typed("--help")[:2] == (0, typed()[2])
+    assert typed()[0] == 2
+    code, found, told = typed(str(tmp_path / "text.png"), whole, str(tmp_path), "nowhere.png")
+    assert code == 2
+    assert len(found.splitlines()) == 1
+    assert [line.split(":")[0] for line in told.splitlines()] == [
+        str(tmp_path / "text.png"),
+        str(tmp_path),
+        "nowhere.png",
+    ]
+
+
 def test_a_graph_that_normalizes_takes_pixels(
     trained: at.Run, pictures: Path, tmp_path: Path
 ) -> None:

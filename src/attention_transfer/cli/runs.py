@@ -71,6 +71,9 @@ def report_run(train: "Callable[[RunProgress], Run]", as_json: bool) -> int:
         print_json({"folder": str(finished.folder), "report": page, "verdict": judged, **values})
         return 0
     rows = [_row(record, record.student.name, record.final)]
+    if finished.config.baseline and finished.alone.is_finished:
+        alone = finished.alone.record
+        rows.append(_row(alone, f"{alone.student.name} alone", alone.final))
     if record.ema is not None:
         rows.append(_row(record, f"{record.student.name}, averaged weights", record.ema.final))
     columns = ["network", "test error %", "validation error %", "parameters", "seconds"]
@@ -99,7 +102,7 @@ def _uses(finished: "Run") -> list[str]:
     trust = f", trust={tuple(flags[1::2])!r}" if flags else ""
     return [
         f"classify images: {predict}",
-        f"in Python: at.load({folder!r}{trust}).predict('IMAGE')",
+        f"in Python: at.load({folder!r}{trust}).predict('IMAGE')[0].label",
         f"for other software: {export}",
     ]
 

@@ -26,9 +26,7 @@ def read_pixels(path: str, card: dict[str, Any]) -> Any:
     _, height, width = card["input_size"]
     with Image.open(path) as image:
         if image.mode[0] in "IF":
-            raise SystemExit(
-                f"{path} has more than 8 bits a channel, which this script does not read"
-            )
+            raise ValueError("more than 8 bits a channel, which this script does not read")
         whole = image.size
         if image.getexif().get(0x0112, 1) in TURNED:
             whole = whole[1], whole[0]
@@ -70,20 +68,30 @@ def probabilities(logits: Any, card: dict[str, Any]) -> Any:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def main(paths: list[str]) -> None:
-    """Print the most probable class of each image, and its probability."""
+def main(paths: list[str]) -> int:
+    """Print the most probable class of each image, and its probability; return the exit code."""
+    if not paths or paths[0] in ("-h", "--help"):
+        print((__doc__ or "").strip(), file=sys.stdout if paths else sys.stderr)
+        return 0 if paths else 2
+    unreadable = 0
     folder = Path(__file__).parent
     card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     (network_input,) = session.get_inputs()
     for path in paths:
-        pixels = read_pixels(path, card)
+        try:
+            pixels = read_pixels(path, card)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises these of bad files
+            print(f"{path}: no image that can be read ({error})", file=sys.stderr)
+            unreadable += 1
+            continue
         if network_input.type != "tensor(uint8)":  # else the network normalizes by itself
             pixels = normalize(pixels, card)
         (logits,) = session.run(None, {network_input.name: pixels[None]})
         (found,) = probabilities(logits, card)
         print(f"{path}\t{card['class_names'][found.argmax()]}\t{found.max():.6f}")
+    return 2 if unreadable else 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
