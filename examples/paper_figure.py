@@ -27,7 +27,7 @@ from pretrained_teacher import MODEL, convert, photographs
 import attention_transfer as at
 from attention_transfer.experiments.demo import packaged_teacher
 
-DOTS_PER_INCH = 100
+DOTS_PER_INCH = 96
 """Dots per inch, chosen for a picture in a web page."""
 
 STEP = 6

@@ -50,10 +50,11 @@ def draw_report(path: Path) -> None:
         at.write_report([DEMO / name for name in ("alone", "at", "at+kd")], page_file)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(
-            viewport={"width": 1100, "height": 1150}, reduced_motion="reduce", color_scheme="light"
+            viewport={"width": 1100, "height": 1320}, reduced_motion="reduce", color_scheme="light"
         )
         page.goto(page_file.as_uri())
         page.wait_for_selector("[data-ready]")
+        page.locator("input[type=range]").first.press("End")
         page.screenshot(path=path)
         browser.close()
     smaller(path)
