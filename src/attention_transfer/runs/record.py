@@ -325,7 +325,7 @@ def _in_this_schema(text: bytes) -> str | bytes:
         for final in (values["final"], (values.get("ema") or {}).get("final", {})):
             for split in ("validation", "test"):
                 final.pop(f"{split}_confusion", None)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return text  # damaged, which is told when it is checked
     return json.dumps({**values, "schema_version": SCHEMA_VERSION})
 
