@@ -8,15 +8,15 @@ BIN = $(VENV)/bin
 endif
 AXE = $(VENV)/node_modules/axe-core/axe.min.js
 
-# Tests that need no other programs, signals or second processes: they pass on every system.
+# Tests of formulas, settings and data, for every system.
 PORTABLE = $(patsubst %,tests/test_%.py,attention_distillation augmentation auto_beta channels \
 	class_attention config configuration_files decoding double_backward files formulas fused \
 	gradient_terms labels_as_people_have_them locks logit_losses measures mixed_dtypes paired_errors \
-	pairing points seeds study_statistics taps terms transfer)
+	pairing points study_statistics taps terms transfer)
 # Whole runs beside, for the lowest versions of the dependencies.
 LOWEST = $(VENV)-lowest
 RUNS = $(patsubst %,tests/test_%.py,cache demo fine_tuning gradient_runs loading maps_drawing \
-	optimizers predict report training)
+	optimizers predict report seeds training)
 
 .PHONY: demo lint test test-reliability test-portable test-lowest programs benchmark figures pictures docs \
 	dist release clean
@@ -37,7 +37,7 @@ lint: $(VENV)/installed
 test-reliability: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow --numprocesses auto tests/reliability
 
-# For macOS and Windows.
+# For macOS and Windows, on which they have not run yet.
 test-portable: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PORTABLE)
 

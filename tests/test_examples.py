@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -144,7 +146,7 @@ def test_a_teacher_from_a_package_works_offline_and_looks_at_the_object(tmp_path
 
 def test_the_papers_figure_is_drawn_from_runs(tmp_path: Path) -> None:
     """Of runs that are there already; the picture in the docs is one of such, and small."""
-    for name in ("alone", "at", "nin-thin"):
+    for name in ("alone", "nin-thin"):
         shutil.copytree(packaged_teacher(), tmp_path / "runs" / name)
     command = [sys.executable, str(EXAMPLES / "paper_figure.py")]
     command += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "docs" / "figure.png")]
@@ -158,8 +160,6 @@ def test_the_papers_figure_is_drawn_from_runs(tmp_path: Path) -> None:
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
-    nbformat = pytest.importorskip("nbformat")
-    nbclient = pytest.importorskip("nbclient")
     notebook = nbformat.read(EXAMPLES / "attention_transfer.ipynb", 4)
     (runs,) = (cell for cell in notebook.cells if '"epochs": 4' in cell.source)
     runs.source = runs.source.replace('"epochs": 4', '"epochs": 1')

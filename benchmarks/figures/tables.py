@@ -58,7 +58,6 @@ def accuracy(sources: Sources, detail: str) -> list[str]:
     """Return the demo's arms; with the detail "full" each seed, the difference and the teacher."""
     row = sources.study("methods").one("rows/0")
     arms = {arm["arm"]: arm for arm in row["arms"]}
-    compared = {one["arm"]: one for one in row["comparisons"] if one["baseline"] == "alone"}
     alone = arms["alone"]["statistics"]["mean"]
     full = detail == "full"
     rows = []
@@ -69,7 +68,7 @@ def accuracy(sources: Sources, detail: str) -> list[str]:
         if full:
             errors = arms[name]["test_errors"].values()
             cells.append(", ".join(f"{error:.1f}" for error in errors))
-            cells.append("" if name == "alone" else compared[name]["sentence"])
+            cells.append("" if name == "alone" else in_study(sources, "methods", name))
         rows.append(cells)
     head = ["", "test error %, mean ± standard deviation", "fewer mistakes than alone"]
     if full:

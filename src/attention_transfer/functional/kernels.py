@@ -23,13 +23,13 @@ __all__ = [
     "absolute_power",
     "check_features",
     "features_gradient",
+    "in_one_dtype",
     "is_moderate",
     "largest_magnitude",
     "over_scale",
     "power_of_two",
     "scaled_map",
     "shape_of",
-    "in_one_dtype",
     "to_float32",
 ]
 

@@ -326,7 +326,7 @@ def _in_this_schema(text: bytes) -> str | bytes:
             for split in ("validation", "test"):
                 final.pop(f"{split}_confusion", None)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return text  # damaged, which is told when it is checked
+        return text  # damaged: its validation raises the error
     return json.dumps({**values, "schema_version": SCHEMA_VERSION})
 
 
